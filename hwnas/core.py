@@ -1,0 +1,334 @@
+"""The words of the framework: genotypes, objectives, trials, and three abstract classes.
+
+numpy only. Everything else depends on this file; it depends on nothing of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Genotype = tuple[int, ...]
+"""One operation index per decision, canonical and hashable: the cache key of an architecture."""
+
+Goal = Literal["max", "min"]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric and the direction in which it is better.
+
+    Args:
+        metric: Name with its unit, as an evaluator reports it, e.g. "latency_ms".
+        goal: "max" or "min".
+    """
+
+    metric: str
+    goal: Goal
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound that a network must keep: at most `bound` for costs, at least `bound` for qualities.
+
+    Args:
+        metric: Name with its unit, e.g. "latency_ms".
+        bound: The bound, in the metric's unit.
+        goal: The metric's own direction; "min" makes `bound` an upper bound, "max" a lower one.
+    """
+
+    metric: str
+    bound: float
+    goal: Goal = "min"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated architecture.
+
+    Args:
+        genotype: The architecture.
+        metrics: Value per metric; `inf` marks a network that a device does not support.
+        generation: Index of the generation that asked for it, from 0.
+    """
+
+    genotype: Genotype
+    metrics: Mapping[str, float]
+    generation: int
+
+
+def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArray:
+    """Objective values as costs, shape (trials, objectives): always minimised.
+
+    The only place where a sign is flipped. Unsupported networks keep `inf`.
+
+    Raises:
+        ValueError: A trial lacks a metric.
+    """
+    F = np.empty((len(trials), len(objectives)))
+    for column, objective in enumerate(objectives):
+        sign = -1.0 if objective.goal == "max" else 1.0
+        for row, trial in enumerate(trials):
+            try:
+                F[row, column] = sign * trial.metrics[objective.metric]
+            except KeyError:
+                raise ValueError(
+                    f"no evaluator reports {objective.metric!r}; reported: {', '.join(trial.metrics)}"
+                ) from None
+    return F
+
+
+def violations(trials: Sequence[Trial], limits: Sequence[Limit]) -> FloatArray:
+    """How far each trial is beyond the limits, shape (trials,): 0 where all are kept.
+
+    Each limit contributes its relative excess, (value - bound) / |bound|, or the plain excess for a bound of
+    0. Unsupported networks (a metric of `inf`) have a violation of `inf`, also without limits.
+    """
+    total = np.zeros(len(trials))
+    for row, trial in enumerate(trials):
+        if any(math.isinf(value) for value in trial.metrics.values()):
+            total[row] = math.inf
+            continue
+        for limit in limits:
+            excess = trial.metrics[limit.metric] - limit.bound
+            if limit.goal == "max":
+                excess = -excess
+            total[row] += max(0.0, excess) / (abs(limit.bound) or 1.0)
+    return total
+
+
+def non_dominated(F: FloatArray) -> NDArray[np.intp]:
+    """Indices of the non-dominated rows of F (n, m), minimised, in order; of equal rows the first.
+
+    Rows with a value that is not finite never belong to a front. O(n log n) for two objectives.
+    """
+    rows = np.flatnonzero(np.isfinite(F).all(axis=1))
+    if len(rows) == 0:
+        return rows
+    order = rows[np.lexsort(F[rows].T[::-1])]  # by the first objective, ties by the next; stable
+    kept: list[int] = []
+    if F.shape[1] == 2:
+        lowest = math.inf
+        for row in order:
+            if F[row, 1] < lowest:
+                kept.append(int(row))
+                lowest = F[row, 1]
+    else:
+        for row in order:  # whoever dominates a row sorts before it
+            if not kept or not (F[kept] <= F[row]).all(axis=1).any():
+                kept.append(int(row))
+    return np.sort(np.asarray(kept, dtype=np.intp))
+
+
+def unique(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials without repeated genotypes; the latest answer counts, in order of first appearance."""
+    return list({trial.genotype: trial for trial in trials}.values())
+
+
+def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """Non-dominated trials of different genotypes, sorted by the last objective (cheapest first)."""
+    candidates = unique(trials)
+    F = costs(candidates, objectives)
+    rows = non_dominated(F)
+    return [candidates[row] for row in rows[np.argsort(F[rows, -1], kind="stable")]]
+
+
+def best(trials: Sequence[Trial], objectives: Sequence[Objective], limits: Sequence[Limit]) -> Trial | None:
+    """The best trial that keeps every limit, by the first objective, ties by the next; None if none does."""
+    candidates = [
+        trial
+        for trial, violation in zip(trials, violations(trials, limits), strict=True)
+        if violation == 0.0
+    ]
+    if not candidates:
+        return None
+    return candidates[np.lexsort(costs(candidates, objectives).T[::-1])[0]]
+
+
+def closest(trials: Sequence[Trial], limits: Sequence[Limit]) -> Trial | None:
+    """The trial with the smallest violation of the limits; None without trials that are supported."""
+    excess = violations(trials, limits)
+    if len(excess) == 0 or not np.isfinite(excess).any():
+        return None
+    return trials[int(np.argmin(excess))]
+
+
+def whole_number(name: str, value: Any, *, least: int = 1) -> int:
+    """`value` as an int of at least `least`.
+
+    Raises:
+        ValueError: It is not a whole number, or too small; names the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return int(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a float above 0.
+
+    Raises:
+        ValueError: It is not a number, or not above 0; names the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")
+    return float(value)
+
+
+class SearchSpace(ABC):
+    """A set of architectures, one operation per edge; plain numpy, networks are built on demand.
+
+    Attributes:
+        name: Identifies the space in stores and files.
+        ops: Names of the operations, in index order.
+        choices: Operation indices still allowed, one tuple per edge.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    choices: tuple[tuple[int, ...], ...]
+
+    @property
+    def alpha_shape(self) -> tuple[int, int]:
+        """Shape (edges, ops) of an architecture's alphas."""
+        return len(self.choices), len(self.ops)
+
+    @property
+    def size(self) -> int:
+        """Number of architectures."""
+        return math.prod(len(allowed) for allowed in self.choices)
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """Shape (edges, ops): which operation is allowed on which edge."""
+        mask = np.zeros(self.alpha_shape, dtype=bool)
+        for edge, ops in enumerate(self.choices):
+            mask[edge, list(ops)] = True
+        return mask
+
+    def sample(self, rng: np.random.Generator, num: int) -> list[Genotype]:
+        """`num` architectures, each operation uniform over those allowed on its edge."""
+        columns = [np.asarray(ops)[rng.integers(len(ops), size=num)] for ops in self.choices]
+        return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
+
+    def decode(self, alphas: FloatArray) -> list[Genotype]:
+        """The allowed operation with the largest alpha on every edge.
+
+        Args:
+            alphas: Shape (n, edges, ops).
+
+        Raises:
+            ValueError: Another shape.
+        """
+        if alphas.ndim != 3 or alphas.shape[1:] != self.alpha_shape:
+            raise ValueError(f"alphas must have shape (n, {self.alpha_shape}), not {alphas.shape}")
+        return [tuple(row) for row in np.where(self.allowed, alphas, -np.inf).argmax(axis=2).tolist()]
+
+    def onehot(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Alphas that decode to the genotypes, shape (n, edges, ops): 1 at the chosen operations, else 0."""
+        return np.eye(len(self.ops))[np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.choices))]
+
+    def distances(self, a: Sequence[Genotype], b: Sequence[Genotype]) -> FloatArray:
+        """Jaccard distances between sets of (edge, op), shape (len(a), len(b)), in 0..1.
+
+        With E edges of which c agree, 1 - c / (2E - c). Source: NEvoNAS, arXiv 2204.00188 (code).
+        """
+        equal = (np.asarray(a)[:, None, :] == np.asarray(b)[None, :, :]).sum(axis=2)
+        return 1.0 - equal / (2 * len(self.choices) - equal)
+
+    def check(self, genotype: Sequence[int]) -> Genotype:
+        """The genotype as a tuple of ints.
+
+        Raises:
+            ValueError: Wrong length, or an operation that is not allowed on its edge.
+        """
+        if len(genotype) != len(self.choices):
+            raise ValueError(f"a {self.name} genotype has {len(self.choices)} entries, not {len(genotype)}")
+        for edge, (op, ops) in enumerate(zip(genotype, self.choices, strict=True)):
+            if op not in ops:
+                raise ValueError(f"operation {op!r} on edge {edge} of {self.name} is not one of {ops}")
+        return tuple(int(op) for op in genotype)
+
+    def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
+        """`flops` (multiply-adds) and `params` per genotype where the space knows them in closed form."""
+        return {}
+
+    @abstractmethod
+    def restrict(self, keep: Sequence[Sequence[int]]) -> SearchSpace:
+        """The sub-space with only the operations `keep[edge]` on each edge."""
+
+    @abstractmethod
+    def to_str(self, genotype: Genotype) -> str:
+        """The space's usual text form of an architecture."""
+
+    @abstractmethod
+    def from_str(self, text: str) -> Genotype:
+        """The architecture of a text form.
+
+        Raises:
+            ValueError: Malformed text or an unknown operation; says which and what is allowed.
+        """
+
+
+class Evaluator(ABC):
+    """Answers metrics for whole populations. A device is an evaluator whose metrics are costs.
+
+    Attributes:
+        name: Owner of the metrics in the store.
+        metrics: Goal per metric; the first one is the evaluator's main metric.
+    """
+
+    name: str
+    metrics: Mapping[str, Goal]
+
+    @abstractmethod
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """Get ready for a population; returns the version of the answers, part of the store's key.
+
+        The version hashes everything that the answers depend on besides space, dataset and genotype.
+        """
+
+    @abstractmethod
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Metrics per genotype, in order. `inf` means not supported; NaN is an error of the evaluator."""
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Metrics that only reports may show (test accuracy of tables); never told to a strategy."""
+        return [{} for _ in genotypes]
+
+
+class Strategy(ABC):
+    """Searches by ask and tell; a deterministic function of its seed and of what it was told.
+
+    Attributes:
+        space: The search space.
+        objectives: What the run optimises, quality first, then cost.
+        done: True when the strategy has nothing more to ask.
+    """
+
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    done: bool = False
+
+    @abstractmethod
+    def ask(self) -> list[Genotype]:
+        """The next population; may repeat architectures."""
+
+    @abstractmethod
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take the answers, in the order of the last `ask`.
+
+        Raises:
+            ValueError: Another number of trials than `ask` returned.
+        """
+
+    @abstractmethod
+    def result(self) -> list[Trial]:
+        """What the method returns: a front, an elite, a mean."""

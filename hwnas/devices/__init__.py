@@ -1,0 +1,1 @@
+"""Hardware cost: measured, from formulas, or from tables."""

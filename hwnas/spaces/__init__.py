@@ -1,0 +1,1 @@
+"""Search spaces: encodings in numpy, networks in torch, built on demand."""

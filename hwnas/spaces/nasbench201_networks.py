@@ -1,0 +1,348 @@
+"""Networks of NAS-Bench-201 cells: one at a time, and a whole population as one module.
+
+Shapes: B images, K networks, P (network, edge) pairs, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwnas.core import Genotype
+from hwnas.spaces.blocks import Blocks, BoxMean, ReLUConvBN, ResidualBlock, box_mean
+from hwnas.spaces.nasbench201 import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, OPS, SKIP, NasBench201
+
+
+def operation(op: int, channels: int) -> nn.Module:
+    """The module of an operation other than `none`: keeps (B, C, H, W).
+
+    Raises:
+        ValueError: `none`, which has no module.
+    """
+    if op == SKIP:
+        return nn.Identity()
+    if op == CONV_1X1:
+        return ReLUConvBN(channels, channels, 1)
+    if op == CONV_3X3:
+        return ReLUConvBN(channels, channels, 3)
+    if op == AVG_POOL:
+        return BoxMean()
+    raise ValueError(f"operation {op} has no module")
+
+
+class Cell(nn.Module):
+    """A cell: every node is the sum of its incoming edges; the last node is the output."""
+
+    def __init__(self, genotype: Genotype, channels: int) -> None:
+        super().__init__()
+        self.edges = nn.ModuleDict(
+            {str(edge): operation(op, channels) for edge, op in enumerate(genotype) if op != NONE}
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Keeps (B, C, H, W); zeros where no operation reaches the output."""
+        nodes = [x_BCHW]
+        for target in range(1, 4):
+            inputs = [
+                self.edges[str(edge)](nodes[source])
+                for edge, (source, to) in enumerate(EDGES)
+                if to == target and str(edge) in self.edges
+            ]
+            node = inputs[0] if inputs else torch.zeros_like(x_BCHW)
+            for other in inputs[1:]:
+                node = node + other
+            nodes.append(node)
+        return nodes[-1]
+
+
+class NasBench201Network(nn.Module):
+    """One architecture's network, the plain way; the reference that faster executions are compared with."""
+
+    def __init__(self, space: NasBench201, genotype: Genotype) -> None:
+        super().__init__()
+        C, N = space.channels, space.num_cells
+        self.stem = nn.Sequential(
+            nn.Conv2d(space.image_shape[0], C, 3, padding=1, bias=False), nn.BatchNorm2d(C)
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Cell(genotype, C << stage) for _ in range(N)) for stage in range(3)
+        )
+        self.reductions = nn.ModuleList(ResidualBlock(C << stage) for stage in range(2))
+        self.last_norm = nn.BatchNorm2d(4 * C)
+        self.classifier = nn.Linear(4 * C, space.num_classes)
+
+    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Outputs at the end of the three stages, and the logits (B, classes).
+
+        The stage outputs are (B, C, H, W), (B, 2C, H/2, W/2) and, after the last BatchNorm and ReLU,
+        (B, 4C, H/4, W/4). Source of the taps: RMI-NAS (Zheng et al., CVPR 2022), reference code.
+        """
+        x = self.stem(x_BCHW)
+        taps = []
+        for stage, cells in enumerate(self.stages):
+            if stage > 0:
+                x = self.reductions[stage - 1](x)
+            for cell in cells:  # type: ignore[union-attr]
+                x = cell(x)
+            taps.append(x)
+        taps[-1] = F.relu(self.last_norm(x))
+        return taps, self.classifier(taps[-1].mean(dim=(2, 3)))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Logits, shape (B, classes)."""
+        return self.features(x_BCHW)[1]
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Copy this architecture's share of `initial_weights` into the network."""
+        with torch.no_grad():
+            self.stem[0].weight.copy_(weights["stem"])
+            for name, cell in enumerate(cell for stage in self.stages for cell in stage):  # type: ignore[union-attr]
+                for edge, module in cell.edges.items():
+                    if isinstance(module, ReLUConvBN):
+                        kernel = module[1].kernel_size[0]
+                        module[1].weight.copy_(weights[f"cell{name}.{kernel}x{kernel}"][int(edge)])
+            for name, block in enumerate(self.reductions):
+                block.conv_a[1].weight.copy_(weights[f"reduction{name}.a"])  # type: ignore[union-attr,index,operator]
+                block.conv_b[1].weight.copy_(weights[f"reduction{name}.b"])  # type: ignore[union-attr,index,operator]
+                block.downsample[1].weight.copy_(weights[f"reduction{name}.skip"])  # type: ignore[union-attr,index,operator]
+            self.classifier.weight.copy_(weights["classifier.weight"])
+            self.classifier.bias.copy_(weights["classifier.bias"])
+
+
+def initial_weights(
+    space: NasBench201, seed: int, *, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Random weights for every operation on every edge of every cell, by torch's default rule.
+
+    Architectures share the draw of an operation that they share, so that they are compared with common
+    random numbers. BatchNorm starts at 1 and 0 and is not included.
+
+    Args:
+        space: Width, depth, image and class count.
+        seed: Seed of the draw.
+        dtype: Type of the weights; the values are the same up to its precision.
+
+    Returns:
+        "stem" (C, in, 3, 3); per cell t "cell<t>.1x1" and ".3x3" (edges, c, c, k, k); per reduction r
+        "reduction<r>.a", ".b", ".skip"; "classifier.weight", "classifier.bias".
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, fan_in: int) -> Tensor:
+        bound = 1.0 / math.sqrt(fan_in)
+        values = torch.rand(*shape, generator=generator, dtype=torch.float64)
+        return (values * 2 * bound - bound).to(dtype)
+
+    C, N, in_channels = space.channels, space.num_cells, space.image_shape[0]
+    weights = {"stem": draw(C, in_channels, 3, 3, fan_in=9 * in_channels)}
+    for cell in range(3 * N):
+        c = C << (cell // N)
+        for k in (1, 3):
+            weights[f"cell{cell}.{k}x{k}"] = draw(len(EDGES), c, c, k, k, fan_in=c * k * k)
+    for stage in range(2):
+        c = C << stage
+        weights[f"reduction{stage}.a"] = draw(2 * c, c, 3, 3, fan_in=9 * c)
+        weights[f"reduction{stage}.b"] = draw(2 * c, 2 * c, 3, 3, fan_in=18 * c)
+        weights[f"reduction{stage}.skip"] = draw(2 * c, c, 1, 1, fan_in=c)
+    weights["classifier.weight"] = draw(space.num_classes, 4 * C, fan_in=4 * C)
+    weights["classifier.bias"] = draw(space.num_classes, fan_in=4 * C)
+    return weights
+
+
+class _Norm(nn.Module):
+    """BatchNorm with batch statistics over the channels of all networks at once."""
+
+    def __init__(self, channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(channels, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+
+class _Plan:
+    """Which (network, edge) pairs leave one source node, and where a target finds its inputs.
+
+    `convs` lists (kernel size, network per pair, edge per pair).
+
+    The outputs of a source node are laid side by side: its 3x3 convolutions, its 1x1 convolutions, its
+    pools, the node itself, and one slot of zeros. `gather[target]` holds the slot of each network.
+    """
+
+    def __init__(self, genotypes: Sequence[Genotype], source: int) -> None:
+        K = len(genotypes)
+        edges = [edge for edge, (start, _) in enumerate(EDGES) if start == source]
+        pairs = {op: [(k, e) for e in edges for k in range(K) if genotypes[k][e] == op] for op in range(5)}
+        self.convs = [
+            (kernel, torch.tensor([k for k, _ in pairs[op]]), [e for _, e in pairs[op]])
+            for kernel, op in ((3, CONV_3X3), (1, CONV_1X1))
+            if pairs[op]
+        ]
+        pooled = sorted({k for k, _ in pairs[AVG_POOL]})
+        self.pooled = torch.tensor(pooled, dtype=torch.long)
+
+        slots: dict[tuple[int, int], int] = {}
+        for pair in pairs[CONV_3X3] + pairs[CONV_1X1]:
+            slots[pair] = len(slots)
+        start = len(slots)
+        for k, e in pairs[AVG_POOL]:
+            slots[k, e] = start + pooled.index(k)
+        start += len(pooled)
+        self.skips = bool(pairs[SKIP])
+        for k, e in pairs[SKIP]:
+            slots[k, e] = start + k
+        start += K if self.skips else 0
+        self.nothing = bool(pairs[NONE])
+        for k, e in pairs[NONE]:
+            slots[k, e] = start
+        self.gather = {EDGES[e][1]: torch.tensor([slots[k, e] for k in range(K)]) for e in edges}
+
+
+class _CellPopulation(nn.Module):
+    """K cells side by side: every kind of convolution that leaves a node is one grouped convolution."""
+
+    def __init__(self, plans: Sequence[_Plan], weights: dict[str, Tensor], cell: int, channels: int) -> None:
+        super().__init__()
+        self.plans = plans
+        self.convs = nn.ModuleDict()
+        for source, plan in enumerate(plans):
+            stacks = nn.ParameterDict(
+                {
+                    str(k): nn.Parameter(weights[f"cell{cell}.{k}x{k}"][edges].flatten(0, 1))
+                    for k, _, edges in plan.convs
+                }
+            )
+            num_outputs = sum(len(edges) for _, _, edges in plan.convs) * channels
+            if num_outputs:
+                self.convs[str(source)] = nn.ModuleDict(
+                    {"weights": stacks, "norm": _Norm(num_outputs, weights["stem"].dtype)}
+                )
+
+    def forward(self, x_BKCHW: Tensor) -> Tensor:
+        """Keeps (B, K, C, H, W)."""
+        B, _, C, H, W = x_BKCHW.shape
+        nodes: list[Tensor | None] = [x_BKCHW, None, None, None]
+        for source, plan in enumerate(self.plans):
+            node = nodes[source]
+            assert node is not None
+            outputs = []
+            if plan.convs:
+                modules = self.convs[str(source)]
+                positive = F.relu(node)
+                stacks = []
+                for k, networks, edges in plan.convs:
+                    inputs = positive.index_select(1, networks).view(B, -1, H, W)
+                    weight = modules["weights"][str(k)]  # type: ignore[index]
+                    stacks.append(F.conv2d(inputs, weight, padding=k // 2, groups=len(edges)))
+                stacked = torch.cat(stacks, dim=1) if len(stacks) > 1 else stacks[0]
+                outputs.append(modules["norm"](stacked).view(B, -1, C, H, W))  # type: ignore[index,operator]
+            if len(plan.pooled):
+                outputs.append(box_mean(node.index_select(1, plan.pooled)))
+            if plan.skips:
+                outputs.append(node)
+            if plan.nothing:
+                outputs.append(node.new_zeros(B, 1, C, H, W))
+            bank = torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+            for target, slots in plan.gather.items():
+                share = bank.index_select(1, slots)
+                nodes[target] = share if nodes[target] is None else nodes[target] + share
+        assert nodes[-1] is not None
+        return nodes[-1]
+
+
+class NasBench201Population(nn.Module):
+    """K architectures' networks as one module, each with weights of its own.
+
+    Equal operations run as one grouped convolution across networks and edges, which is what makes many
+    small networks fast: their kernels are too short to fill a processor one by one. BatchNorm always uses
+    batch statistics; meant for short training, not for deployment.
+
+    Args:
+        space: Width, depth, image and class count.
+        genotypes: K architectures.
+        weights: `initial_weights` of the space.
+    """
+
+    def __init__(
+        self, space: NasBench201, genotypes: Sequence[Genotype], weights: dict[str, Tensor]
+    ) -> None:
+        super().__init__()
+        K, C, N = len(genotypes), space.channels, space.num_cells
+        self.num_networks = K
+        dtype = weights["stem"].dtype
+
+        def repeat(name: str) -> nn.Parameter:
+            tensor = weights[name]
+            return nn.Parameter(tensor.repeat(K, *[1] * (tensor.ndim - 1)))
+
+        plans = [_Plan(genotypes, source) for source in range(3)]
+        self.stem = repeat("stem")
+        self.stem_norm = _Norm(K * C, dtype)
+        self.cells = nn.ModuleList(
+            _CellPopulation(plans, weights, cell, C << (cell // N)) for cell in range(3 * N)
+        )
+        self.reductions = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "weights": nn.ParameterDict(
+                        {part: repeat(f"reduction{stage}.{part}") for part in ("a", "b", "skip")}
+                    ),
+                    "norm_a": _Norm(2 * K * C << stage, dtype),
+                    "norm_b": _Norm(2 * K * C << stage, dtype),
+                }
+            )
+            for stage in range(2)
+        )
+        self.last_norm = _Norm(4 * K * C, dtype)
+        self.classifier_weight = nn.Parameter(weights["classifier.weight"].T.repeat(K, 1, 1))
+        self.classifier_bias = nn.Parameter(weights["classifier.bias"].repeat(K, 1, 1))
+
+    def _reduce(self, x_BKCHW: Tensor, block: nn.Module) -> Tensor:
+        B, K, C, H, W = x_BKCHW.shape
+        parts = block["weights"]  # type: ignore[index]
+        x = x_BKCHW.reshape(B, K * C, H, W)
+        main = block["norm_a"](F.conv2d(F.relu(x), parts["a"], stride=2, padding=1, groups=K))  # type: ignore[index]
+        main = block["norm_b"](F.conv2d(F.relu(main), parts["b"], padding=1, groups=K))  # type: ignore[index]
+        skip = F.conv2d(F.avg_pool2d(x, 2, 2, ceil_mode=True), parts["skip"], groups=K)
+        return (main + skip).view(B, K, 2 * C, *main.shape[2:])
+
+    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Stage outputs, each (B, K, C, H, W) with the taps of `NasBench201Network`, and logits (K, B, classes)."""
+        B, K = len(x_BCHW), self.num_networks
+        x = self.stem_norm(F.conv2d(x_BCHW, self.stem, padding=1))
+        x = x.view(B, K, -1, *x.shape[2:])
+        taps = []
+        num_cells = len(self.cells) // 3
+        for index, cell in enumerate(self.cells):
+            if index and index % num_cells == 0:
+                x = self._reduce(x, self.reductions[index // num_cells - 1])
+            x = cell(x)
+            if (index + 1) % num_cells == 0:
+                taps.append(x)
+        taps[-1] = F.relu(self.last_norm(x.reshape(B, -1, *x.shape[3:]))).view(x.shape)
+        pooled_KBC = taps[-1].mean(dim=(3, 4)).transpose(0, 1)
+        return taps, torch.baddbmm(self.classifier_bias, pooled_KBC, self.classifier_weight)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Logits, shape (K, B, classes)."""
+        return self.features(x_BCHW)[1]
+
+
+def measurable_blocks(space: NasBench201) -> Blocks:
+    """Each operation at each stage, and the skeleton (stem, reductions, head) as one block."""
+    C, N = space.channels, space.num_cells
+    _, height, width = space.image_shape
+    modules: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "skeleton": (NasBench201Network(space, (NONE,) * len(EDGES)), space.image_shape)
+    }
+    for stage in range(3):
+        shape = (C << stage, -(-height // 2**stage), -(-width // 2**stage))
+        for op in range(1, len(OPS)):
+            modules[f"{OPS[op]}@stage{stage + 1}"] = operation(op, shape[0]), shape
+    per_op = [{f"{name}@stage{s + 1}": N for s in range(3)} if name != "none" else {} for name in OPS]
+    return Blocks(modules, {"skeleton": 1}, [per_op] * len(EDGES))

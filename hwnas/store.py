@@ -1,0 +1,395 @@
+"""What a search remembers: its own archive (append-only JSONL) and the evaluations shared by all runs (SQL)."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Trial, costs, non_dominated, unique
+
+SCHEMA_VERSION = 1
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON in one line; `inf` (not supported) becomes null, NaN is refused."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def metrics_from_json(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as read from JSON: null is `inf`."""
+    return {name: math.inf if value is None else float(value) for name, value in metrics.items()}
+
+
+class Archive:
+    """Every trial of a run, in order; kept on disk so that a killed run can be replayed.
+
+    Args:
+        path: The journal, one JSON line per trial; None keeps the archive in memory only.
+
+    Attributes:
+        trials: All trials, in order.
+        notes: What was repaired when the journal was opened, one sentence each.
+
+    Raises:
+        ValueError: A line in the middle of the journal is corrupt (it is named), or another process writes it.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.trials: list[Trial] = []
+        self.notes: list[str] = []
+        self._offsets: list[int] = []  # where each trial's line starts
+        self._file = None
+        if path is None:
+            return
+        self._file = path.open("a+b")
+        _lock(self._file, path)
+        self._file.seek(0)
+        offset = 0
+        lines = self._file.read().splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("no line end")
+                self.trials.append(_trial(line))
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):
+                    raise ValueError(
+                        f"{path} is corrupt in line {number} of {len(lines)} ({error}); "
+                        "restore it from a copy, or start a new run"
+                    ) from None
+                self.notes.append(f"dropped the torn last line {number} of {path}")
+                self._file.truncate(offset)
+                break
+            self._offsets.append(offset)
+            offset += len(line)
+
+    def recorded(self, generation: int, population: Sequence[Genotype]) -> list[Trial] | None:
+        """The trials of a generation if the journal holds all of them; a part of them is dropped.
+
+        Raises:
+            ValueError: The journal holds other architectures than `population`.
+        """
+        first = next((i for i, trial in enumerate(self.trials) if trial.generation == generation), None)
+        if first is None:
+            return None
+        trials = [trial for trial in self.trials[first:] if trial.generation == generation]
+        if len(trials) < len(population):
+            if self._file is not None:
+                self._file.truncate(self._offsets[first])
+            del self.trials[first:], self._offsets[first:]
+            return None
+        if [trial.genotype for trial in trials] != list(population):
+            raise ValueError(
+                f"generation {generation} of the archive holds other architectures than the strategy asks "
+                "for: it was written with other settings or by another version"
+            )
+        return trials
+
+    def extend(self, trials: Sequence[Trial]) -> None:
+        """Append trials, on disk before in memory."""
+        if self._file is not None:
+            import os
+
+            offset = self._file.seek(0, os.SEEK_END)
+            lines = [_line(trial) for trial in trials]
+            self._file.write(b"".join(lines))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            for line in lines:
+                self._offsets.append(offset)
+                offset += len(line)
+        self.trials.extend(trials)
+
+    def close(self) -> None:
+        """Close the journal and release it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_archive(path: Path) -> list[Trial]:
+    """The whole trials of a journal, without locking or repairing it; a torn last line is left out.
+
+    Raises:
+        ValueError: A line in the middle is corrupt.
+    """
+    trials = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            trials.append(_trial(line))
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise ValueError(f"{path} is corrupt in line {number} of {len(lines)} ({error})") from None
+    return trials
+
+
+def _line(trial: Trial) -> bytes:
+    record = {"generation": trial.generation, "genotype": trial.genotype, "metrics": dict(trial.metrics)}
+    return (to_json(record) + "\n").encode()
+
+
+def _trial(line: bytes) -> Trial:
+    record = json.loads(line)
+    genotype = tuple(int(op) for op in record["genotype"])
+    return Trial(genotype, metrics_from_json(record["metrics"]), int(record["generation"]))
+
+
+def _lock(file: Any, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory locks; two writers are the user's care there
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"another process is writing {path}; wait for it or stop it first") from None
+
+
+class Hypervolume:
+    """Hypervolume of the trials so far, in units of the box that the first generation spans.
+
+    The reference point is the worst value of every objective in the first generation, so that a curve never
+    falls and a resumed run continues it. Unsupported trials are left out.
+
+    Args:
+        objectives: What spans the space; minimised after `core.costs`.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self.objectives = objectives
+        self._front: list[Trial] = []
+        self._reference = self._span = None  # type: ignore[var-annotated]
+
+    def add(self, trials: Sequence[Trial]) -> float:
+        """The hypervolume once `trials` belong to it; 0 while no supported trial was seen."""
+        import numpy as np
+        from pymoo.indicators.hv import HV
+
+        candidates = unique([*self._front, *trials])
+        F = costs(candidates, self.objectives)
+        rows = non_dominated(F)
+        self._front = [candidates[row] for row in rows]
+        finite = F[np.isfinite(F).all(axis=1)]
+        if len(finite) == 0:
+            return 0.0
+        if self._reference is None:
+            self._reference = finite.max(axis=0)
+            span = self._reference - finite.min(axis=0)
+            self._span = np.where(span > 0, span, 1.0)
+        return float(HV(ref_point=np.zeros(len(self.objectives)))((F[rows] - self._reference) / self._span))
+
+    @property
+    def front(self) -> list[Trial]:
+        """The non-dominated trials so far."""
+        return self._front
+
+
+_metadata = sql.MetaData()
+_evaluations = sql.Table(
+    "evaluations",
+    _metadata,
+    *(
+        sql.Column(name, sql.String, primary_key=True)
+        for name in ("evaluator", "space", "dataset", "version", "genotype")
+    ),
+    sql.Column("metrics", sql.String, nullable=False),
+    sql.Column("run", sql.String, nullable=False, index=True),
+    sql.Column("created", sql.Float, nullable=False),
+    sqlite_with_rowid=False,
+)
+_schema = sql.Table("hwnas_schema", _metadata, sql.Column("version", sql.Integer, nullable=False))
+
+Key = tuple[str, str, str, str]
+"""(evaluator, space, dataset, version): what an answer belongs to besides its genotype."""
+
+
+class EvaluationStore:
+    """Evaluations by key and genotype, shared by runs: SQLite (WAL) on one machine, any SQL server by URL.
+
+    SQLite on a network file system is not safe; use a server there.
+
+    Args:
+        url: SQLAlchemy URL; None keeps the evaluations in memory.
+        run: Identity of the run that writes, kept with every row.
+
+    Raises:
+        ValueError: Not a database, another schema version, not writable, or an unknown kind of URL.
+    """
+
+    def __init__(self, url: str | None, run: str) -> None:
+        self.url = url or "sqlite://"
+        self.run = run
+        with self._explained():
+            try:
+                parsed = sql.make_url(self.url)
+                if parsed.get_backend_name() == "sqlite" and parsed.database:
+                    Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+                self._engine = sql.create_engine(parsed)
+            except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+                raise ValueError(
+                    f"store.url {self.url!r} cannot be used ({error}); "
+                    "use sqlite:///<file> or postgresql+psycopg://user@host/database"
+                ) from None
+            if parsed.get_backend_name() == "sqlite":
+                sql.event.listen(self._engine, "connect", _prepare_sqlite)
+            insert = postgresql.insert if parsed.get_backend_name() == "postgresql" else sqlite.insert
+            self._insert = insert(_evaluations).on_conflict_do_nothing()
+            with self._engine.begin() as connection:
+                tables = sql.inspect(connection).get_table_names()
+                if not tables:
+                    _metadata.create_all(connection)
+                    connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
+                elif _schema.name not in tables:
+                    raise ValueError(f"store {self.url} is a database, but not an evaluation store of hwnas")
+                version = connection.execute(sql.select(_schema.c.version)).scalar()
+            if version != SCHEMA_VERSION:
+                raise ValueError(
+                    f"store {self.url} has schema version {version}, this hwnas needs {SCHEMA_VERSION}; "
+                    "give another store.url or move the old store away"
+                )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise ValueError(f"store {self.url}: {str(error.orig).strip().splitlines()[0]}") from None
+
+    def get(self, key: Key, genotypes: Sequence[Genotype]) -> dict[Genotype, dict[str, float]]:
+        """The known answers among the genotypes."""
+        names = {_name(genotype): genotype for genotype in genotypes}
+        columns = _evaluations.c
+        query = sql.select(columns.genotype, columns.metrics).where(
+            columns.evaluator == key[0],
+            columns.space == key[1],
+            columns.dataset == key[2],
+            columns.version == key[3],
+            columns.genotype.in_(sql.bindparam("names", expanding=True)),
+        )
+        found: dict[Genotype, dict[str, float]] = {}
+        asked = list(names)
+        with self._explained(), self._engine.connect() as connection:
+            for start in range(0, len(asked), 500):
+                for name, metrics in connection.execute(query, {"names": asked[start : start + 500]}):
+                    found[names[name]] = metrics_from_json(json.loads(metrics))
+        return found
+
+    def put(self, key: Key, answers: Mapping[Genotype, Mapping[str, float]]) -> None:
+        """Keep new answers, all or none; one that is already there stays as it is."""
+        now = time.time()
+        rows = [
+            {
+                **dict(zip(("evaluator", "space", "dataset", "version"), key, strict=True)),
+                "genotype": _name(genotype),
+                "metrics": to_json(metrics),
+                "run": self.run,
+                "created": now,
+            }
+            for genotype, metrics in answers.items()
+        ]
+        if rows:
+            with self._explained(), self._engine.begin() as connection:
+                connection.execute(self._insert, rows)
+
+    def paid(self, evaluator: str) -> int:
+        """How many evaluations of an evaluator this run has added, over all its sessions."""
+        query = sql.select(sql.func.count()).where(
+            _evaluations.c.run == self.run, _evaluations.c.evaluator == evaluator
+        )
+        with self._explained(), self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._engine.dispose()
+
+
+def _name(genotype: Genotype) -> str:
+    return ",".join(map(str, genotype))
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+class CachedEvaluator(Evaluator):
+    """An evaluator that never pays twice: answers come from the store where it has them.
+
+    New answers of a population are stored in one transaction, so that a resumed run evaluates an interrupted
+    population in the same group again.
+
+    Args:
+        inner: The evaluator that pays.
+        store: Where answers are kept.
+        dataset: Name of the data set, part of the key.
+    """
+
+    def __init__(self, inner: Evaluator, store: EvaluationStore, dataset: str) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.metrics = inner.metrics
+        self.version = ""
+        self.saved = 0
+        self._store = store
+        self._dataset = dataset
+        self._key: Key | None = None
+        self._known: dict[Genotype, dict[str, float]] = {}
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """Prepare the inner evaluator; answers of another version are forgotten (the store keeps them)."""
+        self.version = self.inner.prepare(space, population)
+        key = (self.name, space.name, self._dataset, self.version)
+        if key != self._key:
+            self._key = key
+            self._known = {}
+        return self.version
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Metrics per genotype, in order.
+
+        Raises:
+            ValueError: The inner evaluator answered NaN; names the architecture.
+        """
+        assert self._key is not None, "prepare comes first"
+        new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self._known]
+        if new:
+            self._known.update(self._store.get(self._key, new))
+        missing = [genotype for genotype in new if genotype not in self._known]
+        if missing:
+            answers = dict(zip(missing, self.inner.evaluate(missing), strict=True))
+            for genotype, metrics in answers.items():
+                if any(math.isnan(value) for value in metrics.values()):
+                    raise ValueError(f"evaluator {self.name} answered NaN for {list(genotype)}: {metrics}")
+            self._store.put(self._key, answers)
+            self._known.update(answers)
+        self.saved += len(genotypes) - len(missing)
+        return [self._known[genotype] for genotype in genotypes]
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Report-only metrics of the inner evaluator."""
+        return self.inner.report(genotypes)
