@@ -1,0 +1,97 @@
+"""The command line: `hwnas search|train|report`; imports only what the command needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+COMMANDS = {
+    "search": "find architectures that are accurate and fit a device",
+    "train": "train one architecture from scratch and test it",
+    "report": "draw the page of a run again",
+}
+
+HELP = """\
+hwnas finds neural networks that are accurate and fit a device.
+
+usage: hwnas <command> [group=choice | setting=value ...]
+
+{commands}
+
+  hwnas search                                    the default search, minutes on a laptop
+  hwnas search strategy=random seed=1             another choice, another value
+  hwnas search -m strategy=mo_hdnas,random seed=0,1,2
+  hwnas search resume=<folder of a run>           go on where it stopped
+  hwnas <command> --help                          its groups and settings
+  eval "$(hwnas -sc install=bash)"                completion in this shell (also zsh, fish)
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for wrong usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        commands = "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
+        print(HELP.format(commands=commands))
+        return 0 if given else 2
+    if given[0] == "--version":
+        from hwnas import __version__
+
+        print(__version__)
+        return 0
+    if given[0] in ("-sc", "--shell-completion"):
+        return _complete(given)
+    command, rest = given[0], given[1:]
+    if command not in COMMANDS:
+        from hwnas.config import suggestion
+
+        print(f"hwnas: error: unknown command {command!r}{suggestion(command, list(COMMANDS))}", file=sys.stderr)
+        return 2
+    if command == "report":
+        from hwnas.report import command as report
+
+        return report(rest)
+    return _run(command, rest)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    from hwnas import config
+
+    try:
+        if any(argument.startswith("resume=") for argument in arguments):
+            arguments = config.resume_arguments(arguments)
+        if command == "train":
+            arguments = config.train_arguments(arguments)
+    except (ValueError, OSError) as error:
+        print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
+        return 1
+    if command == "search":
+        from hwnas.search import main as run
+    else:
+        from hwnas.train import main as run
+    return config.run(run, command, arguments)
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion: Hydra's for one command, without the command in the line; else our commands."""
+    from hwnas import config
+
+    if any(argument.startswith("query=") for argument in arguments):
+        line = os.environ.get("COMP_LINE", "")
+        words = line.split()
+        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+            start = words[1] if len(words) > 1 else ""
+            print(" ".join(command for command in COMMANDS if command.startswith(start)))
+            return 0
+        command = words[1]
+        if command not in COMMANDS or command == "report":
+            return 0
+        rest = line.split(command, 1)[1]
+        os.environ["COMP_LINE"] = words[0] + rest
+        os.environ["COMP_POINT"] = str(len(words[0] + rest))
+        return config.run(lambda cfg: None, command, arguments)
+    return config.run(lambda cfg: None, "search", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

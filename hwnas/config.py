@@ -1,0 +1,300 @@
+"""From Hydra's configuration to objects: building, paths, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
+
+
+def conf_folder() -> Path:
+    """The packaged configuration: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def build(node: DictConfig, **offered: Any) -> Any:
+    """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
+
+    Of the offered objects a class gets those that its constructor names. A config file is code, so a
+    `_target_` must come from this package, or from one that the environment variable HWNAS_ALLOW_TARGETS
+    names (module names, separated by commas).
+
+    Raises:
+        ValueError: A target outside the allow-list or that does not exist, or a key it does not take.
+    """
+    try:
+        settings = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return _create(settings, offered)
+
+
+def _create(settings: Any, offered: Mapping[str, Any]) -> Any:
+    settings = {
+        key: _create(value, {}) if isinstance(value, dict) and "_target_" in value else value
+        for key, value in settings.items()
+    }
+    name = settings.pop("_target_")
+    target = locate(name)
+    known = inspect.signature(target).parameters
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise ValueError(
+            f"{name} has no setting {unknown[0]!r}{suggestion(str(unknown[0]), list(known))}"
+        )
+    arguments = {key: value for key, value in offered.items() if key in known}
+    return target(**arguments, **settings)
+
+
+def locate(name: str) -> Any:
+    """The class or function of a dotted name.
+
+    Raises:
+        ValueError: Outside the allow-list, or it does not exist.
+    """
+    allowed = ["hwnas", *filter(None, os.environ.get(ALLOW_VARIABLE, "").split(","))]
+    module_name, _, attribute = str(name).rpartition(".")
+
+    def refuse() -> ValueError:
+        return ValueError(
+            f"_target_ {name!r} is outside the allowed packages ({', '.join(allowed)}); "
+            f"if you trust it, set {ALLOW_VARIABLE}={str(name).partition('.')[0]}"
+        )
+
+    if not _within(module_name, allowed):
+        raise refuse()
+    try:
+        target = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_ {name!r} does not exist ({error})") from None
+    if not callable(target) or not _within(getattr(target, "__module__", ""), allowed):
+        raise refuse()
+    return target
+
+
+def _within(module: str, packages: Sequence[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """"; did you mean ...?" with the nearest known words, or what is known if none is near."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def data_folder() -> Path:
+    """Where tables and images lie: HWNAS_DATA, else the user's cache folder."""
+    given = os.environ.get("HWNAS_DATA")
+    if given:
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "hwnas"
+
+
+def find_file(path: str) -> Path:
+    """A file given by an absolute path, or relative to the working folder or the data folder.
+
+    Raises:
+        ValueError: It is in neither place; says where it was looked for.
+    """
+    places = [Path(path).expanduser(), data_folder() / path]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
+    raise ValueError(f"file {path!r} not found; looked for {looked}")
+
+
+def explain(error: BaseException, config_name: str) -> str:
+    """One line that says what is wrong with what the user wrote, from any error of ours or Hydra's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file'}: {error.strerror}"
+    missing = getattr(error, "missing_cfg_file", None)
+    if missing is not None and "/" in str(missing):
+        group, option = str(missing).rsplit("/", 1)
+        options = list(getattr(error, "options", None) or [])
+        return f"{group}={option} is not known{suggestion(option, options)}" + (
+            f" (all: {', '.join(options)})" if options else ""
+        )
+    key = re.search(r"Could not override '([^']+)'|Could not append to config\. .*'([^']+)'", str(error))
+    if key is None:
+        key = re.search(r"No match in the defaults list\.", str(error)) and re.search(
+            r"override '([^']+)'|'([^']+)'", str(error)
+        )
+    if key is not None:
+        name = key[1] or key[2]
+        return f"unknown setting {name!r}{suggestion(name, _settings(config_name))}"
+    return " ".join(lines) or type(error).__name__
+
+
+def _settings(config_name: str) -> list[str]:
+    """All dotted keys of a command's default configuration, and its groups."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose(config_name)
+    return [*_keys(config), *(path.name for path in conf_folder().iterdir() if path.is_dir())]
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key in node:
+            yield f"{prefix}{key}"
+            yield from _keys(node._get_node(key), f"{prefix}{key}.")
+
+
+def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str]) -> int:
+    """Run a command under Hydra; returns the exit code.
+
+    Errors of the user (ValueError, OSError, Hydra's own) end in one line on stderr and exit code 1; the
+    environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
+    expected = (ValueError, OSError, HydraException, OmegaConfBaseException, KeyboardInterrupt)
+
+    def job(cfg: DictConfig) -> Any:
+        try:
+            return main(cfg)
+        except expected as error:
+            # In a sweep Hydra collects the failures of its jobs; a single run ends here.
+            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            _say(error, config_name)
+            raise SystemExit(1) from None
+
+    argv = sys.argv
+    sys.argv = [f"hwnas {config_name}", *arguments]
+    try:
+        hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
+    except expected as error:
+        if full:
+            raise
+        _say(error, config_name)
+        return 1
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def _say(error: BaseException, config_name: str) -> None:
+    print(f"hwnas {config_name}: error: {explain(error, config_name)}", file=sys.stderr)
+
+
+def choices(folder: Path) -> dict[str, str]:
+    """Which option was chosen in each config group of the run in `folder`."""
+    hydra_config = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
+    chosen: Mapping[str, Any] = OmegaConf.select(hydra_config, "hydra.runtime.choices") or {}
+    return {str(group): str(option) for group, option in chosen.items() if "/" not in str(group)}
+
+
+def resume_arguments(arguments: list[str]) -> list[str]:
+    """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
+
+    Other overrides may only repeat what the folder's configuration says.
+
+    Raises:
+        ValueError: The folder is missing or no run, or an override contradicts it.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    wanted = [argument for argument in arguments if argument.startswith("resume=")]
+    path = wanted[-1].removeprefix("resume=")
+    if path in ("", "null"):
+        return arguments
+    folder = Path(path).expanduser().absolute()
+    stored = folder / ".hydra" / "config.yaml"
+    if not folder.is_dir():
+        raise ValueError(f"resume={path} is not a folder")
+    if not stored.is_file():
+        raise ValueError(f"resume={path} holds no run: {stored.relative_to(folder)} is missing")
+    config = OmegaConf.load(stored)
+    chosen = choices(folder)
+    others = [a for a in arguments if "=" in a and not a.startswith(("-", "resume="))]
+    try:
+        overrides = OverridesParser.create().parse_overrides(others)
+    except HydraException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    for override in overrides:
+        name, value = str(override.key_or_group), override.value()
+        if name.startswith("hydra."):
+            raise ValueError(f"{override.input_line} cannot be changed when resuming {path}")
+        before = chosen.get(name, OmegaConf.select(config, name))
+        if isinstance(before, DictConfig):
+            before = OmegaConf.to_container(before)
+        if before != value and str(before) != str(value):
+            raise ValueError(
+                f"{override.input_line} contradicts the run in {path}, which has {name}={before}; "
+                "leave it out, or start a new run"
+            )
+    flags = [a for a in arguments if a.startswith("-")]
+    cwd = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
+    if cwd and Path(cwd).is_dir():
+        os.chdir(cwd)  # relative paths of the run mean what they meant
+    return [
+        *flags,
+        f"--config-path={folder / '.hydra'}",
+        "--config-name=config",
+        f"--config-dir={conf_folder()}",  # where the logging of jobs is configured
+        "hydra/job_logging=hwnas",
+        "hydra.output_subdir=null",  # what is stored there stays
+        f"hydra.run.dir='{folder}'",
+        f"resume='{folder}'",
+    ]
+
+
+def train_arguments(arguments: list[str]) -> list[str]:
+    """Hydra's arguments for `hwnas train`: architectures quoted, `run=` brings that run's space and data set.
+
+    A group or setting that the user gives wins over the run's.
+
+    Raises:
+        ValueError: `run=` names no run.
+    """
+    prepared = [
+        f"arch='{argument.removeprefix('arch=')}'"
+        if argument.startswith("arch=") and argument[5:6] not in ("'", '"') and argument != "arch=null"
+        else argument
+        for argument in arguments
+    ]
+    runs = [argument.removeprefix("run=") for argument in prepared if argument.startswith("run=")]
+    if not runs or runs[-1] in ("", "null"):
+        return prepared
+    folder = Path(runs[-1]).expanduser()
+    if not (folder / ".hydra" / "overrides.yaml").is_file():
+        raise ValueError(f"run={runs[-1]} is not the folder of a run")
+    given = {argument.partition("=")[0] for argument in prepared}
+    stored = [f"{group}={option}" for group, option in choices(folder).items()]
+    stored += OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))  # type: ignore[operator]
+    kept: dict[str, str] = {}
+    for override in stored:
+        name = override.partition("=")[0].lstrip("+")
+        group = name.partition(".")[0]
+        if group in ("search_space", "dataset") and not {name, group} & given:
+            kept[name] = override
+    return [*kept.values(), *prepared]

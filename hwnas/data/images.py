@@ -1,0 +1,318 @@
+"""Image data sets as whole tensors: seeded splits, batched augmentation, no loader in the loop.
+
+Shapes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwnas.config import data_folder, find_file
+from hwnas.core import whole_number
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SPLIT_SEED = 0
+"""Splits do not depend on a run's seed: all seeds are compared on the same images."""
+
+
+class NoImages:
+    """Stands for a data set where no network is built (the toy space)."""
+
+    name = "none"
+    image_shape = (1, 1, 1)
+    num_classes = 1
+
+
+class Images:
+    """An image classification data set, read when it is first used.
+
+    Args:
+        name: Name of the data set, part of the store's key and of table columns.
+        source: "digits" (scikit-learn), "npz", or a class of torchvision.datasets, e.g. "CIFAR10".
+        image_shape: (channels, height, width); None reads it from the file.
+        num_classes: Number of classes; None counts them in the file.
+        path: File for source "npz": absolute, or relative to the working folder or the data folder; for the
+            others, a file to read instead of downloading if the data folder has it.
+        valid_fraction: Share of the training images kept apart for validation.
+        crop: Padding in pixels of the random crop; 0 switches it off.
+        flip: Whether to flip images left to right at random.
+        cutout: Side in pixels of the square cut out at random; 0 switches it off.
+
+    Raises:
+        ValueError: A fraction outside 0..1 or a negative size; when the images are read, a file that is
+            missing or malformed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        source: str,
+        image_shape: list[int] | None,
+        num_classes: int | None,
+        path: str | None = None,
+        valid_fraction: float = 0.2,
+        crop: int = 0,
+        flip: bool = False,
+        cutout: int = 0,
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.path = path
+        if not 0 < valid_fraction < 1:
+            raise ValueError(f"dataset.valid_fraction must be between 0 and 1, not {valid_fraction}")
+        self.valid_fraction = valid_fraction
+        self.crop = whole_number("dataset.crop", crop, least=0)
+        self.flip = flip
+        self.cutout = whole_number("dataset.cutout", cutout, least=0)
+        self._shape = image_shape
+        self._num_classes = num_classes
+        self._arrays: dict[str, np.ndarray] | None = None
+        if source == "npz":
+            if not path:
+                raise ValueError("dataset=npz needs dataset.path=<file with x_train, y_train, x_test, y_test>")
+            self.name = f"npz-{Path(path).stem}"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        if self._shape is None:
+            height, width, channels = self._load()["x_train"].shape[1:]
+            self._shape = [channels, height, width]
+        channels, height, width = self._shape
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        if self._num_classes is None:
+            self._num_classes = int(self._load()["y_train"].max()) + 1
+        return self._num_classes
+
+    def _load(self) -> dict[str, np.ndarray]:
+        """x_train, y_train, x_test, y_test: uint8 (N, H, W, C) and int64 (N,)."""
+        if self._arrays is None:
+            if self.source == "digits":
+                arrays = _digits()
+            elif self.path and (self.source == "npz" or (data_folder() / self.path).is_file()):
+                arrays = read_npz(find_file(self.path))
+            else:
+                arrays = _torchvision(self.source)
+            self._arrays = arrays
+        return self._arrays
+
+    def fingerprint(self) -> str:
+        """A hash of all images and labels."""
+        digest = hashlib.blake2b(digest_size=8)
+        for key, array in sorted(self._load().items()):
+            digest.update(key.encode() + str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def split(self, part: str) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in 0..1, float32, and labels (N,), int64.
+
+        Args:
+            part: "train" and "valid", two seeded shares of the training images; "all", both; or "test",
+                which only final training and reports may touch.
+        """
+        import torch
+
+        arrays = self._load()
+        if part == "test":
+            x, y = arrays["x_test"], arrays["y_test"]
+        else:
+            x, y = arrays["x_train"], arrays["y_train"]
+            if part != "all":
+                order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
+                num_valid = max(1, round(self.valid_fraction * len(x)))
+                order = order[:num_valid] if part == "valid" else order[num_valid:]
+                x, y = x[order], y[order]
+        x_NCHW = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float().div_(255)
+        return x_NCHW, torch.from_numpy(y)
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel over the training images, each (C, 1, 1)."""
+        x, _ = self.split("train")
+        std = x.std(dim=(0, 2, 3)).clamp_min(1e-6)
+        return x.mean(dim=(0, 2, 3)).view(-1, 1, 1), std.view(-1, 1, 1)
+
+
+class Batches:
+    """Shuffled, augmented batches over resident tensors; every pass is another, seeded shuffle.
+
+    Args:
+        x_NCHW: Images in 0..1.
+        y_N: Labels.
+        dataset: Which augmentation to apply.
+        batch_size: Images per batch; a last incomplete batch is left out while training.
+        seed: Seed of shuffles and augmentation.
+        train: Shuffle and augment; False passes once over all images in order.
+
+    Raises:
+        ValueError: Fewer images than one batch.
+    """
+
+    def __init__(
+        self,
+        x_NCHW: Tensor,
+        y_N: Tensor,
+        dataset: Images,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        train: bool = True,
+    ) -> None:
+        if train and len(x_NCHW) < batch_size:
+            raise ValueError(f"{len(x_NCHW)} training images are fewer than one batch of {batch_size}")
+        self.x, self.y, self.dataset = x_NCHW, y_N, dataset
+        self.batch_size, self.seed, self.train = batch_size, seed, train
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches per pass."""
+        return len(self.x) // self.batch_size if self.train else -(-len(self.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, C, H, W), labels (B,)) per batch."""
+        import torch
+
+        if not self.train:
+            yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
+        order = torch.randperm(len(self.x), generator=generator)
+        for index in range(len(self)):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            yield augment(self.x[rows], self.dataset, generator), self.y[rows]
+
+
+def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tensor:
+    """Random crop, flip and cutout of a whole batch, as the data set asks; keeps (B, C, H, W).
+
+    Args:
+        x_BCHW: Images, on the CPU.
+        dataset: Sizes of crop and cutout, and whether to flip.
+        generator: Source of randomness.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    B, _, H, W = x_BCHW.shape
+    if dataset.crop:
+        pad = dataset.crop
+        padded = F.pad(x_BCHW, (pad, pad, pad, pad))
+        top, left = torch.randint(2 * pad + 1, (2, B, 1), generator=generator)
+        rows, columns = top + torch.arange(H), left + torch.arange(W)
+        images = torch.arange(B)[:, None, None, None]
+        channels = torch.arange(x_BCHW.shape[1])[None, :, None, None]
+        x_BCHW = padded[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
+    if dataset.flip:
+        flipped = torch.rand(B, generator=generator) < 0.5
+        x_BCHW = torch.where(flipped[:, None, None, None], x_BCHW.flip(3), x_BCHW)
+    if dataset.cutout:
+        side = dataset.cutout
+        y = torch.randint(H, (B, 1), generator=generator)
+        x = torch.randint(W, (B, 1), generator=generator)
+        in_rows = (torch.arange(H) >= y - side // 2) & (torch.arange(H) < y - side // 2 + side)
+        in_columns = (torch.arange(W) >= x - side // 2) & (torch.arange(W) < x - side // 2 + side)
+        x_BCHW = x_BCHW * ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
+    return x_BCHW
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """x_train, y_train, x_test, y_test of an .npz file, as uint8 (N, H, W, C) and int64 (N,).
+
+    Images may be uint8, or floats in 0..1; (N, H, W) means one channel. Labels are whole numbers from 0.
+
+    Raises:
+        ValueError: Not an .npz file, a key is missing, or an array has the wrong shape, type or range.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            lacking = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in file.files]
+            if lacking:
+                raise ValueError(f"{path} lacks {', '.join(lacking)}; it has {', '.join(file.files)}")
+            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable .npz file ({error})") from None
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise ValueError(f"{path} holds Python objects or is no .npz file; only plain arrays are read") from None
+        raise
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if x.ndim == 3:
+            x = x[..., None]
+        if x.ndim != 4 or x.shape[3] not in (1, 3):
+            raise ValueError(
+                f"x_{part} of {path} must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {x.shape}"
+            )
+        if x.dtype.kind == "f":
+            if not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
+                raise ValueError(f"x_{part} of {path} has floats outside 0..1; use those or uint8")
+            x = np.rint(x * 255).astype(np.uint8)
+        if x.dtype != np.uint8:
+            raise ValueError(f"x_{part} of {path} must be uint8, or floats in 0..1, not {x.dtype}")
+        if y.shape != (len(x),) or y.dtype.kind not in "iu":
+            raise ValueError(
+                f"y_{part} of {path} must be {len(x)} whole numbers, not {y.dtype} of shape {y.shape}"
+            )
+        if len(y) == 0 or y.min() < 0:
+            raise ValueError(f"y_{part} of {path} must hold labels from 0, and at least one")
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = x, y.astype(np.int64)
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise ValueError(
+            f"{path}: training images {arrays['x_train'].shape[1:]} and test images "
+            f"{arrays['x_test'].shape[1:]} differ in shape"
+        )
+    if arrays["y_test"].max() > arrays["y_train"].max():
+        raise ValueError(f"{path}: y_test has the label {arrays['y_test'].max()}, which y_train has not")
+    return arrays
+
+
+def _digits() -> dict[str, np.ndarray]:
+    """scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth is the test set."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = np.rint(x * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
+    test, train = order[: len(x) // 5], order[len(x) // 5 :]
+    y = y.astype(np.int64)
+    return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+
+
+def _torchvision(name: str) -> dict[str, np.ndarray]:
+    """A data set of torchvision, downloaded into the data folder (or the cache, if that is read-only)."""
+    import os
+
+    from torchvision import datasets
+
+    folder = data_folder()
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        folder = Path.home() / ".cache" / "hwnas"
+    arrays = {}
+    for part in ("train", "test"):
+        try:
+            images = getattr(datasets, name)(str(folder), train=part == "train", download=True)
+        except Exception as error:  # torchvision raises RuntimeError, URLError, ConnectionError, ...
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"{name} is not in {folder} and could not be downloaded ({reason}); put torchvision's files "
+                "there, name another folder by HWNAS_DATA, or give an .npz: dataset=npz dataset.path=<file>"
+            ) from None
+        x = np.asarray(images.data, dtype=np.uint8)
+        arrays[f"x_{part}"] = x[..., None] if x.ndim == 3 else x
+        arrays[f"y_{part}"] = np.asarray(images.targets, dtype=np.int64)
+    return arrays

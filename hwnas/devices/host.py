@@ -1,0 +1,88 @@
+"""This machine as the device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
+from hwnas.devices.profile import Profile, measure, network_shape, processor
+
+
+class Host(Evaluator):
+    """`latency_ms` of the space's networks on this machine, from a profile measured once.
+
+    The profile is kept in the store, per machine and network shape; later runs read it, which makes their
+    latencies equal. Delete the file to measure anew.
+
+    Args:
+        space: A space with networks.
+        store_dir: Folder of the store.
+        announce: Called with a sentence when a profile was measured or read.
+        batch_size: Images per forward pass.
+        threads: Processor threads of the measured network.
+        rounds: Timing rounds per operation; the median counts.
+
+    Raises:
+        ValueError: A size below 1, or a space without networks.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        store_dir: Path,
+        announce: Callable[[str], None],
+        *,
+        batch_size: int,
+        threads: int,
+        rounds: int,
+    ) -> None:
+        if not hasattr(space, "blocks"):
+            raise ValueError(f"device=host: the {space.name} space has no networks to measure")
+        self.name = "host"
+        self.metrics = {"latency_ms": "min"}
+        self.batch_size = whole_number("device.batch_size", batch_size)
+        self.threads = whole_number("device.threads", threads)
+        self.rounds = whole_number("device.rounds", rounds, least=3)
+        self.profile: Profile | None = None
+        self._space = space
+        self._store_dir = store_dir
+        self._announce = announce
+        self._version = ""
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """Read or measure the profile; the version is its hash."""
+        if self.profile is None:
+            path = self.path()
+            if path.is_file():
+                self.profile = Profile.load(path)
+                verb = "from"
+            else:
+                self.profile = measure(
+                    self._space, batch_size=self.batch_size, threads=self.threads, rounds=self.rounds
+                )
+                self.profile.save(path)
+                verb = "measured, kept in"
+            check = self.profile.check
+            self._announce(
+                f"host profile {verb} {path}: on {check['networks']} whole networks its predictions have a "
+                f"median error of {check['median_error']:.1%}, Spearman {check['spearman']:.3f}"
+            )
+            self._version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return self._version
+
+    def path(self) -> Path:
+        """Where the profile of this machine and these networks is kept."""
+        import torch
+
+        key = [self._space.name, network_shape(self._space, self.batch_size), self.threads, self.rounds]
+        key += [processor(), torch.__version__]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        return self._store_dir / "profiles" / f"host-{self._space.name}-{digest}.json"
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Predicted latency per genotype."""
+        assert self.profile is not None, "prepare comes first"
+        return [{"latency_ms": float(value)} for value in self.profile.latency_ms(genotypes)]

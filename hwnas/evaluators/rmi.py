@@ -1,0 +1,225 @@
+"""Representation similarity to a reference model, measured after a short training on one batch.
+
+Shapes: B images, K networks, C channels, H height, W width, d = C * H * W.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.core import Evaluator, Genotype, SearchSpace, positive, whole_number
+from hwnas.data.images import Images, augment
+from hwnas.models.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH_CHOICES = ("random", "easiest")
+
+
+class RMI(Evaluator):
+    """`rmi`: sum over three stages of the linear CKA between a candidate and a trained ResNet-20, in 0..3.
+
+    Each candidate is a small network of the architecture, trained for `steps` on one fixed batch towards the
+    reference's representations and the labels; its similarity afterwards is the score. The whole population
+    trains as one module. A candidate whose training diverges, or whose features are constant, scores 0 for
+    the stages concerned.
+
+    In float32 a score's last digits depend on which architectures were evaluated together; the store keeps a
+    population's scores in one transaction, so an interrupted population is evaluated in the same group again.
+
+    Args:
+        space: A space with `resized` and `population`.
+        dataset: Images; only training images are looked at.
+        store_dir: Folder of the store, for the reference model.
+        announce: Called with a sentence about the reference model.
+        channels: C of the candidates (RMI-NAS: 16).
+        num_cells: N of the candidates (RMI-NAS: 5).
+        batch_size: B, images of the batch (RMI-NAS: 32).
+        batch_choice: "easiest": of 16 B augmented images those with the reference's lowest cross-entropy
+            (RMI-NAS); "random": any.
+        steps: Training steps per candidate (RMI-NAS: 150); 0 scores untrained networks.
+        lr: SGD's constant learning rate (RMI-NAS: 0.1).
+        momentum: SGD's momentum (RMI-NAS: 0.9).
+        weight_decay: SGD's weight decay (RMI-NAS: 5e-4).
+        beta: Weight of (1 - CKA) in the loss; 1 - beta goes to cross-entropy (RMI-NAS: 0.8).
+        seed: Seed of batch, candidates and reference. Independent of the run's seed, so that runs share scores.
+        group_size: Largest number of networks trained together; bounds memory.
+        reference: How the reference is trained; 0 epochs leave it untrained.
+
+    Raises:
+        ValueError: A value out of range, or a space without networks.
+
+    Source: Zheng et al., RMI-NAS, CVPR 2022 (reference code); Sinha et al., MO-HDNAS, arXiv 2404.12403, eq. 2.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: Images,
+        store_dir: Path,
+        announce: Callable[[str], None],
+        *,
+        channels: int,
+        num_cells: int,
+        batch_size: int,
+        batch_choice: str,
+        steps: int,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        beta: float,
+        seed: int,
+        group_size: int,
+        reference: Recipe,
+    ) -> None:
+        if not hasattr(space, "population"):
+            raise ValueError(f"evaluator=rmi: the {space.name} space has no networks to train")
+        if not isinstance(dataset, Images):
+            raise ValueError("evaluator=rmi needs images; choose a dataset")
+        if batch_choice not in BATCH_CHOICES:
+            raise ValueError(f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"evaluator.beta must be in 0..1, not {beta!r}")
+        self.name = "rmi"
+        self.metrics = {"rmi": "max"}
+        self.batch_size = whole_number("evaluator.batch_size", batch_size, least=2)
+        self.steps = whole_number("evaluator.steps", steps, least=0)
+        self.group_size = whole_number("evaluator.group_size", group_size)
+        self.lr = positive("evaluator.lr", lr)
+        self.momentum, self.weight_decay, self.beta = momentum, weight_decay, beta
+        self.seed = whole_number("evaluator.seed", seed, least=0)
+        self.batch_choice = batch_choice
+        self.reference = reference
+        self._candidates: Any = space.resized(  # type: ignore[attr-defined]
+            channels=whole_number("evaluator.channels", channels),
+            num_cells=whole_number("evaluator.num_cells", num_cells),
+        )
+        self._dataset = dataset
+        self._store_dir = store_dir
+        self._announce = announce
+        self._version = ""
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """Train or load the reference and choose the batch, once; the version hashes what scores depend on."""
+        if not self._version:
+            import torch
+
+            from hwnas.models.reference import reference_model
+
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            model = reference_model(
+                self._dataset,
+                self.reference,
+                seed=self.seed,
+                store_dir=self._store_dir,
+                announce=self._announce,
+            )
+            x, y = self._choose_batch(model)
+            with torch.no_grad():
+                taps, _ = model.network.features(model.normalise(x))  # type: ignore[operator]
+            self._x, self._y = model.normalise(x).to(device), y.to(device)
+            self._grams = [centred_gram(tap[:, None])[0][0].to(device) for tap in taps]
+            self._device = device
+
+            digest = hashlib.sha256()
+            for tensor in (self._x, self._y, *self._grams):
+                digest.update(tensor.cpu().numpy().tobytes())
+            settings = [self._candidates.channels, self._candidates.num_cells, self.batch_size, self.steps]
+            settings += [self.lr, self.momentum, self.weight_decay, self.beta, self.seed]
+            digest.update(json.dumps([settings, asdict(self.reference)]).encode())
+            self._version = digest.hexdigest()[:16]
+        return self._version
+
+    def _choose_batch(self, model: Any) -> tuple[Tensor, Tensor]:
+        import torch
+        import torch.nn.functional as F
+
+        x, y = self._dataset.split("train")
+        if len(x) < self.batch_size:
+            raise ValueError(f"{len(x)} training images are fewer than evaluator.batch_size {self.batch_size}")
+        generator = torch.Generator().manual_seed(self.seed)
+        pool = self.batch_size * (16 if self.batch_choice == "easiest" else 1)
+        rows = torch.randperm(len(x), generator=generator)[:pool]
+        x, y = augment(x[rows], self._dataset, generator), y[rows]
+        if self.batch_choice == "easiest":
+            with torch.no_grad():
+                losses = F.cross_entropy(model(x), y, reduction="none")
+            rows = losses.argsort(stable=True)[: self.batch_size]
+            x, y = x[rows], y[rows]
+        return x, y
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Scores per genotype; groups of at most `group_size` train together."""
+        from hwnas.spaces.nasbench201_networks import initial_weights
+
+        weights = {
+            name: tensor.to(self._device)
+            for name, tensor in initial_weights(self._candidates, self.seed).items()
+        }
+        scores: list[float] = []
+        for start in range(0, len(genotypes), self.group_size):
+            scores += self.train_and_score(genotypes[start : start + self.group_size], weights)
+        return [{"rmi": score} for score in scores]
+
+    def train_and_score(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> list[float]:
+        """Train the networks together, from `weights`; their similarities afterwards."""
+        import torch
+        import torch.nn.functional as F
+
+        population = self._candidates.population(genotypes, weights)
+        optimizer = torch.optim.SGD(
+            population.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        labels = self._y.repeat(len(genotypes))
+        x = self._x.to(weights["stem"].dtype)
+        for _ in range(self.steps):
+            taps, logits = population.features(x)
+            similarity = similarities(taps, self._grams).sum()
+            # The sum over networks of what each would minimise alone: their gradients do not mix.
+            cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / self.batch_size
+            loss = (1 - self.beta) * cross_entropy - self.beta * similarity
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            taps, _ = population.features(x)
+            return similarities(taps, self._grams).sum(dim=0).nan_to_num(nan=0.0).tolist()
+
+
+def centred_gram(x_BKCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Centred Gram matrices (K, B, B) of flattened features, and their trace before centring, (K,)."""
+    import torch
+
+    x_KBd = x_BKCHW.transpose(0, 1).flatten(2)
+    centred = x_KBd - x_KBd.mean(dim=1, keepdim=True)
+    return torch.bmm(centred, centred.transpose(1, 2)), x_KBd.square().sum(dim=(1, 2))
+
+
+def similarities(taps: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
+    """Linear CKA of every network's stages with the reference's, shape (stages, K), each in 0..1.
+
+    CKA(X, Y) = <K, L> / (|K| |L|) of the centred Gram matrices K = X X^T and L = Y Y^T (biased HSIC). A stage
+    whose features are the same for all images, up to rounding, has the similarity 0.
+
+    Args:
+        taps: Features per stage, each (B, K, C, H, W).
+        reference: Centred Gram matrix of the reference per stage, each (B, B).
+    """
+    import torch
+
+    rows = []
+    for tap, target in zip(taps, reference, strict=True):
+        gram, trace = centred_gram(tap)
+        target = target.to(gram.dtype)
+        norm = gram.square().sum(dim=(1, 2)).clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+        constant = norm <= trace * torch.finfo(gram.dtype).eps ** 0.75
+        inner = (gram * target).sum(dim=(1, 2))
+        value = inner / (torch.where(constant, torch.ones_like(norm), norm) * target.norm())
+        rows.append(torch.where(constant, torch.zeros_like(value), value))
+    return torch.stack(rows)

@@ -1,0 +1,120 @@
+"""The reference model whose representations similarity is measured against: a ResNet-20."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwnas.data.images import Images
+from hwnas.models.classifier import Classifier, fit
+from hwnas.models.recipe import Recipe
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions; the shortcut drops pixels and pads channels where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.added = channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.added:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
+        return F.relu(y + shortcut)
+
+
+class ResNet20(nn.Module):
+    """ResNet-20 for small images: three stages of three blocks at 16, 32, 64 channels.
+
+    Args:
+        in_channels: Channels of the images.
+        num_classes: Number of classes.
+
+    Source: He et al., Deep Residual Learning, CVPR 2016, section 4.2, shortcuts of option A.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        widths = (16, 16, 32, 64)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                _Block(widths[stage], widths[stage + 1], stride=1 if stage == 0 else 2),
+                _Block(widths[stage + 1], widths[stage + 1], stride=1),
+                _Block(widths[stage + 1], widths[stage + 1], stride=1),
+            )
+            for stage in range(3)
+        )
+        self.classifier = nn.Linear(64, num_classes)
+
+    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Outputs of the three stages and the logits (B, classes)."""
+        x = F.relu(self.norm(self.stem(x_BCHW)))
+        taps = []
+        for stage in self.stages:
+            x = stage(x)
+            taps.append(x)
+        return taps, self.classifier(x.mean(dim=(2, 3)))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Logits, shape (B, classes)."""
+        return self.features(x_BCHW)[1]
+
+
+def reference_model(
+    dataset: Images, recipe: Recipe, *, seed: int, store_dir: Path, announce: Callable[[str], None]
+) -> Classifier:
+    """A trained ResNet-20 for a data set: read from the store, or trained once and kept there.
+
+    Args:
+        dataset: Trained on its "train" part, validated on "valid".
+        recipe: How to train; 0 epochs give an untrained reference.
+        seed: Seed of initialisation and training.
+        store_dir: Folder of the store.
+        announce: Called with a sentence about where the model came from.
+    """
+    key = json.dumps([dataset.fingerprint(), dataset.valid_fraction, asdict(recipe), seed])
+    augmentation = f"{dataset.crop}-{dataset.flip}-{dataset.cutout}"
+    digest = hashlib.sha256((key + augmentation).encode()).hexdigest()[:12]
+    path = store_dir / "references" / f"resnet20-{dataset.name}-{digest}.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ResNet20(dataset.image_shape[0], dataset.num_classes)
+    if path.is_file():
+        try:
+            stored = torch.load(path, weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}); delete it to train the reference anew"
+            ) from None
+        network.load_state_dict(stored["weights"])
+        announce(f"reference ResNet-20 from {path}: validation accuracy {stored['valid_acc']:.2%}")
+        return Classifier(network, *dataset.normalisation(), recipe, num_steps=0).eval()
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    module = fit(network, dataset, recipe, part="train", valid=True, seed=seed, folder=path.parent)
+    if not recipe.epochs:
+        announce("reference ResNet-20 left untrained, as the recipe says (0 epochs)")
+        return module
+    valid_acc = module.history[-1]["valid_acc"]
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save({"weights": network.state_dict(), "valid_acc": valid_acc}, partial)
+    os.replace(partial, path)
+    announce(f"reference ResNet-20 trained, kept in {path}: validation accuracy {valid_acc:.2%}")
+    return module

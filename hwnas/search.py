@@ -1,0 +1,326 @@
+"""`hwnas search`: configuration, objects, and the loop that every method runs in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from hwnas.config import build, choices, suggestion
+from hwnas.core import (
+    Evaluator,
+    Goal,
+    Limit,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    best,
+    closest,
+    front,
+    positive,
+    whole_number,
+)
+from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, to_json
+
+
+def search(
+    strategy: Strategy,
+    evaluators: Sequence[Evaluator],
+    archive: Archive,
+    generations: int,
+    log: Callable[[int, list[Trial], bool], None] = lambda generation, trials, replayed: None,
+) -> None:
+    """Run the loop; `archive` holds every trial, in order, when it returns, and on disk if it is killed.
+
+    A generation that the archive already holds is told to the strategy again instead of evaluated: that is
+    how a run resumes.
+
+    Args:
+        strategy: Asks for populations.
+        evaluators: Each answers its own metrics for the whole population.
+        archive: Empty, or what an earlier session of the same run left.
+        generations: Populations to ask for.
+        log: Called after each generation with its number, its trials and whether they were replayed.
+    """
+    for generation in range(generations):
+        population = strategy.ask()
+        trials = archive.recorded(generation, population)
+        replayed = trials is not None
+        if trials is None:
+            for evaluator in evaluators:
+                evaluator.prepare(strategy.space, population)
+            answers = [evaluator.evaluate(population) for evaluator in evaluators]
+            trials = [
+                Trial(genotype, {name: value for row in rows for name, value in row.items()}, generation)
+                for genotype, *rows in zip(population, *answers, strict=True)
+            ]
+            archive.extend(trials)
+        strategy.tell(trials)
+        log(generation, trials, replayed)
+        if strategy.done:
+            break
+
+
+def parse_limits(limits: Mapping[str, Any], metrics: Mapping[str, Goal]) -> tuple[Limit, ...]:
+    """The limits of a configuration; null means none.
+
+    Args:
+        limits: Bound per metric.
+        metrics: Goal of every metric that the evaluators report.
+
+    Raises:
+        ValueError: A metric that nobody reports, or a bound that is not above 0.
+    """
+    parsed = []
+    for name, bound in limits.items():
+        if bound is None:
+            continue
+        if name not in metrics:
+            raise ValueError(
+                f"limits.{name}: no evaluator or device of this run reports {name}"
+                f"{suggestion(name, list(metrics))} (reported: {', '.join(metrics)})"
+            )
+        parsed.append(Limit(name, positive(f"limits.{name}", bound), metrics[name]))
+    return tuple(parsed)
+
+
+def main(cfg: DictConfig) -> float | None:
+    """The command: build, search, train the answer, write the run's folder.
+
+    Returns:
+        The best feasible network's first objective, for sweepers; None if there is none.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from hwnas.display import Display
+    from hwnas.track import Tracker
+
+    start = time.perf_counter()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    display = Display()
+    finished = folder / "result.json"
+    if finished.is_file():
+        result = json.loads(finished.read_text())
+        display.say(f"this run is finished already; see {folder / 'report.html'}")
+        return result["best"]["metrics"][result["objectives"][0]["metric"]] if result["best"] else None
+
+    generations = whole_number("generations", cfg.generations)
+    seed = whole_number("seed", cfg.seed, least=0)
+    store_dir = Path(cfg.store.dir).expanduser()
+    dataset = build(cfg.dataset)
+    offered: dict[str, Any] = {"dataset": dataset, "store_dir": store_dir, "announce": display.say, "seed": seed}
+    space: SearchSpace = build(
+        cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes
+    )
+    offered["space"] = space
+    recipe = build(cfg.trainer)
+    quality: Evaluator = build(cfg.evaluator, **offered)
+    device: Evaluator = build(cfg.device, **offered)
+    plain = [quality, device]
+    if space.static_metrics([]) and "flops" not in device.metrics:
+        from hwnas.devices.flops import Flops
+
+        plain.append(Flops(space))  # every report can tell, and limits.params works on any device
+
+    metrics: dict[str, Goal] = {name: goal for evaluator in plain for name, goal in evaluator.metrics.items()}
+    limits = parse_limits(cfg.limits or {}, metrics)
+    objectives = tuple(Objective(name, metrics[name]) for name in (next(iter(e.metrics)) for e in plain[:2]))
+    strategy: Strategy = build(cfg.strategy, space=space, objectives=objectives, limits=limits, seed=seed)
+
+    run_id = _run_id(folder)
+    store = EvaluationStore(cfg.store.url, run_id)
+    evaluators = [CachedEvaluator(evaluator, store, dataset.name) for evaluator in plain]
+    archive = Archive(folder / "archive.jsonl")
+    for note in archive.notes:
+        display.warn(note)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    names = choices(folder)
+    # Offline logs of jobs in one process must end up in runs of their own: finish() whatever happens.
+    tracker = Tracker(
+        folder, cfg.logger, {str(k): v for k, v in config.items()}, run_id=run_id, job="search", warn=display.warn
+    )
+    completed = False
+    try:
+        display.say(
+            f"{names['strategy']} on {names['search_space']} ({space.size:.4g} architectures): "
+            f"{' and '.join(o.metric for o in objectives)} of {names['dataset']} on {names['device']}, "
+            f"{generations} generations, seed {seed}"
+        )
+        if archive.trials:
+            display.say(f"resuming after {len(archive.trials)} evaluations")
+        with display.phase("quality", f"preparing {names['evaluator']}"):
+            evaluators[0].prepare(space, [])
+        with display.phase("device", f"preparing {names['device']}"):
+            evaluators[1].prepare(space, [])
+
+        hypervolume = Hypervolume(objectives)
+        curve: list[float] = []
+        seen: list[Trial] = []
+
+        def log(generation: int, trials: list[Trial], replayed: bool) -> None:
+            seen.extend(trials)
+            curve.append(hypervolume.add(trials))
+            leader = best([*hypervolume.front, *trials] if limits else hypervolume.front, objectives, limits)
+            values = {
+                "evaluations": float(len(seen)),
+                "hypervolume": curve[-1],
+                "front_size": float(len(hypervolume.front)),
+            }
+            for objective in objectives:
+                told = [trial.metrics[objective.metric] for trial in trials]
+                values[f"mean_{objective.metric}"] = sum(told) / len(told)
+            tracker.log(generation, values, replayed=replayed)
+            shown = {"evaluations": len(seen), "from store": evaluators[0].saved, "hypervolume": curve[-1]}
+            if leader is not None:
+                shown |= {f"best {o.metric}": leader.metrics[o.metric] for o in objectives}
+            display.generation(generation, shown, replayed)
+
+        with display.generations(generations):
+            search(strategy, evaluators, archive, generations, log)
+
+        trials = archive.trials
+        asked, paid = len(trials), store.paid(quality.name)
+        answer = best(trials, objectives, limits)
+        found = strategy.result()
+        pareto = front(trials, objectives)
+        tests = {t.genotype: r for t, r in _reports(quality, [*found, *pareto, *([answer] if answer else [])])}
+
+        def described(trial: Trial) -> dict[str, Any]:
+            return {
+                "arch": space.to_str(trial.genotype),
+                "genotype": list(trial.genotype),
+                "metrics": {**trial.metrics, **tests.get(trial.genotype, {})},
+            }
+
+        network = None
+        if answer is not None and recipe.epochs and hasattr(space, "network") and not tests[answer.genotype]:
+            from hwnas.train import train_network
+
+            with display.phase("final network", "training the final network"):
+                network = train_network(
+                    space, answer.genotype, dataset, recipe, seed=seed, folder=folder / "network", display=display
+                )
+
+        result = {
+            "status": "finished",
+            **{group: names[group] for group in ("strategy", "search_space", "dataset", "evaluator", "device")},
+            "seed": seed,
+            "limits": {limit.metric: limit.bound for limit in limits},
+            "generations": generations,
+            "evaluations": {
+                "asked": asked,
+                "unique": len({trial.genotype for trial in trials}),
+                "cached": asked - paid,
+            },
+            "seconds": {},
+            "objectives": [{"metric": o.metric, "goal": o.goal} for o in objectives],
+            "result": [described(trial) for trial in found],
+            "best": described(answer) if answer else None,
+            "network": network,
+            "hypervolume": curve,
+            "versions": {evaluator.name: evaluator.version for evaluator in evaluators},
+        }
+        _write_front(folder / "pareto.csv", [described(trial) for trial in pareto])
+        from hwnas.report import write_report
+
+        with display.phase("report", "drawing the report"):
+            result["seconds"] = {"total": time.perf_counter() - start, **display.seconds}
+            write_report(folder, result)
+        result["seconds"] = {"total": time.perf_counter() - start, **display.seconds}
+
+        rows = [described(trial) for trial in pareto]
+        tracker.front(
+            ["arch", *rows[0]["metrics"]] if rows else ["arch"],
+            [[row["arch"], *row["metrics"].values()] for row in rows],
+            x=objectives[1].metric,
+            y=objectives[0].metric,
+        )
+        tracker.summary({"best": result["best"], "network": network, "evaluations": result["evaluations"]})
+        partial = finished.with_suffix(".tmp")
+        partial.write_text(json.dumps(json.loads(to_json(result)), indent=1) + "\n")
+        os.replace(partial, finished)
+        completed = True
+        _say_answer(display, space, trials, objectives, limits, answer, pareto, network)
+        display.say(f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s")
+        display.say(f"report: {folder / 'report.html'}")
+        if answer is not None and network is None and hasattr(space, "network"):
+            display.say(f"next: hwnas train run={folder}")
+    except KeyboardInterrupt:
+        raise ValueError(f"interrupted; nothing is lost, go on with: hwnas search resume={folder}") from None
+    finally:
+        tracker.finish(failed=not completed)
+        archive.close()
+        store.close()
+    return None if answer is None else answer.metrics[objectives[0].metric]
+
+
+def _run_id(folder: Path) -> str:
+    """The run's identity, drawn once and kept in its folder."""
+    path = folder / "run_id"
+    if not path.is_file():
+        partial = path.with_suffix(".tmp")
+        partial.write_text(uuid.uuid4().hex[:12] + "\n")
+        os.replace(partial, path)
+    return path.read_text().strip()
+
+
+def _reports(evaluator: Evaluator, trials: Sequence[Trial]) -> list[tuple[Trial, dict[str, float]]]:
+    """Each trial with the metrics that only reports may show."""
+    if not trials:
+        return []
+    return list(zip(trials, evaluator.report([trial.genotype for trial in trials]), strict=True))
+
+
+def _write_front(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        if rows:
+            writer.writerow(["arch", "genotype", *rows[0]["metrics"]])
+        for row in rows:
+            writer.writerow([row["arch"], " ".join(map(str, row["genotype"])), *row["metrics"].values()])
+
+
+def _say_answer(
+    display: Any,
+    space: SearchSpace,
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    answer: Trial | None,
+    pareto: Sequence[Trial],
+    network: Mapping[str, Any] | None,
+) -> None:
+    """The front as a table, and the best feasible network."""
+    from rich.table import Table
+
+    table = Table(title=f"front: {len(pareto)} networks", title_justify="left", box=None)
+    for objective in objectives:
+        table.add_column(objective.metric, justify="right")
+    table.add_column("architecture", no_wrap=True, overflow="ellipsis")
+    shown = pareto if len(pareto) <= 12 else [pareto[round(i * (len(pareto) - 1) / 11)] for i in range(12)]
+    for trial in shown:
+        mark = " <- best" if trial == answer else ""
+        table.add_row(*(f"{trial.metrics[o.metric]:.4g}" for o in objectives), space.to_str(trial.genotype) + mark)
+    display.console.print(table)
+    if answer is None:
+        bounds = " and ".join(f"{limit.metric}={limit.bound:g}" for limit in limits)
+        near = closest(trials, limits)
+        if near is None:
+            display.warn("no network is supported by the device")
+        else:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in near.metrics.items())
+            display.warn(f"no network keeps limits {bounds}; the closest is {space.to_str(near.genotype)}: {values}")
+        return
+    display.say(f"best: {space.to_str(answer.genotype)}")
+    display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in answer.metrics.items()))
+    if network is not None:
+        display.say(f"      trained from scratch: test accuracy {network['test_acc']:.2%}, {network['weights']}")

@@ -1,0 +1,48 @@
+"""Random search, the baseline every method has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial, front, whole_number
+from hwnas.strategies.evolution import check_told
+
+
+class RandomSearch(Strategy):
+    """Ask for architectures drawn uniformly, operation by operation.
+
+    Args:
+        space: Search space.
+        objectives: Quality and cost; only `result` looks at them.
+        seed: Seed of the sampler.
+        population_size: Architectures per generation.
+
+    Raises:
+        ValueError: A population size below 1.
+    """
+
+    def __init__(
+        self, space: SearchSpace, objectives: tuple[Objective, ...], seed: int, *, population_size: int
+    ) -> None:
+        self.space = space
+        self.objectives = objectives
+        self.population_size = whole_number("strategy.population_size", population_size)
+        self._rng = np.random.default_rng(seed)
+        self._asked = 0
+        self._trials: list[Trial] = []
+
+    def ask(self) -> list[Genotype]:
+        """A fresh sample."""
+        self._asked = self.population_size
+        return self.space.sample(self._rng, self.population_size)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Remember the trials."""
+        check_told(trials, self._asked)
+        self._trials.extend(trials)
+
+    def result(self) -> list[Trial]:
+        """The non-dominated trials of all."""
+        return front(self._trials, self.objectives)

@@ -1,0 +1,91 @@
+"""Regularized (aging) evolution, the classic single-objective baseline."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwnas.core import Genotype, Limit, Objective, SearchSpace, Strategy, Trial, costs, violations, whole_number
+from hwnas.strategies.evolution import check_told, mutate_operation
+
+
+class RegularizedEvolution(Strategy):
+    """Mutate the best of a random sample of the living; the oldest dies.
+
+    It optimises the first objective. Trials that break a limit lose against all that keep them, and against
+    each other by the size of the violation (Deb's rule), so that it can be compared under limits.
+
+    Args:
+        space: Search space.
+        objectives: Quality and cost; the first one is optimised.
+        limits: Limits of the run.
+        seed: Seed of the generator.
+        population_size: P, architectures alive, and size of the first generation.
+        sample_size: S, tournament size, at most P.
+        num_children: Children per later generation; None means P. 1 is the published, sequential rule.
+
+    Raises:
+        ValueError: A size below 1, or S larger than P.
+
+    Source: Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019, Alg. 1.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        limits: tuple[Limit, ...],
+        seed: int,
+        *,
+        population_size: int,
+        sample_size: int,
+        num_children: int | None = None,
+    ) -> None:
+        self.space = space
+        self.objectives = objectives
+        self.population_size = whole_number("strategy.population_size", population_size)
+        self.sample_size = whole_number("strategy.sample_size", sample_size)
+        if self.sample_size > self.population_size:
+            raise ValueError(
+                f"strategy.sample_size {sample_size} is larger than the population of {population_size}"
+            )
+        self.num_children = (
+            self.population_size
+            if num_children is None
+            else whole_number("strategy.num_children", num_children)
+        )
+        self._limits = limits
+        self._rng = np.random.default_rng(seed)
+        self._alive: deque[tuple[tuple[float, float], Trial]] = deque(maxlen=self.population_size)
+        self._asked = 0
+        self._best: tuple[tuple[float, float], Trial] | None = None
+
+    def ask(self) -> list[Genotype]:
+        """The random first population, then children of tournament winners."""
+        if not self._alive:
+            asked = self.space.sample(self._rng, self.population_size)
+        else:
+            asked = [self._child() for _ in range(self.num_children)]
+        self._asked = len(asked)
+        return asked
+
+    def _child(self) -> Genotype:
+        sample = self._rng.choice(len(self._alive), size=self.sample_size, replace=False)
+        parent = min((self._alive[index] for index in sample), key=lambda member: member[0])
+        return mutate_operation(parent[1].genotype, self.space.choices, self._rng)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The told trials join the living; as many of the oldest die."""
+        check_told(trials, self._asked)
+        fitness = zip(violations(trials, self._limits), costs(trials, self.objectives)[:, 0], strict=True)
+        for (violation, cost), trial in zip(fitness, trials, strict=True):
+            member = (float(violation), float(cost)), trial
+            self._alive.append(member)
+            if self._best is None or member[0] < self._best[0]:
+                self._best = member
+
+    def result(self) -> list[Trial]:
+        """The best trial of the whole run."""
+        return [] if self._best is None else [self._best[1]]

@@ -1,0 +1,127 @@
+"""Where a run's figures go: metrics.csv always, Weights & Biases if the configuration says so."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Tracker:
+    """Writes figures per step to metrics.csv and, if asked, to Weights & Biases.
+
+    Weights & Biases never stops a run: what goes wrong with it is said once, and the run goes on. `finish`
+    must be called, or jobs of one process share a W&B run.
+
+    Args:
+        folder: The run's folder.
+        settings: The `logger` config group: "wandb" and, if that is true, "project" and "mode".
+        config: The whole configuration, for W&B.
+        run_id: W&B's run id; a resumed run continues under it.
+        job: "search" or "train".
+        warn: Called with a sentence when W&B fails.
+
+    Raises:
+        ValueError: An unknown mode.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        run_id: str,
+        job: str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._path = folder / "metrics.csv"
+        self._columns: list[str] | None = None
+        self._warn = warn
+        self._run: Any = None
+        if not settings["wandb"]:
+            return
+        mode = settings["mode"]
+        if mode not in ("online", "offline"):
+            raise ValueError(f"logger.mode {mode!r} is not one of online, offline")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        arguments: dict[str, Any] = {
+            "project": settings["project"],
+            "dir": str(folder),
+            "config": dict(config),
+            "id": run_id,
+            "resume": "allow",
+            "job_type": job,
+            "group": folder.parent.name,
+            "name": folder.name,
+            "settings": wandb.Settings(silent=True, console="off", init_timeout=20),
+        }
+        try:
+            self._run = wandb.init(mode=mode, **arguments)
+        except Exception as error:  # wandb raises errors of many kinds; none may stop a search
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warn(f"Weights & Biases is unreachable ({first}); logging offline, send it later: wandb sync")
+            try:
+                wandb.teardown()
+                self._run = wandb.init(mode="offline", **arguments)
+            except Exception as second:
+                warn(f"Weights & Biases does not work offline either ({second}); metrics.csv has the figures")
+
+    def log(self, step: int, values: Mapping[str, float], *, replayed: bool = False) -> None:
+        """Figures of one step.
+
+        Args:
+            step: From 0.
+            values: Figures by name; the names of the first step are the columns.
+            replayed: Whether an earlier session of the run has sent them already.
+        """
+        first = self._columns is None
+        if self._columns is None:
+            self._columns = ["step", *values]
+        with self._path.open("w" if first else "a", newline="") as file:
+            writer = csv.writer(file)
+            if first:
+                writer.writerow(self._columns)
+            writer.writerow([step, *(values.get(name, "") for name in self._columns[1:])])
+        if self._run is not None and not replayed:
+            self._send(lambda run: run.log(dict(values), step=step))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Figures of the whole run."""
+        self._send(lambda run: run.summary.update(dict(values)))
+
+    def front(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], x: str, y: str) -> None:
+        """A front as a W&B table and a scatter plot.
+
+        Args:
+            columns: Names.
+            rows: One row per network.
+            x: Column of the horizontal axis.
+            y: Column of the vertical axis.
+        """
+
+        def send(run: Any) -> None:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            run.log({"front": table, "front_plot": wandb.plot.scatter(table, x, y, title=f"{y} against {x}")})
+
+        self._send(send)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Close the W&B run."""
+        self._send(lambda run: run.finish(exit_code=int(failed)))
+        self._run = None
+
+    def _send(self, action: Callable[[Any], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # as above
+            self._warn(f"Weights & Biases stopped ({error}); the run goes on, metrics.csv has the figures")
+            self._run = None
