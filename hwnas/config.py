@@ -27,7 +27,7 @@ def conf_folder() -> Path:
 def build(node: DictConfig, **offered: Any) -> Any:
     """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
 
-    Of the offered objects a class gets those that its constructor names. A config file is code, so a
+    Of the offered objects a class gets those that its constructor names and the node does not set. A config file is code, so a
     `_target_` must come from this package, or from one that the environment variable HWNAS_ALLOW_TARGETS
     names (module names, separated by commas).
 
@@ -55,7 +55,7 @@ def _create(settings: Any, offered: Mapping[str, Any]) -> Any:
             f"{name} has no setting {unknown[0]!r}{suggestion(str(unknown[0]), list(known))}"
         )
     arguments = {key: value for key, value in offered.items() if key in known}
-    return target(**arguments, **settings)
+    return target(**{**arguments, **settings})
 
 
 def locate(name: str) -> Any:

@@ -82,40 +82,45 @@ class Profile:
         return profile
 
 
-def time_module(
-    module: nn.Module, shape: Sequence[int], *, batch_size: int, rounds: int, round_ms: float
+def time_modules(
+    modules: Sequence[tuple[nn.Module, Sequence[int]]], *, batch_size: int, rounds: int, round_ms: float
 ) -> FloatArray:
-    """Milliseconds per forward pass, one figure per round, after a warm-up; shape (rounds,).
+    """Milliseconds per forward pass, shape (modules, rounds), after a warm-up.
+
+    Every round visits every module, so that a drift of the machine's speed meets all of them alike.
 
     Args:
-        module: Run in evaluation and inference mode.
-        shape: Input shape without the batch.
+        modules: Modules and their input shapes without the batch; run in evaluation and inference mode.
         batch_size: Images per pass.
-        rounds: Number of figures.
-        round_ms: A round repeats the pass until about this long.
+        rounds: Number of figures per module.
+        round_ms: In a round, a module's pass is repeated until about this long, at least twice.
     """
     import torch
 
-    module = module.eval()
-    x = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    figures = np.empty((len(modules), rounds))
     with torch.inference_mode():
-        module(x)
-        start = time.perf_counter()
-        for _ in range(3):
+        passes = []
+        for module, shape in modules:
+            module.eval()
+            x = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
             module(x)
-        once = (time.perf_counter() - start) / 3
-        repeats = max(1, round(round_ms / 1e3 / once))
-        figures = np.empty(rounds)
-        for index in range(rounds):
             start = time.perf_counter()
-            for _ in range(repeats):
+            for _ in range(3):
                 module(x)
-            figures[index] = (time.perf_counter() - start) / repeats
+            once = (time.perf_counter() - start) / 3
+            passes.append((module, x, max(2, round(round_ms / 1e3 / once))))
+        for index in range(rounds):
+            for row, (module, x, repeats) in enumerate(passes):
+                module(x)  # bring its weights back into the caches
+                start = time.perf_counter()
+                for _ in range(repeats):
+                    module(x)
+                figures[row, index] = (time.perf_counter() - start) / repeats
     return figures * 1e3
 
 
 def measure(
-    space: Any, *, batch_size: int, threads: int, rounds: int, num_networks: int = 20, seed: int = 0
+    space: Any, *, batch_size: int, threads: int, rounds: int, num_networks: int = 24, seed: int = 0
 ) -> Profile:
     """Profile a space's networks on this machine with torch on the CPU.
 
@@ -136,30 +141,21 @@ def measure(
     torch.set_num_threads(threads)
     try:
         blocks = space.blocks()
-        operations = {}
-        for name, (module, shape) in blocks.modules.items():
-            figures = time_module(module, shape, batch_size=batch_size, rounds=rounds, round_ms=3)
-            low, middle, high = np.percentile(figures, [25, 50, 75])
-            operations[name] = {
-                "median_ms": float(middle),
-                "iqr_ms": float(high - low),
-                "rounds": rounds,
-            }
         genotypes = space.sample(np.random.default_rng(seed), num_networks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            measured = np.array(
-                [
-                    np.median(
-                        time_module(
-                            space.network(genotype), space.image_shape, batch_size=batch_size, rounds=9, round_ms=15
-                        )
-                    )
-                    for genotype in genotypes
-                ]
-            )
+            networks = [(space.network(genotype), space.image_shape) for genotype in genotypes]
+        figures = time_modules(
+            [*blocks.modules.values(), *networks], batch_size=batch_size, rounds=rounds, round_ms=5
+        )
     finally:
         torch.set_num_threads(before)
+    low, middle, high = np.percentile(figures, [25, 50, 75], axis=1)
+    operations = {
+        name: {"median_ms": float(middle[row]), "iqr_ms": float(high[row] - low[row]), "rounds": rounds}
+        for row, name in enumerate(blocks.modules)
+    }
+    measured = middle[len(operations) :]
 
     def cost(counts: Any) -> float:
         return sum(number * operations[name]["median_ms"] for name, number in counts.items())
@@ -169,7 +165,7 @@ def measure(
     G = np.array(genotypes)
     summed = edges[np.arange(G.shape[1]), G].sum(axis=1) + base
     fit, test = slice(0, None, 2), slice(1, None, 2)
-    scale, offset = np.polyfit(summed[fit], measured[fit], 1)
+    scale, offset = np.polyfit(summed[fit], measured[fit], 1, w=1 / measured[fit])  # relative errors
     predicted = scale * summed[test] + offset
     ranks = [values.argsort().argsort() for values in (predicted, measured[test])]
     return Profile(

@@ -42,21 +42,19 @@ class Cell(nn.Module):
         self.edges = nn.ModuleDict(
             {str(edge): operation(op, channels) for edge, op in enumerate(genotype) if op != NONE}
         )
+        self.wiring = tuple(EDGES[int(edge)] for edge in self.edges)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Keeps (B, C, H, W); zeros where no operation reaches the output."""
-        nodes = [x_BCHW]
-        for target in range(1, 4):
-            inputs = [
-                self.edges[str(edge)](nodes[source])
-                for edge, (source, to) in enumerate(EDGES)
-                if to == target and str(edge) in self.edges
-            ]
-            node = inputs[0] if inputs else torch.zeros_like(x_BCHW)
-            for other in inputs[1:]:
-                node = node + other
-            nodes.append(node)
-        return nodes[-1]
+        nodes: list[Tensor | None] = [x_BCHW, None, None, None]
+        for (source, target), module in zip(self.wiring, self.edges.values(), strict=True):
+            start = nodes[source]  # edges are in the order of their targets: complete by now
+            if start is None:
+                start = nodes[source] = torch.zeros_like(x_BCHW)
+            output, node = module(start), nodes[target]
+            nodes[target] = output if node is None else node + output
+        output = nodes[-1]
+        return torch.zeros_like(x_BCHW) if output is None else output
 
 
 class NasBench201Network(nn.Module):
@@ -333,8 +331,18 @@ class NasBench201Population(nn.Module):
         return self.features(x_BCHW)[1]
 
 
+class _Add(nn.Module):
+    """What a node costs for each input after its first."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + x_BCHW
+
+
 def measurable_blocks(space: NasBench201) -> Blocks:
-    """Each operation at each stage, and the skeleton (stem, reductions, head) as one block."""
+    """Each operation at each stage, the addition at a node, and the skeleton (stem, reductions, head).
+
+    Every edge but a node's first is charged with one addition; that is exact for nodes without `none`.
+    """
     C, N = space.channels, space.num_cells
     _, height, width = space.image_shape
     modules: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -342,7 +350,14 @@ def measurable_blocks(space: NasBench201) -> Blocks:
     }
     for stage in range(3):
         shape = (C << stage, -(-height // 2**stage), -(-width // 2**stage))
+        modules[f"add@stage{stage + 1}"] = _Add(), shape
         for op in range(1, len(OPS)):
             modules[f"{OPS[op]}@stage{stage + 1}"] = operation(op, shape[0]), shape
-    per_op = [{f"{name}@stage{s + 1}": N for s in range(3)} if name != "none" else {} for name in OPS]
-    return Blocks(modules, {"skeleton": 1}, [per_op] * len(EDGES))
+
+    def counts(op: int, source: int) -> dict[str, int]:
+        names = [] if op == NONE else [OPS[op]] if source == 0 else [OPS[op], "add"]
+        return {f"{name}@stage{stage + 1}": N for name in names for stage in range(3)}
+
+    return Blocks(
+        modules, {"skeleton": 1}, [[counts(op, source) for op in range(len(OPS))] for source, _ in EDGES]
+    )
