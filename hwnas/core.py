@@ -77,11 +77,12 @@ def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArra
         sign = -1.0 if objective.goal == "max" else 1.0
         for row, trial in enumerate(trials):
             try:
-                F[row, column] = sign * trial.metrics[objective.metric]
+                value = trial.metrics[objective.metric]
             except KeyError:
                 raise ValueError(
                     f"no evaluator reports {objective.metric!r}; reported: {', '.join(trial.metrics)}"
                 ) from None
+            F[row, column] = math.inf if math.isinf(value) else sign * value
     return F
 
 
@@ -166,7 +167,7 @@ def whole_number(name: str, value: Any, *, least: int = 1) -> int:
     Raises:
         ValueError: It is not a whole number, or too small; names the setting.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0 or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return int(value)
 
