@@ -18,6 +18,8 @@ from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Trial, costs
 
 SCHEMA_VERSION = 1
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)  # whatever a line that is no trial can raise
+
 
 def to_json(value: Any) -> str:
     """Strict JSON in one line; `inf` (not supported) becomes null, NaN is refused."""
@@ -70,8 +72,9 @@ class Archive:
                 if not line.endswith(b"\n"):
                     raise ValueError("no line end")
                 self.trials.append(_trial(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except _MALFORMED as error:
                 if number < len(lines):
+                    self.close()
                     raise ValueError(
                         f"{path} is corrupt in line {number} of {len(lines)} ({error}); "
                         "restore it from a copy, or start a new run"
@@ -137,7 +140,7 @@ def read_archive(path: Path) -> list[Trial]:
     for number, line in enumerate(lines, start=1):
         try:
             trials.append(_trial(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except _MALFORMED as error:
             if number < len(lines):
                 raise ValueError(f"{path} is corrupt in line {number} of {len(lines)} ({error})") from None
     return trials
@@ -224,6 +227,10 @@ Key = tuple[str, str, str, str]
 """(evaluator, space, dataset, version): what an answer belongs to besides its genotype."""
 
 
+_ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(201)"}
+"""Lets one process at a time look for the tables and create them: runs of a sweep start together."""
+
+
 class EvaluationStore:
     """Evaluations by key and genotype, shared by runs: SQLite (WAL) on one machine, any SQL server by URL.
 
@@ -243,6 +250,8 @@ class EvaluationStore:
         with self._explained():
             try:
                 parsed = sql.make_url(self.url)
+                if parsed.get_backend_name() not in _ALONE:
+                    raise ArgumentError(f"{parsed.get_backend_name()} is not one of {', '.join(_ALONE)}")
                 if parsed.get_backend_name() == "sqlite" and parsed.database:
                     Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
                 self._engine = sql.create_engine(parsed)
@@ -256,6 +265,7 @@ class EvaluationStore:
             insert = postgresql.insert if parsed.get_backend_name() == "postgresql" else sqlite.insert
             self._insert = insert(_evaluations).on_conflict_do_nothing()
             with self._engine.begin() as connection:
+                connection.exec_driver_sql(_ALONE[parsed.get_backend_name()])
                 tables = sql.inspect(connection).get_table_names()
                 if not tables:
                     _metadata.create_all(connection)
