@@ -24,6 +24,8 @@ class Display:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = 160  # logs are not as narrow as the terminal that is not there
         self.seconds: dict[str, float] = {}
         self._progress: Progress | None = None
 

@@ -304,8 +304,8 @@ def _say_answer(
 
     table = Table(title=f"front: {len(pareto)} networks", title_justify="left", box=None)
     for objective in objectives:
-        table.add_column(objective.metric, justify="right")
-    table.add_column("architecture", no_wrap=True, overflow="ellipsis")
+        table.add_column(objective.metric, justify="right", no_wrap=True, min_width=len(objective.metric))
+    table.add_column("architecture", overflow="fold")
     shown = pareto if len(pareto) <= 12 else [pareto[round(i * (len(pareto) - 1) / 11)] for i in range(12)]
     for trial in shown:
         mark = " <- best" if trial == answer else ""

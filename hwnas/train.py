@@ -51,7 +51,7 @@ def train_network(
         torch.manual_seed(seed)
         network = space.network(genotype)
         module = fit(
-            network, dataset, recipe, part="all", valid=False, seed=seed, folder=folder, on_epoch=on_epoch
+            network, dataset, recipe, part="all", seed=seed, folder=folder, on_epoch=on_epoch
         )
     test_acc = accuracy(module, dataset, "test")
     figures = {

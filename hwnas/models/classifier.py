@@ -28,8 +28,7 @@ class Classifier(pl.LightningModule):
         on_epoch: Called with the figures of each epoch.
 
     Attributes:
-        history: Per epoch "epoch", "loss", "train_acc" (of augmented batches), "lr" and, where there are
-            validation images, "valid_acc"; accuracies in 0..1.
+        history: Per epoch "epoch", "loss", "train_acc" (of augmented batches, in 0..1) and "lr".
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class Classifier(pl.LightningModule):
         self.register_buffer("std", std)
         self._on_epoch = on_epoch
         self._sums: list[Tensor] = []
-        self._correct: list[Tensor] = []
 
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Images in 0..1 as the network takes them."""
@@ -73,13 +71,8 @@ class Classifier(pl.LightningModule):
         self._sums.append(torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()]))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """Count correct answers."""
-        x, y = batch
-        self._correct.append(self(x).argmax(1) == y)
-
     def on_train_epoch_end(self) -> None:
-        """Write down the epoch; Lightning validates before it comes here."""
+        """Write down the epoch's figures."""
         loss, accuracy = torch.stack(self._sums).mean(0).tolist()
         figures = {
             "epoch": self.current_epoch + 1,
@@ -87,9 +80,7 @@ class Classifier(pl.LightningModule):
             "train_acc": accuracy,
             "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
         }
-        if self._correct:
-            figures["valid_acc"] = torch.cat(self._correct).float().mean().item()
-        self._sums, self._correct = [], []
+        self._sums = []
         self.history.append(figures)
         self._on_epoch(figures)
 
@@ -120,7 +111,6 @@ def fit(
     recipe: Recipe,
     *,
     part: str,
-    valid: bool,
     seed: int,
     folder: Path,
     on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
@@ -132,7 +122,6 @@ def fit(
         dataset: Images.
         recipe: How to train.
         part: Which training images: "train" or "all".
-        valid: Whether to validate after every epoch.
         seed: Seed of shuffling and augmentation.
         folder: Lightning's working folder.
         on_epoch: Called with the figures of each epoch.
@@ -141,28 +130,23 @@ def fit(
         ValueError: Fewer images than a batch, or a loss that is not finite.
     """
     batches = Batches(*dataset.split(part), dataset, batch_size=recipe.batch_size, seed=seed)
-    valid_batches = (
-        Batches(*dataset.split("valid"), dataset, batch_size=1000, train=False) if valid else None
-    )
-    module = Classifier(
-        network, *dataset.normalisation(), recipe, num_steps=recipe.epochs * len(batches), on_epoch=on_epoch
-    )
-    if recipe.epochs:
+    num_steps = min(recipe.epochs * len(batches), recipe.max_steps or recipe.epochs * len(batches))
+    module = Classifier(network, *dataset.normalisation(), recipe, num_steps, on_epoch)
+    if num_steps:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
             trainer = pl.Trainer(
-                max_epochs=recipe.epochs,
+                max_steps=num_steps,
                 accelerator="auto",
                 devices=1,
                 gradient_clip_val=recipe.grad_clip,
-                num_sanity_val_steps=0,
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
-            trainer.fit(module, batches, valid_batches)
+            trainer.fit(module, batches)
     return module.cpu().eval()
 
 

@@ -20,6 +20,7 @@ class Recipe:
         nesterov: Whether the momentum is Nesterov's.
         label_smoothing: In 0..1.
         grad_clip: Largest global gradient norm; None does not clip.
+        max_steps: Optimiser steps at most, also within an epoch; None leaves it to the epochs.
 
     Raises:
         ValueError: A value out of range; names the setting.
@@ -33,6 +34,7 @@ class Recipe:
     nesterov: bool = True
     label_smoothing: float = 0.0
     grad_clip: float | None = 5.0
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         whole_number("epochs", self.epochs, least=0)
@@ -45,3 +47,5 @@ class Recipe:
             raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
         if self.grad_clip is not None:
             positive("grad_clip", self.grad_clip)
+        if self.max_steps is not None:
+            whole_number("max_steps", self.max_steps)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.data.images import Images
-from hwnas.models.classifier import Classifier, fit
+from hwnas.models.classifier import Classifier, accuracy, fit
 from hwnas.models.recipe import Recipe
 
 
@@ -108,11 +108,11 @@ def reference_model(
         return Classifier(network, *dataset.normalisation(), recipe, num_steps=0).eval()
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    module = fit(network, dataset, recipe, part="train", valid=True, seed=seed, folder=path.parent)
+    module = fit(network, dataset, recipe, part="train", seed=seed, folder=path.parent)
     if not recipe.epochs:
         announce("reference ResNet-20 left untrained, as the recipe says (0 epochs)")
         return module
-    valid_acc = module.history[-1]["valid_acc"]
+    valid_acc = accuracy(module, dataset, "valid")
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save({"weights": network.state_dict(), "valid_acc": valid_acc}, partial)
     os.replace(partial, path)
