@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -90,10 +91,10 @@ def _within(module: str, packages: Sequence[str]) -> bool:
 
 def suggestion(word: str, known: Sequence[str]) -> str:
     """"; did you mean ...?" with the nearest known words, or what is known if none is near."""
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    near = list(dict.fromkeys(difflib.get_close_matches(word, known, n=3, cutoff=0.5)))
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 12 else ""
 
 
 def data_folder() -> Path:
@@ -116,7 +117,7 @@ def find_file(path: str) -> Path:
         if place.is_file():
             return place
     looked = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
-    raise ValueError(f"file {path!r} not found; looked for {looked}")
+    raise ValueError(f"file {path!r} not found; looked for {looked} (HWNAS_DATA names the data folder)")
 
 
 def explain(error: BaseException, config_name: str) -> str:
@@ -130,9 +131,8 @@ def explain(error: BaseException, config_name: str) -> str:
     if missing is not None and "/" in str(missing):
         group, option = str(missing).rsplit("/", 1)
         options = list(getattr(error, "options", None) or [])
-        return f"{group}={option} is not known{suggestion(option, options)}" + (
-            f" (all: {', '.join(options)})" if options else ""
-        )
+        near = suggestion(option, options).partition("; known")[0]
+        return f"{group}={option} is not known{near}; choices: {', '.join(options)}"
     key = re.search(r"Could not override '([^']+)'|Could not append to config\. .*'([^']+)'", str(error))
     if key is None:
         key = re.search(r"No match in the defaults list\.", str(error)) and re.search(
@@ -140,7 +140,7 @@ def explain(error: BaseException, config_name: str) -> str:
         )
     if key is not None:
         name = key[1] or key[2]
-        return f"unknown setting {name!r}{suggestion(name, _settings(config_name))}"
+        return f"unknown setting {name!r}{suggestion(name, _settings(config_name))} (hwnas {config_name} --help)"
     return " ".join(lines) or type(error).__name__
 
 
@@ -181,6 +181,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         try:
             return main(cfg)
         except expected as error:
+            logging.getLogger("hwnas").error(explain(error, config_name), exc_info=error)
             # In a sweep Hydra collects the failures of its jobs; a single run ends here.
             if full or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

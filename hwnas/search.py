@@ -86,7 +86,7 @@ def parse_limits(limits: Mapping[str, Any], metrics: Mapping[str, Goal]) -> tupl
         if name not in metrics:
             raise ValueError(
                 f"limits.{name}: no evaluator or device of this run reports {name}"
-                f"{suggestion(name, list(metrics))} (reported: {', '.join(metrics)})"
+                f"{suggestion(name, list(metrics))}"
             )
         parsed.append(Limit(name, positive(f"limits.{name}", bound), metrics[name]))
     return tuple(parsed)

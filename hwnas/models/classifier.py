@@ -146,7 +146,12 @@ def fit(
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
-            trainer.fit(module, batches)
+            try:
+                trainer.fit(module, batches)
+            except SystemExit:  # Lightning's answer to Ctrl-C
+                raise KeyboardInterrupt from None
+            if trainer.interrupted:
+                raise KeyboardInterrupt
     return module.cpu().eval()
 
 
