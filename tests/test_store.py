@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -8,6 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Trial
@@ -298,8 +300,10 @@ def test_bad_url_shows_the_form(bad: str) -> None:
 
 
 def write(url: str, worker: int, barrier: object, num: int) -> None:
-    barrier.wait()  # type: ignore[attr-defined]
-    store = EvaluationStore(url, f"run{worker}")  # on a store that does not exist yet: all create it
+    for attempt in range(15):  # stores that do not exist yet: all create them at the same moment
+        barrier.wait()  # type: ignore[attr-defined]
+        EvaluationStore(f"{url}-{attempt}", "run").close()
+    store = EvaluationStore(url, f"run{worker}")
     for start in range(0, num, 50):
         rows = range(start, start + 50)
         store.put(KEY, {(worker, k): {"rmi": float(k)} for k in rows})
@@ -466,14 +470,12 @@ def test_hypervolume_of_one_point_and_of_nothing() -> None:
 
 
 def test_hypervolume_never_falls() -> None:
-    import numpy as np
-
     rng = np.random.default_rng(0)
     hypervolume = Hypervolume([ACC, LATENCY])
     curve = [
         hypervolume.add([trial(g, k, acc=rng.random(), ms=rng.random()) for k in range(4)]) for g in range(40)
     ]
-    assert all(b >= a for a, b in zip(curve, curve[1:], strict=False))
+    assert all(b >= a for a, b in itertools.pairwise(curve))
     assert curve[-1] > curve[0]
 
 
