@@ -1,4 +1,537 @@
-"""placeholder, replaced below"""
+"""A run's page: one HTML file that draws what the run's folder holds, and needs nothing else to be read."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-def write_report(folder, result=None): (Path(folder)/'report.html').write_text('x')
-def command(args): return 0
+from platform import python_version
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from hwnas.config import build, choices, explain
+from hwnas.core import (
+    Genotype,
+    Goal,
+    Limit,
+    Objective,
+    SearchSpace,
+    Trial,
+    best,
+    costs,
+    front,
+    unique,
+    violations,
+)
+from hwnas.drawing import NODE_RADIUS, Axis, Drawing, axis, drawing, quantity, text
+from hwnas.store import Hypervolume, metrics_from_json, read_archive, to_json
+
+MAX_DOMINATED = 3000
+NUM_SHADES = 8
+"""Steps of the colour scale of generations."""
+
+PHASES = {
+    "quality": "preparing the quality estimate",
+    "device": "preparing the device",
+    "search": "searching",
+    "final network": "training the final network",
+    "report": "drawing this page",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says.
+
+    Args:
+        folder: The folder, absolute.
+        result: Contents of result.json; empty for an unfinished run.
+        names: Chosen option per config group.
+        config: The composed configuration.
+        space: The search space.
+        trials: Every evaluation, in order; at least one.
+        objectives: Quality first, then cost.
+        limits: Bounds that networks must keep.
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+    names: Mapping[str, str]
+    config: DictConfig
+    space: SearchSpace
+    trials: list[Trial]
+    objectives: tuple[Objective, ...]
+    limits: tuple[Limit, ...]
+
+
+def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+    """Draw the page of a run; returns the path of its report.html.
+
+    Args:
+        folder: The run's folder.
+        result: What result.json is going to hold; None reads it, and if there is none the run is unfinished.
+
+    Raises:
+        ValueError: There is no run in the folder, or one of its files is corrupt; says which.
+    """
+    run = read_run(folder, result)
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    path = folder / "report.html"
+    partial = path.with_suffix(".tmp")
+    partial.write_text(templates.get_template("report.html.j2").render(page(run)), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def command(arguments: list[str]) -> int:
+    """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
+    parser = argparse.ArgumentParser(prog="hwnas report", description="Draw the page of a run again.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="folder of a search")
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        for folder in given.folders:
+            print(write_report(folder.expanduser()))
+    except (ValueError, OSError) as error:
+        print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
+    """Everything that the page shows, from the run's folder.
+
+    Args:
+        folder: The run's folder.
+        result: As for `write_report`.
+
+    Raises:
+        ValueError: There is no run in the folder, or one of its files is corrupt; says which.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    for name in ("archive.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no search: {name} is missing")
+    if result is None and (folder / "result.json").is_file():
+        result = _read_json(folder / "result.json")
+    result = json.loads(to_json(result or {}))
+    try:
+        config, names = OmegaConf.load(folder / ".hydra" / "config.yaml"), choices(folder)
+        shape, num_classes = (
+            OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
+        )
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{folder / '.hydra'} is corrupt: {' '.join(str(error).split())}") from None
+    assert isinstance(config, DictConfig)
+    known = {} if shape is None else {"image_shape": tuple(shape), "num_classes": num_classes}
+    space: SearchSpace = build(config.search_space, **known)
+
+    trials = read_archive(folder / "archive.jsonl")
+    if not trials:
+        raise ValueError(f"{folder} holds no evaluated network yet")
+    try:
+        for genotype in {trial.genotype for trial in trials}:
+            space.check(genotype)
+        if result:
+            objectives = tuple(Objective(o["metric"], o["goal"]) for o in result["objectives"])
+        else:
+            objectives = tuple(Objective(metric, _goal(metric)) for metric in list(trials[0].metrics)[:2])
+        costs(trials, objectives)  # every trial has them
+        goals = {objective.metric: objective.goal for objective in objectives}
+        bounds = result["limits"] if result else OmegaConf.select(config, "limits") or {}
+        limits = tuple(
+            Limit(str(metric), float(bound), goals.get(metric, _goal(metric)))
+            for metric, bound in bounds.items()
+            if bound is not None
+        )
+        violations(trials, limits)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is corrupt: {error}") from None
+    return Run(
+        folder.absolute(), result, {**names, **_options(result)}, config, space, trials, objectives, limits
+    )
+
+
+def _goal(metric: str) -> Goal:
+    return "max" if metric.endswith("_acc") or metric == "rmi" else "min"
+
+
+def _options(result: Mapping[str, Any]) -> dict[str, str]:
+    groups = ("strategy", "search_space", "dataset", "evaluator", "device")
+    return {group: result[group] for group in groups if group in result}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {error}") from None
+
+
+def page(run: Run) -> dict[str, Any]:
+    """The values of the template: everything is decided here, the template only arranges it."""
+    answer = best(run.trials, run.objectives, run.limits)
+    supported = [t for t in unique(run.trials) if all(map(math.isfinite, t.metrics.values()))]
+    pareto = front(supported, run.objectives)
+    marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
+    ordered = sorted(marked.values(), key=lambda trial: trial.metrics[run.objectives[1].metric])
+    dominated = [trial for trial in supported if trial.genotype not in marked]
+    drawn = _thinned(dominated)
+    shape = drawing(run.space)
+    names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
+    reported = _reported(run.result)
+    names += [name for name in dict.fromkeys(itertools.chain(*reported.values())) if name not in names]
+    points = _points([*drawn, *ordered], names, reported, pareto, answer, run)
+    on_front = [point for point in points if point["front"]]
+    num_unsupported = len(unique(run.trials)) - len(supported)
+    trained = _trained(run.folder)
+    return {
+        "run": run,
+        "objectives": [quantity(objective.metric) for objective in run.objectives],
+        "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
+        "limits": [_spoken(limit) for limit in run.limits],
+        "headline": _headline(run, answer, reported, trained),
+        "drawing": shape,
+        "node_radius": NODE_RADIUS,
+        "names": [*(quantity(name).name for name in names), "generation"],
+        "points": points,
+        "answer": next((p for p in points if p["best"]), None),
+        "scatter": _scatter(points, pareto, run) if points else None,
+        "cells": _cells(points, pareto, answer, run),
+        "metrics": names,
+        "front": on_front,
+        "csv": _csv(on_front, names),
+        "counts": {"drawn": len(drawn), "dominated": len(dominated), "unsupported": num_unsupported},
+        "curves": _generations(run),
+        "trained": trained,
+        "phases": _phases(run.result.get("seconds", {})),
+        "evaluations": _evaluations(run),
+        "data": _data(points, shape),
+        "num_shades": NUM_SHADES,
+        "last_generation": max(trial.generation for trial in run.trials),
+        "command": shlex.join(["hwnas", "search", *_overrides(run.folder)]),
+        "next": _next(run, answer, trained),
+        "yaml": (run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"),
+        "versions": {
+            "hwnas": _version("hwnas"),
+            "torch": _version("torch"),
+            "python": python_version(),
+            **run.result.get("versions", {}),
+        },
+    }
+
+
+def _spoken(limit: Limit) -> str:
+    sign = "≤" if limit.goal == "min" else "≥"
+    return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
+
+
+def _thinned(dominated: Sequence[Trial]) -> list[Trial]:
+    """At most `MAX_DOMINATED` trials, evenly over the run."""
+    if len(dominated) <= MAX_DOMINATED:
+        return list(dominated)
+    return [dominated[i] for i in np.linspace(0, len(dominated) - 1, MAX_DOMINATED).astype(int)]
+
+
+def _reported(result: Mapping[str, Any]) -> dict[Genotype, dict[str, float]]:
+    """Metrics per genotype of the networks that result.json describes; some are not in the archive."""
+    described = [*result.get("result", []), *filter(None, [result.get("best")])]
+    return {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
+
+
+def _points(
+    trials: Sequence[Trial],
+    names: Sequence[str],
+    reported: Mapping[Genotype, Mapping[str, float]],
+    pareto: Sequence[Trial],
+    answer: Trial | None,
+    run: Run,
+) -> list[dict[str, Any]]:
+    """One record per drawn network, in drawing order."""
+    first = {trial.genotype: trial.generation for trial in reversed(run.trials)}
+    on_front = {trial.genotype for trial in pareto}
+    points = []
+    for index, (trial, excess) in enumerate(zip(trials, violations(trials, run.limits), strict=True)):
+        metrics = {**reported.get(trial.genotype, {}), **trial.metrics}
+        is_best = answer is not None and trial.genotype == answer.genotype
+        title = (
+            "best feasible network"
+            if is_best
+            else "on the front"
+            if trial.genotype in on_front
+            else "dominated"
+        )
+        points.append(
+            {
+                "index": index,
+                "genotype": trial.genotype,
+                "arch": run.space.to_str(trial.genotype),
+                "generation": first[trial.genotype],
+                "metrics": metrics,
+                "texts": [
+                    *(text(name, metrics[name]) if name in metrics else "" for name in names),
+                    str(first[trial.genotype]),
+                ],
+                "title": title if excess == 0 else f"{title}, beyond the limits",
+                "best": is_best,
+                "front": trial.genotype in on_front,
+                "feasible": excess == 0,
+            }
+        )
+    return points
+
+
+def _scatter(points: Sequence[Mapping[str, Any]], pareto: Sequence[Trial], run: Run) -> dict[str, Any]:
+    """Cost against quality: axes, a dot per point, the front as steps, limits and what lies beyond them."""
+    axes: list[Axis] = []
+    for objective in run.objectives[:2]:
+        axes.append(
+            axis(
+                objective.metric,
+                [point["metrics"][objective.metric] for point in points],
+                keep=[trial.metrics[objective.metric] for trial in pareto],
+                marks=[limit.bound for limit in run.limits if limit.metric == objective.metric],
+                num_ticks=6 if axes else 8,
+                allow_log=objective.goal == "min",
+            )
+        )
+    y, x = axes
+    quality, cost = (objective.metric for objective in run.objectives)
+    last = max(trial.generation for trial in run.trials) or 1
+    dots, num_beyond = [], 0
+    for point in points:
+        q, c = point["metrics"][quality], point["metrics"][cost]
+        beyond = not (y.low <= q <= y.high and x.low <= c <= x.high)
+        num_beyond += beyond
+        shade = round((NUM_SHADES - 1) * point["generation"] / last)
+        style = f"g{shade}" + " out" * (not point["feasible"]) + " beyond" * beyond
+        dots.append((x.at(c), _flipped(y.at(q)), style))
+    steps = [(x.at(trial.metrics[cost]), _flipped(y.at(trial.metrics[quality]))) for trial in pareto]
+    path = f"M{steps[0][0]} {steps[0][1]}" + "".join(f"H{a}V{b}" for a, b in steps[1:]) + "H100"
+    shaded, lines = [], []
+    for limit in run.limits:
+        if limit.metric not in (quality, cost):
+            continue
+        at = x.at(limit.bound) if limit.metric == cost else _flipped(y.at(limit.bound))
+        vertical, after = limit.metric == cost, (limit.goal == "min") == (limit.metric == cost)
+        start, size = (at, round(100 - at, 2)) if after else (0, at)
+        shaded.append((start, 0, size, 100) if vertical else (0, start, 100, size))
+        if 0 < at < 100:
+            lines.append((vertical, at, f"limit {text(limit.metric, limit.bound, exact=True)}"))
+    return {
+        "x": x,
+        "y": y,
+        "dots": dots,
+        "path": path,
+        "shaded": shaded,
+        "lines": lines,
+        "num_beyond": num_beyond,
+    }
+
+
+def _flipped(percent: float) -> float:
+    """From the top instead of from the bottom."""
+    return round(100 - percent, 2)
+
+
+def _line(
+    title: str, metric: str, horizontal: str, xs: Sequence[float], ys: Sequence[float]
+) -> dict[str, Any]:
+    """A line chart; values that are not finite are left out."""
+    known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
+    x = axis(horizontal, xs)
+    y = axis(metric, [b for _, b in known], num_ticks=5)
+    places = [(x.at(a), _flipped(y.at(b))) for a, b in known]
+    path = "M" + "L".join(f"{a} {b}" for a, b in places)
+    return {
+        "title": title,
+        "x": x,
+        "y": y,
+        "path": path,
+        "end": places[-1],
+        "last": text(metric, known[-1][1]),
+    }
+
+
+def _generations(run: Run) -> list[dict[str, Any]]:
+    """Line charts over generations: hypervolume, and the population's mean of each objective."""
+    groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
+    hypervolume = Hypervolume(run.objectives)
+    curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
+    charts = [_line("hypervolume", "hypervolume", "generation", range(len(curve)), curve)]
+    for objective in run.objectives:
+        told = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
+        means = [sum(values) / len(values) if values else math.inf for values in told]
+        if any(map(math.isfinite, means)):
+            generations = [group[0].generation for group in groups]
+            name = f"mean {quantity(objective.metric).name}"
+            charts.append(_line(name, objective.metric, "generation", generations, means))
+    return charts
+
+
+def _cells(
+    points: Sequence[Mapping[str, Any]], pareto: Sequence[Trial], answer: Trial | None, run: Run
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """(title, point) of the networks worth a look; one that is several things at once comes once."""
+    titles: dict[Genotype, list[str]] = {}
+    if answer is not None:
+        titles.setdefault(answer.genotype, []).append("best feasible")
+    if pareto:
+        titles.setdefault(pareto[_knee(costs(pareto, run.objectives))].genotype, []).append(
+            "knee of the front"
+        )
+        titles.setdefault(pareto[0].genotype, []).append("cheapest on the front")
+    by_genotype = {point["genotype"]: point for point in points}
+    return [(", ".join(what), by_genotype[genotype]) for genotype, what in titles.items()]
+
+
+def _knee(F: np.ndarray) -> int:
+    """The row of a front, F (n, 2) as costs, that is farthest below the line between its ends."""
+    span = np.ptp(F, axis=0)
+    return int(np.argmin(((F - F.min(axis=0)) / np.where(span > 0, span, 1.0)).sum(axis=1)))
+
+
+def _csv(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """The points as a data URI."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["arch", "genotype", *names])
+    for point in points:
+        genotype = " ".join(map(str, point["genotype"]))
+        writer.writerow([point["arch"], genotype, *(point["metrics"].get(name, "") for name in names)])
+    return "data:text/csv;charset=utf-8," + quote(buffer.getvalue())
+
+
+def _trained(folder: Path) -> dict[str, Any] | None:
+    """The final network: its figures and learning curves; None if none was trained."""
+    described, curves = folder / "network" / "architecture.json", folder / "network" / "curves.csv"
+    if not (described.is_file() and curves.is_file()):
+        return None
+    figures = _read_json(described)
+    with curves.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        epochs = [float(row["epoch"]) for row in rows]
+        charts = [
+            _line("training loss", "loss", "epoch", epochs, [float(row["loss"]) for row in rows]),
+            _line(
+                "training accuracy",
+                "train_acc",
+                "epoch",
+                epochs,
+                [float(row["train_acc"]) for row in rows],
+            ),
+        ]
+        facts = [
+            (quantity(name).name, text(name, figures[name]))
+            for name in ("test_acc", "params", "flops")
+            if name in figures
+        ]
+        return {
+            "arch": figures["arch"],
+            "test_acc": float(figures["test_acc"]),
+            "facts": [*facts, ("epochs", str(figures["epochs"]))],
+            "weights": folder / "network" / "weights.pt",
+            "charts": charts,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'network'} is corrupt: {error}") from None
+
+
+def _headline(
+    run: Run,
+    answer: Trial | None,
+    reported: Mapping[Genotype, Mapping[str, float]],
+    trained: Mapping[str, Any] | None,
+) -> list[tuple[str, str]]:
+    """(number, caption) pairs for the top of the page."""
+    row: list[tuple[str, str]] = []
+    if answer is None:
+        row.append(("none", "keeps the limits" if run.limits else "is supported by the device"))
+    else:
+        for objective in run.objectives:
+            name = quantity(objective.metric).name
+            row.append((text(objective.metric, answer.metrics[objective.metric]), f"{name} of the best"))
+        test_acc = trained["test_acc"] if trained else reported.get(answer.genotype, {}).get("test_acc")
+        if test_acc is not None:
+            row.append((text("test_acc", test_acc), "test accuracy" + ", trained" * (trained is not None)))
+    row.append((f"{len(run.trials):,}", f"evaluations, {len(unique(run.trials)):,} different networks"))
+    if run.result:
+        row.append((f"{run.result['evaluations']['cached']:,}", "of them from the store"))
+        seconds = run.result["seconds"]["total"]
+        row.append((f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "in all"))
+    return row
+
+
+def _data(points: Sequence[Mapping[str, Any]], shape: Drawing) -> dict[str, Any]:
+    """What the page's script needs to fill a card with any of the points."""
+    titles = list(dict.fromkeys(point["title"] for point in points))
+    rows = [[p["genotype"], p["arch"], titles.index(p["title"]), p["texts"]] for p in points]
+    return {"ops": shape.ops, "titles": titles, "points": rows}
+
+
+def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """(phase, seconds, percent of the whole) in order; short ones, and what no phase covers, come together as the last."""
+    phases = [
+        (PHASES.get(name, name), spent)
+        for name, spent in seconds.items()
+        if name != "total" and spent >= 0.05
+    ]
+    whole = max(seconds.get("total", 0.0), sum(spent for _, spent in phases)) or 1.0
+    phases.append(("starting, and all else", whole - sum(spent for _, spent in phases)))
+    return [(name, f"{spent:.1f} s", round(100 * spent / whole, 2)) for name, spent in phases]
+
+
+def _evaluations(run: Run) -> list[tuple[str, str, float]]:
+    """(origin, number, percent of the whole) of the evaluations; empty for an unfinished run."""
+    if not run.result:
+        return []
+    asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
+    parts = [("paid for", asked - cached), ("from the store, where this or an earlier run had them", cached)]
+    return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
+
+
+def _overrides(folder: Path) -> list[str]:
+    path = folder / ".hydra" / "overrides.yaml"
+    return [str(override) for override in OmegaConf.load(path)] if path.is_file() else []
+
+
+def _next(run: Run, answer: Trial | None, trained: Mapping[str, Any] | None) -> str | None:
+    """The command that a user may want now; None if there is nothing left to do."""
+    if not run.result:
+        return shlex.join(["hwnas", "search", f"resume={run.folder}"])
+    if answer is not None and trained is None and hasattr(run.space, "network"):
+        return shlex.join(["hwnas", "train", f"run={run.folder}"])
+    return None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,253 @@
+"""Numbers behind the run page's drawings: units, axes with round ticks, and the shapes of cells.
+
+Positions are in percent of the plot, so that the page can stretch its drawings to any width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwnas.core import SearchSpace
+from hwnas.spaces.nasbench201 import EDGES, OPS
+
+NAMES = {
+    "val_acc": "validation accuracy",
+    "test_acc": "test accuracy",
+    "train_acc": "training accuracy",
+    "rmi": "representation similarity",
+    "flops": "multiply-adds",
+    "params": "parameters",
+}
+SUFFIXES = {"ms": "ms", "mj": "mJ"}
+PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+NUM_COLOURS = 8
+LOG_RATIO = 30.0
+"""From this ratio of largest to smallest on, an axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a metric is written: `value * factor` and the unit.
+
+    Args:
+        name: In words, without the unit.
+        unit: Behind the number; empty if there is none.
+        factor: From the metric's own unit to this one.
+        note: What an axis adds instead of the unit.
+    """
+
+    name: str
+    unit: str = ""
+    factor: float = 1.0
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and unit, for an axis."""
+        extra = self.note or self.unit
+        return f"{self.name} ({extra})" if extra else self.name
+
+
+def quantity(metric: str, size: float = 1.0) -> Quantity:
+    """How to write a metric.
+
+    Args:
+        metric: Name with its unit, e.g. "latency_ms".
+        size: The largest value to be written; chooses between k, M and G.
+    """
+    stem, _, suffix = metric.rpartition("_")
+    name = NAMES.get(metric, stem.replace("_", " ") if suffix in SUFFIXES else metric.replace("_", " "))
+    if suffix == "acc":
+        return Quantity(name, "%", 100.0)
+    if suffix in SUFFIXES:
+        return Quantity(name, SUFFIXES[suffix])
+    if metric in ("flops", "params"):
+        for factor, prefix in PREFIXES:
+            if size >= factor:
+                return Quantity(name, prefix, 1.0 / factor)
+    return Quantity(name, note="rmi, 0..3" if metric == "rmi" else "")
+
+
+def text(metric: str, value: float, *, exact: bool = False) -> str:
+    """A value with its unit, to four digits, e.g. "5.930 ms"; as short as it is where it is `exact`."""
+    if math.isinf(value):
+        return "not supported"
+    how = quantity(metric, abs(value))
+    number = value * how.factor
+    digits = f"{number:,.0f}" if abs(number) >= 999.95 else f"{number:.4g}" if exact else f"{number:#.4g}"
+    return f"{digits} {how.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a plot.
+
+    Args:
+        label: What it shows, with the unit.
+        low: Value at 0 percent.
+        high: Value at 100 percent.
+        ticks: (position in percent, text) of each tick.
+        log: Whether it is logarithmic.
+    """
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...] = ()
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Position of a value in percent; the nearer end for values beyond the axis."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(max(value, self.low))
+        return round(100.0 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
+
+
+def axis(
+    metric: str,
+    values: Sequence[float],
+    *,
+    keep: Sequence[float] = (),
+    marks: Sequence[float] = (),
+    num_ticks: int = 6,
+    allow_log: bool = False,
+) -> Axis:
+    """An axis over values with a margin and round ticks.
+
+    Args:
+        metric: Which metric, or "generation" or "epoch", which have no margin and whole ticks.
+        values: What is plotted, at least one finite value. With `keep`, at most 5 % of them may stay beyond
+            the axis: far outliers (Tukey's outer fences) that would squeeze the rest to less than half.
+        keep: Values that the axis must reach, the front's.
+        marks: Values that it should reach where they are near, the limits'.
+        num_ticks: About how many ticks.
+        allow_log: Choose a logarithmic scale where the values span a ratio of `LOG_RATIO`.
+    """
+    low, high = float(min(values)), float(max(values))
+    log = allow_log and low > 0 and high / low >= LOG_RATIO
+    if keep and not log:
+        q5, q25, q75, q95 = np.quantile(values, [0.05, 0.25, 0.75, 0.95])
+        inner_low = max(low, min(q5, q25 - 3 * (q75 - q25), *keep))
+        inner_high = min(high, max(q95, q75 + 3 * (q75 - q25), *keep))
+        if inner_high - inner_low < (high - low) / 2:
+            low, high = float(inner_low), float(inner_high)
+    for mark in marks:
+        reach = (high - low) / 4
+        if low - reach <= mark <= high + reach and (mark > 0 or not log):
+            low, high = min(low, mark), max(high, mark)
+    how = quantity(metric, max(abs(low), abs(high)))
+    if metric in ("generation", "epoch"):
+        high = max(high, low + 1)
+    elif log:
+        low, high = low / 1.15, high * 1.15
+    else:
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+        low = max(0.0, low - margin) if low >= 0 else low - margin
+        high += margin
+    bare = Axis(how.label, low, high, log=log)
+    numbers = _log_ticks(low, high, how.factor) if log else _ticks(low, high, how.factor, num_ticks)
+    whole = [(n, t) for n, t in numbers if "." not in t] if metric in ("generation", "epoch") else numbers
+    return Axis(how.label, low, high, tuple((bare.at(n / how.factor), t) for n, t in whole), log)
+
+
+def _ticks(low: float, high: float, factor: float, num: int) -> list[tuple[float, str]]:
+    """Round numbers between the ends, in the written unit, 1, 2 or 5 times a power of ten apart."""
+    low, high = low * factor, high * factor
+    raw = (high - low) / num
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw * (1 - 1e-9))
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    numbers = [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [(number, f"{number:,.{digits}f}") for number in numbers]
+
+
+def _log_ticks(low: float, high: float, factor: float) -> list[tuple[float, str]]:
+    """Powers of ten between the ends, in the written unit; with 2 and 5 times them if there are few."""
+    low, high = low * factor, high * factor
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    numbers = [step * 10.0**power for power in powers for step in steps]
+    return [(number, f"{number:g}") for number in numbers if low <= number <= high]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one decision of a genotype is drawn.
+
+    Args:
+        shape: "edge", a path that ends in an arrow, or "box".
+        path: SVG path data.
+        x: Centre of the label.
+        y: Centre of the label.
+    """
+
+    shape: str
+    path: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The shape that all architectures of a space share, and how each operation looks in it.
+
+    Args:
+        width: Of the drawing, in its own units.
+        height: Of the drawing.
+        slots: One per decision of a genotype.
+        nodes: (x, y, name) of the nodes.
+        ops: (style class, label) per operation.
+        names: Full name per operation, for a legend.
+    """
+
+    width: int
+    height: int
+    slots: tuple[Slot, ...]
+    nodes: tuple[tuple[float, float, str], ...]
+    ops: tuple[tuple[str, str], ...]
+    names: tuple[str, ...]
+
+
+NODE_RADIUS = 14
+_NODES = ((22.0, 92.0, "in"), (124.0, 34.0, "1"), (222.0, 92.0, "2"), (328.0, 92.0, "out"))
+_BENDS = {(0, 3): 88.0, (1, 3): -36.0}  # the two long edges pass outside the others
+_LOOKS = {
+    "none": ("ghost", ""),
+    "skip_connect": ("c0", "skip"),
+    "nor_conv_1x1": ("c2", "1×1"),
+    "nor_conv_3x3": ("c1", "3×3"),
+    "avg_pool_3x3": ("c3", "pool"),
+}
+
+
+def drawing(space: SearchSpace) -> Drawing:
+    """The drawing of a space: a graph for NAS-Bench-201, else a strip with a box per decision."""
+    if space.ops == OPS and len(space.choices) == len(EDGES):
+        slots = tuple(_edge(source, target) for source, target in EDGES)
+        return Drawing(350, 158, slots, _NODES, tuple(_LOOKS[op] for op in OPS), OPS)
+    size, per_row, count = 20, 16, len(space.choices)
+    boxes = []
+    for i in range(count):
+        x, y = 1 + (i % per_row) * (size + 2), 1 + (i // per_row) * (size + 2)
+        boxes.append(Slot("box", f"M{x} {y}h{size}v{size}h-{size}z", x + size / 2, y + size / 2))
+    labels = [op if len(op) == 1 else str(index) for index, op in enumerate(space.ops)]
+    ops = tuple((f"c{index % NUM_COLOURS}", label) for index, label in enumerate(labels))
+    rows = -(-count // per_row)
+    return Drawing(min(count, per_row) * (size + 2), rows * (size + 2), tuple(boxes), (), ops, space.ops)
+
+
+def _edge(source: int, target: int) -> Slot:
+    """A quadratic curve between two nodes, cut at their circles, with its label in the middle."""
+    a, b = np.array(_NODES[source][:2]), np.array(_NODES[target][:2])
+    control = (a + b) / 2 + (0.0, _BENDS.get((source, target), 0.0))
+    start = a + (control - a) / np.linalg.norm(control - a) * NODE_RADIUS
+    end = b + (control - b) / np.linalg.norm(control - b) * (NODE_RADIUS + 2)
+    x, y = (start + 2 * control + end) / 4
+    points = " ".join(f"{value:.1f}" for value in (*control, *end))
+    return Slot("edge", f"M{start[0]:.1f} {start[1]:.1f}Q{points}", round(float(x), 1), round(float(y), 1))
