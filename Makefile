@@ -1,0 +1,49 @@
+# Everything a new checkout needs: Python 3.11 or newer, and make.
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help search test test-full bench format check clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  ARGS="..." goes to the command, e.g. make search ARGS="strategy=random seed=1"'
+
+search: $(VENV)/.installed  ## install if needed, run the default search (minutes, no download but packages)
+	@$(BIN)/hwnas search $(ARGS)
+
+test: $(VENV)/.installed-dev  ## install if needed, run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-full: $(VENV)/.installed-dev  ## the tests and the slow ones
+	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+bench: $(VENV)/.installed-dev  ## measure the speed figures that README quotes
+	@$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
+
+format: $(VENV)/.installed-dev  ## format the code and mend what can be mended
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+check: $(VENV)/.installed-dev  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:  ## remove what was built and installed; results in multirun/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then echo "hwnas needs Python 3.11 or newer on PATH, or make PYTHON=<python>"; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/.installed $@

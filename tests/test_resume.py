@@ -1,0 +1,218 @@
+"""A run killed at any point and resumed ends like one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOY = ["experiment=toy", "logger=csv", "generations=6", "strategy.population_size=10", "seed=3"]
+REAL = [
+    "logger=csv",
+    "generations=3",
+    "strategy.population_size=6",
+    "evaluator.steps=2",
+    "evaluator.reference.epochs=1",
+    "trainer.epochs=1",
+    "search_space.num_cells=1",
+    "device.rounds=3",
+]
+
+# Runs `hwnas search` in a process that kills itself at the n-th time it reaches a place.
+KILLER = """
+import os, signal, sys
+import hwnas.report, hwnas.search, hwnas.store as store
+from hwnas.__main__ import main
+
+place, nth = sys.argv[1], int(sys.argv[2])
+count = 0
+
+def die_at(name):
+    global count
+    if name == place:
+        count += 1
+        if count == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+put, extend = store.EvaluationStore.put, store.Archive.extend
+
+def dying_put(self, *arguments):
+    die_at("before the store")
+    put(self, *arguments)
+    die_at("after the store")
+
+def dying_extend(self, trials):
+    if place == "in the journal" and trials[0].generation == nth:
+        whole = b"".join(store._line(trial) for trial in trials)
+        self._file.write(whole[: len(whole) * 2 // 3])
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    die_at("before the journal")
+    extend(self, trials)
+    die_at("after the journal")
+
+store.EvaluationStore.put, store.Archive.extend = dying_put, dying_extend
+
+def before(module, name, label):
+    original = getattr(module, name)
+    def dying(*arguments, **keywords):
+        die_at(label)
+        return original(*arguments, **keywords)
+    setattr(module, name, dying)
+
+before(hwnas.report, "write_report", "before the report")
+before(hwnas.search, "_write_front", "before the front")
+before(os, "replace", "before a file is put in place")
+if place == "before the final network":
+    import hwnas.train
+    before(hwnas.train, "train_network", "before the final network")
+sys.exit(main(["search", *sys.argv[3:]]))
+"""
+
+
+def search(cwd: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hwnas", "search", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def killed(cwd: Path, place: str, nth: int, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, place, str(nth), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    assert not (cwd / "run" / "result.json").exists()
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What must not depend on interruptions."""
+    result = json.loads((folder / "result.json").read_text())
+    del result["seconds"]
+    if result["network"]:
+        result["network"] = {key: result["network"][key] for key in ("test_acc", "epochs")}
+    files = ("archive.jsonl", "metrics.csv", "pareto.csv")
+    return {"result": result, **{name: (folder / name).read_bytes() for name in files}}
+
+
+@pytest.fixture(scope="module")
+def whole_toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    cwd = tmp_path_factory.mktemp("whole")
+    search(cwd, *TOY, "hydra.run.dir=run")
+    return outcome(cwd / "run")
+
+
+@pytest.mark.parametrize(
+    ("place", "nth"),
+    [
+        ("before the store", 1),
+        ("before the store", 7),
+        ("after the store", 1),
+        ("after the store", 8),
+        ("before the journal", 2),
+        ("in the journal", 0),
+        ("in the journal", 4),
+        ("after the journal", 1),
+        ("after the journal", 6),
+        ("before the front", 1),
+        ("before the report", 1),
+        ("before a file is put in place", 1),  # the run's identity
+        ("before a file is put in place", 3),  # result.json
+    ],
+)
+def test_a_killed_toy_run_resumes(tmp_path: Path, whole_toy: dict[str, object], place: str, nth: int) -> None:
+    killed(tmp_path, place, nth, *TOY, "hydra.run.dir=run")
+    search(tmp_path, "resume=run")
+    assert outcome(tmp_path / "run") == whole_toy
+
+
+def test_a_run_killed_twice_resumes_from_another_folder(tmp_path: Path, whole_toy: dict[str, object]) -> None:
+    killed(tmp_path, "after the journal", 2, *TOY, "hydra.run.dir=run")
+    killed(tmp_path, "before the journal", 2, "resume=run")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    search(elsewhere, f"resume={tmp_path / 'run'}", "seed=3", "strategy=mo_hdnas")
+    assert outcome(tmp_path / "run") == whole_toy
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_killed_real_run_resumes(tmp_path: Path) -> None:
+    """Real networks: the same profile and reference, but evaluations of its own for every run."""
+    common = [*REAL, "store.dir=store"]
+    search(tmp_path, *common, "store.url=sqlite:///whole.sqlite", "hydra.run.dir=whole")
+    expected = outcome(tmp_path / "whole")
+    for place, nth in [("after the store", 1), ("in the journal", 1), ("before the final network", 1)]:
+        name = place.replace(" ", "-")
+        killed(tmp_path, place, nth, *common, f"store.url=sqlite:///{name}.sqlite", "hydra.run.dir=run")
+        search(tmp_path, "resume=run")
+        assert outcome(tmp_path / "run") == expected, place
+        (tmp_path / "run").rename(tmp_path / name)
+
+
+def test_finished_runs_are_left_alone(tmp_path: Path, whole_toy: dict[str, object]) -> None:
+    search(tmp_path, *TOY, "hydra.run.dir=run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.*")}
+    search(tmp_path, "resume=run")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_torn_and_corrupt_journals(tmp_path: Path, run_hwnas, whole_toy: dict[str, object]) -> None:
+    killed(tmp_path, "before the report", 1, *TOY, "hydra.run.dir=run")
+    journal = tmp_path / "run" / "archive.jsonl"
+    with journal.open("ab") as file:
+        file.write(b'{"generation": 6, "genoty')
+    torn = run_hwnas("search", "resume=run")
+    assert "dropped the torn last line 61" in torn.stdout
+    assert outcome(tmp_path / "run") == whole_toy
+
+    os.remove(tmp_path / "run" / "result.json")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[7] = b"{half\n"
+    journal.write_bytes(b"".join(lines))
+    corrupt = run_hwnas("search", "resume=run", code=1)
+    assert "corrupt in line 8 of 60" in corrupt.stderr
+    assert corrupt.stderr.count("\n") == 1
+    assert journal.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4", "seed=4 contradicts the run in run, which has seed=3"),
+        ("strategy=random", "strategy=random contradicts the run in run, which has strategy=mo_hdnas"),
+        ("strategy.population_size=12", "which has strategy.population_size=10"),
+        ("limits.latency_ms=3", "which has limits.latency_ms=None"),
+        ("hydra.run.dir=other", "hydra.run.dir=other cannot be changed"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, run_hwnas, override: str, message: str) -> None:
+    killed(tmp_path, "after the journal", 1, *TOY, "hydra.run.dir=run")
+    before = (tmp_path / "run" / "archive.jsonl").read_bytes()
+    refused = run_hwnas("search", "resume=run", override, code=1)
+    assert message in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert (tmp_path / "run" / "archive.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("nowhere", "resume=nowhere is not a folder"),
+        (".", "resume=. holds no run: .hydra/config.yaml is missing"),
+    ],
+)
+def test_folders_that_are_no_run(run_hwnas, folder: str, message: str) -> None:
+    assert message in run_hwnas("search", f"resume={folder}", code=1).stderr
