@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-import os
 from pathlib import Path
 
 import numpy as np
