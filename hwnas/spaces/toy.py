@@ -20,7 +20,7 @@ class Toy(SearchSpace):
         choices: Operation indices allowed per edge; None allows all.
 
     Raises:
-        ValueError: A size out of range.
+        ValueError: A size out of range, or choices that are empty or name an unknown operation.
     """
 
     def __init__(
@@ -32,7 +32,12 @@ class Toy(SearchSpace):
         if count > 26:
             raise ValueError(f"search_space.num_ops must be at most 26, not {num_ops}")
         self.ops = tuple(chr(ord("a") + op) for op in range(count))
-        self.choices = tuple(tuple(ops) for ops in choices or [range(count)] * edges)
+        allowed = [range(count)] * edges if choices is None else choices
+        self.choices = tuple(tuple(sorted(set(ops))) for ops in allowed)
+        if len(self.choices) != edges or any(
+            not ops or not set(ops) <= set(range(count)) for ops in self.choices
+        ):
+            raise ValueError(f"choices must be {edges} non-empty sets of 0..{count - 1}, not {allowed}")
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Toy:
         """The sub-space with only the operations `keep[edge]` on each edge."""
