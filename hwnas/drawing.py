@@ -6,12 +6,12 @@ Positions are in percent of the plot, so that the page can stretch its drawings 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hwnas.core import SearchSpace
+from hwnas.core import Limit, Objective, SearchSpace
 from hwnas.spaces.nasbench201 import EDGES, OPS
 
 NAMES = {
@@ -142,7 +142,8 @@ def axis(
         if low - reach <= mark <= high + reach and (mark > 0 or not log):
             low, high = min(low, mark), max(high, mark)
     how = quantity(metric, max(abs(low), abs(high)))
-    if metric in ("generation", "epoch"):
+    counted = metric in ("generation", "epoch")
+    if counted:
         high = max(high, low + 1)
     elif log:
         low, high = low / 1.15, high * 1.15
@@ -150,16 +151,18 @@ def axis(
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
         low = max(0.0, low - margin) if low >= 0 else low - margin
         high += margin
+    if log:
+        numbers = _log_ticks(low * how.factor, high * how.factor)
+    else:
+        numbers = _ticks(low * how.factor, high * how.factor, num_ticks, least=1.0 if counted else 0.0)
     bare = Axis(how.label, low, high, log=log)
-    numbers = _log_ticks(low, high, how.factor) if log else _ticks(low, high, how.factor, num_ticks)
-    whole = [(n, t) for n, t in numbers if "." not in t] if metric in ("generation", "epoch") else numbers
-    return Axis(how.label, low, high, tuple((bare.at(n / how.factor), t) for n, t in whole), log)
+    ticks = tuple((bare.at(number / how.factor), label) for number, label in numbers)
+    return replace(bare, ticks=ticks)
 
 
-def _ticks(low: float, high: float, factor: float, num: int) -> list[tuple[float, str]]:
-    """Round numbers between the ends, in the written unit, 1, 2 or 5 times a power of ten apart."""
-    low, high = low * factor, high * factor
-    raw = (high - low) / num
+def _ticks(low: float, high: float, num: int, *, least: float) -> list[tuple[float, str]]:
+    """Round numbers between the ends: 1, 2 or 5 times a power of ten apart, at least `least`."""
+    raw = max(least, (high - low) / num)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw * (1 - 1e-9))
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -167,13 +170,129 @@ def _ticks(low: float, high: float, factor: float, num: int) -> list[tuple[float
     return [(number, f"{number:,.{digits}f}") for number in numbers]
 
 
-def _log_ticks(low: float, high: float, factor: float) -> list[tuple[float, str]]:
-    """Powers of ten between the ends, in the written unit; with 2 and 5 times them if there are few."""
-    low, high = low * factor, high * factor
+def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Powers of ten between the ends; with 2 and 5 times them if there are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    steps = (1, 2, 5) if high < 2000 * low else (1,)
     numbers = [step * 10.0**power for power in powers for step in steps]
     return [(number, f"{number:g}") for number in numbers if low <= number <= high]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Cost against quality, with the front and the limits; y counts from the top.
+
+    Args:
+        x: Axis of the cost.
+        y: Axis of the quality.
+        places: (x, y) per point, at the nearer end of an axis for a point beyond it.
+        beyond: Whether the point lies beyond an axis.
+        path: The front as steps, SVG path data in a square of 100 by 100.
+        shaded: (x, y, width, height) of what each limit excludes.
+        lines: (whether it is vertical, position, text) of the limits within the axes.
+    """
+
+    x: Axis
+    y: Axis
+    places: list[tuple[float, float]]
+    beyond: list[bool]
+    path: str
+    shaded: list[tuple[float, float, float, float]]
+    lines: list[tuple[bool, float, str]]
+
+
+def scatter(
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    points: Sequence[Mapping[str, float]],
+    front: Sequence[Mapping[str, float]],
+) -> Scatter:
+    """Place networks in the plane of two objectives.
+
+    Args:
+        objectives: Quality, drawn upwards, then cost, drawn to the right.
+        limits: Those on other metrics are left out.
+        points: Metrics per network, finite.
+        front: Metrics of the front's networks, cheapest first.
+    """
+    y, x = (
+        axis(
+            objective.metric,
+            [metrics[objective.metric] for metrics in points],
+            keep=[metrics[objective.metric] for metrics in front],
+            marks=[limit.bound for limit in limits if limit.metric == objective.metric],
+            num_ticks=num_ticks,
+            allow_log=objective.goal == "min",
+        )
+        for objective, num_ticks in zip(objectives, (8, 6), strict=True)
+    )
+    quality, cost = (objective.metric for objective in objectives)
+
+    def place(metrics: Mapping[str, float]) -> tuple[float, float]:
+        return x.at(metrics[cost]), _from_top(y.at(metrics[quality]))
+
+    beyond = [
+        not (x.low <= metrics[cost] <= x.high and y.low <= metrics[quality] <= y.high) for metrics in points
+    ]
+    (start_x, start_y), *steps = [place(metrics) for metrics in front]
+    path = f"M{start_x} {start_y}" + "".join(f"H{a}V{b}" for a, b in steps) + "H100"
+    shaded, lines = [], []
+    for limit in limits:
+        if limit.metric not in (quality, cost):
+            continue
+        vertical = limit.metric == cost
+        at = x.at(limit.bound) if vertical else _from_top(y.at(limit.bound))
+        after = vertical == (limit.goal == "min")  # y points down: a lower bound excludes what is below it
+        begin, size = (at, round(100 - at, 2)) if after else (0.0, at)
+        shaded.append((begin, 0.0, size, 100.0) if vertical else (0.0, begin, 100.0, size))
+        if 0 < at < 100:
+            lines.append((vertical, at, f"limit {text(limit.metric, limit.bound, exact=True)}"))
+    return Scatter(x, y, [place(metrics) for metrics in points], beyond, path, shaded, lines)
+
+
+def _from_top(percent: float) -> float:
+    return round(100 - percent, 2)
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """One curve.
+
+    Args:
+        title: What it shows.
+        x: Horizontal axis.
+        y: Vertical axis.
+        path: The curve, SVG path data in a square of 100 by 100.
+        end: (x, y from the top) of its last point.
+        last: Its last value, written out.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    path: str
+    end: tuple[float, float]
+    last: str
+
+
+def line_chart(
+    title: str, metric: str, horizontal: str, xs: Sequence[float], ys: Sequence[float]
+) -> LineChart:
+    """A curve of a metric; values that are not finite are left out, at least one must be.
+
+    Args:
+        title: What it shows.
+        metric: Metric of `ys`.
+        horizontal: "generation" or "epoch".
+        xs: Where.
+        ys: Values.
+    """
+    known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
+    x = axis(horizontal, xs)
+    y = axis(metric, [b for _, b in known], num_ticks=5)
+    places = [(x.at(a), _from_top(y.at(b))) for a, b in known]
+    path = "M" + "L".join(f"{a} {b}" for a, b in places)
+    return LineChart(title, x, y, path, places[-1], text(metric, known[-1][1]))
 
 
 @dataclass(frozen=True)

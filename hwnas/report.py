@@ -39,7 +39,7 @@ from hwnas.core import (
     unique,
     violations,
 )
-from hwnas.drawing import NODE_RADIUS, Axis, Drawing, axis, drawing, quantity, text
+from hwnas.drawing import NODE_RADIUS, Drawing, LineChart, drawing, line_chart, quantity, scatter, text
 from hwnas.store import Hypervolume, metrics_from_json, read_archive, to_json
 
 MAX_DOMINATED = 3000
@@ -64,6 +64,7 @@ class Run:
         result: Contents of result.json; empty for an unfinished run.
         names: Chosen option per config group.
         config: The composed configuration.
+        overrides: What the user gave.
         space: The search space.
         trials: Every evaluation, in order; at least one.
         objectives: Quality first, then cost.
@@ -74,6 +75,7 @@ class Run:
     result: Mapping[str, Any]
     names: Mapping[str, str]
     config: DictConfig
+    overrides: list[str]
     space: SearchSpace
     trials: list[Trial]
     objectives: tuple[Objective, ...]
@@ -140,14 +142,21 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     if result is None and (folder / "result.json").is_file():
         result = _read_json(folder / "result.json")
     result = json.loads(to_json(result or {}))
+    stored = folder / ".hydra"
     try:
-        config, names = OmegaConf.load(folder / ".hydra" / "config.yaml"), choices(folder)
+        config, names = OmegaConf.load(stored / "config.yaml"), choices(folder)
         shape, num_classes = (
             OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
         )
+        written = stored / "overrides.yaml"
+        overrides = [str(override) for override in OmegaConf.load(written)] if written.is_file() else []
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{folder / '.hydra'} is corrupt: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{stored} is corrupt: {' '.join(str(error).split())}") from None
     assert isinstance(config, DictConfig)
+    _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
+    _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
+    if result:
+        _require(result, ("objectives", "limits", "evaluations", "seconds"), folder / "result.json")
     known = {} if shape is None else {"image_shape": tuple(shape), "num_classes": num_classes}
     space: SearchSpace = build(config.search_space, **known)
 
@@ -160,7 +169,9 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
         if result:
             objectives = tuple(Objective(o["metric"], o["goal"]) for o in result["objectives"])
         else:
-            objectives = tuple(Objective(metric, _goal(metric)) for metric in list(trials[0].metrics)[:2])
+            quality, second, *others = trials[0].metrics  # first the estimator's, then the device's
+            cost = next((metric for metric in (second, *others) if _goal(metric) == "min"), second)
+            objectives = (Objective(quality, _goal(quality)), Objective(cost, "min"))
         costs(trials, objectives)  # every trial has them
         goals = {objective.metric: objective.goal for objective in objectives}
         bounds = result["limits"] if result else OmegaConf.select(config, "limits") or {}
@@ -172,18 +183,17 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
         violations(trials, limits)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from None
-    return Run(
-        folder.absolute(), result, {**names, **_options(result)}, config, space, trials, objectives, limits
-    )
+    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits)
 
 
 def _goal(metric: str) -> Goal:
     return "max" if metric.endswith("_acc") or metric == "rmi" else "min"
 
 
-def _options(result: Mapping[str, Any]) -> dict[str, str]:
-    groups = ("strategy", "search_space", "dataset", "evaluator", "device")
-    return {group: result[group] for group in groups if group in result}
+def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
+    for key in keys:
+        if key not in content:
+            raise ValueError(f"{path} is corrupt: it has no {key}")
 
 
 def _read_json(path: Path) -> Any:
@@ -221,7 +231,14 @@ def page(run: Run) -> dict[str, Any]:
         "names": [*(quantity(name).name for name in names), "generation"],
         "points": points,
         "answer": next((p for p in points if p["best"]), None),
-        "scatter": _scatter(points, pareto, run) if points else None,
+        "scatter": scatter(
+            run.objectives,
+            run.limits,
+            [point["metrics"] for point in points],
+            [trial.metrics for trial in pareto],
+        )
+        if points
+        else None,
         "cells": _cells(points, pareto, answer, run),
         "metrics": names,
         "front": on_front,
@@ -234,7 +251,7 @@ def page(run: Run) -> dict[str, Any]:
         "data": _data(points, shape),
         "num_shades": NUM_SHADES,
         "last_generation": max(trial.generation for trial in run.trials),
-        "command": shlex.join(["hwnas", "search", *_overrides(run.folder)]),
+        "command": shlex.join(["hwnas", "search", *run.overrides]),
         "next": _next(run, answer, trained),
         "yaml": (run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"),
         "versions": {
@@ -274,123 +291,54 @@ def _points(
 ) -> list[dict[str, Any]]:
     """One record per drawn network, in drawing order."""
     first = {trial.genotype: trial.generation for trial in reversed(run.trials)}
+    last = max(first.values()) or 1
     on_front = {trial.genotype for trial in pareto}
-    points = []
-    for index, (trial, excess) in enumerate(zip(trials, violations(trials, run.limits), strict=True)):
+    points: list[dict[str, Any]] = []
+    for trial, excess in zip(trials, violations(trials, run.limits), strict=True):
         metrics = {**reported.get(trial.genotype, {}), **trial.metrics}
+        generation, feasible = first[trial.genotype], bool(excess == 0)
         is_best = answer is not None and trial.genotype == answer.genotype
-        title = (
-            "best feasible network"
-            if is_best
-            else "on the front"
-            if trial.genotype in on_front
-            else "dominated"
-        )
+        title = "on the front" if trial.genotype in on_front else "dominated"
+        if is_best:
+            title = "best feasible network" if run.limits else "best network"
+        if not feasible:
+            title += ", beyond the limits"
+        texts = [text(name, metrics[name]) if name in metrics else "" for name in names]
+        spoken = [f"{quantity(name).name} {value}" for name, value in zip(names, texts, strict=True) if value]
+        arch = run.space.to_str(trial.genotype)
+        shade = round((NUM_SHADES - 1) * generation / last)
         points.append(
             {
-                "index": index,
+                "index": len(points),
                 "genotype": trial.genotype,
-                "arch": run.space.to_str(trial.genotype),
-                "generation": first[trial.genotype],
+                "arch": arch,
+                "generation": generation,
                 "metrics": metrics,
-                "texts": [
-                    *(text(name, metrics[name]) if name in metrics else "" for name in names),
-                    str(first[trial.genotype]),
-                ],
-                "title": title if excess == 0 else f"{title}, beyond the limits",
+                "texts": [*texts, str(generation)],
+                "title": title,
+                "label": f"{title}: {arch}; {', '.join(spoken)}; generation {generation}",
+                "style": f"g{shade}" if feasible else f"g{shade} out",
                 "best": is_best,
                 "front": trial.genotype in on_front,
-                "feasible": excess == 0,
+                "feasible": feasible,
             }
         )
     return points
 
 
-def _scatter(points: Sequence[Mapping[str, Any]], pareto: Sequence[Trial], run: Run) -> dict[str, Any]:
-    """Cost against quality: axes, a dot per point, the front as steps, limits and what lies beyond them."""
-    axes: list[Axis] = []
-    for objective in run.objectives[:2]:
-        axes.append(
-            axis(
-                objective.metric,
-                [point["metrics"][objective.metric] for point in points],
-                keep=[trial.metrics[objective.metric] for trial in pareto],
-                marks=[limit.bound for limit in run.limits if limit.metric == objective.metric],
-                num_ticks=6 if axes else 8,
-                allow_log=objective.goal == "min",
-            )
-        )
-    y, x = axes
-    quality, cost = (objective.metric for objective in run.objectives)
-    last = max(trial.generation for trial in run.trials) or 1
-    dots, num_beyond = [], 0
-    for point in points:
-        q, c = point["metrics"][quality], point["metrics"][cost]
-        beyond = not (y.low <= q <= y.high and x.low <= c <= x.high)
-        num_beyond += beyond
-        shade = round((NUM_SHADES - 1) * point["generation"] / last)
-        style = f"g{shade}" + " out" * (not point["feasible"]) + " beyond" * beyond
-        dots.append((x.at(c), _flipped(y.at(q)), style))
-    steps = [(x.at(trial.metrics[cost]), _flipped(y.at(trial.metrics[quality]))) for trial in pareto]
-    path = f"M{steps[0][0]} {steps[0][1]}" + "".join(f"H{a}V{b}" for a, b in steps[1:]) + "H100"
-    shaded, lines = [], []
-    for limit in run.limits:
-        if limit.metric not in (quality, cost):
-            continue
-        at = x.at(limit.bound) if limit.metric == cost else _flipped(y.at(limit.bound))
-        vertical, after = limit.metric == cost, (limit.goal == "min") == (limit.metric == cost)
-        start, size = (at, round(100 - at, 2)) if after else (0, at)
-        shaded.append((start, 0, size, 100) if vertical else (0, start, 100, size))
-        if 0 < at < 100:
-            lines.append((vertical, at, f"limit {text(limit.metric, limit.bound, exact=True)}"))
-    return {
-        "x": x,
-        "y": y,
-        "dots": dots,
-        "path": path,
-        "shaded": shaded,
-        "lines": lines,
-        "num_beyond": num_beyond,
-    }
-
-
-def _flipped(percent: float) -> float:
-    """From the top instead of from the bottom."""
-    return round(100 - percent, 2)
-
-
-def _line(
-    title: str, metric: str, horizontal: str, xs: Sequence[float], ys: Sequence[float]
-) -> dict[str, Any]:
-    """A line chart; values that are not finite are left out."""
-    known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
-    x = axis(horizontal, xs)
-    y = axis(metric, [b for _, b in known], num_ticks=5)
-    places = [(x.at(a), _flipped(y.at(b))) for a, b in known]
-    path = "M" + "L".join(f"{a} {b}" for a, b in places)
-    return {
-        "title": title,
-        "x": x,
-        "y": y,
-        "path": path,
-        "end": places[-1],
-        "last": text(metric, known[-1][1]),
-    }
-
-
-def _generations(run: Run) -> list[dict[str, Any]]:
+def _generations(run: Run) -> list[LineChart]:
     """Line charts over generations: hypervolume, and the population's mean of each objective."""
     groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
     hypervolume = Hypervolume(run.objectives)
     curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
-    charts = [_line("hypervolume", "hypervolume", "generation", range(len(curve)), curve)]
+    charts = [line_chart("hypervolume", "hypervolume", "generation", range(len(curve)), curve)]
     for objective in run.objectives:
         told = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
         means = [sum(values) / len(values) if values else math.inf for values in told]
         if any(map(math.isfinite, means)):
             generations = [group[0].generation for group in groups]
             name = f"mean {quantity(objective.metric).name}"
-            charts.append(_line(name, objective.metric, "generation", generations, means))
+            charts.append(line_chart(name, objective.metric, "generation", generations, means))
     return charts
 
 
@@ -400,7 +348,7 @@ def _cells(
     """(title, point) of the networks worth a look; one that is several things at once comes once."""
     titles: dict[Genotype, list[str]] = {}
     if answer is not None:
-        titles.setdefault(answer.genotype, []).append("best feasible")
+        titles.setdefault(answer.genotype, []).append("best feasible" if run.limits else "best")
     if pareto:
         titles.setdefault(pareto[_knee(costs(pareto, run.objectives))].genotype, []).append(
             "knee of the front"
@@ -438,8 +386,8 @@ def _trained(folder: Path) -> dict[str, Any] | None:
     try:
         epochs = [float(row["epoch"]) for row in rows]
         charts = [
-            _line("training loss", "loss", "epoch", epochs, [float(row["loss"]) for row in rows]),
-            _line(
+            line_chart("training loss", "loss", "epoch", epochs, [float(row["loss"]) for row in rows]),
+            line_chart(
                 "training accuracy",
                 "train_acc",
                 "epoch",
@@ -496,7 +444,7 @@ def _data(points: Sequence[Mapping[str, Any]], shape: Drawing) -> dict[str, Any]
 
 
 def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
-    """(phase, seconds, percent of the whole) in order; short ones, and what no phase covers, come together as the last."""
+    """(phase, seconds, percent of the whole) in order; the last are short ones and what no phase covers."""
     phases = [
         (PHASES.get(name, name), spent)
         for name, spent in seconds.items()
@@ -514,11 +462,6 @@ def _evaluations(run: Run) -> list[tuple[str, str, float]]:
     asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
     parts = [("paid for", asked - cached), ("from the store, where this or an earlier run had them", cached)]
     return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
-
-
-def _overrides(folder: Path) -> list[str]:
-    path = folder / ".hydra" / "overrides.yaml"
-    return [str(override) for override in OmegaConf.load(path)] if path.is_file() else []
 
 
 def _next(run: Run, answer: Trial | None, trained: Mapping[str, Any] | None) -> str | None:

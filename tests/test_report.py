@@ -1,0 +1,530 @@
+"""The run page, drawn from small folders written by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwnas.core import Limit, Objective
+from hwnas.drawing import axis, drawing, quantity, scatter, text
+from hwnas.report import MAX_DOMINATED, command, write_report
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.toy import Toy
+
+CONFIG = """\
+seed: 7
+generations: 3
+limits: {}
+search_space:
+  _target_: hwnas.spaces.toy.Toy
+  num_edges: 4
+  num_ops: 5
+dataset: {}
+"""
+NASBENCH = CONFIG.replace("toy.Toy\n  num_edges: 4\n  num_ops: 5", "nasbench201.NasBench201\n  num_cells: 1")
+CHOICES = {
+    "strategy": "mo_hdnas",
+    "search_space": "toy",
+    "dataset": "none",
+    "evaluator": "toy",
+    "device": "toy",
+}
+
+# (generation, genotype, quality, cost); the front is aaaa, bbaa, ccca
+TRIALS: list[tuple[int, list[int], float | None, float | None]] = [
+    (0, [0, 0, 0, 0], 0.50, 1.0),
+    (0, [1, 1, 0, 0], 0.80, 2.0),
+    (1, [2, 2, 2, 0], 0.90, 6.0),
+    (1, [3, 3, 3, 3], 0.40, 5.0),
+    (2, [1, 1, 0, 0], 0.80, 2.0),
+]
+
+
+def make_run(
+    folder: Path,
+    trials: Sequence[tuple[int, list[int], float | None, float | None]] = TRIALS,
+    *,
+    finished: bool = True,
+    limits: dict[str, float] | None = None,
+    config: str = CONFIG,
+    overrides: Sequence[str] = ("experiment=toy", "seed=7"),
+    **extra: Any,
+) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(config)
+    (folder / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"choices": CHOICES}}}))
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))
+    with (folder / "archive.jsonl").open("w") as file:
+        for generation, genotype, quality, cost in trials:
+            metrics = {"val_acc": quality, "latency_ms": cost}
+            record = {"generation": generation, "genotype": genotype, "metrics": metrics}
+            file.write(json.dumps(record) + "\n")
+    if finished:
+        result = {
+            "status": "finished",
+            **CHOICES,
+            "seed": 7,
+            "limits": limits or {},
+            "generations": 3,
+            "evaluations": {"asked": 5, "unique": 4, "cached": 1},
+            "seconds": {"total": 120.0, "quality": 30.0, "search": 60.0},
+            "objectives": [{"metric": "val_acc", "goal": "max"}, {"metric": "latency_ms", "goal": "min"}],
+            "result": [],
+            "best": None,
+            "network": None,
+            "hypervolume": [0.1, 0.6, 0.7],
+            "versions": {"toy_val_acc": "1-4x5"},
+            **extra,
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: tags with their attributes, and the text that a reader sees."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._words: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join("".join(self._words).split())
+        data = re.search(r'<script type="application/json" id="data">(.*?)</script>', self.source, re.DOTALL)
+        self.data = json.loads(data[1]) if data else None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._words.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if not self.tags or self.tags[-1][0] not in ("script", "style"):
+            self._words.append(data)
+
+    def classes(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for _, attrs in self.tags if name in (attrs.get("class") or "").split()]
+
+
+def page(folder: Path) -> Page:
+    return Page(write_report(folder))
+
+
+def dots(drawn: Page) -> list[dict[str, str | None]]:
+    """The dots of the plot, without those of the legend."""
+    return [attrs for attrs in drawn.classes("dot") if (attrs.get("cx") or "").endswith("%")]
+
+
+def test_a_finished_run_shows_its_best_network_and_its_front(tmp_path):
+    drawn = page(make_run(tmp_path / "run"))
+    assert "mo_hdnas on toy" in drawn.text
+    assert "seed 7, 3 of 3 generations, finished" in drawn.text
+    assert "90.00 %" in drawn.text
+    assert "6.000 ms" in drawn.text
+    assert "evaluations, 4 different networks 5" in drawn.text
+    assert "2.0 min" in drawn.text
+    assert "The line joins the 3 that no other beats in both." in drawn.text
+    labels = [attrs["aria-label"] for attrs in dots(drawn) if "front" in attrs["class"]]
+    assert labels == [
+        "on the front: aaaa; validation accuracy 50.00 %, latency 1.000 ms; generation 0",
+        "on the front: bbaa; validation accuracy 80.00 %, latency 2.000 ms; generation 0",
+        "best network: ccca; validation accuracy 90.00 %, latency 6.000 ms; generation 1",
+    ]
+    assert [attrs.get("tabindex") for attrs in dots(drawn)] == [None, "0", "0", "0"]
+    assert "hwnas search experiment=toy seed=7" in drawn.text
+    assert "toy_val_acc 1-4x5" in drawn.text
+
+
+def test_the_given_result_counts_and_the_file_is_not_needed(tmp_path):
+    folder = make_run(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    result["seconds"] = {"total": 7.0}
+    assert write_report(folder, result) == folder / "report.html"
+    drawn = Page(folder / "report.html")
+    assert "finished" in drawn.text
+    assert "unfinished" not in drawn.text
+    assert "7.0 s in all." in drawn.text
+    assert sorted(path.name for path in folder.iterdir()) == [".hydra", "archive.jsonl", "report.html"]
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path):
+    folder = make_run(tmp_path / "run")
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path):
+    drawn = page(make_run(tmp_path / "run"))
+    links = [value for _, attrs in drawn.tags for key in ("src", "href", "data") if (value := attrs.get(key))]
+    assert links == ["data:,", *(link for link in links if link.startswith("data:text/csv"))]
+    assert "http://" not in drawn.source
+    assert "https://" not in drawn.source
+    assert "@import" not in drawn.source
+    assert set(re.findall(r"url\(([^)]*)\)", drawn.source)) <= {"#hatch", *(f"#arrow{i}" for i in range(8))}
+
+
+def test_text_of_the_folder_cannot_become_markup(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    folder = make_run(
+        tmp_path / "run",
+        overrides=[f"name={evil}"],
+        config=CONFIG + f"note: '{evil}'\n",
+        versions={evil: evil},
+    )
+    (folder / "network").mkdir()
+    figures = {"arch": evil, "test_acc": 0.5, "epochs": 1, "params": 10}
+    (folder / "network" / "architecture.json").write_text(json.dumps(figures))
+    (folder / "network" / "curves.csv").write_text("epoch,loss,train_acc,lr\n1,0.5,0.9,0.1\n")
+    drawn = page(folder)
+    assert not any(tag == "img" for tag, _ in drawn.tags)
+    assert not any("onerror" in attrs for _, attrs in drawn.tags)
+    assert [tag for tag, _ in drawn.tags].count("script") == 3
+    assert drawn.text.count(evil) == 5  # the command, the configuration, both sides of versions, the network
+    assert "'name=" + evil + "'" in drawn.text  # quoted for the shell
+
+
+def test_names_of_metrics_cannot_become_markup(tmp_path):
+    folder = make_run(tmp_path / "run")
+    archive = folder / "archive.jsonl"
+    archive.write_text(archive.read_text().replace('"metrics": {', '"metrics": {"</script><b>": 1, '))
+    drawn = page(folder)
+    assert "</script><b>" not in drawn.source
+    assert "</script><b>" in drawn.text
+
+
+def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path):
+    folder = make_run(tmp_path / "my run", finished=False)
+    with (folder / "archive.jsonl").open("a") as file:
+        file.write('{"generation": 2, "geno')  # killed while writing
+    drawn = page(folder)
+    assert "This run is unfinished" in drawn.text
+    assert f"hwnas search 'resume={folder}'" in drawn.text
+    assert "Where the time went" not in drawn.text
+    assert "The line joins the 3 that no other beats in both." in drawn.text
+    # The first generation spans 0.5..0.8 by 1..2 ms with (0.5, 2) as the reference: nothing is dominated yet,
+    # nor later by (0.9, 6), which costs more than the reference.
+    assert "hypervolume 0.000" in drawn.text
+
+
+def test_an_unfinished_run_takes_its_limits_from_the_configuration(tmp_path):
+    folder = make_run(
+        tmp_path / "run",
+        finished=False,
+        config=CONFIG.replace("limits: {}", "limits: {latency_ms: 3, flops: null}"),
+    )
+    drawn = page(folder)
+    assert "within latency ≤ 3 ms" in drawn.text
+    assert "best feasible network: bbaa" in drawn.source
+
+
+def test_limits_are_drawn_and_marked(tmp_path):
+    folder = make_run(tmp_path / "run", limits={"latency_ms": 4.0, "val_acc": 0.6})
+    drawn = page(folder)
+    assert "within latency ≤ 4 ms and validation accuracy ≥ 60 %" in drawn.text
+    assert "limit 4 ms" in drawn.text
+    assert "limit 60 %" in drawn.text
+    assert len(drawn.classes("limit")) == 2
+    assert len(drawn.classes("shaded")) == 2
+    styles = {attrs["aria-label"].split(";")[0]: attrs["class"].split() for attrs in dots(drawn)[1:]}
+    assert list(styles) == [
+        "on the front, beyond the limits: aaaa",
+        "best feasible network: bbaa",
+        "on the front, beyond the limits: ccca",
+    ]
+    assert ["out" in style for style in styles.values()] == [True, False, True]
+    assert drawn.text.count("✓ kept") == 1
+    assert drawn.text.count("✗ beyond") == 2
+
+
+def test_the_shaded_sides_are_those_that_limits_exclude():
+    objectives = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
+    limits = (Limit("latency_ms", 3.0), Limit("val_acc", 0.5, "max"), Limit("params", 10.0))
+    points = [{"val_acc": 0.0, "latency_ms": 1.0}, {"val_acc": 1.0, "latency_ms": 5.0}]
+    plot = scatter(objectives, limits, points, [points[1]])
+    assert plot.shaded == [(50.0, 0.0, 50.0, 100.0), (0.0, 52.38, 100.0, 47.62)]
+    assert plot.lines == [(True, 50.0, "limit 3 ms"), (False, 52.38, "limit 50 %")]
+
+
+def test_nothing_feasible(tmp_path):
+    drawn = page(make_run(tmp_path / "run", limits={"latency_ms": 0.5}))
+    assert "No network keeps the limits." in drawn.text
+    assert "none" in drawn.text
+    assert "keeps the limits" in drawn.text
+    assert "hwnas train" not in drawn.text
+    assert not any("best" in attrs["class"].split() for attrs in dots(drawn))
+
+
+def test_unsupported_networks_are_counted_not_drawn(tmp_path):
+    drawn = page(make_run(tmp_path / "run", [*TRIALS, (2, [4, 4, 4, 4], 0.99, None)]))
+    assert "1 network is not supported by the device and not drawn." in drawn.text
+    assert "eeee" not in drawn.source
+    assert len(dots(drawn)) == 4
+
+
+def test_no_network_is_supported(tmp_path):
+    drawn = page(make_run(tmp_path / "run", [(0, [0, 0, 0, 0], 0.5, None), (0, [1, 0, 0, 0], 0.6, None)]))
+    assert "None of the 2 networks is supported by the device" in drawn.text
+    assert drawn.data is None
+    assert dots(drawn) == []
+
+
+def test_one_network_is_enough(tmp_path):
+    drawn = page(make_run(tmp_path / "run", TRIALS[:1], finished=False))
+    assert "Best, knee of the front, cheapest on the front".lower() in drawn.text.lower()
+    assert len(dots(drawn)) == 1
+
+
+def test_the_table_brings_its_test_accuracy(tmp_path):
+    best = {
+        "arch": "ccca",
+        "genotype": [2, 2, 2, 0],
+        "metrics": {"val_acc": 0.9, "latency_ms": 6.0, "test_acc": 0.87},
+    }
+    drawn = page(make_run(tmp_path / "run", best=best, result=[best]))
+    assert "test accuracy 87.00 %" in drawn.text
+
+
+def test_the_final_network(tmp_path):
+    folder = make_run(tmp_path / "run", config=NASBENCH, trials=[(0, [3, 1, 0, 2, 4, 3], 0.9, 2.0)])
+    assert f"hwnas train run={folder}" in page(folder).text
+    (folder / "network").mkdir()
+    figures = {"arch": "|...|", "test_acc": 0.9721, "params": 643098.0, "flops": 5629578.0, "epochs": 2}
+    (folder / "network" / "architecture.json").write_text(json.dumps(figures))
+    (folder / "network" / "curves.csv").write_text(
+        "epoch,loss,train_acc,lr\n1,2.0,0.5,0.1\n2,0.25,0.95,0.0\n"
+    )
+    drawn = page(folder)
+    for shown in ("97.21 %", "643.1 k", "5.630 M", "training loss 0.2500", "training accuracy 95.00 %"):
+        assert shown in drawn.text
+    assert str(folder / "network" / "weights.pt") in drawn.text
+    assert "hwnas train" not in drawn.text
+
+
+def test_cells_of_nasbench201(tmp_path):
+    drawn = page(make_run(tmp_path / "run", config=NASBENCH, trials=[(0, [3, 1, 0, 2, 4, 3], 0.9, 2.0)]))
+    looks = [attrs["class"] for attrs in drawn.classes("slot")][:6]
+    assert looks == [f"slot {look}" for look in ("c1", "c0", "ghost", "c2", "c3", "c1")]
+    assert drawn.data["ops"] == [["ghost", ""], ["c0", "skip"], ["c2", "1×1"], ["c1", "3×3"], ["c3", "pool"]]
+    assert drawn.data["points"][0][:2] == [
+        [3, 1, 0, 2, 4, 3],
+        "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|",
+    ]
+
+
+def test_edges_leave_one_circle_and_end_before_the_other():
+    shape = drawing(NasBench201())
+    assert len(shape.slots) == 6
+    assert shape.slots[1].path == "M36.0 92.0Q122.0 92.0 206.0 92.0"  # in at x = 22, node 2 at x = 222
+
+
+def test_strips_wrap():
+    shape = drawing(Toy(20, 5))
+    assert (shape.width, shape.height) == (352, 44)
+    assert (shape.slots[16].x, shape.slots[16].y) == (11.0, 33.0)
+    assert shape.ops[0] == ("c0", "a")
+
+
+def test_2000_evaluations_stay_small_and_quick(tmp_path):
+    trials = [
+        (
+            i // 20,
+            [(i >> (2 * k)) % 4 for k in range(6)],
+            0.5 + 0.4 * (i * 37 % 101) / 101,
+            1.0 + i * 61 % 997 / 100,
+        )
+        for i in range(2000)
+    ]
+    folder = make_run(tmp_path / "run", trials, config=NASBENCH)
+    start = time.perf_counter()
+    path = write_report(folder)
+    assert time.perf_counter() - start < 3
+    assert path.stat().st_size < 1_500_000
+    assert len(dots(Page(path))) == 2000
+
+
+def test_too_many_dominated_networks_are_thinned(tmp_path):
+    genotypes = ([a, b, c, d] for a in range(9) for b in range(9) for c in range(9) for d in range(5))
+    trials = [(0, [0, 0, 0, 9], 0.9, 1.0), *((1, genotype, 0.5, 2.0) for genotype in genotypes)]
+    drawn = page(make_run(tmp_path / "run", trials, config=CONFIG.replace("num_ops: 5", "num_ops: 10")))
+    assert "Of 3,645 dominated networks 3,000 are drawn, evenly over the run." in drawn.text
+    assert len(dots(drawn)) == MAX_DOMINATED + 1
+
+
+def test_far_outliers_do_not_squeeze_the_plot(tmp_path):
+    trials = [(0, [i % 5, i // 5 % 5, i // 25, 0], 0.90 + 0.001 * i, 1.0 + 0.1 * i) for i in range(60)]
+    trials.append((0, [4, 4, 4, 4], 0.0, 3.0))
+    drawn = page(make_run(tmp_path / "run", trials))
+    assert "1 far outlier lies beyond the axes and is drawn hollow at the edge." in drawn.text
+    assert [attrs["cy"] for attrs in dots(drawn) if "beyond" in attrs["class"]] == ["100.0%"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "expected"),
+    [
+        ("val_acc", 0.9342, "93.42 %"),
+        ("latency_ms", 5.93, "5.930 ms"),
+        ("energy_mj", 1234.5, "1,234 mJ"),
+        ("flops", 5_629_578.0, "5.630 M"),
+        ("params", 643_098.0, "643.1 k"),
+        ("rmi", 2.9276, "2.928"),
+        ("latency_ms", float("inf"), "not supported"),
+    ],
+)
+def test_values_have_units(metric, value, expected):
+    assert text(metric, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("latency_ms", "latency (ms)"),
+        ("energy_mj", "energy (mJ)"),
+        ("rmi", "representation similarity (rmi, 0..3)"),
+        ("val_acc", "validation accuracy (%)"),
+        ("flops", "multiply-adds (M)"),
+        ("peak_memory", "peak memory"),
+    ],
+)
+def test_axes_are_labelled_with_units(metric, expected):
+    assert quantity(metric, 3e7).label == expected
+
+
+def test_ticks_are_round():
+    assert [label for _, label in axis("latency_ms", [0.5, 7.9]).ticks] == ["2", "4", "6", "8"]
+    assert [label for _, label in axis("val_acc", [0.905, 0.94]).ticks] == ["91", "92", "93", "94"]
+    assert axis("generation", [0, 19]).ticks[:2] == ((0.0, "0"), (26.32, "5"))
+    assert [label for _, label in axis("generation", [0]).ticks] == ["0", "1"]
+    log = axis("latency_ms", [0.2, 90.0], allow_log=True)
+    assert log.log
+    assert [label for _, label in log.ticks] == ["0.2", "0.5", "1", "2", "5", "10", "20", "50", "100"]
+    assert log.at(log.low) == 0.0
+    assert log.at(log.high) == 100.0
+
+
+def test_the_command_prints_paths(tmp_path, capsys):
+    folders = [make_run(tmp_path / name) for name in ("a", "b")]
+    assert command([str(folder) for folder in folders]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(folder / "report.html") for folder in folders]
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    def error(folder: Path) -> str:
+        assert command([str(folder)]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("hwnas report: error: ")
+        return err
+
+    assert error(tmp_path / "missing").endswith("missing is not a folder\n")
+    assert "holds no search: archive.jsonl is missing" in error(tmp_path)
+
+    corrupt = make_run(tmp_path / "corrupt")
+    (corrupt / "archive.jsonl").write_text("{}\n" + (corrupt / "archive.jsonl").read_text())
+    assert "archive.jsonl is corrupt in line 1 of 6" in error(corrupt)
+    assert not (corrupt / "report.html").exists()
+
+    empty = make_run(tmp_path / "empty", [])
+    assert "holds no evaluated network yet" in error(empty)
+
+    foreign = make_run(tmp_path / "foreign", [(0, [9, 0, 0, 0], 0.5, 1.0)])
+    assert "operation 9 on edge 0 of toy is not one of" in error(foreign)
+
+    broken = make_run(tmp_path / "broken")
+    (broken / "result.json").write_text('{"status": ')
+    assert "result.json is corrupt" in error(broken)
+    (broken / "result.json").write_text('{"status": "finished"}')
+    assert "result.json is corrupt: it has no objectives" in error(broken)
+
+    unparsable = make_run(tmp_path / "unparsable", config="seed: [1\n")
+    assert ".hydra is corrupt" in error(unparsable)
+
+    outside = make_run(tmp_path / "outside", config=CONFIG.replace("hwnas.spaces.toy.Toy", "os.system"))
+    assert "outside the allowed packages" in error(outside)
+
+
+def test_wrong_usage(capsys):
+    assert command([]) == 2
+    assert "usage: hwnas report" in capsys.readouterr().err
+    assert command(["--help"]) == 0
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    folder = make_run(tmp_path / "run")
+    code = (
+        "import sys; from hwnas.report import command; code = command(sys.argv[1:]);"
+        "print([m for m in ('torch', 'wandb', 'pytorch_lightning', 'hydra') if m in sys.modules]);"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_in_a_browser(tmp_path):
+    folder = make_run(tmp_path / "run", limits={"latency_ms": 4.0})
+    path = write_report(folder)
+    probe = """<script>
+      const key = name => new KeyboardEvent("keydown", {key: name, bubbles: true, cancelable: true});
+      const press = name => document.activeElement.dispatchEvent(key(name));
+      const words = element => element.textContent.replace(/\\s+/g, " ");
+      const seen = [];
+      const box = document.querySelector(".dot.best").getBoundingClientRect();
+      const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true};
+      plot.dispatchEvent(new PointerEvent("pointermove", {...at, pointerType: "mouse"}));
+      seen.push(tip.hidden, words(tip));
+      const {left, right, top: above, bottom} = tip.getBoundingClientRect();
+      seen.push(left >= 0 && right <= innerWidth && above >= 0 && bottom <= innerHeight);
+      plot.dispatchEvent(new PointerEvent("pointerleave", {pointerType: "mouse"}));
+      seen.push(tip.hidden);
+      document.querySelector(".dot.front").focus();
+      press("ArrowRight"); press("ArrowRight"); press("Enter");
+      seen.push(words(pinned));
+      const column = () => [...document.querySelectorAll("tbody tr")].map(row => row.cells[1].textContent);
+      document.querySelectorAll("thead th")[1].click();
+      document.querySelectorAll("thead th")[1].click();
+      seen.push(column());
+      seen.push(document.documentElement.scrollWidth <= innerWidth);
+      document.title = JSON.stringify(seen);
+    </script></body>"""
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *("--enable-logging=stderr", "--v=0", "--window-size=1280,900", "--virtual-time-budget=2000"),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stderr
+    hidden, tip, on_screen, gone, pinned, column, fits = json.loads(title[1])
+    assert (hidden, gone, on_screen, fits) == (False, True, True, True)
+    assert all(word in tip for word in ("best feasible network", "80.00 %", "bbaa"))
+    assert all(word in pinned for word in ("on the front, beyond the limits", "ccca"))
+    assert column == ["90.00 %", "80.00 %", "50.00 %"]
