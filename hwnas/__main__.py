@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         from hwnas.config import suggestion
 
-        print(f"hwnas: error: unknown command {command!r}{suggestion(command, list(COMMANDS))}", file=sys.stderr)
+        print(
+            f"hwnas: error: unknown command {command!r}{suggestion(command, list(COMMANDS))}", file=sys.stderr
+        )
         return 2
     if command == "report":
         from hwnas.report import command as report

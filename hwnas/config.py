@@ -28,9 +28,9 @@ def conf_folder() -> Path:
 def build(node: DictConfig, **offered: Any) -> Any:
     """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
 
-    Of the offered objects a class gets those that its constructor names and the node does not set. A config file is code, so a
-    `_target_` must come from this package, or from one that the environment variable HWNAS_ALLOW_TARGETS
-    names (module names, separated by commas).
+    Of the offered objects a class gets those that its constructor names and the node does not set. A config
+    file is code, so a `_target_` must come from this package, or from one that the environment variable
+    HWNAS_ALLOW_TARGETS names (module names, separated by commas).
 
     Raises:
         ValueError: A target outside the allow-list or that does not exist, or a key it does not take.
@@ -52,9 +52,7 @@ def _create(settings: Any, offered: Mapping[str, Any]) -> Any:
     known = inspect.signature(target).parameters
     unknown = [key for key in settings if key not in known]
     if unknown:
-        raise ValueError(
-            f"{name} has no setting {unknown[0]!r}{suggestion(str(unknown[0]), list(known))}"
-        )
+        raise ValueError(f"{name} has no setting {unknown[0]!r}{suggestion(str(unknown[0]), list(known))}")
     arguments = {key: value for key, value in offered.items() if key in known}
     return target(**{**arguments, **settings})
 
@@ -90,7 +88,7 @@ def _within(module: str, packages: Sequence[str]) -> bool:
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """"; did you mean ...?" with the nearest known words, or what is known if none is near."""
+    """A hint that follows an unknown word: the nearest known ones, or all if they are few; may be empty."""
     near = list(dict.fromkeys(difflib.get_close_matches(word, known, n=3, cutoff=0.5)))
     if near:
         return f"; did you mean {' or '.join(near)}?"
@@ -140,7 +138,9 @@ def explain(error: BaseException, config_name: str) -> str:
         )
     if key is not None:
         name = key[1] or key[2]
-        return f"unknown setting {name!r}{suggestion(name, _settings(config_name))} (hwnas {config_name} --help)"
+        return (
+            f"unknown setting {name!r}{suggestion(name, _settings(config_name))} (hwnas {config_name} --help)"
+        )
     return " ".join(lines) or type(error).__name__
 
 
@@ -157,8 +157,8 @@ def _settings(config_name: str) -> list[str]:
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig):
-        for key in node:
-            yield f"{prefix}{key}"
+        for key in map(str, node):
+            yield prefix + key
             yield from _keys(node._get_node(key), f"{prefix}{key}.")
 
 
@@ -291,7 +291,7 @@ def train_arguments(arguments: list[str]) -> list[str]:
         raise ValueError(f"run={runs[-1]} is not the folder of a run")
     given = {argument.partition("=")[0] for argument in prepared}
     stored = [f"{group}={option}" for group, option in choices(folder).items()]
-    stored += OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))  # type: ignore[operator]
+    stored += map(str, OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     kept: dict[str, str] = {}
     for override in stored:
         name = override.partition("=")[0].lstrip("+")

@@ -144,9 +144,7 @@ def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tria
 def best(trials: Sequence[Trial], objectives: Sequence[Objective], limits: Sequence[Limit]) -> Trial | None:
     """The best trial that keeps every limit, by the first objective, ties by the next; None if none does."""
     candidates = [
-        trial
-        for trial, violation in zip(trials, violations(trials, limits), strict=True)
-        if violation == 0.0
+        trial for trial, violation in zip(trials, violations(trials, limits), strict=True) if violation == 0.0
     ]
     if not candidates:
         return None

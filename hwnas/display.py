@@ -90,6 +90,4 @@ class Display:
         if self._progress is not None:
             self._progress.update(self._task, completed=number + 1, figures=text)
         elif not replayed and (number + 1) % max(1, self._total // 20) in (0, self._total):
-            self.console.print(
-                f"generation {number + 1}/{self._total}  {text}", markup=False, soft_wrap=True
-            )
+            self.console.print(f"generation {number + 1}/{self._total}  {text}", markup=False, soft_wrap=True)

@@ -116,7 +116,12 @@ def main(cfg: DictConfig) -> float | None:
     seed = whole_number("seed", cfg.seed, least=0)
     store_dir = Path(cfg.store.dir).expanduser()
     dataset = build(cfg.dataset)
-    offered: dict[str, Any] = {"dataset": dataset, "store_dir": store_dir, "announce": display.say, "seed": seed}
+    offered: dict[str, Any] = {
+        "dataset": dataset,
+        "store_dir": store_dir,
+        "announce": display.say,
+        "seed": seed,
+    }
     space: SearchSpace = build(
         cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
@@ -146,7 +151,12 @@ def main(cfg: DictConfig) -> float | None:
     names = choices(folder)
     # Offline logs of jobs in one process must end up in runs of their own: finish() whatever happens.
     tracker = Tracker(
-        folder, cfg.logger, {str(k): v for k, v in config.items()}, run_id=run_id, job="search", warn=display.warn
+        folder,
+        cfg.logger,
+        {str(k): v for k, v in config.items()},
+        run_id=run_id,
+        job="search",
+        warn=display.warn,
     )
     completed = False
     try:
@@ -192,7 +202,9 @@ def main(cfg: DictConfig) -> float | None:
         answer = best(trials, objectives, limits)
         found = strategy.result()
         pareto = front(trials, objectives)
-        tests = {t.genotype: r for t, r in _reports(quality, [*found, *pareto, *([answer] if answer else [])])}
+        tests = {
+            t.genotype: r for t, r in _reports(quality, [*found, *pareto, *([answer] if answer else [])])
+        }
 
         def described(trial: Trial) -> dict[str, Any]:
             return {
@@ -207,12 +219,21 @@ def main(cfg: DictConfig) -> float | None:
 
             with display.phase("final network", "training the final network"):
                 network = train_network(
-                    space, answer.genotype, dataset, recipe, seed=seed, folder=folder / "network", display=display
+                    space,
+                    answer.genotype,
+                    dataset,
+                    recipe,
+                    seed=seed,
+                    folder=folder / "network",
+                    display=display,
                 )
 
         result = {
             "status": "finished",
-            **{group: names[group] for group in ("strategy", "search_space", "dataset", "evaluator", "device")},
+            **{
+                group: names[group]
+                for group in ("strategy", "search_space", "dataset", "evaluator", "device")
+            },
             "seed": seed,
             "limits": {limit.metric: limit.bound for limit in limits},
             "generations": generations,
@@ -250,7 +271,9 @@ def main(cfg: DictConfig) -> float | None:
         os.replace(partial, finished)
         completed = True
         _say_answer(display, space, trials, objectives, limits, answer, pareto, network)
-        display.say(f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s")
+        display.say(
+            f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s"
+        )
         display.say(f"report: {folder / 'report.html'}")
         if answer is not None and network is None and hasattr(space, "network"):
             display.say(f"next: hwnas train run={folder}")
@@ -309,7 +332,9 @@ def _say_answer(
     shown = pareto if len(pareto) <= 12 else [pareto[round(i * (len(pareto) - 1) / 11)] for i in range(12)]
     for trial in shown:
         mark = " <- best" if trial == answer else ""
-        table.add_row(*(f"{trial.metrics[o.metric]:.4g}" for o in objectives), space.to_str(trial.genotype) + mark)
+        table.add_row(
+            *(f"{trial.metrics[o.metric]:.4g}" for o in objectives), space.to_str(trial.genotype) + mark
+        )
     display.console.print(table)
     if answer is None:
         bounds = " and ".join(f"{limit.metric}={limit.bound:g}" for limit in limits)
@@ -318,9 +343,13 @@ def _say_answer(
             display.warn("no network is supported by the device")
         else:
             values = ", ".join(f"{name} {value:.4g}" for name, value in near.metrics.items())
-            display.warn(f"no network keeps limits {bounds}; the closest is {space.to_str(near.genotype)}: {values}")
+            display.warn(
+                f"no network keeps limits {bounds}; the closest is {space.to_str(near.genotype)}: {values}"
+            )
         return
     display.say(f"best: {space.to_str(answer.genotype)}")
     display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in answer.metrics.items()))
     if network is not None:
-        display.say(f"      trained from scratch: test accuracy {network['test_acc']:.2%}, {network['weights']}")
+        display.say(
+            f"      trained from scratch: test accuracy {network['test_acc']:.2%}, {network['weights']}"
+        )

@@ -1,9 +1,10 @@
-"""What a search remembers: its own archive (append-only JSONL) and the evaluations shared by all runs (SQL)."""
+"""What a search remembers: its own archive (append-only JSONL), and evaluations shared by all runs (SQL)."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Trial, costs, non_dominated, unique
+from hwnas.core import (
+    Evaluator,
+    FloatArray,
+    Genotype,
+    Objective,
+    SearchSpace,
+    Trial,
+    costs,
+    non_dominated,
+    unique,
+)
 
 SCHEMA_VERSION = 1
 
@@ -53,7 +65,7 @@ class Archive:
         notes: What was repaired when the journal was opened, one sentence each.
 
     Raises:
-        ValueError: A line in the middle of the journal is corrupt (it is named), or another process writes it.
+        ValueError: A line in the middle of the journal is corrupt (named), or another process writes it.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -111,8 +123,6 @@ class Archive:
     def extend(self, trials: Sequence[Trial]) -> None:
         """Append trials, on disk before in memory."""
         if self._file is not None:
-            import os
-
             offset = self._file.seek(0, os.SEEK_END)
             lines = [_line(trial) for trial in trials]
             self._file.write(b"".join(lines))
@@ -183,11 +193,11 @@ class Hypervolume:
     def __init__(self, objectives: Sequence[Objective]) -> None:
         self.objectives = objectives
         self._front: list[Trial] = []
-        self._reference = self._span = None  # type: ignore[var-annotated]
+        self._worst: FloatArray | None = None  # of the first generation, per objective
+        self._span: FloatArray = np.ones(len(objectives))
 
     def add(self, trials: Sequence[Trial]) -> float:
         """The hypervolume once `trials` belong to it; 0 while no supported trial was seen."""
-        import numpy as np
         from pymoo.indicators.hv import HV
 
         candidates = unique([*self._front, *trials])
@@ -197,11 +207,11 @@ class Hypervolume:
         finite = F[np.isfinite(F).all(axis=1)]
         if len(finite) == 0:
             return 0.0
-        if self._reference is None:
-            self._reference = finite.max(axis=0)
-            span = self._reference - finite.min(axis=0)
+        if self._worst is None:
+            self._worst = finite.max(axis=0)
+            span = self._worst - finite.min(axis=0)
             self._span = np.where(span > 0, span, 1.0)
-        return float(HV(ref_point=np.zeros(len(self.objectives)))((F[rows] - self._reference) / self._span))
+        return float(HV(ref_point=np.zeros(len(self.objectives)))((F[rows] - self._worst) / self._span))
 
     @property
     def front(self) -> list[Trial]:

@@ -50,9 +50,7 @@ def train_network(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = space.network(genotype)
-        module = fit(
-            network, dataset, recipe, part="all", seed=seed, folder=folder, on_epoch=on_epoch
-        )
+        module = fit(network, dataset, recipe, part="all", seed=seed, folder=folder, on_epoch=on_epoch)
     test_acc = accuracy(module, dataset, "test")
     figures = {
         "arch": space.to_str(genotype),
@@ -64,8 +62,8 @@ def train_network(
         "num_cells": space.num_cells,
         "image_shape": list(space.image_shape),
         "num_classes": space.num_classes,
-        "mean": module.mean.flatten().tolist(),  # type: ignore[operator,union-attr]
-        "std": module.std.flatten().tolist(),  # type: ignore[operator,union-attr]
+        "mean": module.mean.flatten().tolist(),
+        "std": module.std.flatten().tolist(),
         "epochs": recipe.epochs,
         "seed": seed,
         "test_acc": test_acc,
@@ -126,7 +124,9 @@ def main(cfg: DictConfig) -> float:
             for row in csv.DictReader(file):
                 tracker.log(int(row["epoch"]) - 1, {key: float(value) for key, value in row.items() if value})
         tracker.summary(network)
-        (folder / "result.json").write_text(json.dumps({"status": "finished", "arch": text, **network}, indent=1))
+        (folder / "result.json").write_text(
+            json.dumps({"status": "finished", "arch": text, **network}, indent=1)
+        )
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
         display.say(f"weights: {network['weights']}")
@@ -145,7 +145,11 @@ def best_of(folder: Path) -> str:
     """
     path = folder / "result.json"
     if not path.is_file():
-        hint = f"; it is unfinished: hwnas search resume={folder}" if (folder / "archive.jsonl").is_file() else ""
+        hint = (
+            f"; it is unfinished: hwnas search resume={folder}"
+            if (folder / "archive.jsonl").is_file()
+            else ""
+        )
         raise ValueError(f"run={folder} has no result.json{hint}")
     best = json.loads(path.read_text()).get("best")
     if not best:

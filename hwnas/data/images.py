@@ -79,7 +79,9 @@ class Images:
         self._arrays: dict[str, np.ndarray] | None = None
         if source == "npz":
             if not path:
-                raise ValueError("dataset=npz needs dataset.path=<file with x_train, y_train, x_test, y_test>")
+                raise ValueError(
+                    "dataset=npz needs dataset.path=<file with x_train, y_train, x_test, y_test>"
+                )
             self.name = f"npz-{Path(path).stem}"
 
     @property
@@ -248,7 +250,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a readable .npz file ({error})") from None
     except ValueError as error:
         if "pickle" in str(error):
-            raise ValueError(f"{path} holds Python objects or is no .npz file; only plain arrays are read") from None
+            raise ValueError(
+                f"{path} holds Python objects or is no .npz file; only plain arrays are read"
+            ) from None
         raise
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]

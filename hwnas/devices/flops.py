@@ -25,7 +25,7 @@ class Flops(Evaluator):
         if metric not in names:
             raise ValueError(f"device.metric {metric!r} is not one of {', '.join(names)}")
         self.name = "flops"
-        self.metrics = {name: "min" for name in sorted(names, key=lambda name: name != metric)}
+        self.metrics = dict.fromkeys(sorted(names, key=lambda name: name != metric), "min")
         self._space = space
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:

@@ -48,14 +48,14 @@ class RMI(Evaluator):
         momentum: SGD's momentum (RMI-NAS: 0.9).
         weight_decay: SGD's weight decay (RMI-NAS: 5e-4).
         beta: Weight of (1 - CKA) in the loss; 1 - beta goes to cross-entropy (RMI-NAS: 0.8).
-        seed: Seed of batch, candidates and reference. Independent of the run's seed, so that runs share scores.
+        seed: Seed of batch, candidates and reference; not the run's seed, so that runs share scores.
         group_size: Largest number of networks trained together; bounds memory.
         reference: How the reference is trained; 0 epochs leave it untrained.
 
     Raises:
         ValueError: A value out of range, or a space without networks.
 
-    Source: Zheng et al., RMI-NAS, CVPR 2022 (reference code); Sinha et al., MO-HDNAS, arXiv 2404.12403, eq. 2.
+    Source: Zheng et al., RMI-NAS, CVPR 2022 (reference code); Sinha et al., MO-HDNAS, CVPRW 2024, eq. 2.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class RMI(Evaluator):
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
         if batch_choice not in BATCH_CHOICES:
-            raise ValueError(f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}")
+            raise ValueError(
+                f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}"
+            )
         if not 0 <= beta <= 1:
             raise ValueError(f"evaluator.beta must be in 0..1, not {beta!r}")
         self.name = "rmi"
@@ -106,7 +108,7 @@ class RMI(Evaluator):
         self._version = ""
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """Train or load the reference and choose the batch, once; the version hashes what scores depend on."""
+        """Train or load the reference and choose the batch, once; the version hashes all that scores need."""
         if not self._version:
             import torch
 
@@ -142,7 +144,9 @@ class RMI(Evaluator):
 
         x, y = self._dataset.split("train")
         if len(x) < self.batch_size:
-            raise ValueError(f"{len(x)} training images are fewer than evaluator.batch_size {self.batch_size}")
+            raise ValueError(
+                f"{len(x)} training images are fewer than evaluator.batch_size {self.batch_size}"
+            )
         generator = torch.Generator().manual_seed(self.seed)
         pool = self.batch_size * (16 if self.batch_choice == "easiest" else 1)
         rows = torch.randperm(len(x), generator=generator)[:pool]

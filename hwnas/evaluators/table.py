@@ -15,7 +15,7 @@ from hwnas.core import Evaluator, Genotype, Goal, SearchSpace
 class Table(Evaluator):
     """Looks metrics up in an .npz that holds one row per architecture.
 
-    The file has `arch_ops` (n, edges), operation indices, and `ops`, operation names, beside its columns (n,).
+    Beside its columns (n,) the file has `arch_ops` (n, edges), operation indices, and `ops`, their names.
 
     Args:
         space: The space that the table covers.
@@ -62,7 +62,9 @@ class Table(Evaluator):
             )
         for name, array in values.items():
             if array.shape != (len(genotypes),):
-                raise ValueError(f"column {name!r} of {file} has shape {array.shape}, not ({len(genotypes)},)")
+                raise ValueError(
+                    f"column {name!r} of {file} has shape {array.shape}, not ({len(genotypes)},)"
+                )
         self._shape = (len(space.ops),) * len(space.choices)
         self._values = np.full(self._shape, np.nan)
         self._test = np.full(self._shape, np.nan)

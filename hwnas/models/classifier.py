@@ -31,6 +31,9 @@ class Classifier(pl.LightningModule):
         history: Per epoch "epoch", "loss", "train_acc" (of augmented batches, in 0..1) and "lr".
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: nn.Module,

@@ -23,6 +23,7 @@ class ReLUConvBN(nn.Sequential):
             nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
             nn.BatchNorm2d(out_channels),
         )
+        self.kernel = kernel
 
 
 class ResidualBlock(nn.Module):
@@ -73,7 +74,7 @@ def box_mean(x: Tensor) -> Tensor:
     """
     height, width = x.shape[-2:]
     per_pixel = 1.0 / _box_sum(torch.ones(1, height, width, dtype=x.dtype, device=x.device))[0]
-    return _BoxMean.apply(x, per_pixel)  # type: ignore[no-any-return]
+    return _BoxMean.apply(x, per_pixel)
 
 
 class BoxMean(nn.Module):

@@ -64,7 +64,9 @@ class NasBench201(SearchSpace):
         if len(self.choices) != len(EDGES) or any(
             not ops or not set(ops) <= set(range(len(OPS))) for ops in self.choices
         ):
-            raise ValueError(f"choices must be {len(EDGES)} non-empty sets of 0..{len(OPS) - 1}, not {allowed}")
+            raise ValueError(
+                f"choices must be {len(EDGES)} non-empty sets of 0..{len(OPS) - 1}, not {allowed}"
+            )
 
     def resized(self, *, channels: int, num_cells: int) -> NasBench201:
         """The same space with networks of another width and depth."""
@@ -156,9 +158,7 @@ class NasBench201(SearchSpace):
 
         return NasBench201Network(self, self.check(genotype))
 
-    def population(
-        self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]
-    ) -> NasBench201Population:
+    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> NasBench201Population:
         """The networks of many architectures as one module that batches equal operations.
 
         Args:

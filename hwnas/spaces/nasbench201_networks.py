@@ -67,7 +67,7 @@ class NasBench201Network(nn.Module):
             nn.Conv2d(space.image_shape[0], C, 3, padding=1, bias=False), nn.BatchNorm2d(C)
         )
         self.stages = nn.ModuleList(
-            nn.ModuleList(Cell(genotype, C << stage) for _ in range(N)) for stage in range(3)
+            nn.Sequential(*(Cell(genotype, C << stage) for _ in range(N))) for stage in range(3)
         )
         self.reductions = nn.ModuleList(ResidualBlock(C << stage) for stage in range(2))
         self.last_norm = nn.BatchNorm2d(4 * C)
@@ -84,8 +84,7 @@ class NasBench201Network(nn.Module):
         for stage, cells in enumerate(self.stages):
             if stage > 0:
                 x = self.reductions[stage - 1](x)
-            for cell in cells:  # type: ignore[union-attr]
-                x = cell(x)
+            x = cells(x)
             taps.append(x)
         taps[-1] = F.relu(self.last_norm(x))
         return taps, self.classifier(taps[-1].mean(dim=(2, 3)))
@@ -96,19 +95,27 @@ class NasBench201Network(nn.Module):
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Copy this architecture's share of `initial_weights` into the network."""
+        modules = list(self.modules())
+        cells = [module for module in modules if isinstance(module, Cell)]
+        blocks = [module for module in modules if isinstance(module, ResidualBlock)]
         with torch.no_grad():
-            self.stem[0].weight.copy_(weights["stem"])
-            for name, cell in enumerate(cell for stage in self.stages for cell in stage):  # type: ignore[union-attr]
+            _copy(self.stem, weights["stem"])
+            for name, cell in enumerate(cells):
                 for edge, module in cell.edges.items():
                     if isinstance(module, ReLUConvBN):
-                        kernel = module[1].kernel_size[0]
-                        module[1].weight.copy_(weights[f"cell{name}.{kernel}x{kernel}"][int(edge)])
-            for name, block in enumerate(self.reductions):
-                block.conv_a[1].weight.copy_(weights[f"reduction{name}.a"])  # type: ignore[union-attr,index,operator]
-                block.conv_b[1].weight.copy_(weights[f"reduction{name}.b"])  # type: ignore[union-attr,index,operator]
-                block.downsample[1].weight.copy_(weights[f"reduction{name}.skip"])  # type: ignore[union-attr,index,operator]
+                        _copy(module, weights[f"cell{name}.{module.kernel}x{module.kernel}"][int(edge)])
+            for name, block in enumerate(blocks):
+                _copy(block.conv_a, weights[f"reduction{name}.a"])
+                _copy(block.conv_b, weights[f"reduction{name}.b"])
+                _copy(block.downsample, weights[f"reduction{name}.skip"])
             self.classifier.weight.copy_(weights["classifier.weight"])
             self.classifier.bias.copy_(weights["classifier.bias"])
+
+
+def _copy(block: nn.Sequential, weight: Tensor) -> None:
+    """Copy a weight into the block's only convolution."""
+    (convolution,) = (module for module in block if isinstance(module, nn.Conv2d))
+    convolution.weight.copy_(weight)
 
 
 def initial_weights(
@@ -172,17 +179,17 @@ class _Plan:
     pools, the node itself, and one slot of zeros. `gather[target]` holds the slot of each network.
     """
 
-    def __init__(self, genotypes: Sequence[Genotype], source: int) -> None:
+    def __init__(self, genotypes: Sequence[Genotype], source: int, device: torch.device) -> None:
         K = len(genotypes)
         edges = [edge for edge, (start, _) in enumerate(EDGES) if start == source]
         pairs = {op: [(k, e) for e in edges for k in range(K) if genotypes[k][e] == op] for op in range(5)}
         self.convs = [
-            (kernel, torch.tensor([k for k, _ in pairs[op]]), [e for _, e in pairs[op]])
+            (kernel, torch.tensor([k for k, _ in pairs[op]], device=device), [e for _, e in pairs[op]])
             for kernel, op in ((3, CONV_3X3), (1, CONV_1X1))
             if pairs[op]
         ]
         pooled = sorted({k for k, _ in pairs[AVG_POOL]})
-        self.pooled = torch.tensor(pooled, dtype=torch.long)
+        self.pooled = torch.tensor(pooled, dtype=torch.long, device=device)
 
         slots: dict[tuple[int, int], int] = {}
         for pair in pairs[CONV_3X3] + pairs[CONV_1X1]:
@@ -198,47 +205,52 @@ class _Plan:
         self.nothing = bool(pairs[NONE])
         for k, e in pairs[NONE]:
             slots[k, e] = start
-        self.gather = {EDGES[e][1]: torch.tensor([slots[k, e] for k in range(K)]) for e in edges}
+        self.gather = {
+            EDGES[e][1]: torch.tensor([slots[k, e] for k in range(K)], device=device) for e in edges
+        }
+
+
+class _Convolutions(nn.Module):
+    """All convolutions that leave one source node, of all networks: grouped by kernel, normalised at once."""
+
+    def __init__(self, plan: _Plan, weights: dict[str, Tensor], cell: int, channels: int) -> None:
+        super().__init__()
+        self.plan = plan
+        self.kernels = nn.ParameterList(
+            weights[f"cell{cell}.{k}x{k}"][edges].flatten(0, 1) for k, _, edges in plan.convs
+        )
+        num_pairs = sum(len(edges) for _, _, edges in plan.convs)
+        self.norm = _Norm(num_pairs * channels, weights["stem"].dtype)
+
+    def forward(self, x_BKCHW: Tensor) -> Tensor:
+        """(B, K, C, H, W) to (B, P, C, H, W), one slot per (network, edge) pair."""
+        B, _, C, H, W = x_BKCHW.shape
+        positive = F.relu(x_BKCHW)
+        stacks = []
+        for (kernel, networks, edges), weight in zip(self.plan.convs, self.kernels, strict=True):
+            inputs = positive.index_select(1, networks).view(B, -1, H, W)
+            stacks.append(F.conv2d(inputs, weight, padding=kernel // 2, groups=len(edges)))
+        return self.norm(torch.cat(stacks, dim=1) if len(stacks) > 1 else stacks[0]).view(B, -1, C, H, W)
 
 
 class _CellPopulation(nn.Module):
-    """K cells side by side: every kind of convolution that leaves a node is one grouped convolution."""
+    """K cells side by side."""
 
     def __init__(self, plans: Sequence[_Plan], weights: dict[str, Tensor], cell: int, channels: int) -> None:
         super().__init__()
         self.plans = plans
-        self.convs = nn.ModuleDict()
-        for source, plan in enumerate(plans):
-            stacks = nn.ParameterDict(
-                {
-                    str(k): nn.Parameter(weights[f"cell{cell}.{k}x{k}"][edges].flatten(0, 1))
-                    for k, _, edges in plan.convs
-                }
-            )
-            num_outputs = sum(len(edges) for _, _, edges in plan.convs) * channels
-            if num_outputs:
-                self.convs[str(source)] = nn.ModuleDict(
-                    {"weights": stacks, "norm": _Norm(num_outputs, weights["stem"].dtype)}
-                )
+        self.convolutions = nn.ModuleList(
+            _Convolutions(plan, weights, cell, channels) if plan.convs else nn.Identity() for plan in plans
+        )
 
     def forward(self, x_BKCHW: Tensor) -> Tensor:
         """Keeps (B, K, C, H, W)."""
         B, _, C, H, W = x_BKCHW.shape
-        nodes: list[Tensor | None] = [x_BKCHW, None, None, None]
-        for source, plan in enumerate(self.plans):
+        nodes = [x_BKCHW]
+        shares: list[list[Tensor]] = [[], [], [], []]
+        for source, (plan, convolutions) in enumerate(zip(self.plans, self.convolutions, strict=True)):
             node = nodes[source]
-            assert node is not None
-            outputs = []
-            if plan.convs:
-                modules = self.convs[str(source)]
-                positive = F.relu(node)
-                stacks = []
-                for k, networks, edges in plan.convs:
-                    inputs = positive.index_select(1, networks).view(B, -1, H, W)
-                    weight = modules["weights"][str(k)]  # type: ignore[index]
-                    stacks.append(F.conv2d(inputs, weight, padding=k // 2, groups=len(edges)))
-                stacked = torch.cat(stacks, dim=1) if len(stacks) > 1 else stacks[0]
-                outputs.append(modules["norm"](stacked).view(B, -1, C, H, W))  # type: ignore[index,operator]
+            outputs = [convolutions(node)] if plan.convs else []
             if len(plan.pooled):
                 outputs.append(box_mean(node.index_select(1, plan.pooled)))
             if plan.skips:
@@ -247,10 +259,39 @@ class _CellPopulation(nn.Module):
                 outputs.append(node.new_zeros(B, 1, C, H, W))
             bank = torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
             for target, slots in plan.gather.items():
-                share = bank.index_select(1, slots)
-                nodes[target] = share if nodes[target] is None else nodes[target] + share
-        assert nodes[-1] is not None
+                shares[target].append(bank.index_select(1, slots))
+            total = shares[source + 1][0]
+            for share in shares[source + 1][1:]:
+                total = total + share
+            nodes.append(total)
         return nodes[-1]
+
+
+class _ReductionPopulation(nn.Module):
+    """K residual blocks side by side."""
+
+    def __init__(self, weights: dict[str, Tensor], stage: int, num_networks: int) -> None:
+        super().__init__()
+        self.num_networks = num_networks
+        self.a, self.b, self.skip = (
+            _repeat(weights[f"reduction{stage}.{part}"], num_networks) for part in ("a", "b", "skip")
+        )
+        self.norm_a = _Norm(len(self.a), weights["stem"].dtype)
+        self.norm_b = _Norm(len(self.b), weights["stem"].dtype)
+
+    def forward(self, x_BKCHW: Tensor) -> Tensor:
+        """(B, K, C, H, W) to (B, K, 2C, ceil(H / 2), ceil(W / 2))."""
+        B, K, C, H, W = x_BKCHW.shape
+        x = x_BKCHW.reshape(B, K * C, H, W)
+        main = self.norm_a(F.conv2d(F.relu(x), self.a, stride=2, padding=1, groups=K))
+        main = self.norm_b(F.conv2d(F.relu(main), self.b, padding=1, groups=K))
+        skip = F.conv2d(F.avg_pool2d(x, 2, 2, ceil_mode=True), self.skip, groups=K)
+        return (main + skip).view(B, K, 2 * C, *main.shape[2:])
+
+
+def _repeat(weight: Tensor, num_networks: int) -> nn.Parameter:
+    """One copy of a convolution's weight per network, stacked along the output channels."""
+    return nn.Parameter(weight.repeat(num_networks, 1, 1, 1))
 
 
 class NasBench201Population(nn.Module):
@@ -266,62 +307,35 @@ class NasBench201Population(nn.Module):
         weights: `initial_weights` of the space.
     """
 
-    def __init__(
-        self, space: NasBench201, genotypes: Sequence[Genotype], weights: dict[str, Tensor]
-    ) -> None:
+    def __init__(self, space: NasBench201, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> None:
         super().__init__()
         K, C, N = len(genotypes), space.channels, space.num_cells
         self.num_networks = K
         dtype = weights["stem"].dtype
 
-        def repeat(name: str) -> nn.Parameter:
-            tensor = weights[name]
-            return nn.Parameter(tensor.repeat(K, *[1] * (tensor.ndim - 1)))
-
-        plans = [_Plan(genotypes, source) for source in range(3)]
-        self.stem = repeat("stem")
+        plans = [_Plan(genotypes, source, weights["stem"].device) for source in range(3)]
+        self.stem = _repeat(weights["stem"], K)
         self.stem_norm = _Norm(K * C, dtype)
-        self.cells = nn.ModuleList(
-            _CellPopulation(plans, weights, cell, C << (cell // N)) for cell in range(3 * N)
-        )
-        self.reductions = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "weights": nn.ParameterDict(
-                        {part: repeat(f"reduction{stage}.{part}") for part in ("a", "b", "skip")}
-                    ),
-                    "norm_a": _Norm(2 * K * C << stage, dtype),
-                    "norm_b": _Norm(2 * K * C << stage, dtype),
-                }
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *([_ReductionPopulation(weights, stage - 1, K)] if stage else []),
+                *(_CellPopulation(plans, weights, stage * N + cell, C << stage) for cell in range(N)),
             )
-            for stage in range(2)
+            for stage in range(3)
         )
         self.last_norm = _Norm(4 * K * C, dtype)
         self.classifier_weight = nn.Parameter(weights["classifier.weight"].T.repeat(K, 1, 1))
         self.classifier_bias = nn.Parameter(weights["classifier.bias"].repeat(K, 1, 1))
 
-    def _reduce(self, x_BKCHW: Tensor, block: nn.Module) -> Tensor:
-        B, K, C, H, W = x_BKCHW.shape
-        parts = block["weights"]  # type: ignore[index]
-        x = x_BKCHW.reshape(B, K * C, H, W)
-        main = block["norm_a"](F.conv2d(F.relu(x), parts["a"], stride=2, padding=1, groups=K))  # type: ignore[index]
-        main = block["norm_b"](F.conv2d(F.relu(main), parts["b"], padding=1, groups=K))  # type: ignore[index]
-        skip = F.conv2d(F.avg_pool2d(x, 2, 2, ceil_mode=True), parts["skip"], groups=K)
-        return (main + skip).view(B, K, 2 * C, *main.shape[2:])
-
     def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Stage outputs, each (B, K, C, H, W) with the taps of `NasBench201Network`, and logits (K, B, classes)."""
+        """Stage outputs (B, K, C, H, W) at the taps of `NasBench201Network`, and logits (K, B, classes)."""
         B, K = len(x_BCHW), self.num_networks
         x = self.stem_norm(F.conv2d(x_BCHW, self.stem, padding=1))
         x = x.view(B, K, -1, *x.shape[2:])
         taps = []
-        num_cells = len(self.cells) // 3
-        for index, cell in enumerate(self.cells):
-            if index and index % num_cells == 0:
-                x = self._reduce(x, self.reductions[index // num_cells - 1])
-            x = cell(x)
-            if (index + 1) % num_cells == 0:
-                taps.append(x)
+        for stage in self.stages:
+            x = stage(x)
+            taps.append(x)
         taps[-1] = F.relu(self.last_norm(x.reshape(B, -1, *x.shape[3:]))).view(x.shape)
         pooled_KBC = taps[-1].mean(dim=(3, 4)).transpose(0, 1)
         return taps, torch.baddbmm(self.classifier_bias, pooled_KBC, self.classifier_weight)

@@ -75,7 +75,11 @@ class MOHDNAS(Strategy):
             mutation=PM(prob=1.0, prob_var=mutation_prob, eta=20),
         )
         self._problem = Problem(
-            n_var=num_alphas, n_obj=num_objectives, n_ieq_constr=1, xl=np.zeros(num_alphas), xu=np.ones(num_alphas)
+            n_var=num_alphas,
+            n_obj=num_objectives,
+            n_ieq_constr=1,
+            xl=np.zeros(num_alphas),
+            xu=np.ones(num_alphas),
         )
         self._algorithm.setup(self._problem, termination=("n_gen", 10**9), seed=seed, verbose=False)
         self._asked: Any = None
@@ -89,7 +93,7 @@ class MOHDNAS(Strategy):
         """Let NSGA-II select among parents and children."""
         check_told(trials, 0 if self._asked is None else len(self._asked))
         F = costs(trials, self.objectives)
-        supported = np.isfinite(F).all(axis=1)
+        supported = np.asarray(np.isfinite(F).all(axis=1))
         F[~supported] = 0.0  # never compared: the constraint decides
         G = np.where(supported, 0.0, 1.0)[:, None]
         self._asked.set("trial", np.array(trials, dtype=object))
@@ -102,8 +106,8 @@ class MOHDNAS(Strategy):
 
     def _merged_diversity(self, cost: FloatArray, supported: np.ndarray) -> FloatArray:
         """-chi of the children in parents + children; the parents get theirs anew."""
-        parents = self._algorithm.pop if self._algorithm.pop is not None else []
-        if len(parents) == 0:
+        parents = self._algorithm.pop
+        if parents is None or len(parents) == 0:
             return -_diversity(cost, supported)
         F = parents.get("F")
         chi = _diversity(

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import Genotype, Limit, Objective, SearchSpace, Strategy, Trial, costs, violations, whole_number
+from hwnas.core import (
+    Genotype,
+    Limit,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    costs,
+    violations,
+    whole_number,
+)
 from hwnas.strategies.evolution import check_told, mutate_operation
 
 
