@@ -34,6 +34,7 @@ from hwnas.core import (
     SearchSpace,
     Trial,
     best,
+    closest,
     costs,
     front,
     unique,
@@ -225,6 +226,7 @@ def page(run: Run) -> dict[str, Any]:
         "objectives": [quantity(objective.metric) for objective in run.objectives],
         "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
         "limits": [_spoken(limit) for limit in run.limits],
+        "closest": _closest(run),
         "headline": _headline(run, answer, reported, trained),
         "drawing": shape,
         "node_radius": NODE_RADIUS,
@@ -266,6 +268,14 @@ def page(run: Run) -> dict[str, Any]:
 def _spoken(limit: Limit) -> str:
     sign = "≤" if limit.goal == "min" else "≥"
     return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
+
+
+def _closest(run: Run) -> str:
+    near = closest(run.trials, run.limits)
+    if near is None:
+        return ""
+    values = ", ".join(f"{quantity(name).name} {text(name, value)}" for name, value in near.metrics.items())
+    return f"the closest is {run.space.to_str(near.genotype)}: {values}."
 
 
 def _thinned(dominated: Sequence[Trial]) -> list[Trial]:
@@ -460,7 +470,7 @@ def _evaluations(run: Run) -> list[tuple[str, str, float]]:
     if not run.result:
         return []
     asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
-    parts = [("paid for", asked - cached), ("from the store, where this or an earlier run had them", cached)]
+    parts = [("paid for", asked - cached), ("from the store (repeats, earlier runs)", cached)]
     return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
 
 

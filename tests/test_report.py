@@ -258,7 +258,8 @@ def test_the_shaded_sides_are_those_that_limits_exclude():
 
 def test_nothing_feasible(tmp_path):
     drawn = page(make_run(tmp_path / "run", limits={"latency_ms": 0.5}))
-    assert "No network keeps the limits." in drawn.text
+    assert "No network keeps the limits; the closest is aaaa: " in drawn.text
+    assert "validation accuracy 50.00 %, latency 1.000 ms." in drawn.text
     assert "none" in drawn.text
     assert "keeps the limits" in drawn.text
     assert "hwnas train" not in drawn.text
