@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,18 +242,18 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ValueError: Not an .npz file, a key is missing, or an array has the wrong shape, type or range.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("not a zip archive")
         with np.load(path, allow_pickle=False) as file:
             lacking = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in file.files]
             if lacking:
                 raise ValueError(f"{path} lacks {', '.join(lacking)}; it has {', '.join(file.files)}")
             arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable .npz file ({error})") from None
     except ValueError as error:
         if "pickle" in str(error):
-            raise ValueError(
-                f"{path} holds Python objects or is no .npz file; only plain arrays are read"
-            ) from None
+            raise ValueError(f"{path} holds Python objects; only plain arrays are read") from None
         raise
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
@@ -263,7 +264,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 f"x_{part} of {path} must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {x.shape}"
             )
         if x.dtype.kind == "f":
-            if not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
+            if x.size and not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
                 raise ValueError(f"x_{part} of {path} has floats outside 0..1; use those or uint8")
             x = np.rint(x * 255).astype(np.uint8)
         if x.dtype != np.uint8:
