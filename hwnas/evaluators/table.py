@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from hwnas.config import find_file, suggestion
-from hwnas.core import Evaluator, Genotype, Goal, SearchSpace
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace
 
 
 class Table(Evaluator):
@@ -46,14 +48,16 @@ class Table(Evaluator):
         self._metric = metric
         file = find_file(path)
         try:
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("not a zip archive")
             with np.load(file, allow_pickle=False) as arrays:
                 columns = [c for c in (column, test_column) if c is not None]
                 for key in ("arch_ops", "ops", *columns):
                     if key not in arrays.files:
                         raise ValueError(f"{file} has no column {key!r}{suggestion(key, arrays.files)}")
                 genotypes, ops = arrays["arch_ops"], tuple(arrays["ops"].tolist())
-                values = {c: np.asarray(arrays[c], dtype=np.float64) for c in columns}
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+                values = {c: _numbers(file, c, arrays) for c in columns}
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise ValueError(f"{file} is not a readable .npz file ({error})") from None
         if ops != space.ops or genotypes.ndim != 2 or genotypes.shape[1] != len(space.choices):
             raise ValueError(
@@ -74,10 +78,11 @@ class Table(Evaluator):
             self._test[cells] = values[test_column] * scale
         self._has_test = test_column is not None
         digest = hashlib.sha256(values[column].tobytes() + genotypes.tobytes())
+        digest.update(f"{metric} {scale!r}".encode())
         self._version = f"{column}-{digest.hexdigest()[:12]}"
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """The version: the column and a hash of its values."""
+        """The version: the column and a hash of its values, the metric's name and the scale."""
         return self._version
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
@@ -89,3 +94,10 @@ class Table(Evaluator):
         if not self._has_test:
             return [{} for _ in genotypes]
         return [{"test_acc": float(v)} for v in self._test[tuple(np.asarray(genotypes).T)]]
+
+
+def _numbers(file: Path, column: str, arrays: Mapping[str, np.ndarray]) -> FloatArray:
+    try:
+        return np.asarray(arrays[column], dtype=np.float64)
+    except ValueError:
+        raise ValueError(f"column {column!r} of {file} does not hold numbers") from None
