@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hwnas.devices import host as host_module
+from hwnas.devices.flops import Flops
+from hwnas.devices.host import Host
+from hwnas.devices.profile import Profile, measure
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.toy import Toy
+
+TINY = NasBench201(4, 1, image_shape=(1, 8, 8))
+
+PROFILE = Profile(
+    schema=1,
+    space="toy",
+    network={"channels": 4, "image_shape": [1, 8, 8]},
+    host={"processor": "abacus", "threads": 1},
+    operations={"a@stage1": {"median_ms": 0.1, "iqr_ms": 0.01, "rounds": 3}},
+    base_ms=1.0,
+    edges_ms=[[0.0, 0.25, 0.1], [0.0, 0.5, 1 / 3]],
+    scale=1.1,
+    offset_ms=-0.05,
+    check={"networks": 12, "spearman": 0.97, "median_error": 0.04},
+)
+
+
+def test_latency_by_hand() -> None:
+    latency = PROFILE.latency_ms([(0, 0), (1, 0), (0, 1), (1, 1), (2, 1)])
+    assert latency == pytest.approx([1.0, 1.25, 1.5, 1.75, 1.6], rel=1e-15)
+    assert latency.shape == (5,)
+
+
+def test_profile_returns_from_its_file_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "profile.json"
+    PROFILE.save(path)
+    assert Profile.load(path) == PROFILE
+    assert [p.name for p in path.parent.iterdir()] == ["profile.json"]  # no partial file stays
+    PROFILE.save(path)
+    assert Profile.load(path).latency_ms([(2, 2)]).tolist() == PROFILE.latency_ms([(2, 2)]).tolist()
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    dataclasses.replace(PROFILE, schema=99).save(path)
+    with pytest.raises(
+        ValueError, match=r"profile .*profile\.json has schema version 99, this hwnas needs 1"
+    ):
+        Profile.load(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1, 2]", "null", "{}", '{"schema": 1, "space": "toy"}', "\x00\x00"]
+)
+def test_damaged_profiles_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(content)
+    with pytest.raises(
+        ValueError, match=r"profile\.json is not a device profile .*; delete it to measure anew"
+    ):
+        Profile.load(path)
+
+
+def test_a_cut_profile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    PROFILE.save(path)
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ValueError, match="is not a device profile"):
+        Profile.load(path)
+
+
+@pytest.fixture(scope="module")
+def measured() -> Profile:
+    return measure(TINY, batch_size=1, threads=1, rounds=5)
+
+
+def test_measured_figures_are_positive(measured: Profile) -> None:
+    blocks = TINY.blocks()
+    assert set(measured.operations) == set(blocks.modules)
+    assert all(
+        o["median_ms"] > 0 and o["iqr_ms"] >= 0 and o["rounds"] == 5 for o in measured.operations.values()
+    )
+    assert measured.scale > 0
+    edges = np.array(measured.edges_ms)
+    assert edges.shape == (6, 5)
+    assert (edges >= 0).all()
+    assert (edges[:, 0] == 0).all()  # `none` costs nothing
+    latency = measured.latency_ms(TINY.sample(np.random.default_rng(0), 100))
+    assert (latency > 0).all()
+    assert measured.network == {
+        "channels": 4,
+        "num_cells": 1,
+        "image_shape": [1, 8, 8],
+        "num_classes": 10,
+        "batch_size": 1,
+    }
+    assert json.loads(json.dumps(dataclasses.asdict(measured))) == dataclasses.asdict(measured)
+
+
+def test_more_convolutions_cost_more(measured: Profile) -> None:
+    latency = measured.latency_ms([(3,) * num + (0,) * (6 - num) for num in range(7)])
+    assert (np.diff(latency) > 0).all()
+    assert latency[6] > 1.5 * latency[0]
+
+
+def test_prediction_ranks_whole_networks(measured: Profile) -> None:
+    assert measured.check["networks"] == 12
+    assert measured.check["spearman"] > 0.5  # 0.95 and more on a quiet machine
+
+
+def test_measuring_leaves_torch_as_it_was() -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    torch.set_num_threads(2)
+    try:
+        measure(NasBench201(2, 1, image_shape=(1, 4, 4)), batch_size=1, threads=1, rounds=3, num_networks=6)
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.rand(2), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def host(store: Path, said: list[str], space: Any = TINY, **settings: Any) -> Host:
+    return Host(space, store, said.append, **{"batch_size": 1, "threads": 1, "rounds": 3, **settings})
+
+
+def test_host_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genotypes = TINY.sample(np.random.default_rng(0), 20)
+    said: list[str] = []
+    first = host(tmp_path, said)
+    version = first.prepare(TINY, genotypes)
+    latencies = first.evaluate(genotypes)
+    assert [list(row) for row in latencies] == [["latency_ms"]] * 20
+    assert first.prepare(TINY, genotypes) == version
+    assert len(said) == 1
+    assert "measured, kept in" in said[0]
+    content = first.path().read_bytes()
+
+    def measure_again(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured a second time")
+
+    monkeypatch.setattr(host_module, "measure", measure_again)
+    second = host(tmp_path, said)
+    assert second.prepare(TINY, genotypes) == version
+    assert [row["latency_ms"].hex() for row in second.evaluate(genotypes)] == [
+        row["latency_ms"].hex() for row in latencies
+    ]
+    assert second.path().read_bytes() == content
+    assert len(said) == 2
+    assert f"host profile from {second.path()}" in said[1]
+
+
+def test_host_reads_what_lies_there_and_its_version_is_the_content(tmp_path: Path) -> None:
+    said: list[str] = []
+    versions = []
+    for base in (1.0, 2.0):
+        device = host(tmp_path, said)
+        dataclasses.replace(PROFILE, base_ms=base, edges_ms=[[0.0, 0.5, 1.0, 2.0, 4.0]] * 6).save(
+            device.path()
+        )
+        versions.append(device.prepare(TINY, []))
+        assert device.evaluate([(0,) * 6, (1, 2, 3, 4, 0, 0)]) == [
+            {"latency_ms": base},
+            {"latency_ms": base + 7.5},
+        ]
+    assert versions[0] != versions[1]
+    assert "12 whole networks" in said[0]
+    assert "median error of 4.0%, Spearman 0.970" in said[0]
+
+
+def test_host_keeps_one_profile_per_network_shape_and_setting(tmp_path: Path) -> None:
+    paths = {
+        host(tmp_path, [], space, **settings).path()
+        for space, settings in [
+            (TINY, {}),
+            (TINY, {"batch_size": 2}),
+            (TINY, {"threads": 2}),
+            (TINY, {"rounds": 4}),
+            (NasBench201(8, 1, image_shape=(1, 8, 8)), {}),
+            (NasBench201(4, 2, image_shape=(1, 8, 8)), {}),
+            (NasBench201(4, 1, image_shape=(1, 8, 9)), {}),
+            (NasBench201(4, 1, image_shape=(1, 8, 8), num_classes=11), {}),
+        ]
+    }
+    assert len(paths) == 8
+    assert host(tmp_path, [], TINY.restrict([[3]] * 6)).path() in paths  # the same networks, fewer of them
+
+
+def test_host_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device=host: the toy space has no networks to measure"):
+        host(tmp_path, [], Toy())
+    with pytest.raises(ValueError, match=r"device\.rounds must be a whole number of at least 3, not 2"):
+        host(tmp_path, [], rounds=2)
+    with pytest.raises(ValueError, match=r"device\.threads must be a whole number of at least 1, not 0"):
+        host(tmp_path, [], threads=0)
+    device = host(tmp_path, [])
+    device.path().parent.mkdir(parents=True)
+    device.path().write_text("{")
+    with pytest.raises(ValueError, match="is not a device profile"):
+        device.prepare(TINY, [])
+
+
+def test_flops_and_params_of_the_benchmark() -> None:
+    device = Flops(NasBench201())
+    device.prepare(device._space, [])
+    assert device.evaluate([(0,) * 6, (3,) * 6, (2, 1, 4, 0, 0, 3)]) == [
+        {"flops": 7_783_050.0, "params": 73_306.0},
+        {"flops": 220_119_690.0, "params": 1_531_546.0},
+        {"flops": 47_104_650.0, "params": 344_346.0},
+    ]
+    assert list(device.metrics.items()) == [("flops", "min"), ("params", "min")]
+    assert list(Flops(NasBench201(), metric="params").metrics) == ["params", "flops"]  # the main one first
+
+
+def test_version_of_flops_tells_networks_apart() -> None:
+    spaces = [
+        NasBench201(),
+        NasBench201(channels=8),
+        NasBench201(num_cells=1),
+        NasBench201(num_classes=100),
+        NasBench201(image_shape=(1, 32, 32)),
+        NasBench201(image_shape=(3, 31, 32)),
+    ]
+    versions = [Flops(space).prepare(space, []) for space in spaces]
+    assert len(set(versions)) == len(spaces)
+    assert Flops(NasBench201()).prepare(NasBench201(), []) == versions[0]
+
+
+def test_flops_refuses() -> None:
+    with pytest.raises(ValueError, match="device=flops: the toy space has no networks to count"):
+        Flops(Toy())
+    with pytest.raises(ValueError, match=r"device\.metric 'latency_ms' is not one of flops, params"):
+        Flops(NasBench201(), metric="latency_ms")
