@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from hwnas.core import Evaluator, Genotype, SearchSpace
@@ -19,7 +20,7 @@ class Flops(Evaluator):
     """
 
     def __init__(self, space: SearchSpace, *, metric: str = "flops") -> None:
-        names = list(space.static_metrics(space_example(space)))
+        names = list(space.static_metrics(examples(space)))
         if not names:
             raise ValueError(f"device=flops: the {space.name} space has no networks to count")
         if metric not in names:
@@ -29,9 +30,9 @@ class Flops(Evaluator):
         self._space = space
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """The version: what the space's networks cost at one fixed architecture tells them apart."""
-        values = self._space.static_metrics(space_example(self._space))
-        return "-".join(f"{value[0]:.0f}" for value in values.values())
+        """The version: a hash of what architectures with every operation cost, which tells networks apart."""
+        values = self._space.static_metrics(examples(self._space))
+        return hashlib.sha256(str([value.tolist() for value in values.values()]).encode()).hexdigest()[:16]
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Multiply-adds and parameters per genotype."""
@@ -42,6 +43,6 @@ class Flops(Evaluator):
         ]
 
 
-def space_example(space: SearchSpace) -> list[Genotype]:
-    """One architecture: the last allowed operation on every edge."""
-    return [tuple(ops[-1] for ops in space.choices)]
+def examples(space: SearchSpace) -> list[Genotype]:
+    """A few architectures in which every allowed operation of every edge occurs."""
+    return [tuple(ops[number % len(ops)] for ops in space.choices) for number in range(len(space.ops))]
