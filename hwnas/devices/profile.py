@@ -140,10 +140,10 @@ def measure(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        blocks = space.blocks()
         genotypes = space.sample(np.random.default_rng(seed), num_networks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            blocks = space.blocks()
             networks = [(space.network(genotype), space.image_shape) for genotype in genotypes]
         figures = time_modules(
             [*blocks.modules.values(), *networks], batch_size=batch_size, rounds=rounds, round_ms=5
