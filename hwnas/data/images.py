@@ -26,11 +26,17 @@ SPLIT_SEED = 0
 
 
 class NoImages:
-    """Stands for a data set where no network is built (the toy space)."""
+    """Stands for a data set where no network is built (the toy space).
 
-    name = "none"
+    Args:
+        name: Part of the store's key.
+    """
+
     image_shape = (1, 1, 1)
     num_classes = 1
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class Images:

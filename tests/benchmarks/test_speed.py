@@ -1,0 +1,172 @@
+"""The speed figures that README quotes, each against a plain way of doing the same in the same run.
+
+`make bench` prints them; as ordinary tests they run once and check that both ways agree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hwnas.config import build, conf_folder
+from hwnas.core import Evaluator, Genotype, Goal, Objective, SearchSpace
+from hwnas.evaluators.rmi import RMI
+from hwnas.models.recipe import Recipe
+from hwnas.search import search
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201_networks import initial_weights
+from hwnas.store import Archive, CachedEvaluator, EvaluationStore
+
+pytestmark = pytest.mark.benchmark
+
+
+def one_after_another(rmi: RMI, genotypes: Sequence[Genotype], dtype: torch.dtype) -> list[float]:
+    """The plain way: one network, one optimiser, CKA as it is written in the paper."""
+    space = rmi._candidates
+    weights = initial_weights(space, rmi.seed, dtype=dtype)
+    x, y, targets = rmi._x.to(dtype), rmi._y, [gram.to(dtype) for gram in rmi._grams]
+
+    def similarity(taps: Sequence[torch.Tensor]) -> torch.Tensor:
+        total = torch.zeros((), dtype=dtype)
+        for tap, target in zip(taps, targets, strict=True):
+            flat = tap.flatten(1)
+            gram = flat @ flat.T
+            H = torch.eye(len(gram), dtype=dtype) - 1 / len(gram)
+            gram = H @ gram @ H
+            if gram.norm() > flat.square().sum() * torch.finfo(dtype).eps ** 0.75:
+                total = total + (gram * target).sum() / (gram.norm() * target.norm())
+        return total
+
+    scores = []
+    for genotype in genotypes:
+        network = space.network(genotype).to(dtype)
+        network.load(weights)
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=rmi.lr, momentum=rmi.momentum, weight_decay=rmi.weight_decay
+        )
+        for _ in range(rmi.steps):
+            taps, logits = network.features(x)
+            loss = (1 - rmi.beta) * F.cross_entropy(logits, y) - rmi.beta * similarity(taps)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            scores.append(similarity(network.features(x)[0]).item())
+    return scores
+
+
+@pytest.fixture(scope="module")
+def rmi(tmp_path_factory: pytest.TempPathFactory) -> RMI:
+    """The default evaluator on digits; its reference is trained for one epoch only."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(conf_folder() / "evaluator" / "rmi.yaml")
+    config.reference.epochs = 1
+    dataset = build(OmegaConf.load(conf_folder() / "dataset" / "digits.yaml"))
+    evaluator = build(
+        config,
+        space=NasBench201(image_shape=dataset.image_shape),
+        dataset=dataset,
+        store_dir=tmp_path_factory.mktemp("store"),
+        announce=lambda text: None,
+    )
+    assert isinstance(evaluator.reference, Recipe)
+    evaluator.prepare(evaluator._candidates, [])
+    return evaluator
+
+
+def test_a_population_scores_like_its_networks_alone(rmi: RMI) -> None:
+    """Equal to 1e-9 in float64, cells without a path and without convolutions included."""
+    genotypes = [(0,) * 6, (1,) * 6, (4,) * 6, (3,) * 6, (0, 0, 3, 0, 2, 3)]
+    genotypes += NasBench201().sample(np.random.default_rng(1), 15)
+    together = rmi.train_and_score(genotypes, initial_weights(rmi._candidates, rmi.seed, dtype=torch.float64))
+    assert together == pytest.approx(one_after_another(rmi, genotypes, torch.float64), abs=1e-9)
+    assert together[0] == 0.0
+    assert all(0 <= score <= 3 for score in together)
+
+
+def test_population_against_one_network_after_another(rmi: RMI, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """The default's shape: 8x8 images, C = 8, N = 1, 20 networks, 20 steps."""
+    genotypes = NasBench201().sample(np.random.default_rng(0), 20)
+    weights = initial_weights(rmi._candidates, rmi.seed)
+    together = benchmark.pedantic(rmi.train_and_score, (genotypes, weights), rounds=5, warmup_rounds=1)
+    if benchmark.enabled:
+        start = time.perf_counter()
+        alone = one_after_another(rmi, genotypes, torch.float32)
+        seconds = time.perf_counter() - start
+        print(
+            f"\nsimilarity of 20 networks: {seconds / benchmark.stats.stats.median:.2f} times faster together"
+        )
+        assert together == pytest.approx(alone, abs=0.1)
+
+
+class Arithmetic(Evaluator):
+    """Two cheap metrics, so that what is left is the loop."""
+
+    def __init__(self, metric: str, goal: Goal, seed: int) -> None:
+        self.name = metric
+        self.metrics = {metric: goal}
+        self._metric = metric
+        self._table = np.random.default_rng(seed).random((6, 5))
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        return "1"
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        values = self._table[np.arange(6), np.asarray(genotypes)].sum(axis=1)
+        return [{self._metric: float(value)} for value in values]
+
+
+def run(strategy: str, generations: int, population_size: int, folder: Path) -> int:
+    from omegaconf import OmegaConf
+
+    space = NasBench201()
+    plain = [Arithmetic("val_acc", "max", 1), Arithmetic("latency_ms", "min", 2)]
+    config = OmegaConf.load(conf_folder() / "strategy" / f"{strategy}.yaml")
+    config.population_size = population_size
+    objectives = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
+    built = build(config, space=space, objectives=objectives, limits=(), seed=0)
+    store = EvaluationStore(f"sqlite:///{folder / 'store.sqlite'}", "run")
+    archive = Archive(folder / "archive.jsonl")
+    search(built, [CachedEvaluator(evaluator, store, "none") for evaluator in plain], archive, generations)
+    archive.close()
+    store.close()
+    return len(archive.trials)
+
+
+def folders(tmp_path: Path) -> Callable[[], tuple[tuple[Path], dict[str, object]]]:
+    """A fresh folder for every round: nothing is in the store yet."""
+    count = iter(range(1000))
+
+    def fresh() -> tuple[tuple[Path], dict[str, object]]:
+        folder = tmp_path / str(next(count))
+        folder.mkdir()
+        return (folder,), {}
+
+    return fresh
+
+
+def test_loop_overhead(tmp_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Random search, so that strategy, store and journal are all there is; population 100."""
+    asked = benchmark.pedantic(
+        lambda folder: run("random", 20, 100, folder), setup=folders(tmp_path), rounds=5
+    )
+    assert asked == 2000
+    if benchmark.enabled:
+        print(f"\nloop overhead: {benchmark.stats.stats.median / asked * 1e3:.3f} ms per evaluation")
+
+
+def test_mo_hdnas_on_a_table(tmp_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """20 x 100 evaluations, the published budget."""
+    asked = benchmark.pedantic(
+        lambda folder: run("mo_hdnas", 100, 20, folder), setup=folders(tmp_path), rounds=3
+    )
+    assert asked == 2000
+    if benchmark.enabled:
+        print(f"\nmo_hdnas, 20 x 100 on a table: {benchmark.stats.stats.median:.2f} s")

@@ -1,0 +1,342 @@
+"""`hwnas search` as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from hwnas.core import Limit
+from hwnas.search import parse_limits
+from hwnas.spaces.toy import Toy, ToyCost
+
+TOY = ["experiment=toy", "logger=csv", "hydra.run.dir=run"]
+SMALL = [
+    "hydra.run.dir=run",
+    "generations=2",
+    "strategy.population_size=4",
+    "evaluator.steps=1",
+    "evaluator.reference.epochs=1",
+    "trainer.epochs=1",
+    "search_space.num_cells=1",
+    "device.rounds=3",
+]
+
+
+def test_parse_limits() -> None:
+    metrics = {"val_acc": "max", "latency_ms": "min"}
+    assert parse_limits({"latency_ms": 5, "val_acc": None}, metrics) == (Limit("latency_ms", 5.0, "min"),)
+    assert parse_limits({"val_acc": 0.9}, metrics) == (Limit("val_acc", 0.9, "max"),)
+    with pytest.raises(ValueError, match=r"limits\.energy_mj: no evaluator .* reports energy_mj"):
+        parse_limits({"energy_mj": 5}, metrics)
+    with pytest.raises(ValueError, match=r"limits\.latency_ms must be a number above 0, not 'q0\.3'"):
+        parse_limits({"latency_ms": "q0.3"}, metrics)
+
+
+def test_the_folder_of_a_run(tmp_path: Path, run_hwnas) -> None:
+    done = run_hwnas("search", *TOY, "generations=4", "limits.latency_ms=5")
+    run = tmp_path / "run"
+    result = json.loads((run / "result.json").read_text())
+    lines = [json.loads(line) for line in (run / "archive.jsonl").read_text().splitlines()]
+
+    assert len(lines) == 80
+    assert [line["generation"] for line in lines] == [g for g in range(4) for _ in range(20)]
+    assert set(lines[0]) == {"generation", "genotype", "metrics"}
+    assert set(lines[0]["metrics"]) == {"val_acc", "latency_ms"}
+    unique = {tuple(line["genotype"]) for line in lines}
+    assert result["status"] == "finished"
+    names = {k: result[k] for k in ("strategy", "search_space", "dataset", "evaluator", "device")}
+    assert names == {
+        "strategy": "mo_hdnas",
+        "search_space": "toy",
+        "dataset": "none",
+        "evaluator": "toy",
+        "device": "toy",
+    }
+    assert (result["seed"], result["generations"], result["limits"]) == (0, 4, {"latency_ms": 5.0})
+    assert result["evaluations"] == {"asked": 80, "unique": len(unique), "cached": 80 - len(unique)}
+    assert {"total", "search"} <= set(result["seconds"])
+    assert result["objectives"] == [
+        {"metric": "val_acc", "goal": "max"},
+        {"metric": "latency_ms", "goal": "min"},
+    ]
+    assert len(result["hypervolume"]) == 4
+    assert result["hypervolume"] == sorted(result["hypervolume"])
+
+    feasible = [line for line in lines if line["metrics"]["latency_ms"] <= 5]
+    best = max(feasible, key=lambda line: line["metrics"]["val_acc"])
+    assert result["best"]["metrics"] == best["metrics"]
+    assert result["best"]["arch"] == Toy().to_str(tuple(best["genotype"]))
+    for found in result["result"]:
+        assert tuple(found["genotype"]) in unique
+
+    with (run / "pareto.csv").open() as file:
+        front = list(csv.DictReader(file))
+    points = np.array([[float(row["val_acc"]), float(row["latency_ms"])] for row in front])
+    assert (np.diff(points[:, 1]) > 0).all()
+    assert (np.diff(points[:, 0]) > 0).all()
+    with (run / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+    assert result["best"]["arch"] in (run / "report.html").read_text()
+    assert f"best: {result['best']['arch']}" in done.stdout
+    assert "report: " in done.stdout
+
+
+def test_the_same_seed_gives_the_same_archive(tmp_path: Path, run_hwnas) -> None:
+    for name, url in [("a", "sqlite:///a.sqlite"), ("b", "sqlite:///b.sqlite"), ("c", "sqlite:///a.sqlite")]:
+        run_hwnas("search", *TOY[:2], f"hydra.run.dir={name}", f"store.url={url}", "generations=3", "seed=1")
+    archives = [(tmp_path / name / "archive.jsonl").read_bytes() for name in "abc"]
+    assert archives[0] == archives[1] == archives[2]
+    again = json.loads((tmp_path / "c" / "result.json").read_text())
+    assert again["evaluations"]["cached"] == again["evaluations"]["asked"] == 60
+
+
+def test_every_strategy_composes_and_runs(run_hwnas, tmp_path: Path) -> None:
+    run_hwnas(
+        "search",
+        "-m",
+        "strategy=random,regularized_evolution,mo_hdnas",
+        "experiment=toy",
+        "logger=csv",
+        "generations=2",
+        "hydra.sweep.dir=sweep",
+    )
+    names = [json.loads((tmp_path / "sweep" / n / "result.json").read_text())["strategy"] for n in "012"]
+    assert names == ["random", "regularized_evolution", "mo_hdnas"]
+
+
+def test_nobody_keeps_the_limit(run_hwnas, tmp_path: Path) -> None:
+    done = run_hwnas("search", *TOY, "generations=2", "limits.latency_ms=0.5")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "archive.jsonl").read_text().splitlines()]
+    closest = min(lines, key=lambda line: line["metrics"]["latency_ms"])
+    assert result["best"] is None
+    assert f"the closest is {Toy().to_str(tuple(closest['genotype']))}" in done.stdout
+
+
+def test_a_table_gives_its_quality_and_hides_the_test_accuracy(run_hwnas, tmp_path: Path) -> None:
+    """The strategy's quality is val_acc without another word; test accuracy is only in the result."""
+    genotypes = np.indices((5,) * 6).reshape(6, -1).T.astype(np.int8)
+    valid = genotypes.sum(axis=1) * 3.0
+    ops = np.array(["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"])
+    np.savez(
+        tmp_path / "nasbench201.npz",
+        arch_ops=genotypes,
+        ops=ops,
+        cifar10_valid_200=valid,
+        cifar10_test_200=valid + 1,
+    )
+    run_hwnas(
+        "search", "evaluator=table", "dataset=cifar10", "device=flops", "logger=csv", "hydra.run.dir=run"
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["objectives"] == [{"metric": "val_acc", "goal": "max"}, {"metric": "flops", "goal": "min"}]
+    metrics = result["best"]["metrics"]
+    assert metrics["test_acc"] == pytest.approx(metrics["val_acc"] + 0.01)
+    assert result["network"] is None
+    assert "test_acc" not in (tmp_path / "run" / "archive.jsonl").read_text()
+    assert "test_acc" not in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_real_networks_and_weights_and_biases(run_hwnas, tmp_path: Path) -> None:
+    """The default run, made small: real images, real training, this machine, W&B offline; then a second run."""
+    run_hwnas("search", *SMALL, "store.dir=store")
+    run = tmp_path / "run"
+    result = json.loads((run / "result.json").read_text())
+    metrics = result["best"]["metrics"]
+    assert list(metrics) == ["rmi", "latency_ms", "flops", "params"]
+    assert 0 < metrics["rmi"] <= 3
+    assert metrics["latency_ms"] > 0
+    network = json.loads((run / "network" / "architecture.json").read_text())
+    assert network["arch"] == result["best"]["arch"]
+    assert network["params"] == metrics["params"]
+    assert 0 <= network["test_acc"] == result["network"]["test_acc"] <= 1
+
+    logged = wandb_history(run)
+    assert [row["evaluations"] for row in logged if "evaluations" in row] == [4, 8]
+    assert [row["hypervolume"] for row in logged if "hypervolume" in row] == result["hypervolume"]
+    with (run / "pareto.csv").open() as file:
+        assert (
+            logged[-1]["front_plot_table/nrows"]
+            == logged[-1]["front/nrows"]
+            == len(list(csv.DictReader(file)))
+        )
+
+    run_hwnas("search", *SMALL[1:], "hydra.run.dir=second", "store.dir=store", "logger=csv")
+    second = json.loads((tmp_path / "second" / "result.json").read_text())
+    assert second["evaluations"]["cached"] == second["evaluations"]["asked"] == 8
+    assert (run / "archive.jsonl").read_bytes() == (tmp_path / "second" / "archive.jsonl").read_bytes()
+    assert second["network"]["test_acc"] == result["network"]["test_acc"]
+    assert len(list((tmp_path / "store" / "profiles").iterdir())) == 1
+    assert len(list((tmp_path / "store" / "references").iterdir())) == 1
+
+    trained = run_hwnas("train", "run=run", "trainer.epochs=1", "logger=csv", "hydra.run.dir=trained")
+    assert "test accuracy" in trained.stdout
+    again = json.loads((tmp_path / "trained" / "network" / "architecture.json").read_text())
+    assert again == network
+
+
+def wandb_history(run: Path) -> list[dict[str, object]]:
+    """What an offline W&B run has logged: its file is a log of protocol buffers in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    rows, offset, whole = [], 7, b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:  # the rest of a block is too short for a header
+            offset += 32768 - offset % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        whole += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # whole, or the last fragment
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            if record.history.item:
+                items = record.history.item
+                rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
+    return rows
+
+
+def test_images_of_ones_own(run_hwnas, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8)
+    y = np.arange(120) % 3
+    np.savez(tmp_path / "mine.npz", x_train=x[:90], y_train=y[:90], x_test=x[90:], y_test=y[90:])
+    run_hwnas(
+        "search",
+        *SMALL,
+        "logger=csv",
+        "dataset=npz",
+        "dataset.path=data/mine.npz",
+        "trainer.batch_size=16",
+        code=1,
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "mine.npz").rename(tmp_path / "data" / "mine.npz")
+    run_hwnas(
+        "search",
+        *SMALL,
+        "logger=csv",
+        "dataset=npz",
+        "dataset.path=mine.npz",
+        "trainer.batch_size=16",
+        env={"HWNAS_DATA": str(tmp_path / "data")},
+    )
+    network = json.loads((tmp_path / "run" / "network" / "architecture.json").read_text())
+    assert (network["num_classes"], network["image_shape"]) == (3, [3, 8, 8])
+
+
+BAD = [
+    (
+        ["strategy=mo_hdna"],
+        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: mo_hdnas, random",
+    ),
+    (
+        ["strategy.populaton_size=4"],
+        "unknown setting 'strategy.populaton_size'; did you mean strategy.population_size",
+    ),
+    (["limits.latency=4"], "unknown setting 'limits.latency'; did you mean limits.latency_ms"),
+    (["stratgy=random"], "unknown setting 'stratgy'; did you mean strategy"),
+    (["+strategy.bar=4"], "has no setting 'bar'"),
+    (["strategy.population_size=0"], "strategy.population_size must be a whole number of at least 2, not 0"),
+    (["strategy.population_size=5"], "strategy.population_size of mo_hdnas must be even, not 5"),
+    (
+        ["strategy.population_size=many"],
+        "strategy.population_size must be a whole number of at least 2, not 'many'",
+    ),
+    (["strategy.diversity=some"], "strategy.diversity 'some' is not one of population, merged, none"),
+    (["generations=0"], "generations must be a whole number of at least 1, not 0"),
+    (["seed=-1"], "seed must be a whole number of at least 0, not -1"),
+    (["limits.energy_mj=4"], "limits.energy_mj: no evaluator or device of this run reports energy_mj"),
+    (["limits.latency_ms=fast"], "limits.latency_ms must be a number above 0, not 'fast'"),
+    (["strategy._target_=os.system"], "_target_ 'os.system' is outside the allowed packages (hwnas)"),
+    (["strategy._target_=hwnas.config.Path"], "_target_ 'hwnas.config.Path' is outside the allowed packages"),
+    (["strategy._target_=hwnas.nothing.Here"], "_target_ 'hwnas.nothing.Here' does not exist"),
+    (["store.url=sqlite:///no.sqlite"], "store sqlite:///no.sqlite: file is not a database"),
+    (["store.url=what"], "store.url 'what' cannot be used"),
+    (["dataset=npz"], "dataset=npz needs dataset.path"),
+    (["evaluator=table"], "file 'nasbench201.npz' not found; looked for"),
+    (["device=host"], "device=host: the toy space has no networks to measure"),
+    (["evaluator=rmi"], "evaluator=rmi: the toy space has no networks to train"),
+    (["generations=["], "no viable alternative at input '['"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD, ids=[bad[0][0] for bad in BAD])
+def test_bad_input_is_one_clear_line(run_hwnas, tmp_path: Path, override: list[str], message: str) -> None:
+    (tmp_path / "no.sqlite").write_text("not a database, but long enough to look at")
+    done = run_hwnas("search", *TOY, *override, code=1, env={"HWNAS_DATA": str(tmp_path)})
+    assert message in done.stderr
+    assert done.stderr.startswith("hwnas search: error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_usage(run_hwnas) -> None:
+    assert "did you mean search?" in run_hwnas("serch", code=2).stderr
+    assert "usage: hwnas" in run_hwnas(code=2).stdout
+    assert "usage: hwnas" in run_hwnas("--help").stdout
+    assert "population_size" in run_hwnas("search", "--help").stdout
+    assert OmegaConf.create(run_hwnas("search", "--cfg", "job").stdout).generations == 20
+    assert "mo_hdnas" in run_hwnas("search", "--info", "defaults-tree").stdout
+
+
+def test_a_read_only_folder(run_hwnas) -> None:
+    done = run_hwnas("search", *TOY[:2], "hydra.run.dir=/proc/nowhere", code=1)
+    assert done.stderr == "hwnas search: error: /proc/nowhere: No such file or directory\n"
+
+
+def test_an_unreachable_weights_and_biases_does_not_stop_a_run(run_hwnas, tmp_path: Path) -> None:
+    environment = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    done = run_hwnas(
+        "search",
+        "experiment=toy",
+        "logger.mode=online",
+        "hydra.run.dir=run",
+        "generations=2",
+        env=environment,
+    )
+    assert "Weights & Biases is unreachable" in done.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_strategy_of_ones_own(run_hwnas, tmp_path: Path) -> None:
+    """A class outside the package, a yaml in a folder of one's own."""
+    (tmp_path / "mine.py").write_text(
+        "from hwnas.core import Strategy\n"
+        "class Same(Strategy):\n"
+        "    def __init__(self, space, objectives, *, num):\n"
+        "        self.space, self.objectives, self.num, self.told = space, objectives, num, []\n"
+        "    def ask(self):\n"
+        "        return [tuple(ops[0] for ops in self.space.choices)] * self.num\n"
+        "    def tell(self, trials):\n"
+        "        self.told = list(trials)\n"
+        "    def result(self):\n"
+        "        return self.told[:1]\n"
+    )
+    (tmp_path / "conf" / "strategy").mkdir(parents=True)
+    (tmp_path / "conf" / "strategy" / "same.yaml").write_text("_target_: mine.Same\nnum: 3\n")
+    arguments = ["search", "--config-dir", "conf", *TOY, "strategy=same", "generations=2"]
+    refused = run_hwnas(*arguments, code=1)
+    assert "set HWNAS_ALLOW_TARGETS=mine" in refused.stderr
+    run_hwnas(*arguments, env={"HWNAS_ALLOW_TARGETS": "mine", "PYTHONPATH": str(tmp_path)})
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["evaluations"] == {"asked": 6, "unique": 1, "cached": 5}
+    assert result["strategy"] == "same"
+
+
+def test_the_toy_optimum_is_known() -> None:
+    """Long enough, the search finds it; here only that the quality's best is 1 exactly."""
+    cost = ToyCost(Toy(), metric="val_acc")
+    best = tuple(cost.table.argmax(axis=1).tolist())
+    assert cost.evaluate([best])[0]["val_acc"] == pytest.approx(1.0)
