@@ -53,7 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         from hwnas.report import command as report
 
         return report(rest)
-    return _run(command, rest)
+    try:
+        return _run(command, rest)
+    except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -192,6 +192,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     sys.argv = [f"hwnas {config_name}", *arguments]
     try:
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
+    except BrokenPipeError:
+        raise
     except expected as error:
         if full:
             raise

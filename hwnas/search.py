@@ -274,6 +274,8 @@ def main(cfg: DictConfig) -> float | None:
         display.say(
             f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s"
         )
+        if network is not None:
+            display.say(f"weights: {folder / network['weights']}")
         display.say(f"report: {folder / 'report.html'}")
         if answer is not None and network is None and hasattr(space, "network"):
             display.say(f"next: hwnas train run={folder}")
@@ -351,5 +353,5 @@ def _say_answer(
     display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in answer.metrics.items()))
     if network is not None:
         display.say(
-            f"      trained from scratch: test accuracy {network['test_acc']:.2%}, {network['weights']}"
+            f"      trained from scratch: test accuracy {network['test_acc']:.2%}"
         )

@@ -77,7 +77,7 @@ def train_network(
     return {
         "test_acc": test_acc,
         "epochs": recipe.epochs,
-        "weights": str(folder / "weights.pt"),
+        "weights": f"{folder.name}/weights.pt",
         "seconds": time.perf_counter() - start,
     }
 
@@ -122,14 +122,14 @@ def main(cfg: DictConfig) -> float:
             )
         with (folder / "network" / "curves.csv").open() as file:
             for row in csv.DictReader(file):
-                tracker.log(int(row["epoch"]) - 1, {key: float(value) for key, value in row.items() if value})
+                tracker.log(int(row["epoch"]) - 1, {key: float(value) for key, value in row.items()})
         tracker.summary(network)
         (folder / "result.json").write_text(
             json.dumps({"status": "finished", "arch": text, **network}, indent=1)
         )
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
-        display.say(f"weights: {network['weights']}")
+        display.say(f"weights: {folder / network['weights']}")
     except KeyboardInterrupt:
         raise ValueError("interrupted; run the same command again to start over") from None
     finally:

@@ -144,7 +144,7 @@ def test_a_table_gives_its_quality_and_hides_the_test_accuracy(run_hwnas, tmp_pa
 
 
 def test_real_networks_and_weights_and_biases(run_hwnas, tmp_path: Path) -> None:
-    """The default run, made small: real images, real training, this machine, W&B offline; then a second run."""
+    """The default run, made small: real images, real training, this machine, W&B offline; twice."""
     run_hwnas("search", *SMALL, "store.dir=store")
     run = tmp_path / "run"
     result = json.loads((run / "result.json").read_text())
