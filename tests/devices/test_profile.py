@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,20 @@ def test_a_cut_profile_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def measured() -> Profile:
-    return measure(TINY, batch_size=1, threads=1, rounds=5)
+    for _ in range(4):  # other work on the machine may disturb one measurement, not all of them
+        profile = measure(TINY, batch_size=1, threads=1, rounds=7)
+        if profile.check["spearman"] > 0.8 and profile.check["median_error"] < 0.2:
+            return profile
+    if os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
+        pytest.skip(f"the machine is too busy to time networks: load {os.getloadavg()[0]:.1f}")
+    return profile
 
 
 def test_measured_figures_are_positive(measured: Profile) -> None:
     blocks = TINY.blocks()
     assert set(measured.operations) == set(blocks.modules)
     assert all(
-        o["median_ms"] > 0 and o["iqr_ms"] >= 0 and o["rounds"] == 5 for o in measured.operations.values()
+        o["median_ms"] > 0 and o["iqr_ms"] >= 0 and o["rounds"] == 7 for o in measured.operations.values()
     )
     assert measured.scale > 0
     edges = np.array(measured.edges_ms)
@@ -112,7 +119,8 @@ def test_more_convolutions_cost_more(measured: Profile) -> None:
 
 def test_prediction_ranks_whole_networks(measured: Profile) -> None:
     assert measured.check["networks"] == 12
-    assert measured.check["spearman"] > 0.5  # 0.95 and more on a quiet machine
+    assert measured.check["spearman"] > 0.8  # 0.95 and more on a quiet machine
+    assert measured.check["median_error"] < 0.2
 
 
 def test_measuring_leaves_torch_as_it_was() -> None:
