@@ -143,6 +143,20 @@ def test_partial_generation_is_dropped_and_extended_to_the_same_bytes(journal: P
     assert journal.read_bytes() == whole
 
 
+def test_partial_generations_may_be_dropped_again_and_again(journal: Path) -> None:
+    whole = journal.read_bytes()
+    archive = Archive(journal)
+    for _ in range(3):
+        archive.extend(generation(2)[:1])
+        assert archive.recorded(2, [t.genotype for t in generation(2)]) is None
+        assert journal.read_bytes() == whole
+    archive.extend(generation(2))
+    archive.extend(generation(3)[:2])
+    assert archive.recorded(3, [t.genotype for t in generation(3)]) is None
+    archive.close()
+    assert read_archive(journal) == generation(0) + generation(1) + generation(2) == archive.trials
+
+
 def test_torn_line_and_partial_generation_together(journal: Path) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole[:-20])
@@ -314,7 +328,7 @@ def write(url: str, worker: int, barrier: object, num: int) -> None:
 def test_processes_write_at_once_and_nothing_is_lost(url: str) -> None:
     workers, num = 4, 500
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(workers)
+    barrier = context.Barrier(workers, timeout=30)  # one that fails must not leave the others waiting
     processes = [context.Process(target=write, args=(url, w, barrier, num)) for w in range(workers)]
     for process in processes:
         process.start()
@@ -434,6 +448,19 @@ def test_failing_evaluator_stores_nothing_of_the_population(store: EvaluationSto
     answer(evaluator, [(1, 1)])  # the group is paid anew
     assert inner.asked[-1] == [(1, 1)]
     store.close()
+
+
+def test_a_population_is_stored_in_one_transaction(url: str, tmp_path: Path) -> None:
+    store = EvaluationStore(url, "run")
+    answer(CachedEvaluator(Counting(), store, "digits"), [(k, 0) for k in range(6)])
+    with pytest.raises(ValueError, match="JSON"):
+        store.put(KEY, {(0,): {"rmi": 1.0}, (1,): {"rmi": math.nan}})
+    assert store.get(KEY, [(0,)]) == {}
+    store.close()
+    connection = sqlite3.connect(tmp_path / "store" / "evaluations.sqlite")
+    rows = connection.execute("SELECT count(*), count(DISTINCT created) FROM evaluations").fetchall()
+    connection.close()
+    assert rows == [(6, 1)]  # one time stamp per transaction
 
 
 # --- hypervolume ---------------------------------------------------------------------------------------

@@ -183,7 +183,8 @@ def test_training_batches_are_shuffled_whole_and_seeded() -> None:
     passes = [all_of(first)[1].tolist() for _ in range(3)]
     assert passes == [all_of(again)[1].tolist() for _ in range(3)]
     assert len({tuple(p) for p in passes}) == 3  # another order in every epoch
-    assert all(len(set(p)) == 48 for p in passes)  # no image twice; two left out
+    assert all(len(p) == len(set(p)) == 48 for p in passes)  # no image twice; two left out
+    assert [len(labels) for _, labels in first] == [8] * 6
     assert all_of(other)[1].tolist() not in passes
     images, labels = all_of(first)
     assert images.flatten().tolist() == labels.tolist()
