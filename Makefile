@@ -24,7 +24,8 @@ test-full: $(VENV)/.installed-dev  ## the tests and the slow ones
 	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 bench: $(VENV)/.installed-dev  ## measure the speed figures that README quotes
-	@$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
+	@OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \
+		$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
 
 format: $(VENV)/.installed-dev  ## format the code and mend what can be mended
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -170,7 +170,8 @@ def main(cfg: DictConfig) -> float | None:
         with display.phase("quality", f"preparing {names['evaluator']}"):
             evaluators[0].prepare(space, [])
         with display.phase("device", f"preparing {names['device']}"):
-            evaluators[1].prepare(space, [])
+            for evaluator in evaluators[1:]:
+                evaluator.prepare(space, [])
 
         hypervolume = Hypervolume(objectives)
         curve: list[float] = []
@@ -352,6 +353,4 @@ def _say_answer(
     display.say(f"best: {space.to_str(answer.genotype)}")
     display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in answer.metrics.items()))
     if network is not None:
-        display.say(
-            f"      trained from scratch: test accuracy {network['test_acc']:.2%}"
-        )
+        display.say(f"      trained from scratch: test accuracy {network['test_acc']:.2%}")

@@ -78,25 +78,15 @@ class Archive:
         self._file = path.open("a+b")
         _lock(self._file, path)
         self._file.seek(0)
-        offset = 0
-        lines = self._file.read().splitlines(keepends=True)
-        for number, line in enumerate(lines, start=1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("no line end")
-                self.trials.append(_trial(line))
-            except _MALFORMED as error:
-                if number < len(lines):
-                    self.close()
-                    raise ValueError(
-                        f"{path} is corrupt in line {number} of {len(lines)} ({error}); "
-                        "restore it from a copy, or start a new run"
-                    ) from None
-                self.notes.append(f"dropped the torn last line {number} of {path}")
-                self._file.truncate(offset)
-                break
-            self._offsets.append(offset)
-            offset += len(line)
+        data = self._file.read()
+        try:
+            self.trials, self._offsets, end = _parse(path, data)
+        except ValueError:
+            self.close()
+            raise
+        if end < len(data):
+            self.notes.append(f"dropped the torn last line {len(self.trials) + 1} of {path}")
+            self._file.truncate(end)
 
     def recorded(self, generation: int, population: Sequence[Genotype]) -> list[Trial] | None:
         """The trials of a generation if the journal holds all of them; a part of them is dropped.
@@ -104,20 +94,20 @@ class Archive:
         Raises:
             ValueError: The journal holds other architectures than `population`.
         """
-        first = next((i for i, trial in enumerate(self.trials) if trial.generation == generation), None)
-        if first is None:
+        if not self.trials or self.trials[-1].generation < generation:
             return None
+        first = next(i for i, trial in enumerate(self.trials) if trial.generation == generation)
         trials = [trial for trial in self.trials[first:] if trial.generation == generation]
+        if [trial.genotype for trial in trials] != list(population[: len(trials)]):
+            raise ValueError(
+                f"generation {generation} of the archive holds other architectures than the strategy asks "
+                "for: it was written with other settings or by another version"
+            )
         if len(trials) < len(population):
             if self._file is not None:
                 self._file.truncate(self._offsets[first])
             del self.trials[first:], self._offsets[first:]
             return None
-        if [trial.genotype for trial in trials] != list(population):
-            raise ValueError(
-                f"generation {generation} of the archive holds other architectures than the strategy asks "
-                "for: it was written with other settings or by another version"
-            )
         return trials
 
     def extend(self, trials: Sequence[Trial]) -> None:
@@ -144,17 +134,32 @@ def read_archive(path: Path) -> list[Trial]:
     """The whole trials of a journal, without locking or repairing it; a torn last line is left out.
 
     Raises:
-        ValueError: A line in the middle is corrupt.
+        ValueError: A line in the middle is corrupt (named).
     """
-    trials = []
-    lines = path.read_bytes().splitlines(keepends=True)
+    return _parse(path, path.read_bytes())[0]
+
+
+def _parse(path: Path, data: bytes) -> tuple[list[Trial], list[int], int]:
+    """Trials, where their lines start, and where the last whole line ends."""
+    trials: list[Trial] = []
+    offsets: list[int] = []
+    end = 0
+    lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
+            if not line.endswith(b"\n"):
+                raise ValueError("no line end")
             trials.append(_trial(line))
         except _MALFORMED as error:
             if number < len(lines):
-                raise ValueError(f"{path} is corrupt in line {number} of {len(lines)} ({error})") from None
-    return trials
+                raise ValueError(
+                    f"{path} is corrupt in line {number} of {len(lines)} ({error}); "
+                    "restore it from a copy, or start a new run"
+                ) from None
+            break
+        offsets.append(end)
+        end += len(line)
+    return trials, offsets, end
 
 
 def _line(trial: Trial) -> bytes:
@@ -414,7 +419,7 @@ class CachedEvaluator(Evaluator):
                 if any(math.isnan(value) for value in metrics.values()):
                     raise ValueError(f"evaluator {self.name} answered NaN for {list(genotype)}: {metrics}")
             self._store.put(self._key, answers)
-            self._known.update(answers)
+            self._known.update(self._store.get(self._key, missing))  # another run may have been first
         self.saved += len(genotypes) - len(missing)
         return [self._known[genotype] for genotype in genotypes]
 

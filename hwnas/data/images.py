@@ -116,6 +116,13 @@ class Images:
                 arrays = read_npz(find_file(self.path))
             else:
                 arrays = _torchvision(self.source)
+            height, width, channels = arrays["x_train"].shape[1:]
+            for what, said, found in (
+                ("image_shape", self._shape, [channels, height, width]),
+                ("num_classes", self._num_classes, int(arrays["y_train"].max()) + 1),
+            ):
+                if said is not None and list(np.atleast_1d(said)) != list(np.atleast_1d(found)):
+                    raise ValueError(f"dataset.{what} of {self.name} is {said}, but its images have {found}")
             self._arrays = arrays
         return self._arrays
 

@@ -130,8 +130,8 @@ class RMI(Evaluator):
             self._device = device
 
             digest = hashlib.sha256()
-            for tensor in (self._x, self._y, *self._grams):
-                digest.update(tensor.cpu().numpy().tobytes())
+            for tensor in (x, y, *model.network.state_dict().values()):
+                digest.update(tensor.numpy().tobytes())
             settings = [self._candidates.channels, self._candidates.num_cells, self.batch_size, self.steps]
             settings += [self.lr, self.momentum, self.weight_decay, self.beta, self.seed]
             digest.update(json.dumps([settings, asdict(self.reference)]).encode())

@@ -64,6 +64,8 @@ class Table(Evaluator):
                 f"{file} is a table of another space: operations {', '.join(map(str, ops))} on "
                 f"{genotypes.shape[-1]} edges, not those of {space.name}"
             )
+        if genotypes.size and not 0 <= genotypes.min() <= genotypes.max() < len(ops):
+            raise ValueError(f"arch_ops of {file} has operations outside 0..{len(ops) - 1}")
         for name, array in values.items():
             if array.shape != (len(genotypes),):
                 raise ValueError(

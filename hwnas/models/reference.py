@@ -93,10 +93,19 @@ def reference_model(
     augmentation = f"{dataset.crop}-{dataset.flip}-{dataset.cutout}"
     digest = hashlib.sha256((key + augmentation).encode()).hexdigest()[:12]
     path = store_dir / "references" / f"resnet20-{dataset.name}-{digest}.pt"
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = ResNet20(dataset.image_shape[0], dataset.num_classes)
-    if path.is_file():
+    trained = False
+    if recipe.epochs and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        module = fit(_new(dataset, seed), dataset, recipe, part="train", seed=seed, folder=path.parent)
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        weights, valid_acc = module.network.state_dict(), accuracy(module, dataset, "valid")
+        torch.save({"weights": weights, "valid_acc": valid_acc}, partial)
+        os.replace(partial, path)
+        trained = True
+
+    # A fresh model in any case, so that its features are the same bit for bit in every run.
+    network = _new(dataset, seed)
+    if recipe.epochs:
         try:
             stored = torch.load(path, weights_only=True)
         except Exception as error:  # torch.load raises many kinds for a damaged file
@@ -104,17 +113,14 @@ def reference_model(
                 f"{path} is damaged ({type(error).__name__}); delete it to train the reference anew"
             ) from None
         network.load_state_dict(stored["weights"])
-        announce(f"reference ResNet-20 from {path}: validation accuracy {stored['valid_acc']:.2%}")
-        return Classifier(network, *dataset.normalisation(), recipe, num_steps=0).eval()
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    module = fit(network, dataset, recipe, part="train", seed=seed, folder=path.parent)
-    if not recipe.epochs:
+        verb = "trained, kept in" if trained else "from"
+        announce(f"reference ResNet-20 {verb} {path}: validation accuracy {stored['valid_acc']:.2%}")
+    else:
         announce("reference ResNet-20 left untrained, as the recipe says (0 epochs)")
-        return module
-    valid_acc = accuracy(module, dataset, "valid")
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    torch.save({"weights": network.state_dict(), "valid_acc": valid_acc}, partial)
-    os.replace(partial, path)
-    announce(f"reference ResNet-20 trained, kept in {path}: validation accuracy {valid_acc:.2%}")
-    return module
+    return Classifier(network, *dataset.normalisation(), recipe, num_steps=0).eval()
+
+
+def _new(dataset: Images, seed: int) -> ResNet20:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ResNet20(dataset.image_shape[0], dataset.num_classes)
