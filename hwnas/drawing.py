@@ -122,9 +122,10 @@ def axis(
 
     Args:
         metric: Which metric, or "generation" or "epoch", which have no margin and whole ticks.
-        values: What is plotted, at least one finite value. With `keep`, at most 5 % of them may stay beyond
-            the axis: far outliers (Tukey's outer fences) that would squeeze the rest to less than half.
-        keep: Values that the axis must reach, the front's.
+        values: What is plotted, at least one finite value. With `keep`, at most a fifth of them may stay
+            beyond either end: far outliers (Tukey's outer fences) that would squeeze the rest to less than half,
+            such as networks without a path, whose similarity is 0.
+        keep: Values that the axis should reach, the front's, unless they are far outliers themselves.
         marks: Values that it should reach where they are near, the limits'.
         num_ticks: About how many ticks.
         allow_log: Choose a logarithmic scale where the values span a ratio of `LOG_RATIO`.
@@ -132,9 +133,12 @@ def axis(
     low, high = float(min(values)), float(max(values))
     log = allow_log and low > 0 and high / low >= LOG_RATIO
     if keep and not log:
-        q5, q25, q75, q95 = np.quantile(values, [0.05, 0.25, 0.75, 0.95])
-        inner_low = max(low, min(q5, q25 - 3 * (q75 - q25), *keep))
-        inner_high = min(high, max(q95, q75 + 3 * (q75 - q25), *keep))
+        rest, q25, q75, most = np.quantile(values, [0.2, 0.25, 0.75, 0.8])
+        inner_low = max(low, min(rest, q25 - 3 * (q75 - q25)))
+        inner_high = min(high, max(most, q75 + 3 * (q75 - q25)))
+        reach = 2 * (inner_high - inner_low)
+        near = [value for value in keep if inner_low - reach <= value <= inner_high + reach]
+        inner_low, inner_high = min(inner_low, *near, inner_high), max(inner_high, *near, inner_low)
         if inner_high - inner_low < (high - low) / 2:
             low, high = float(inner_low), float(inner_high)
     for mark in marks:
