@@ -123,8 +123,8 @@ def axis(
     Args:
         metric: Which metric, or "generation" or "epoch", which have no margin and whole ticks.
         values: What is plotted, at least one finite value. With `keep`, at most a fifth of them may stay
-            beyond either end: far outliers (Tukey's outer fences) that would squeeze the rest to less than half,
-            such as networks without a path, whose similarity is 0.
+            beyond either end: far outliers (Tukey's outer fences) that would squeeze the rest to less than
+            half, such as networks without a path, whose similarity is 0.
         keep: Values that the axis should reach, the front's, unless they are far outliers themselves.
         marks: Values that it should reach where they are near, the limits'.
         num_ticks: About how many ticks.

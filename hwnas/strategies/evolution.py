@@ -41,3 +41,49 @@ def cost_diversity(cost: FloatArray) -> FloatArray:
     chi = np.zeros(len(cost))
     chi[known] = ((cost[known, None] - cost[None, known]) ** 2).sum(axis=1)
     return chi
+
+
+def tournament(num: int, size: int, rng: np.random.Generator) -> int:
+    """Index of the fittest of `size` different members of a population sorted best first.
+
+    Args:
+        num: Members of the population.
+        size: Members drawn, without replacement.
+        rng: Source of randomness.
+    """
+    return int(rng.choice(num, size=size, replace=False).min())
+
+
+def evolve(
+    alphas: FloatArray,
+    rng: np.random.Generator,
+    *,
+    num_elites: int,
+    tournament_size: int,
+    mutation_rate: float,
+) -> FloatArray:
+    """The next population of EvNAS' genetic algorithm; keeps the shape (n, edges, ops).
+
+    The elites stay as they are. Every child takes each row (the alphas of one edge) from either of two
+    tournament winners, who may be the same, with equal chance; each row is then replaced by a fresh one,
+    uniform in [0, 1), with the probability `mutation_rate`.
+
+    Args:
+        alphas: The population, best first.
+        rng: Source of randomness.
+        num_elites: Members that stay.
+        tournament_size: Members per tournament.
+        mutation_rate: Probability per row.
+
+    Source: Sinha & Chen, EvNAS, GECCO 2021, arXiv 2012.12540 (code).
+    """
+    n, edges, ops = alphas.shape
+    children = np.empty_like(alphas)
+    children[:num_elites] = alphas[:num_elites]
+    for child in range(num_elites, n):
+        mother = alphas[tournament(n, tournament_size, rng)]
+        father = alphas[tournament(n, tournament_size, rng)]
+        rows = np.where(rng.random((edges, 1)) < 0.5, mother, father)
+        mutated = rng.random((edges, 1)) < mutation_rate
+        children[child] = np.where(mutated, rng.random((edges, ops)), rows)
+    return children

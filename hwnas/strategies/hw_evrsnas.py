@@ -1,0 +1,146 @@
+"""HW-EvRSNAS: a genetic algorithm over alphas, quality minus a penalty for exceeding hardware limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwnas.core import (
+    Genotype,
+    Limit,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    best,
+    costs,
+    violations,
+    whole_number,
+)
+from hwnas.strategies.evolution import check_told, evolve
+
+PENALTIES = ("one_sided", "two_sided")
+
+
+class HWEvRSNAS(Strategy):
+    """Maximise quality minus a penalty in proportion to how far the cost is beyond its limit.
+
+    fitness = quality - weight * sum over limits of max(0, (cost - limit) / limit); the two-sided penalty
+    takes the absolute value instead, so that networks cheaper than the limit are penalised too. Without
+    limits the fitness is the quality. A network that the device does not support has the fitness -inf.
+
+    Args:
+        space: Search space.
+        objectives: Quality and cost; the first one is maximised (or minimised, as its goal says).
+        limits: Limits of the run, usually one on the device's cost.
+        seed: Seed of the generator.
+        population_size: Members of the population.
+        tournament_size: Members per tournament, at most `population_size`.
+        num_elites: Members that stay from generation to generation.
+        mutation_rate: Probability that the alphas of an edge are drawn anew.
+        penalty: "one_sided" or "two_sided".
+        penalty_weight: lambda, in units of the quality per 100 % violation.
+
+    Raises:
+        ValueError: A size or rate out of range, or an unknown penalty.
+
+    Source: Sinha et al., HW-EvRSNAS, WACV 2024, arXiv 2311.03923: the structure. The penalty's formula and
+    weight and the algorithm's settings are not published; these are EvNAS' algorithm and settings, and the
+    simplest formula that fits the abstract.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        limits: tuple[Limit, ...],
+        seed: int,
+        *,
+        population_size: int,
+        tournament_size: int,
+        num_elites: int,
+        mutation_rate: float,
+        penalty: str,
+        penalty_weight: float,
+    ) -> None:
+        self.space = space
+        self.objectives = objectives
+        self.population_size = whole_number("strategy.population_size", population_size)
+        self.tournament_size = whole_number("strategy.tournament_size", tournament_size)
+        self.num_elites = whole_number("strategy.num_elites", num_elites, least=0)
+        if self.tournament_size > self.population_size:
+            raise ValueError(
+                f"strategy.tournament_size {tournament_size} is larger than the population of "
+                f"{population_size}"
+            )
+        if self.num_elites > self.population_size:
+            raise ValueError(
+                f"strategy.num_elites {num_elites} is larger than the population of {population_size}"
+            )
+        if not 0 <= mutation_rate <= 1:
+            raise ValueError(f"strategy.mutation_rate must be in 0..1, not {mutation_rate!r}")
+        if penalty not in PENALTIES:
+            raise ValueError(f"strategy.penalty {penalty!r} is not one of {', '.join(PENALTIES)}")
+        if not 0 <= penalty_weight < math.inf:
+            raise ValueError(
+                f"strategy.penalty_weight must be a number of at least 0, not {penalty_weight!r}"
+            )
+        self.mutation_rate = mutation_rate
+        self.penalty = penalty
+        self.penalty_weight = penalty_weight
+        self._limits = limits
+        self._rng = np.random.default_rng(seed)
+        self._alphas = self._rng.random((self.population_size, *space.alpha_shape))
+        self._fitness: np.ndarray | None = None
+        self._trials: list[Trial] = []
+
+    def ask(self) -> list[Genotype]:
+        """Random alphas first, then what the genetic algorithm makes of them, decoded."""
+        if self._fitness is not None:
+            order = np.argsort(-self._fitness, kind="stable")
+            self._alphas = evolve(
+                self._alphas[order],
+                self._rng,
+                num_elites=self.num_elites,
+                tournament_size=self.tournament_size,
+                mutation_rate=self.mutation_rate,
+            )
+            self._fitness = None
+        return self.space.decode(self._alphas)
+
+    def fitness(self, trials: Sequence[Trial]) -> np.ndarray:
+        """Quality minus penalty per trial, shape (n,)."""
+        excess = violations(trials, self._limits)
+        if self.penalty == "two_sided":
+            below = [
+                sum(
+                    max(0.0, (limit.bound - trial.metrics[limit.metric]) / limit.bound)
+                    for limit in self._limits
+                    if limit.goal == "min"
+                )
+                for trial in trials
+            ]
+            excess = excess + np.array(below)
+        quality = -costs(trials, self.objectives)[:, 0]
+        supported = np.isfinite(excess) & np.isfinite(quality)
+        fitness = np.full(len(trials), -np.inf)
+        fitness[supported] = quality[supported] - self.penalty_weight * excess[supported]
+        return fitness
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take the answers; the next `ask` evolves."""
+        check_told(trials, self.population_size)
+        self._fitness = self.fitness(trials)
+        self._trials.extend(trials)
+
+    def result(self) -> list[Trial]:
+        """The best feasible trial of the whole run; the fittest one if none is feasible."""
+        if not self._trials:
+            return []
+        feasible = best(self._trials, self.objectives, self._limits)
+        if feasible is not None:
+            return [feasible]
+        fitness = self.fitness(self._trials)
+        return [self._trials[int(np.argmax(fitness))]] if np.isfinite(fitness).any() else []
