@@ -5,6 +5,7 @@ numpy only. Everything else depends on this file; it depends on nothing of ours.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ Genotype = tuple[int, ...]
 
 Goal = Literal["max", "min"]
 FloatArray = NDArray[np.float64]
+
+MOST_LISTED = 100_000
+"""Spaces of at most so many architectures are listed as a whole where that is useful."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,16 @@ class SearchSpace(ABC):
         columns = [np.asarray(ops)[rng.integers(len(ops), size=num)] for ops in self.choices]
         return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
 
+    def all(self) -> list[Genotype]:
+        """Every architecture, in lexicographic order.
+
+        Raises:
+            ValueError: More than `MOST_LISTED` architectures.
+        """
+        if self.size > MOST_LISTED:
+            raise ValueError(f"the {self.name} space has {self.size:.3g} architectures, too many to list")
+        return list(itertools.product(*self.choices))
+
     def decode(self, alphas: FloatArray) -> list[Genotype]:
         """The allowed operation with the largest alpha on every edge.
 
@@ -282,10 +296,12 @@ class Evaluator(ABC):
     Attributes:
         name: Owner of the metrics in the store.
         metrics: Goal per metric; the first one is the evaluator's main metric.
+        exhaustive: Whether it answers for a whole space in no time (a table, a formula, a profile).
     """
 
     name: str
     metrics: Mapping[str, Goal]
+    exhaustive: bool = False
 
     @abstractmethod
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:

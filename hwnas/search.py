@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,7 @@ from hwnas.core import (
     whole_number,
 )
 from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, to_json
+from hwnas.truth import Truth, exact, quantile
 
 
 def search(
@@ -69,16 +72,21 @@ def search(
             break
 
 
-def parse_limits(limits: Mapping[str, Any], metrics: Mapping[str, Goal]) -> tuple[Limit, ...]:
+def parse_limits(
+    limits: Mapping[str, Any], space: SearchSpace, evaluators: Sequence[Evaluator]
+) -> tuple[Limit, ...]:
     """The limits of a configuration; null means none.
 
     Args:
-        limits: Bound per metric.
-        metrics: Goal of every metric that the evaluators report.
+        limits: Bound per metric: a number, or "q0.3" for the 0.3 quantile over the space's networks.
+        space: The search space.
+        evaluators: Those that report the metrics.
 
     Raises:
-        ValueError: A metric that nobody reports, or a bound that is not above 0.
+        ValueError: A metric that nobody reports, a bound that is not above 0, a quantile outside 0..1.
     """
+    owners = {name: evaluator for evaluator in evaluators for name in evaluator.metrics}
+    metrics = {name: evaluator.metrics[name] for name, evaluator in owners.items()}
     parsed = []
     for name, bound in limits.items():
         if bound is None:
@@ -88,7 +96,12 @@ def parse_limits(limits: Mapping[str, Any], metrics: Mapping[str, Goal]) -> tupl
                 f"limits.{name}: no evaluator or device of this run reports {name}"
                 f"{suggestion(name, list(metrics))}"
             )
-        parsed.append(Limit(name, positive(f"limits.{name}", bound), metrics[name]))
+        share = re.fullmatch(r"q(-?\d*\.?\d+)", bound) if isinstance(bound, str) else None
+        if share is not None:
+            value = quantile(space, owners[name], name, float(share[1]))
+        else:
+            value = positive(f"limits.{name}", bound)
+        parsed.append(Limit(name, value, metrics[name]))
     return tuple(parsed)
 
 
@@ -136,7 +149,7 @@ def main(cfg: DictConfig) -> float | None:
         plain.append(Flops(space))  # every report can tell, and limits.params works on any device
 
     metrics: dict[str, Goal] = {name: goal for evaluator in plain for name, goal in evaluator.metrics.items()}
-    limits = parse_limits(cfg.limits or {}, metrics)
+    limits = parse_limits(cfg.limits or {}, space, plain)
     objectives = tuple(Objective(name, metrics[name]) for name in (next(iter(e.metrics)) for e in plain[:2]))
     strategy: Strategy = build(cfg.strategy, space=space, objectives=objectives, limits=limits, seed=seed)
 
@@ -229,6 +242,21 @@ def main(cfg: DictConfig) -> float | None:
                     display=display,
                 )
 
+        truth = exact(space, plain, objectives, limits)
+        comparison: dict[str, Any] | None = None
+        if truth is not None:
+            ratios, distances = truth.progress(
+                [list(group) for _, group in itertools.groupby(trials, lambda trial: trial.generation)]
+            )
+            comparison = {
+                "best": None if truth.best is None else described(truth.best),
+                "best_test_acc": truth.best_test_acc,
+                "regret": _regret(truth, answer, tests, objectives),
+                "hypervolume_ratio": ratios,
+                "igd_plus": distances,
+                "front": [[trial.metrics[o.metric] for o in objectives] for trial in truth.front],
+            }
+
         result = {
             "status": "finished",
             **{
@@ -249,6 +277,7 @@ def main(cfg: DictConfig) -> float | None:
             "best": described(answer) if answer else None,
             "network": network,
             "hypervolume": curve,
+            "truth": comparison,
             "versions": {evaluator.name: evaluator.version for evaluator in evaluators},
         }
         _write_front(folder / "pareto.csv", [described(trial) for trial in pareto])
@@ -272,6 +301,14 @@ def main(cfg: DictConfig) -> float | None:
         os.replace(partial, finished)
         completed = True
         _say_answer(display, space, trials, objectives, limits, answer, pareto, network)
+        if comparison is not None:
+            points = ", ".join(
+                f"{name} {100 * value:.2f} points" for name, value in comparison["regret"].items()
+            )
+            display.say(
+                f"exact: hypervolume {ratios[-1]:.1%} of the true front's"
+                + (f"; the best network there is, is better by {points}" if points else "")
+            )
         display.say(
             f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s"
         )
@@ -304,6 +341,23 @@ def _reports(evaluator: Evaluator, trials: Sequence[Trial]) -> list[tuple[Trial,
     if not trials:
         return []
     return list(zip(trials, evaluator.report([trial.genotype for trial in trials]), strict=True))
+
+
+def _regret(
+    truth: Truth,
+    answer: Trial | None,
+    tests: Mapping[Any, Mapping[str, float]],
+    objectives: Sequence[Objective],
+) -> dict[str, float]:
+    """How much worse the answer is than the best there is, per metric, in the metric's unit."""
+    if answer is None or truth.best is None:
+        return {}
+    name, sign = objectives[0].metric, 1.0 if objectives[0].goal == "max" else -1.0
+    regret = {name: sign * (truth.best.metrics[name] - answer.metrics[name])}
+    test_acc = tests.get(answer.genotype, {}).get("test_acc")
+    if test_acc is not None and truth.best_test_acc is not None:
+        regret["test_acc"] = truth.best_test_acc - test_acc
+    return regret
 
 
 def _write_front(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ ROOMS = {
     "strategies": 1,
     "drawing": 1,
     "spaces": 1,
+    "truth": 1,
     "data": 2,
     "models": 3,
     "evaluators": 4,

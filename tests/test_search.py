@@ -29,13 +29,31 @@ SMALL = [
 
 
 def test_parse_limits() -> None:
-    metrics = {"val_acc": "max", "latency_ms": "min"}
-    assert parse_limits({"latency_ms": 5, "val_acc": None}, metrics) == (Limit("latency_ms", 5.0, "min"),)
-    assert parse_limits({"val_acc": 0.9}, metrics) == (Limit("val_acc", 0.9, "max"),)
+    space = Toy()
+    evaluators = [ToyCost(space, metric="val_acc"), ToyCost(space, metric="latency_ms")]
+    parsed = parse_limits({"latency_ms": 5, "val_acc": None}, space, evaluators)
+    assert parsed == (Limit("latency_ms", 5.0, "min"),)
+    assert parse_limits({"val_acc": 0.9}, space, evaluators) == (Limit("val_acc", 0.9, "max"),)
     with pytest.raises(ValueError, match=r"limits\.energy_mj: no evaluator .* reports energy_mj"):
-        parse_limits({"energy_mj": 5}, metrics)
-    with pytest.raises(ValueError, match=r"limits\.latency_ms must be a number above 0, not 'q0\.3'"):
-        parse_limits({"latency_ms": "q0.3"}, metrics)
+        parse_limits({"energy_mj": 5}, space, evaluators)
+    with pytest.raises(ValueError, match=r"limits\.latency_ms must be a number above 0, not 'q'"):
+        parse_limits({"latency_ms": "q"}, space, evaluators)
+
+
+def test_limits_by_quantile() -> None:
+    """Over the whole space where it can be listed, over a sample otherwise."""
+    small = Toy(3, 4)
+    cost = ToyCost(small, metric="latency_ms")
+    values = [row["latency_ms"] for row in cost.evaluate(small.all())]
+    (limit,) = parse_limits({"latency_ms": "q0.3"}, small, [cost])
+    assert limit.bound == np.quantile(values, 0.3)
+    large = Toy()
+    cost = ToyCost(large, metric="latency_ms")
+    (limit,) = parse_limits({"latency_ms": "q.5"}, large, [cost])
+    assert limit.bound == pytest.approx(cost.table.mean(axis=1).sum() + 1, rel=0.02)
+    for share in ("q1.5", "q-1"):
+        with pytest.raises(ValueError, match=r"limits\.latency_ms: the quantile must be in 0\.\.1"):
+            parse_limits({"latency_ms": share}, large, [cost])
 
 
 def test_the_folder_of_a_run(tmp_path: Path, run_hwnas) -> None:
@@ -238,7 +256,7 @@ def test_images_of_ones_own(run_hwnas, tmp_path: Path) -> None:
 BAD = [
     (
         ["strategy=mo_hdna"],
-        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: mo_hdnas, random",
+        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: hw_evrsnas, mo_hdnas",
     ),
     (
         ["strategy.populaton_size=4"],

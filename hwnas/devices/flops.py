@@ -26,6 +26,7 @@ class Flops(Evaluator):
         if metric not in names:
             raise ValueError(f"device.metric {metric!r} is not one of {', '.join(names)}")
         self.name = "flops"
+        self.exhaustive = True
         self.metrics = dict.fromkeys(sorted(names, key=lambda name: name != metric), "min")
         self._space = space
 

@@ -42,6 +42,7 @@ class Host(Evaluator):
         if not hasattr(space, "blocks"):
             raise ValueError(f"device=host: the {space.name} space has no networks to measure")
         self.name = "host"
+        self.exhaustive = True
         self.metrics = {"latency_ms": "min"}
         self.batch_size = whole_number("device.batch_size", batch_size)
         self.threads = whole_number("device.threads", threads)

@@ -78,6 +78,7 @@ class Table(Evaluator):
         self._values[cells] = values[column] * scale
         if test_column is not None:
             self._test[cells] = values[test_column] * scale
+        self.exhaustive = not np.isnan(self._values).any()
         self._has_test = test_column is not None
         digest = hashlib.sha256(values[column].tobytes() + genotypes.tobytes())
         digest.update(f"{metric} {scale!r}".encode())

@@ -75,6 +75,7 @@ class ToyCost(Evaluator):
         if metric not in goals:
             raise ValueError(f"the toy space reports {' and '.join(goals)}, not {metric!r}")
         self.name = f"toy_{metric}"
+        self.exhaustive = True
         self.metrics = {metric: goals[metric]}
         self._metric = metric
         rng = np.random.default_rng(2024)

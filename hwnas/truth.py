@@ -1,0 +1,131 @@
+"""The exact answer, where evaluators know every architecture of a space; and how far a search is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwnas.core import (
+    MOST_LISTED,
+    Evaluator,
+    FloatArray,
+    Limit,
+    Objective,
+    SearchSpace,
+    Trial,
+    best,
+    costs,
+    front,
+    non_dominated,
+)
+
+NUM_SAMPLED = 20_000
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is best in a whole space.
+
+    Attributes:
+        front: The true front, cheapest first.
+        best: The best architecture that keeps the limits; None if none does.
+        best_test_acc: Highest test accuracy among those that keep the limits; None if nobody knows it.
+        objectives: What spans the front.
+    """
+
+    front: list[Trial]
+    best: Trial | None
+    best_test_acc: float | None
+    objectives: tuple[Objective, ...]
+
+    def _scaled(self, trials: Sequence[Trial]) -> FloatArray:
+        """Costs in units of the true front: 0 is its best value, 1 its worst (the nadir)."""
+        F = costs(self.front, self.objectives)
+        low, span = F.min(axis=0), np.ptp(F, axis=0)
+        return (costs(trials, self.objectives) - low) / np.where(span > 0, span, 1.0)
+
+    def progress(self, generations: Sequence[Sequence[Trial]]) -> tuple[list[float], list[float]]:
+        """Hypervolume ratio and IGD+ of all trials up to each generation.
+
+        The reference point of the hypervolume is the nadir of the true front: against the range of the whole
+        space even a random search reaches 0.995. Both scale the objectives by the true front; a ratio of 1
+        and an IGD+ of 0 mean that the true front is found.
+        """
+        from pymoo.indicators.hv import HV
+        from pymoo.indicators.igd_plus import IGDPlus
+
+        true = self._scaled(self.front)
+        hypervolume, distance = HV(ref_point=np.ones(true.shape[1])), IGDPlus(true)
+        whole = float(hypervolume(true))
+        ratios, distances = [], []
+        found = np.empty((0, true.shape[1]))
+        for trials in generations:
+            found = np.concatenate([found, self._scaled(trials)])
+            found = found[non_dominated(found)]
+            if len(found) == 0:
+                ratios.append(0.0)
+                distances.append(float("inf"))
+                continue
+            ratios.append(float(hypervolume(found)) / whole if whole > 0 else 1.0)
+            distances.append(float(distance(found)))
+        return ratios, distances
+
+
+def exact(
+    space: SearchSpace,
+    evaluators: Sequence[Evaluator],
+    objectives: tuple[Objective, ...],
+    limits: Sequence[Limit],
+) -> Truth | None:
+    """The truth about a space, or None where it is too large or an evaluator does not know all of it.
+
+    Args:
+        space: The whole space is listed.
+        evaluators: All must be exhaustive and prepared; the first one may report test accuracies.
+        objectives: Quality and cost.
+        limits: Limits of the run.
+    """
+    if space.size > MOST_LISTED or not all(evaluator.exhaustive for evaluator in evaluators):
+        return None
+    genotypes = space.all()
+    answers = [evaluator.evaluate(genotypes) for evaluator in evaluators]
+    trials = [
+        Trial(genotype, {name: value for row in rows for name, value in row.items()}, 0)
+        for genotype, *rows in zip(genotypes, *answers, strict=True)
+    ]
+    answer = best(trials, objectives, limits)
+    tests = [
+        Trial(trial.genotype, {**trial.metrics, **report}, 0)
+        for trial, report in zip(trials, evaluators[0].report(genotypes), strict=True)
+        if "test_acc" in report
+    ]
+    tested = best(tests, (Objective("test_acc", "max"),), limits)
+    return Truth(
+        front(trials, objectives), answer, None if tested is None else tested.metrics["test_acc"], objectives
+    )
+
+
+def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, share: float) -> float:
+    """A quantile of a metric over the supported networks of a space.
+
+    Over all architectures of a space that can be listed, over a seeded sample of `NUM_SAMPLED` otherwise.
+
+    Args:
+        space: The space.
+        evaluator: Reports the metric; must be exhaustive. It is prepared here.
+        metric: Name of the metric.
+        share: In 0..1.
+
+    Raises:
+        ValueError: A share outside 0..1, or an evaluator that would have to pay for every architecture.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"limits.{metric}: the quantile must be in 0..1, not {share:g}")
+    if not evaluator.exhaustive:
+        raise ValueError(f"limits.{metric}: {evaluator.name} cannot tell quantiles; give a number")
+    evaluator.prepare(space, [])
+    sample = space.all() if space.size <= MOST_LISTED else space.sample(np.random.default_rng(0), NUM_SAMPLED)
+    values = np.array([row[metric] for row in evaluator.evaluate(sample)])
+    return float(np.quantile(values[np.isfinite(values)], share))

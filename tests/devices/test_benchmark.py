@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hwnas.config import data_folder
+from hwnas.devices.benchmark import BenchmarkDevice, TableDevice
+from hwnas.spaces.nasbench201 import OPS, NasBench201
+
+CELL = "|none~0|+|none~0|none~1|+|{}~0|none~1|none~2|"
+
+
+def device(name: str, dataset: str = "cifar10", metric: str = "latency_ms") -> BenchmarkDevice:
+    said: list[str] = []
+    built = BenchmarkDevice(
+        NasBench201(), SimpleNamespace(name=dataset), said.append, device=name, metric=metric
+    )
+    built.said = said  # type: ignore[attr-defined]
+    return built
+
+
+def compact(folder: Path) -> None:
+    """The layout that `hwnas data hwnasbench` writes, three networks long."""
+    np.savez(
+        folder / "hwnasbench_nasbench201.npz",
+        arch_ops=np.array([[0] * 6, [1] * 6, [3] * 6], dtype=np.int8),
+        ops=np.array(OPS),
+        cifar10_edgetpu_latency_ms=[0.5, -1.0, 1.5],
+        cifar10_edgegpu_latency_ms=[2.0, 3.0, 4.0],
+        cifar10_edgegpu_energy_mj=[20.0, 30.0, 40.0],
+    )
+
+
+def test_the_compact_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compact(tmp_path)
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    tpu = device("edgetpu")
+    assert tpu.metrics == {"latency_ms": "min"}
+    answers = tpu.evaluate([(3,) * 6, (1,) * 6])
+    assert answers == [{"latency_ms": 1.5}, {"latency_ms": math.inf}]  # -1: not supported, never fast
+    gpu = device("edgegpu", metric="energy_mj")
+    assert list(gpu.metrics) == ["energy_mj", "latency_ms"]
+    assert gpu.evaluate([(1,) * 6]) == [{"energy_mj": 30.0, "latency_ms": 3.0}]
+    assert gpu.prepare(NasBench201(), []) != tpu.prepare(NasBench201(), [])
+    with pytest.raises(ValueError, match=r"device edgegpu has no row for \|avg_pool_3x3~0\|"):
+        gpu.evaluate([(4,) * 6])
+    with pytest.raises(ValueError, match="device edgetpu has no energy_mj"):
+        device("edgetpu", metric="energy_mj")
+    with pytest.raises(ValueError, match="has nothing of edgetpu for digits"):
+        device("edgetpu", dataset="digits")
+
+
+def test_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"no costs of edgetpu: looked for .*; get HW-NAS-Bench-v1_0\.pickle"
+    ):
+        device("edgetpu")
+    with pytest.raises(ValueError, match=r"device\.metric 'speed' is not one of latency_ms, energy_mj"):
+        device("edgetpu", metric="speed")
+
+
+def test_the_published_record(table_path: Path) -> None:
+    """Index 0 of HW-NAS-Bench, from its README."""
+    if not (data_folder() / "nasbench201_cifar10_devices.npz").is_file():
+        pytest.skip("nasbench201_cifar10_devices.npz is not in the data folder")
+    space = NasBench201()
+    cell = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
+    for name, latency in [("raspi4", 10.481976820010459), ("pixel3", 3.60585), ("eyeriss", 3.64562)]:
+        assert device(name).evaluate([space.from_str(cell)])[0]["latency_ms"] == pytest.approx(
+            latency, abs=1e-9
+        )
+    fpga = device("fpga", dataset="cifar100")
+    assert fpga.evaluate([space.from_str(cell)]) == [
+        {"latency_ms": pytest.approx(2.57296, abs=1e-9), "energy_mj": pytest.approx(18.01072, abs=1e-9)}
+    ]
+    assert "those of the CIFAR-10 networks" in fpga.said[0]  # type: ignore[attr-defined]
+    assert len(fpga.evaluate(space.all())) == 15_625
+
+
+def test_a_csv_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(f"arch,latency_ms\n{CELL.format('skip_connect')},2.5\n{CELL.format('none')},0.5\n")
+    mine = TableDevice(NasBench201(), path=str(path), metric="latency_ms")
+    assert mine.name == "table-mine"
+    assert mine.evaluate([(0,) * 6, (0, 0, 0, 1, 0, 0)]) == [{"latency_ms": 0.5}, {"latency_ms": 2.5}]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("", "is empty"),
+        ("arch,latency_ms\n", "has no rows"),
+        ("name,latency_ms\nx,1\n", "has no column 'arch'"),
+        (f"arch,speed\n{CELL.format('none')},1\n", "has no latency_ms"),
+        (f"arch,latency_ms\n{CELL.format('none')},\n", "row 0: 2 values are needed"),
+        (f"arch,latency_ms\n{CELL.format('none')},fast\n", "latency_ms holds something that is no number"),
+        (f"arch,latency_ms\n{CELL.format('none')},nan\n", "latency_ms is missing in row 0"),
+        (f"arch,latency_ms\n{CELL.format('none')},-3\n", r"latency_ms is -3\.0 in row 0"),
+        (f"arch,latency_ms\n{CELL.format('noon')},3\n", "row 0: unknown operation 'noon'"),
+        (f"arch,latency_ms\n{CELL.format('none')},3\n{CELL.format('none')},4\n", "has two rows for"),
+    ],
+)
+def test_a_bad_csv(tmp_path: Path, body: str, message: str) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(body)
+    with pytest.raises(ValueError, match=message):
+        TableDevice(NasBench201(), path=str(path), metric="latency_ms")
+
+
+def test_a_bad_npz(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    path.write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(ValueError, match=r"is not a readable \.npz file"):
+        TableDevice(NasBench201(), path=str(path), metric="latency_ms")
+    with pytest.raises(ValueError, match=r"device=table needs device\.path"):
+        TableDevice(NasBench201(), path=None, metric="latency_ms")
+    np.savez(path, arch_ops=np.zeros((1, 4), dtype=np.int8), latency_ms=[1.0])
+    with pytest.raises(ValueError, match="row 0: a nasbench201 genotype has 6 entries, not 4"):
+        TableDevice(NasBench201(), path=str(path), metric="latency_ms")
