@@ -192,6 +192,7 @@ class Scatter:
         places: (x, y) per point, at the nearer end of an axis for a point beyond it.
         beyond: Whether the point lies beyond an axis.
         path: The front as steps, SVG path data in a square of 100 by 100.
+        true_path: The same of the true front; empty where nobody knows it.
         shaded: (x, y, width, height) of what each limit excludes.
         lines: (whether it is vertical, position, text) of the limits within the axes.
     """
@@ -201,6 +202,7 @@ class Scatter:
     places: list[tuple[float, float]]
     beyond: list[bool]
     path: str
+    true_path: str
     shaded: list[tuple[float, float, float, float]]
     lines: list[tuple[bool, float, str]]
 
@@ -210,6 +212,7 @@ def scatter(
     limits: Sequence[Limit],
     points: Sequence[Mapping[str, float]],
     front: Sequence[Mapping[str, float]],
+    true_front: Sequence[Mapping[str, float]] = (),
 ) -> Scatter:
     """Place networks in the plane of two objectives.
 
@@ -218,6 +221,7 @@ def scatter(
         limits: Those on other metrics are left out.
         points: Metrics per network, finite.
         front: Metrics of the front's networks, cheapest first.
+        true_front: Objectives of the best networks that there are, cheapest first, where they are known.
     """
     y, x = (
         axis(
@@ -238,8 +242,13 @@ def scatter(
     beyond = [
         not (x.low <= metrics[cost] <= x.high and y.low <= metrics[quality] <= y.high) for metrics in points
     ]
-    (start_x, start_y), *steps = [place(metrics) for metrics in front]
-    path = f"M{start_x} {start_y}" + "".join(f"H{a}V{b}" for a, b in steps) + "H100"
+
+    def steps(networks: Sequence[Mapping[str, float]]) -> str:
+        if not networks:
+            return ""
+        (start_x, start_y), *rest = [place(metrics) for metrics in networks]
+        return f"M{start_x} {start_y}" + "".join(f"H{a}V{b}" for a, b in rest) + "H100"
+
     shaded, lines = [], []
     for limit in limits:
         if limit.metric not in (quality, cost):
@@ -251,7 +260,8 @@ def scatter(
         shaded.append((begin, 0.0, size, 100.0) if vertical else (0.0, begin, 100.0, size))
         if 0 < at < 100:
             lines.append((vertical, at, f"limit {text(limit.metric, limit.bound, exact=True)}"))
-    return Scatter(x, y, [place(metrics) for metrics in points], beyond, path, shaded, lines)
+    places = [place(metrics) for metrics in points]
+    return Scatter(x, y, places, beyond, steps(front), steps(true_front), shaded, lines)
 
 
 def _from_top(percent: float) -> float:

@@ -238,6 +238,10 @@ def page(run: Run) -> dict[str, Any]:
             run.limits,
             [point["metrics"] for point in points],
             [trial.metrics for trial in pareto],
+            [
+                dict(zip((objective.metric for objective in run.objectives), values, strict=True))
+                for values in (run.result.get("truth") or {}).get("front", [])
+            ],
         )
         if points
         else None,
@@ -247,6 +251,7 @@ def page(run: Run) -> dict[str, Any]:
         "csv": _csv(on_front, names),
         "counts": {"drawn": len(drawn), "dominated": len(dominated), "unsupported": num_unsupported},
         "curves": _generations(run),
+        "truth": _truth(run),
         "trained": trained,
         "phases": _phases(run.result.get("seconds", {})),
         "evaluations": _evaluations(run),
@@ -342,6 +347,14 @@ def _generations(run: Run) -> list[LineChart]:
     hypervolume = Hypervolume(run.objectives)
     curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
     charts = [line_chart("hypervolume", "hypervolume", "generation", range(len(curve)), curve)]
+    truth = run.result.get("truth") or {}
+    for key, name in (
+        ("hypervolume_ratio", "of the true hypervolume"),
+        ("igd_plus", "distance to the true front"),
+    ):
+        values = [math.inf if value is None else value for value in truth.get(key, [])]
+        if any(map(math.isfinite, values)):
+            charts.append(line_chart(name, key, "generation", range(len(values)), values))
     for objective in run.objectives:
         told = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
         means = [sum(values) / len(values) if values else math.inf for values in told]
@@ -350,6 +363,25 @@ def _generations(run: Run) -> list[LineChart]:
             name = f"mean {quantity(objective.metric).name}"
             charts.append(line_chart(name, objective.metric, "generation", generations, means))
     return charts
+
+
+def _truth(run: Run) -> str:
+    """A sentence on how far the answer is from the best network that there is; empty where nobody knows."""
+    truth = run.result.get("truth") or {}
+    if not truth:
+        return ""
+    sentence = f"The dashed line is the true front, of {len(truth['front'])} networks"
+    sentence += f"; this search covers {truth['hypervolume_ratio'][-1]:.1%} of its hypervolume"
+    if truth["best"] is not None and truth["regret"]:
+        regrets = ", ".join(
+            f"{100 * value:.2f} points of {quantity(name).name}"
+            if name.endswith("_acc")
+            else f"{value:.4g} of {quantity(name).name}"
+            for name, value in truth["regret"].items()
+        )
+        within = " within the limits" if run.limits else ""
+        sentence += f". The best network that there is{within} is ahead by {regrets}"
+    return sentence + "."
 
 
 def _cells(

@@ -529,3 +529,20 @@ def test_in_a_browser(tmp_path):
     assert all(word in tip for word in ("best feasible network", "80.00 %", "bbaa"))
     assert all(word in pinned for word in ("on the front, beyond the limits", "ccca"))
     assert column == ["90.00 %", "80.00 %", "50.00 %"]
+
+
+def test_the_true_front_and_the_regret(tmp_path):
+    truth = {
+        "best": {"arch": "aaaa", "genotype": [0, 0, 0, 0], "metrics": {"val_acc": 0.9, "latency_ms": 4.0}},
+        "best_test_acc": None,
+        "regret": {"val_acc": 0.125},
+        "hypervolume_ratio": [0.5, 0.6, 0.75],
+        "igd_plus": [None, 0.5, 0.25],
+        "front": [[0.6, 2.0], [0.9, 4.0]],
+    }
+    known = page(make_run(tmp_path / "known", truth=truth))
+    assert "the true front, of 2 networks; this search covers 75.0% of its hypervolume" in known.text
+    assert "is ahead by 12.50 points of validation accuracy" in known.text
+    assert next(attrs["d"] for attrs in known.classes("truth") if "d" in attrs).startswith("M")
+    unknown = page(make_run(tmp_path / "unknown", truth=None))
+    assert not unknown.classes("truth")
