@@ -185,6 +185,17 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def share(name: str, value: Any) -> float:
+    """`value` as a float in 0..1.
+
+    Raises:
+        ValueError: It is not a number, or outside; names the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in 0..1, not {value!r}")
+    return float(value)
+
+
 class SearchSpace(ABC):
     """A set of architectures, one operation per edge; plain numpy, networks are built on demand.
 

@@ -127,6 +127,10 @@ def main(cfg: DictConfig) -> float | None:
 
     generations = whole_number("generations", cfg.generations)
     seed = whole_number("seed", cfg.seed, least=0)
+    if not isinstance(cfg.store.dir, str):
+        raise ValueError(f"store.dir must be a folder, not {cfg.store.dir!r}")
+    if cfg.limits is not None and not isinstance(cfg.limits, DictConfig):
+        raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={cfg.limits}")
     store_dir = Path(cfg.store.dir).expanduser()
     dataset = build(cfg.dataset)
     offered: dict[str, Any] = {

@@ -75,10 +75,12 @@ class Images:
         self.name = name
         self.source = source
         self.path = path
-        if not 0 < valid_fraction < 1:
+        if isinstance(valid_fraction, str) or valid_fraction is None or not 0 < valid_fraction < 1:
             raise ValueError(f"dataset.valid_fraction must be between 0 and 1, not {valid_fraction}")
         self.valid_fraction = valid_fraction
         self.crop = whole_number("dataset.crop", crop, least=0)
+        if not isinstance(flip, bool):
+            raise ValueError(f"dataset.flip must be true or false, not {flip!r}")
         self.flip = flip
         self.cutout = whole_number("dataset.cutout", cutout, least=0)
         self._shape = image_shape

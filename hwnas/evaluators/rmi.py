@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.core import Evaluator, Genotype, SearchSpace, positive, whole_number
+from hwnas.core import Evaluator, Genotype, SearchSpace, positive, share, whole_number
 from hwnas.data.images import Images, augment
 from hwnas.models.recipe import Recipe
 
@@ -86,15 +86,15 @@ class RMI(Evaluator):
             raise ValueError(
                 f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}"
             )
-        if not 0 <= beta <= 1:
-            raise ValueError(f"evaluator.beta must be in 0..1, not {beta!r}")
         self.name = "rmi"
         self.metrics = {"rmi": "max"}
         self.batch_size = whole_number("evaluator.batch_size", batch_size, least=2)
         self.steps = whole_number("evaluator.steps", steps, least=0)
         self.group_size = whole_number("evaluator.group_size", group_size)
         self.lr = positive("evaluator.lr", lr)
-        self.momentum, self.weight_decay, self.beta = momentum, weight_decay, beta
+        self.momentum = share("evaluator.momentum", momentum)
+        self.weight_decay = share("evaluator.weight_decay", weight_decay)
+        self.beta = share("evaluator.beta", beta)
         self.seed = whole_number("evaluator.seed", seed, least=0)
         self.batch_choice = batch_choice
         self.reference = reference

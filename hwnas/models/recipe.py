@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwnas.core import positive, whole_number
+from hwnas.core import positive, share, whole_number
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Recipe:
         whole_number("batch_size", self.batch_size)
         positive("lr", self.lr)
         for name in ("momentum", "label_smoothing"):
+            share(name, getattr(self, name))
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
-        if not 0 <= self.weight_decay < 1:
-            raise ValueError(f"weight_decay must be at least 0 and below 1, not {self.weight_decay!r}")
+        share("weight_decay", self.weight_decay)
         if self.grad_clip is not None:
             positive("grad_clip", self.grad_clip)
         if self.max_steps is not None:

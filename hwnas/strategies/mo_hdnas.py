@@ -14,7 +14,17 @@ from pymoo.operators.mutation.pm import PM
 from pymoo.operators.sampling.rnd import FloatRandomSampling
 from pymoo.problems.static import StaticProblem
 
-from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Strategy, Trial, costs, whole_number
+from hwnas.core import (
+    FloatArray,
+    Genotype,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    costs,
+    share,
+    whole_number,
+)
 from hwnas.strategies.evolution import check_told, cost_diversity
 
 DIVERSITIES = ("population", "merged", "none")
@@ -71,8 +81,8 @@ class MOHDNAS(Strategy):
         self._algorithm = NSGA2(
             pop_size=self.population_size,
             sampling=FloatRandomSampling(),
-            crossover=SBX(prob=crossover_prob, eta=15),
-            mutation=PM(prob=1.0, prob_var=mutation_prob, eta=20),
+            crossover=SBX(prob=share("strategy.crossover_prob", crossover_prob), eta=15),
+            mutation=PM(prob=1.0, prob_var=share("strategy.mutation_prob", mutation_prob), eta=20),
         )
         self._problem = Problem(
             n_var=num_alphas,
