@@ -1,4 +1,4 @@
-"""The command line: `hwnas search|train|report`; imports only what the command needs."""
+"""The command line: `hwnas search|train|report|data`; imports only what the command needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ COMMANDS = {
     "search": "find architectures that are accurate and fit a device",
     "train": "train one architecture from scratch and test it",
     "report": "draw the page of a run again",
+    "data": "benchmark tables: list, verify, convert from the official files",
 }
 
 HELP = """\
@@ -53,6 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
         from hwnas.report import command as report
 
         return report(rest)
+    if command == "data":
+        from hwnas.data.command import command as data
+
+        return data(rest)
     try:
         return _run(command, rest)
     except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
@@ -90,7 +95,7 @@ def _complete(arguments: list[str]) -> int:
             print(" ".join(command for command in COMMANDS if command.startswith(start)))
             return 0
         command = words[1]
-        if command not in COMMANDS or command == "report":
+        if command not in COMMANDS or command in ("report", "data"):
             return 0
         rest = line.split(command, 1)[1]
         os.environ["COMP_LINE"] = words[0] + rest

@@ -1,0 +1,244 @@
+"""The command `hwnas data`: which tables are there, are they whole, and how official files become tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from hwnas.config import data_folder, explain, find_file, suggestion
+
+HELP = """\
+usage: hwnas data <command> [setting=value ...]
+
+  list                          the tables and data sets that hwnas knows, and which are there
+  path                          the data folder (HWNAS_DATA, else the user's cache folder)
+  verify [name]                 check one table, or all that are there, against what is known about them
+  nasbench201 source=<path>     convert NATS-Bench's "simple" topology archive (NATS-tss-v1_0-3ffb9-simple,
+                                .tar or its folder), or NAS-Bench-201-v1_1-096897.pth (takes 9 GB of memory)
+                                partial=true: with NaN for architectures that the source lacks
+  hwnasbench source=<file>      convert HW-NAS-Bench-v1_0.pickle
+  <either> download             fetch the official file beside the tables first; goes on where it broke off
+
+Without source=, the official file is looked for in the working folder and the data folder. Tables are written
+to the data folder, or to=<folder>.
+"""
+
+
+class _UsageError(ValueError):
+    pass
+
+
+def command(arguments: list[str]) -> int:
+    """`hwnas data`: returns the exit code, 0, 1 for what went wrong, or 2 for wrong usage."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise _UsageError(f"unknown command {name!r}{suggestion(name, list(COMMANDS))}")
+        if {"-h", "--help"} & set(rest):
+            print(HELP, end="")
+        else:
+            COMMANDS[name](rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+        why = "not enough memory" if isinstance(error, MemoryError) else explain(error, "search")
+        print(f"hwnas data: error: {why}", file=sys.stderr)
+        return 2 if isinstance(error, _UsageError) else 1
+    return 0
+
+
+def _list(arguments: Sequence[str]) -> None:
+    from hwnas.data.download import SOURCES, in_words
+    from hwnas.data.tables import TABLES
+
+    _settings(arguments, ())
+    folder = data_folder()
+    print(f"{folder}{'' if folder.is_dir() else ' (missing)'}")
+    for name, known in TABLES.items():
+        there = (folder / name).is_file()
+        size = in_words((folder / name).stat().st_size) if there else "missing"
+        print(f"  {name:<32}{size:>9}  {known.holds}; {known.origin}{'' if there else f'; {known.how}'}")
+    print("official files, to be converted:")
+    for source in SOURCES.values():
+        there = (folder / source.name).is_file()
+        state = "there" if there else "missing"
+        known_by = ", ".join(source.checksums) or "no public checksum"
+        size = in_words(source.size)
+        print(f"  {source.name:<32}{state:>9}  {size}; {known_by}; {source.origin} ({source.licence})")
+
+
+def _path(arguments: Sequence[str]) -> None:
+    _settings(arguments, ())
+    print(data_folder())
+
+
+def _verify(arguments: Sequence[str]) -> None:
+    from hwnas.data.download import digest
+    from hwnas.data.tables import TABLES, read_table
+
+    if len(arguments) > 1:
+        raise _UsageError(f"verify takes one table, not {len(arguments)}")
+    if arguments:
+        name = arguments[0] if arguments[0].endswith(".npz") else f"{arguments[0]}.npz"
+        if Path(name).name not in TABLES:
+            names = [name.removesuffix(".npz") for name in TABLES]
+            raise ValueError(f"{arguments[0]} is no table that is known{suggestion(arguments[0], names)}")
+        files = [find_file(name)]
+    else:
+        folder = data_folder()
+        files = [folder / name for name in TABLES if (folder / name).is_file()]
+        if not files:
+            raise ValueError(f"no tables in {folder}; `hwnas data list` says how to get them")
+    wrong = []
+    for file in files:
+        try:
+            table = read_table(file)
+            print(f"{file}: good, {TABLES[file.name].check(table)}")
+        except ValueError as error:
+            wrong.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+            continue
+        print(f"  sha256 {digest(file, 'sha256')}")
+        print(f"  {', '.join(f'{key} {_shape(values)}' for key, values in table.items())}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _shape(values: np.ndarray) -> str:
+    return "x".join(map(str, values.shape)) or "scalar"
+
+
+def _nasbench201(arguments: Sequence[str]) -> None:
+    from hwnas.data.tables import nasbench201
+
+    given = _settings(arguments, ("source", "to", "partial"), "download")
+    partial = given.get("partial", "false").lower()
+    if partial not in ("true", "false"):
+        raise _UsageError(f"partial={given['partial']} is neither true nor false")
+    folder = _target(given)
+    file = folder / "nasbench201.npz"
+    if partial == "true" and file.exists():
+        raise ValueError(
+            f"{file} is there already; a partial table does not replace it (to=<another folder>)"
+        )
+    source = _source("nasbench201", given, folder)
+    with _progress() as progress:
+        table = nasbench201(source, partial=partial == "true", progress=progress)
+    _write({file.name: table}, folder, source)
+
+
+def _hwnasbench(arguments: Sequence[str]) -> None:
+    from hwnas.data.tables import hwnasbench
+
+    given = _settings(arguments, ("source", "to"), "download")
+    folder = _target(given)
+    source = _source("hwnasbench", given, folder)
+    _write(hwnasbench(source), folder, source)
+
+
+def _write(tables: dict[str, dict[str, np.ndarray]], folder: Path, source: Path) -> None:
+    """Check all tables, then write them."""
+    from hwnas.data.tables import TABLES, write_table
+
+    summaries = {}
+    for name, table in tables.items():
+        try:
+            summaries[name] = TABLES[name].check(table)
+        except ValueError as error:
+            raise ValueError(f"{source} is not what it should be: {error}") from None
+    for name, table in tables.items():
+        write_table(folder / name, table)
+        print(f"{folder / name}: {summaries[name]}")
+
+
+def _source(converts: str, given: dict[str, str], folder: Path) -> Path:
+    """The official file: the one given, the one that is there, or the one that is fetched now."""
+    from hwnas.data.download import by_hand, download, find_source, in_words, sources_of
+
+    official = sources_of(converts)[0]
+    if "source" in given:
+        if "download" in given:
+            raise _UsageError("download and source= exclude each other")
+        if not given["source"]:
+            raise _UsageError("source= is empty")
+        places = [Path(given["source"]).expanduser(), data_folder() / given["source"]]
+        there = [place for place in places if place.exists()]
+        if there:
+            return there[0]
+        looked = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
+        raise ValueError(
+            f"source={given['source']} not found; looked for {looked}; the official file is {official.name} "
+            f"({in_words(official.size)}) from {official.url}"
+        )
+    found, looked = find_source(converts, folder)
+    if found is not None:
+        return found
+    if "download" in given:
+        return download(official, folder, looked=looked)
+    raise ValueError(f"{by_hand(official, looked)}, or fetch it now: hwnas data {converts} download")
+
+
+def _target(given: dict[str, str]) -> Path:
+    """The folder for tables; that it can be written is found out before the work is done.
+
+    Raises:
+        PermissionError, NotADirectoryError: It cannot.
+    """
+    folder = Path(given["to"]).expanduser() if given.get("to") else data_folder()
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(20, os.strerror(20), str(there))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(13, "tables cannot be written here (to=<another folder>)", str(there))
+    return folder
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """Architectures read so far, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from hwnas.data.tables import SIZE
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("architectures", total=SIZE)
+        yield lambda count: progress.update(task, completed=count)
+
+
+def _settings(arguments: Sequence[str], known: Sequence[str], *words: str) -> dict[str, str]:
+    """`name=value` arguments, and single words, which have no value.
+
+    Raises:
+        _UsageError: An argument of another form, unknown, or given twice.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in (known if equals else words):
+            kinds = [f"{setting}=" for setting in known] + list(words)
+            raise _UsageError(f"unknown setting {argument!r}{suggestion(name, kinds)} (hwnas data --help)")
+        if name in given:
+            raise _UsageError(f"{name} is given twice")
+        given[name] = value
+    return given
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": _list,
+    "path": _path,
+    "verify": _verify,
+    "nasbench201": _nasbench201,
+    "hwnasbench": _hwnasbench,
+}
