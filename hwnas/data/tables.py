@@ -391,7 +391,7 @@ def _costs(values: Any, where: str) -> np.ndarray:
         costs = costs.reshape(-1)
     if costs.ndim != 1:
         raise ValueError(f"{where} has shape {costs.shape}, not one number per entry")
-    wrong = np.flatnonzero(~((costs >= 0) & (costs < np.inf) | (costs == -1)))
+    wrong = np.flatnonzero(~((costs >= 0) | (costs == -1)))
     if len(wrong):
         raise ValueError(
             f"{where} is {costs[wrong[0]]} in entry {wrong[0]}; costs are not negative (-1: none)"
