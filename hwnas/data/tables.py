@@ -214,7 +214,7 @@ def _per_seed(runs: Mapping[Any, Any], dataset: str, path: Sequence[str], where:
         if path[-1] == "train_times":
             if not isinstance(value, Mapping) or not value:
                 raise ValueError(f"{here} is no dictionary of seconds per epoch")
-            value = sum(_number(seconds, here) for seconds in value.values())
+            value = sum(_costs(list(value.values()), here).tolist())
         found[key[1]] = _number(value, here, high=100 if path[0] == "eval_acc1es" else np.inf)
     if not found:
         raise ValueError(f"{where} has no training on {dataset}")

@@ -461,6 +461,58 @@ def test_a_source_without_imagenet16(sample: Path, tmp_path: Path) -> None:
     assert set(table) == set(read_table(found("nasbench201.npz")))
 
 
+def test_a_whole_source(table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of all architectures, written back in the layout of the .pth, becomes the table again."""
+    table = read_table(table_path)
+    rows: dict[str, list[Any]] = {key: values.tolist() for key, values in table.items()}
+
+    def run(epochs: int, seconds: float, prefix: str, index: int, **accuracies: float) -> dict[str, Any]:
+        return {
+            "eval_acc1es": {f"{name.replace('_', '-')}@{epochs - 1}": x for name, x in accuracies.items()},
+            "train_times": OrderedDict([(0, seconds)]),
+            "params": rows[f"{prefix}_params_M"][index],
+            "flop": rows[f"{prefix}_flops_M"][index],
+        }
+
+    def info(index: int, epochs: int) -> dict[str, Any]:
+        of = {key: values[index] for key, values in rows.items() if key != "ops"}
+        valid, test = of[f"cifar10_valid_{epochs}"], of[f"cifar10_test_{epochs}"]
+        runs: dict[tuple[str, int], Any] = {("cifar10", 777): run(epochs, 1, "cifar10", index, ori_test=test)}
+        seeds = (
+            list(zip((777, 888, 999), of["cifar10_valid_200_seeds"], strict=True)) if epochs == 200 else []
+        )
+        for seed, accuracy in seeds or [(111, valid)]:
+            if accuracy == accuracy:
+                seconds = of["cifar10_train_seconds_200"]
+                runs["cifar10-valid", seed] = run(epochs, seconds, "cifar10", index, x_valid=accuracy)
+        both = of["cifar100_valtest_200_seeds"] if epochs == 200 else [0.0]
+        for seed, accuracy in zip((777, 888, 999), both, strict=False):
+            if accuracy == accuracy:
+                runs["cifar100", seed] = run(
+                    epochs,
+                    of["cifar100_train_seconds_200"],
+                    "cifar100",
+                    index,
+                    x_valid=of[f"cifar100_valid_{epochs}"],
+                    x_test=of[f"cifar100_test_{epochs}"],
+                    ori_test=accuracy,
+                )
+        return {"arch_index": index, "arch_str": of["arch_str"], "all_results": runs}
+
+    infos = {index: {"full": info(index, 200), "less": info(index, 12)} for index in range(SIZE)}
+    file = save({"meta_archs": rows["arch_str"], "arch2infos": infos}, tmp_path / "x.pth", zipped=False)
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    assert command(["nasbench201", f"source={file}"]) == 0
+    ours = read_table(tmp_path / "nasbench201.npz")
+    assert set(ours) == set(table)
+    for key, values in table.items():
+        if values.dtype.kind == "f":  # means of accuracies that the table keeps as float32
+            np.testing.assert_allclose(ours[key], values, rtol=0, atol=1e-5)
+        else:
+            assert np.array_equal(ours[key], values)
+    assert (ours["cifar10_test_200"] == table["cifar10_test_200"]).all()
+
+
 def is_small_and_fast(file: Path) -> bool:
     best = np.inf
     for _ in range(3):
