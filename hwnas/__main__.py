@@ -30,6 +30,14 @@ usage: hwnas <command> [group=choice | setting=value ...]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for wrong usage."""
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("hwnas: error: interrupted", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         commands = "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
+RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
 
 
 def conf_folder() -> Path:
@@ -35,18 +37,22 @@ def build(node: DictConfig, **offered: Any) -> Any:
     Raises:
         ValueError: A target outside the allow-list or that does not exist, or a key it does not take.
     """
+    if not isinstance(node, DictConfig):
+        raise ValueError(f"a choice of a config group is needed where the configuration has {node!r}")
     try:
         settings = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from None
-    return _create(settings, offered)
+    return _create(settings, offered, str(node._get_full_key("")))
 
 
-def _create(settings: Any, offered: Mapping[str, Any]) -> Any:
+def _create(settings: Any, offered: Mapping[str, Any], path: str) -> Any:
     settings = {
-        key: _create(value, {}) if isinstance(value, dict) and "_target_" in value else value
+        key: _create(value, {}, f"{path}.{key}") if isinstance(value, dict) and "_target_" in value else value
         for key, value in settings.items()
     }
+    if "_target_" not in settings:
+        raise ValueError(f"{path} has no _target_, the class that it sets up")
     name = settings.pop("_target_")
     target = locate(name)
     known = inspect.signature(target).parameters
@@ -54,7 +60,15 @@ def _create(settings: Any, offered: Mapping[str, Any]) -> Any:
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}{suggestion(str(unknown[0]), list(known))}")
     arguments = {key: value for key, value in offered.items() if key in known}
-    return target(**{**arguments, **settings})
+    try:
+        return target(**{**arguments, **settings})
+    except (TypeError, AttributeError) as error:  # almost always a setting of the wrong type
+        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise ValueError(f"{path}: {str(error).splitlines()[0]} (settings: {shown})") from error
+    except ValueError as error:
+        if str(error).split(" ", 1)[0] in settings:  # the class does not know where its settings stand
+            raise ValueError(f"{path}.{error}") from error
+        raise
 
 
 def locate(name: str) -> Any:
@@ -110,6 +124,8 @@ def find_file(path: str) -> Path:
     Raises:
         ValueError: It is in neither place; says where it was looked for.
     """
+    if not isinstance(path, str):
+        raise ValueError(f"a file's path is needed, not {path!r}")
     places = [Path(path).expanduser(), data_folder() / path]
     for place in places:
         if place.is_file():
@@ -118,11 +134,22 @@ def find_file(path: str) -> Path:
     raise ValueError(f"file {path!r} not found; looked for {looked} (HWNAS_DATA names the data folder)")
 
 
-def explain(error: BaseException, config_name: str) -> str:
-    """One line that says what is wrong with what the user wrote, from any error of ours or Hydra's."""
+def explain(error: BaseException, config_name: str, arguments: Sequence[str] = ()) -> str:
+    """One line that says what is wrong with what the user wrote, from any error of ours or Hydra's.
+
+    Args:
+        error: What was raised.
+        config_name: The command.
+        arguments: What the user gave it, to suggest settings of the groups that were chosen.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}); a smaller population, network or batch needs less"
+    if "Config group override must be a string" in str(error):
+        null = [a for a in arguments if a.endswith("=null")]
+        return f"{' '.join(null) or 'a config group'} is no choice: a config group needs one of its options"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror}"
     missing = getattr(error, "missing_cfg_file", None)
@@ -138,20 +165,26 @@ def explain(error: BaseException, config_name: str) -> str:
         )
     if key is not None:
         name = key[1] or key[2]
-        return (
-            f"unknown setting {name!r}{suggestion(name, _settings(config_name))} (hwnas {config_name} --help)"
-        )
+        others = [setting for setting in _settings(config_name, arguments) if setting != name]
+        return f"unknown setting {name!r}{suggestion(name, others)} (hwnas {config_name} --help)"
     return " ".join(lines) or type(error).__name__
 
 
-def _settings(config_name: str) -> list[str]:
-    """All dotted keys of a command's default configuration, and its groups."""
+def _settings(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """All dotted keys of a command's configuration with the chosen groups, and the groups."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     GlobalHydra.instance().clear()
+    groups = [
+        a for a in arguments if re.fullmatch(r"\w+=\w+", a) and (conf_folder() / a.split("=")[0]).is_dir()
+    ]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose(config_name)
+        try:
+            config = compose(config_name, groups)
+        except HydraException:
+            config = compose(config_name)
     return [*_keys(config), *(path.name for path in conf_folder().iterdir() if path.is_dir())]
 
 
@@ -175,17 +208,20 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
 
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
-    expected = (ValueError, OSError, HydraException, OmegaConfBaseException, KeyboardInterrupt)
+    expected = (
+        *(ValueError, OSError, MemoryError, KeyboardInterrupt),
+        *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+    )
 
     def job(cfg: DictConfig) -> Any:
         try:
             return main(cfg)
         except expected as error:
-            logging.getLogger("hwnas").error(explain(error, config_name), exc_info=error)
+            logging.getLogger("hwnas").error(explain(error, config_name, arguments), exc_info=error)
             # In a sweep Hydra collects the failures of its jobs; a single run ends here.
             if full or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            _say(error, config_name)
+            _say(error, config_name, arguments)
             raise SystemExit(1) from None
 
     argv = sys.argv
@@ -197,22 +233,42 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     except expected as error:
         if full:
             raise
-        _say(error, config_name)
+        _say(error, config_name, arguments)
         return 1
     finally:
         sys.argv = argv
     return 0
 
 
-def _say(error: BaseException, config_name: str) -> None:
-    print(f"hwnas {config_name}: error: {explain(error, config_name)}", file=sys.stderr)
+def _say(error: BaseException, config_name: str, arguments: Sequence[str]) -> None:
+    print(f"hwnas {config_name}: error: {explain(error, config_name, arguments)}", file=sys.stderr)
 
 
 def choices(folder: Path) -> dict[str, str]:
     """Which option was chosen in each config group of the run in `folder`."""
-    hydra_config = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
+    hydra_config = read_yaml(folder / ".hydra" / "hydra.yaml")
     chosen: Mapping[str, Any] = OmegaConf.select(hydra_config, "hydra.runtime.choices") or {}
     return {str(group): str(option) for group, option in chosen.items() if "/" not in str(group)}
+
+
+def read_yaml(path: Path) -> Any:
+    """A configuration file.
+
+    Raises:
+        ValueError: Missing, or not YAML; names the file.
+    """
+    try:
+        return OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is not readable YAML ({str(error).splitlines()[0]})") from None
+
+
+def working_folder(folder: Path) -> Path | None:
+    """Where the run in `folder` was started, for its relative paths; None if that is gone."""
+    cwd = OmegaConf.select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
+    return Path(cwd) if cwd and Path(cwd).is_dir() else None
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -227,7 +283,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     from hydra.errors import HydraException
 
     wanted = [argument for argument in arguments if argument.startswith("resume=")]
-    path = wanted[-1].removeprefix("resume=")
+    path = _unquoted(wanted[-1].removeprefix("resume="))
     if path in ("", "null"):
         return arguments
     folder = Path(path).expanduser().absolute()
@@ -236,9 +292,14 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         raise ValueError(f"resume={path} is not a folder")
     if not stored.is_file():
         raise ValueError(f"resume={path} holds no run: {stored.relative_to(folder)} is missing")
-    config = OmegaConf.load(stored)
+    config = read_yaml(stored)
+    if not isinstance(config, DictConfig) or "resume" not in config:
+        raise ValueError(f"{stored} is not the configuration of a run")
     chosen = choices(folder)
-    others = [a for a in arguments if "=" in a and not a.startswith(("-", "resume="))]
+    others = [a for a in arguments if not a.startswith("resume=")]
+    for argument in others:
+        if "=" not in argument or argument.startswith(("-", "~")):
+            raise ValueError(f"resume={path} takes nothing but settings that the run has, not {argument}")
     try:
         overrides = OverridesParser.create().parse_overrides(others)
     except HydraException as error:
@@ -255,26 +316,25 @@ def resume_arguments(arguments: list[str]) -> list[str]:
                 f"{override.input_line} contradicts the run in {path}, which has {name}={before}; "
                 "leave it out, or start a new run"
             )
-    flags = [a for a in arguments if a.startswith("-")]
-    cwd = OmegaConf.select(OmegaConf.load(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
-    if cwd and Path(cwd).is_dir():
+    cwd = working_folder(folder)
+    if cwd is not None:
         os.chdir(cwd)  # relative paths of the run mean what they meant
+    elif not Path(str(OmegaConf.select(config, "store.dir"))).is_absolute():
+        print("warning: the run's working folder is gone; its store is looked for here", file=sys.stderr)
+    quoted = "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
     return [
-        *flags,
         f"--config-path={folder / '.hydra'}",
         "--config-name=config",
         f"--config-dir={conf_folder()}",  # where the logging of jobs is configured
         "hydra/job_logging=hwnas",
         "hydra.output_subdir=null",  # what is stored there stays
-        f"hydra.run.dir='{folder}'",
-        f"resume='{folder}'",
+        f"hydra.run.dir={quoted}",
+        f"resume={quoted}",
     ]
 
 
 def train_arguments(arguments: list[str]) -> list[str]:
-    """Hydra's arguments for `hwnas train`: architectures quoted, `run=` brings that run's space and data set.
-
-    A group or setting that the user gives wins over the run's.
+    """Hydra's arguments for `hwnas train`: architectures quoted; `run=` chooses the run's groups.
 
     Raises:
         ValueError: `run=` names no run.
@@ -286,18 +346,46 @@ def train_arguments(arguments: list[str]) -> list[str]:
         for argument in arguments
     ]
     runs = [argument.removeprefix("run=") for argument in prepared if argument.startswith("run=")]
-    if not runs or runs[-1] in ("", "null"):
+    if not runs or _unquoted(runs[-1]) in ("", "null"):
         return prepared
-    folder = Path(runs[-1]).expanduser()
-    if not (folder / ".hydra" / "overrides.yaml").is_file():
+    folder = Path(_unquoted(runs[-1])).expanduser()
+    if not (folder / ".hydra" / "config.yaml").is_file():
         raise ValueError(f"run={runs[-1]} is not the folder of a run")
     given = {argument.partition("=")[0] for argument in prepared}
-    stored = [f"{group}={option}" for group, option in choices(folder).items()]
-    stored += map(str, OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    kept: dict[str, str] = {}
-    for override in stored:
-        name = override.partition("=")[0].lstrip("+")
-        group = name.partition(".")[0]
-        if group in ("search_space", "dataset") and not {name, group} & given:
-            kept[name] = override
-    return [*kept.values(), *prepared]
+    known = [
+        f"{group}={option}"
+        for group, option in choices(folder).items()
+        if group in RUN_GROUPS and group not in given and (conf_folder() / group / f"{option}.yaml").is_file()
+    ]
+    return [*known, *prepared]
+
+
+def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+    """Put the space and the data set of the run in `folder` into `cfg`, as they were composed there.
+
+    A group for which another option was given stays; single settings that were given win.
+
+    Args:
+        cfg: The configuration of `hwnas train`.
+        folder: The run's folder.
+        overrides: Those of this command.
+    """
+    stored = read_yaml(folder / ".hydra" / "config.yaml")
+    cwd = working_folder(folder)
+    for group in RUN_GROUPS:
+        options = [o.partition("=")[2] for o in overrides if o.startswith(f"{group}=")]
+        if options and options[-1] != choices(folder).get(group):
+            continue
+        tree = OmegaConf.create(OmegaConf.to_container(stored[group]))
+        path = OmegaConf.select(tree, "path")
+        if path and cwd is not None and (cwd / str(path)).is_file():
+            tree.path = str(cwd / str(path))
+        for override in overrides:
+            name = override.partition("=")[0].lstrip("+")
+            if name.startswith(f"{group}."):
+                OmegaConf.update(tree, name.removeprefix(f"{group}."), OmegaConf.select(cfg, name))
+        cfg[group] = tree
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

@@ -163,6 +163,10 @@ def closest(trials: Sequence[Trial], limits: Sequence[Limit]) -> Trial | None:
     return trials[int(np.argmin(excess))]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a sentence on how to go on; not an error, so that a sweep stops instead of going on."""
+
+
 def whole_number(name: str, value: Any, *, least: int = 1) -> int:
     """`value` as an int of at least `least`.
 

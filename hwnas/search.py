@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -19,6 +20,7 @@ from hwnas.config import build, choices, suggestion
 from hwnas.core import (
     Evaluator,
     Goal,
+    Interrupted,
     Limit,
     Objective,
     SearchSpace,
@@ -30,7 +32,7 @@ from hwnas.core import (
     positive,
     whole_number,
 )
-from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, to_json
+from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_result, to_json
 from hwnas.truth import Truth, exact, quantile
 
 
@@ -121,14 +123,14 @@ def main(cfg: DictConfig) -> float | None:
     display = Display()
     finished = folder / "result.json"
     if finished.is_file():
-        result = json.loads(finished.read_text())
+        result = read_result(finished)
         display.say(f"this run is finished already; see {folder / 'report.html'}")
         return result["best"]["metrics"][result["objectives"][0]["metric"]] if result["best"] else None
 
     generations = whole_number("generations", cfg.generations)
     seed = whole_number("seed", cfg.seed, least=0)
-    if not isinstance(cfg.store.dir, str):
-        raise ValueError(f"store.dir must be a folder, not {cfg.store.dir!r}")
+    if not isinstance(cfg.store, DictConfig) or not isinstance(cfg.store.dir, str):
+        raise ValueError(f"store.dir must be a folder; the configuration has store={cfg.store}")
     if cfg.limits is not None and not isinstance(cfg.limits, DictConfig):
         raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={cfg.limits}")
     store_dir = Path(cfg.store.dir).expanduser()
@@ -152,29 +154,34 @@ def main(cfg: DictConfig) -> float | None:
 
         plain.append(Flops(space))  # every report can tell, and limits.params works on any device
 
+    _check_owners(plain)
     metrics: dict[str, Goal] = {name: goal for evaluator in plain for name, goal in evaluator.metrics.items()}
     limits = parse_limits(cfg.limits or {}, space, plain)
     objectives = tuple(Objective(name, metrics[name]) for name in (next(iter(e.metrics)) for e in plain[:2]))
     strategy: Strategy = build(cfg.strategy, space=space, objectives=objectives, limits=limits, seed=seed)
 
+    names = choices(folder)
     run_id = _run_id(folder)
     store = EvaluationStore(cfg.store.url, run_id)
     evaluators = [CachedEvaluator(evaluator, store, dataset.name) for evaluator in plain]
-    archive = Archive(folder / "archive.jsonl")
-    for note in archive.notes:
-        display.warn(note)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    names = choices(folder)
-    # Offline logs of jobs in one process must end up in runs of their own: finish() whatever happens.
-    tracker = Tracker(
-        folder,
-        cfg.logger,
-        {str(k): v for k, v in config.items()},
-        run_id=run_id,
-        job="search",
-        warn=display.warn,
-    )
+    with contextlib.ExitStack() as opened:
+        opened.callback(store.close)
+        archive = Archive(folder / "archive.jsonl")
+        opened.callback(archive.close)
+        for note in archive.notes:
+            display.warn(note)
+        # Offline logs of jobs in one process must end up in runs of their own: finish() whatever happens.
+        tracker = Tracker(
+            folder,
+            cfg.logger,
+            {str(k): v for k, v in config.items()},
+            run_id=run_id,
+            job="search",
+            warn=display.warn,
+        )
+        opened.pop_all()  # from here on `finally` closes them, after the tracker
     completed = False
     try:
         display.say(
@@ -322,7 +329,7 @@ def main(cfg: DictConfig) -> float | None:
         if answer is not None and network is None and hasattr(space, "network"):
             display.say(f"next: hwnas train run={folder}")
     except KeyboardInterrupt:
-        raise ValueError(f"interrupted; nothing is lost, go on with: hwnas search resume={folder}") from None
+        raise Interrupted(f"interrupted; nothing is lost, go on with: hwnas search resume={folder}") from None
     finally:
         tracker.finish(failed=not completed)
         archive.close()
@@ -330,14 +337,40 @@ def main(cfg: DictConfig) -> float | None:
     return None if answer is None else answer.metrics[objectives[0].metric]
 
 
+def _check_owners(evaluators: Sequence[Evaluator]) -> None:
+    """Raise ValueError if two evaluators share a name or report the same metric."""
+    owners: dict[str, str] = {}
+    for evaluator in evaluators:
+        if evaluator.name in owners.values():
+            raise ValueError(
+                f"evaluator and device are both {evaluator.name}; choose another for one of them"
+            )
+        for metric in evaluator.metrics:
+            if metric in owners:
+                raise ValueError(
+                    f"{metric} is reported by {owners[metric]} and by {evaluator.name}; only one of them may"
+                )
+        owners |= dict.fromkeys(evaluator.metrics, evaluator.name)
+
+
 def _run_id(folder: Path) -> str:
-    """The run's identity, drawn once and kept in its folder."""
+    """The run's identity, drawn once and kept in its folder.
+
+    Raises:
+        ValueError: The file that keeps it is empty.
+    """
     path = folder / "run_id"
     if not path.is_file():
         partial = path.with_suffix(".tmp")
-        partial.write_text(uuid.uuid4().hex[:12] + "\n")
+        with partial.open("w") as file:
+            file.write(uuid.uuid4().hex[:12] + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
-    return path.read_text().strip()
+    run_id = path.read_text().strip()
+    if not run_id:
+        raise ValueError(f"{path} is empty: without it the run's evaluations cannot be told from others'")
+    return run_id
 
 
 def _reports(evaluator: Evaluator, trials: Sequence[Trial]) -> list[tuple[Trial, dict[str, float]]]:

@@ -144,12 +144,17 @@ def _parse(path: Path, data: bytes) -> tuple[list[Trial], list[int], int]:
     trials: list[Trial] = []
     offsets: list[int] = []
     end = 0
+    generation = -1
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("no line end")
-            trials.append(_trial(line))
+            trial = _trial(line)
+            if trial.generation not in ((0,) if generation < 0 else (generation, generation + 1)):
+                raise ValueError(
+                    f"generation {trial.generation} after {max(generation, 0)}: lines are missing"
+                )
         except _MALFORMED as error:
             if number < len(lines):
                 raise ValueError(
@@ -157,6 +162,8 @@ def _parse(path: Path, data: bytes) -> tuple[list[Trial], list[int], int]:
                     "restore it from a copy, or start a new run"
                 ) from None
             break
+        generation = trial.generation
+        trials.append(trial)
         offsets.append(end)
         end += len(line)
     return trials, offsets, end
@@ -170,7 +177,25 @@ def _line(trial: Trial) -> bytes:
 def _trial(line: bytes) -> Trial:
     record = json.loads(line)
     genotype = tuple(int(op) for op in record["genotype"])
-    return Trial(genotype, metrics_from_json(record["metrics"]), int(record["generation"]))
+    metrics = metrics_from_json(record["metrics"])
+    if not metrics or any(math.isnan(value) for value in metrics.values()):
+        raise ValueError("metrics must be numbers or null, at least one")
+    return Trial(genotype, metrics, int(record["generation"]))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's result.json.
+
+    Raises:
+        ValueError: Not the result of a finished run; names the file.
+    """
+    try:
+        result = json.loads(path.read_text())
+        if result["status"] != "finished" or not {"best", "objectives"} <= set(result):
+            raise ValueError("it lacks the answer")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the result of a finished search ({error})") from None
+    return dict(result)
 
 
 def _lock(file: Any, path: Path) -> None:

@@ -41,16 +41,18 @@ class Tracker:
         self._columns: list[str] | None = None
         self._warn = warn
         self._run: Any = None
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("wandb"), bool):
+            raise ValueError(f"logger must be csv or wandb, with wandb: true or false, not {settings}")
         if not settings["wandb"]:
             return
-        mode = settings["mode"]
+        mode = settings.get("mode")
         if mode not in ("online", "offline"):
             raise ValueError(f"logger.mode {mode!r} is not one of online, offline")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         arguments: dict[str, Any] = {
-            "project": settings["project"],
+            "project": settings.get("project"),
             "dir": str(folder),
             "config": dict(config),
             "id": run_id,

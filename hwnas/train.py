@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hwnas.config import build, choices
-from hwnas.core import Genotype, whole_number
+from hwnas.config import build, choices, take_from_run
+from hwnas.core import Genotype, Interrupted, whole_number
 from hwnas.display import Display
+from hwnas.store import read_result
 
 
 def train_network(
@@ -93,6 +94,8 @@ def main(cfg: DictConfig) -> float:
     seed = whole_number("seed", cfg.seed, least=0)
     if (cfg.arch is None) == (cfg.run is None):
         raise ValueError("give one of arch='<architecture>' and run=<folder of a search>")
+    if cfg.run is not None:
+        take_from_run(cfg, Path(str(cfg.run)).expanduser(), HydraConfig.get().overrides.task)
     dataset = build(cfg.dataset)
     space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
     if not hasattr(space, "network"):
@@ -131,7 +134,7 @@ def main(cfg: DictConfig) -> float:
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
         display.say(f"weights: {folder / network['weights']}")
     except KeyboardInterrupt:
-        raise ValueError("interrupted; run the same command again to start over") from None
+        raise Interrupted("interrupted; run the same command again to start over") from None
     finally:
         tracker.finish(failed=not completed)
     return float(network["test_acc"])
@@ -151,7 +154,7 @@ def best_of(folder: Path) -> str:
             else ""
         )
         raise ValueError(f"run={folder} has no result.json{hint}")
-    best = json.loads(path.read_text()).get("best")
+    best = read_result(path)["best"]
     if not best:
         raise ValueError(f"the search in {folder} found no network that keeps its limits")
     return str(best["arch"])

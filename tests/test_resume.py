@@ -188,6 +188,38 @@ def test_torn_and_corrupt_journals(tmp_path: Path, run_hwnas, whole_toy: dict[st
     assert journal.read_bytes() == b"".join(lines)
 
 
+def test_damaged_folders_are_refused_in_one_line(tmp_path: Path, run_hwnas) -> None:
+    killed(tmp_path, "before the report", 1, *TOY, "hydra.run.dir=run")
+    run = (tmp_path / "run").rename(tmp_path / "it's")
+    journal, config, whole = run / "archive.jsonl", run / ".hydra" / "config.yaml", run / "run_id"
+
+    def refused(path: Path, text: str, message: str) -> None:
+        before = path.read_text() if path.exists() else None
+        path.write_text(text)
+        done = run_hwnas("search", "resume=it's", code=1)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert path.read_text() == text
+        if before is None:
+            path.unlink()
+        else:
+            path.write_text(before)
+
+    lines = journal.read_text().splitlines(keepends=True)
+    refused(journal, "".join(lines[10:]), "corrupt in line 1 of 50 (generation 1 after 0: lines are missing)")
+    refused(journal, "".join(lines[:10] + lines[30:]), "corrupt in line 11 of 40 (generation 3 after 0")
+    nan = lines[3].replace('"val_acc": ', '"val_acc": NaN, "x": ')
+    refused(journal, "".join([*lines[:3], nan, *lines[4:]]), "corrupt in line 4 of 60")
+    refused(config, "[[[", "config.yaml is not readable YAML")
+    refused(config, "{}", "config.yaml is not the configuration of a run")
+    refused(whole, "", "run_id is empty")
+    refused(run / "result.json", "{}", "result.json is not the result of a finished search")
+    refused(run / "result.json", "{", "result.json is not the result of a finished search")
+    for argument in ("foo", "~limits.rmi", "--multirun"):
+        assert argument in run_hwnas("search", "resume=it's", argument, code=1).stderr
+    search(tmp_path, "resume=it's")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from hwnas.core import Limit
+from hwnas.evaluators.table import Table
 from hwnas.search import parse_limits
 from hwnas.spaces.toy import Toy, ToyCost
 
@@ -285,6 +290,28 @@ BAD = [
     (["evaluator=table"], "file 'nasbench201.npz' not found; looked for"),
     (["device=host"], "device=host: the toy space has no networks to measure"),
     (["evaluator=rmi"], "evaluator=rmi: the toy space has no networks to train"),
+    (["strategy.mutation_prob=x"], "strategy.mutation_prob must be a number in 0..1, not 'x'"),
+    (["strategy.population_size=1000000000"], "out of memory"),
+    (["evaluator.metric=latency_ms"], "evaluator and device are both toy_latency_ms"),
+    (["evaluator.metric=[1]"], "evaluator: "),
+    (["store=null"], "store.dir must be a folder"),
+    (["store.dir=null"], "store.dir must be a folder"),
+    (["limits=3"], "limits takes metrics, e.g. limits.latency_ms=5, not limits=3"),
+    (["device=null"], "device=null is no choice"),
+    (["logger.wandb=maybe"], "logger must be csv or wandb"),
+    (["search_space.num_edges=[2]"], "search_space.num_edges must be a whole number"),
+    (["dataset.name=null"], "dataset.name must be a word, not None"),
+    (["dataset=digits", "dataset.valid_fraction=[1]"], "dataset.valid_fraction must be between 0 and 1"),
+    (["dataset=digits", "dataset.image_shape=3"], "dataset.image_shape must be [channels, height, width]"),
+    (["dataset=npz", "dataset.path=3"], "dataset.path must be a file, not 3"),
+    (["trainer=quick", "trainer.lr=abc"], "trainer.lr must be a number above 0, not 'abc'"),
+    (["trainer=quick", "trainer.momentum=high"], "trainer.momentum must be a number in 0..1, not 'high'"),
+    (["evaluator=rmi", "evaluator.reference.lr=abc"], "evaluator.reference.lr must be a number above 0"),
+    (
+        ["evaluator=rmi", "dataset=digits", "search_space=nasbench201", "evaluator.reference=null"],
+        "evaluator.reference must be a recipe of training, not None",
+    ),
+    (["search_space=nasbench201", "+search_space.choices=3"], "search_space.choices must be a list of lists"),
     (["generations=["], "no viable alternative at input '['"),
 ]
 
@@ -298,6 +325,94 @@ def test_bad_input_is_one_clear_line(run_hwnas, tmp_path: Path, override: list[s
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_goal_of_a_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluator\.goal 'foo' is not one of max, min"):
+        Table(Toy(), path="t.npz", metric="val_acc", column="c", goal="foo", scale=1.0, test_column=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"evaluator\.scale must be a number above 0, not 'abc'"):
+        Table(Toy(), path="t.npz", metric="val_acc", column="c", goal="max", scale="abc", test_column=None)  # type: ignore[arg-type]
+
+
+def test_yaml_of_ones_own_that_is_broken(run_hwnas, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "strategy").mkdir(parents=True)
+    (tmp_path / "conf" / "strategy" / "broken.yaml").write_text("a: [")
+    (tmp_path / "conf" / "strategy" / "bare.yaml").write_text("population_size: 4\n")
+    for name, message in [("broken", "expected"), ("bare", "strategy has no _target_")]:
+        done = run_hwnas("search", "--config-dir", "conf", *TOY, f"strategy={name}", code=1)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_suggestions_are_of_the_chosen_groups(run_hwnas) -> None:
+    done = run_hwnas("search", "evaluator=table", "dataset=cifar10", "evaluator.colum=x", code=1)
+    assert "did you mean evaluator.column" in done.stderr
+    wrong = run_hwnas("search", "evaluator=table", "dataset=cifar10", "evaluator.steps=3", code=1)
+    assert "did you mean evaluator.steps" not in wrong.stderr
+
+
+def test_a_population_that_cannot_vary_is_filled_up(run_hwnas, tmp_path: Path) -> None:
+    run_hwnas("search", *TOY, "strategy.crossover_prob=0", "strategy.mutation_prob=0", "generations=3")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["evaluations"]["asked"] == 60
+
+
+def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "hwnas",
+            "search",
+            "-m",
+            "experiment=toy",
+            "logger=csv",
+            "seed=0,1",
+            "generations=100000",
+            "hydra.sweep.dir=sweep",
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    journal = tmp_path / "sweep" / "0" / "archive.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.is_file() and journal.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"interrupted; nothing is lost, go on with: hwnas search resume={journal.parent}" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "sweep" / "1").exists()
+
+
+def test_training_takes_the_space_and_images_as_the_run_had_them(run_hwnas, tmp_path: Path) -> None:
+    """Also where they came from an experiment, and where a path was relative to another folder."""
+    x = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
+    y = np.arange(120) % 3
+    np.savez(tmp_path / "mine.npz", x_train=x[:90], y_train=y[:90], x_test=x[90:], y_test=y[90:])
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /dataset: npz\n"
+        "dataset: {path: mine.npz, crop: 1}\nsearch_space: {channels: 4, num_cells: 1}\n"
+    )
+    run_hwnas(
+        "search", "--config-dir", "conf", "experiment=mine", "strategy=random", "strategy.population_size=2",
+        "generations=1", "device=flops", "evaluator.steps=1", "evaluator.reference.epochs=0", "logger=csv",
+        "evaluator.batch_size=16", "trainer=none", "hydra.run.dir=run",
+    )  # fmt: skip
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    common = ["train", "run=../run", "trainer.epochs=1", "trainer.batch_size=16", "logger=csv"]
+    run_hwnas(*common, "hydra.run.dir=trained", cwd=elsewhere)
+    network = json.loads((elsewhere / "trained" / "network" / "architecture.json").read_text())
+    assert (network["channels"], network["num_cells"]) == (4, 1)
+    assert (network["dataset"], network["num_classes"]) == ("npz-mine", 3)
+    run_hwnas(*common, "dataset=digits", "search_space.channels=2", "hydra.run.dir=other", cwd=elsewhere)
+    network = json.loads((elsewhere / "other" / "network" / "architecture.json").read_text())
+    assert (network["channels"], network["num_cells"], network["dataset"]) == (2, 1, "digits")
 
 
 def test_usage(run_hwnas) -> None:

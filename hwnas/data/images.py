@@ -25,6 +25,12 @@ SPLIT_SEED = 0
 """Splits do not depend on a run's seed: all seeds are compared on the same images."""
 
 
+def _word(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"dataset.name must be a word, not {name!r}")
+    return name
+
+
 class NoImages:
     """Stands for a data set where no network is built (the toy space).
 
@@ -36,7 +42,7 @@ class NoImages:
     num_classes = 1
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = _word(name)
 
 
 class Images:
@@ -72,10 +78,14 @@ class Images:
         flip: bool = False,
         cutout: int = 0,
     ) -> None:
-        self.name = name
+        if path is not None and not isinstance(path, str):
+            raise ValueError(f"dataset.path must be a file, not {path!r}")
+        if image_shape is not None and (not isinstance(image_shape, list) or len(image_shape) != 3):
+            raise ValueError(f"dataset.image_shape must be [channels, height, width], not {image_shape!r}")
+        self.name = _word(name)
         self.source = source
         self.path = path
-        if isinstance(valid_fraction, str) or valid_fraction is None or not 0 < valid_fraction < 1:
+        if not isinstance(valid_fraction, float) or not 0 < valid_fraction < 1:
             raise ValueError(f"dataset.valid_fraction must be between 0 and 1, not {valid_fraction}")
         self.valid_fraction = valid_fraction
         self.crop = whole_number("dataset.crop", crop, least=0)

@@ -19,6 +19,7 @@ from hwnas.models.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+SCORE_VERSION = 1  # raised whenever the same settings come to give other scores
 BATCH_CHOICES = ("random", "easiest")
 
 
@@ -82,6 +83,8 @@ class RMI(Evaluator):
             raise ValueError(f"evaluator=rmi: the {space.name} space has no networks to train")
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
+        if not isinstance(reference, Recipe):
+            raise ValueError(f"evaluator.reference must be a recipe of training, not {reference!r}")
         if batch_choice not in BATCH_CHOICES:
             raise ValueError(
                 f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}"
@@ -133,7 +136,15 @@ class RMI(Evaluator):
             for tensor in (x, y, *model.network.state_dict().values()):
                 digest.update(tensor.numpy().tobytes())
             settings = [self._candidates.channels, self._candidates.num_cells, self.batch_size, self.steps]
-            settings += [self.lr, self.momentum, self.weight_decay, self.beta, self.seed]
+            settings += [
+                SCORE_VERSION,
+                device.type,
+                self.lr,
+                self.momentum,
+                self.weight_decay,
+                self.beta,
+                self.seed,
+            ]
             digest.update(json.dumps([settings, asdict(self.reference)]).encode())
             self._version = digest.hexdigest()[:16]
         return self._version
@@ -193,7 +204,7 @@ class RMI(Evaluator):
             optimizer.step()
         with torch.no_grad():
             taps, _ = population.features(x)
-            return similarities(taps, self._grams).sum(dim=0).nan_to_num(nan=0.0).tolist()
+            return similarities(taps, self._grams).nan_to_num(nan=0.0).sum(dim=0).tolist()
 
 
 def centred_gram(x_BKCHW: Tensor) -> tuple[Tensor, Tensor]:

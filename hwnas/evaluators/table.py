@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hwnas.config import find_file, suggestion
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, positive
 
 
 class Table(Evaluator):
@@ -43,6 +43,11 @@ class Table(Evaluator):
         scale: float,
         test_column: str | None,
     ) -> None:
+        if not isinstance(metric, str):
+            raise ValueError(f"evaluator.metric must be a name, not {metric!r}")
+        if goal not in ("max", "min"):
+            raise ValueError(f"evaluator.goal {goal!r} is not one of max, min")
+        positive("evaluator.scale", scale)
         self.name = "table"
         self.metrics = {metric: goal}
         self._metric = metric

@@ -60,6 +60,11 @@ class NasBench201(SearchSpace):
         self.image_shape = image_shape
         self.num_classes = num_classes
         allowed = [range(len(OPS))] * len(EDGES) if choices is None else choices
+        if any(
+            not isinstance(ops, Sequence)
+            for ops in (allowed, *(allowed if isinstance(allowed, Sequence) else ()))
+        ):
+            raise ValueError(f"search_space.choices must be a list of lists of operations, not {choices!r}")
         self.choices = tuple(tuple(sorted(set(ops))) for ops in allowed)
         if len(self.choices) != len(EDGES) or any(
             not ops or not set(ops) <= set(range(len(OPS))) for ops in self.choices

@@ -84,7 +84,7 @@ class ToyCost(Evaluator):
         self.table: FloatArray
         if metric == "val_acc":
             lowest = quality.min(axis=1, keepdims=True)
-            self.table = (quality - lowest) / (quality - lowest).max(axis=1).sum()
+            self.table = (quality - lowest) / ((quality - lowest).max(axis=1).sum() or 1.0)
         else:
             self.table = latency - latency.min(axis=1, keepdims=True)
         self._offset = 0.0 if metric == "val_acc" else 1.0

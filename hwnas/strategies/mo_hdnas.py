@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.evaluator import Evaluator as PymooEvaluator
+from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
@@ -93,10 +94,16 @@ class MOHDNAS(Strategy):
         )
         self._algorithm.setup(self._problem, termination=("n_gen", 10**9), seed=seed, verbose=False)
         self._asked: Any = None
+        self._rng = np.random.default_rng(seed)  # only for populations that NSGA-II cannot fill
 
     def ask(self) -> list[Genotype]:
         """Random alphas first, then offspring by binary tournament, crossover and mutation, decoded."""
-        self._asked = self._algorithm.ask()
+        asked = self._algorithm.ask()  # None or too few when its children repeat their parents
+        num_missing = self.population_size - (0 if asked is None else len(asked))
+        if num_missing:
+            fresh = Population.new("X", self._rng.random((num_missing, self._problem.n_var)))
+            asked = fresh if asked is None else Population.merge(asked, fresh)
+        self._asked = asked
         return self.space.decode(self._asked.get("X").reshape(-1, *self.space.alpha_shape))
 
     def tell(self, trials: Sequence[Trial]) -> None:
