@@ -1,13 +1,16 @@
-"""The command line: `hwnas search|train|report|data`; imports only what the command needs."""
+"""The command line: `hwnas search|train|profile|report|data`; imports only what the command needs."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import sys
 
 COMMANDS = {
     "search": "find architectures that are accurate and fit a device",
     "train": "train one architecture from scratch and test it",
+    "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again",
     "data": "benchmark tables: list, verify, convert from the official files",
 }
@@ -81,14 +84,13 @@ def _run(command: str, arguments: list[str]) -> int:
             arguments = config.resume_arguments(arguments)
         if command == "train":
             arguments = config.train_arguments(arguments)
+        if command == "profile" and arguments and re.fullmatch(r"\w+", arguments[0]):
+            arguments = [f"action={arguments[0]}", *arguments[1:]]
     except (ValueError, OSError) as error:
         print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
         return 1
-    if command == "search":
-        from hwnas.search import main as run
-    else:
-        from hwnas.train import main as run
-    return config.run(run, command, arguments)
+    main = importlib.import_module(f"hwnas.{command}").main
+    return config.run(main, command, arguments)
 
 
 def _complete(arguments: list[str]) -> int:

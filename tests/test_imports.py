@@ -28,6 +28,7 @@ ROOMS = {
     "track": 4,
     "report": 5,
     "train": 5,
+    "profile": 6,
     "search": 6,
     "__main__": 7,
     "__init__": 0,

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
-from hwnas.devices.profile import Profile, measure, network_shape, processor
+from hwnas.devices.profile import SCHEMA_VERSION, Profile, measure, network_shape, processor
 
 
 class Host(Evaluator):
@@ -66,11 +67,7 @@ class Host(Evaluator):
                 )
                 self.profile.save(path)
                 verb = "measured, kept in"
-            check = self.profile.check
-            self._announce(
-                f"host profile {verb} {path}: on {check['networks']} whole networks its predictions have a "
-                f"median error of {check['median_error']:.1%}, Spearman {check['spearman']:.3f}"
-            )
+            self._announce(f"host profile {verb} {path}. {self.profile.summary()}")
             self._version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         return self._version
 
@@ -78,12 +75,13 @@ class Host(Evaluator):
         """Where the profile of this machine and these networks is kept."""
         import torch
 
-        key = [self._space.name, network_shape(self._space, self.batch_size), self.threads, self.rounds]
-        key += [processor(), torch.__version__]
+        key: list[Any] = [SCHEMA_VERSION, self._space.name, network_shape(self._space, self.batch_size)]
+        key += [self.threads, self.rounds, processor(), torch.__version__]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
         return self._store_dir / "profiles" / f"host-{self._space.name}-{digest}.json"
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted latency per genotype."""
         assert self.profile is not None, "prepare comes first"
-        return [{"latency_ms": float(value)} for value in self.profile.latency_ms(genotypes)]
+        predicted = self.profile.costs["latency_ms"](genotypes)
+        return [{"latency_ms": value} for value in predicted.tolist()]

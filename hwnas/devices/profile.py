@@ -1,60 +1,94 @@
-"""Device profiles: what each operation costs, measured once, added up for any architecture."""
+"""Device profiles: what each operation costs, measured or fitted once, added up for any architecture."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype
+from hwnas.config import find_file, suggestion
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, share
 
 if TYPE_CHECKING:
     from torch import nn
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Additive:
+    """A cost as a constant, what each operation adds, and what pairs of operations add to that.
+
+    Attributes:
+        base: What every network costs, in the metric's unit.
+        edges: `edges[edge][op]`, what an operation adds on an edge.
+        pairs: `pairs["a,b"][op on edge a][op on edge b]`, what two operations add together; may be empty.
+        floor: The least that is ever predicted.
+    """
+
+    base: float
+    edges: list[list[float]]
+    pairs: dict[str, list[list[float]]] = field(default_factory=dict)
+    floor: float = 0.0
+
+    def __call__(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Predicted cost per genotype, shape (n,)."""
+        G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.edges))
+        cost = self.base + np.asarray(self.edges)[np.arange(G.shape[1]), G].sum(axis=1)
+        for names, added in self.pairs.items():
+            a, b = map(int, names.split(","))
+            cost += np.asarray(added)[G[:, a], G[:, b]]
+        return np.maximum(cost, self.floor)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Latency of a space's networks as a sum over edges.
+    """What the networks of a space cost on a device, as sums over operations.
 
     Attributes:
         schema: Version of this file format.
+        device: Name of the device.
         space: Name of the search space.
-        network: Shape of the profiled networks: width, depth, image, classes, batch.
-        host: Processor, threads, versions, and when it was measured.
-        operations: Per block "median_ms", "iqr_ms" (interquartile range) and "rounds", measured alone.
-        base_ms: Latency that every network has.
-        edges_ms: `edges_ms[edge][op]`, latency that an operation adds on an edge.
-        scale: Factor from the sum of blocks measured alone to whole networks, already in the figures above.
-        offset_ms: Constant of the same fit, already in `base_ms`.
-        check: Predicted against measured latency on whole networks that the fit has not seen:
-            "networks", "spearman", "median_error" (relative).
+        network: Shape of the networks: width, depth, image, classes, batch.
+        origin: How the figures came about: processor, threads, versions and time of a measurement, or the
+            table of a fit.
+        costs: Per metric, e.g. "latency_ms".
+        check: Per metric, predictions against networks that the fit has not seen: "networks", "r2",
+            "spearman", "median_error" (relative).
+        operations: Of a measurement: per block "median_ms", "iqr_ms" (interquartile range) and "rounds",
+            measured alone.
     """
 
     schema: int
+    device: str
     space: str
     network: dict[str, Any]
-    host: dict[str, Any]
-    operations: dict[str, dict[str, float]]
-    base_ms: float
-    edges_ms: list[list[float]]
-    scale: float
-    offset_ms: float
-    check: dict[str, float]
+    origin: dict[str, Any]
+    costs: dict[str, Additive]
+    check: dict[str, dict[str, float]]
+    operations: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def latency_ms(self, genotypes: Sequence[Genotype]) -> FloatArray:
-        """Predicted latency per genotype in milliseconds, shape (n,)."""
-        G = np.asarray(genotypes, dtype=np.intp)
-        return np.asarray(self.edges_ms)[np.arange(G.shape[1]), G].sum(axis=1) + self.base_ms
+    def summary(self) -> str:
+        """A sentence on how well it predicts."""
+        parts = [
+            f"{metric} R2 {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error "
+            f"{check['median_error']:.1%}"
+            for metric, check in self.check.items()
+        ]
+        number = next(iter(self.check.values()))["networks"]
+        return (
+            f"On {number:,} networks that the profile of {self.device} was not fitted to: {'; '.join(parts)}"
+        )
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, whole or not at all."""
@@ -68,18 +102,219 @@ class Profile:
         """Read a profile.
 
         Raises:
-            ValueError: Not a profile, or of another schema version.
+            ValueError: Not a profile, of another schema version, or with figures that are no numbers.
         """
         try:
-            profile = Profile(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a device profile ({error}); delete it to measure anew") from None
-        if profile.schema != SCHEMA_VERSION:
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict) or "schema" not in content:
+                raise ValueError("it has no schema")
+            if content["schema"] != SCHEMA_VERSION:
+                raise ValueError(f"schema version {content['schema']}, this hwnas needs {SCHEMA_VERSION}")
+            costs = {metric: Additive(**cost) for metric, cost in content["costs"].items()}
+            for cost in costs.values():
+                figures = [cost.base, cost.floor, *itertools.chain(*cost.edges)]
+                figures += itertools.chain(*itertools.chain(*cost.pairs.values()))
+                if not np.isfinite(np.array(figures, dtype=np.float64)).all():
+                    raise ValueError("it holds a cost that is no number")
+            return Profile(**{**content, "costs": costs})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a device profile ({error})") from None
+
+
+class ProfileDevice(Evaluator):
+    """Costs that a profile predicts.
+
+    Args:
+        space: The space of the profile's networks.
+        profile: The profile.
+        source: Its file, for messages.
+        metric: The cost that strategies minimise; the profile's others are reported too.
+
+    Raises:
+        ValueError: A profile of another space, or without the metric.
+    """
+
+    def __init__(self, space: SearchSpace, profile: Profile, source: Path, *, metric: str) -> None:
+        if profile.space != space.name:
+            raise ValueError(f"{source} is a profile of the {profile.space} space, not of {space.name}")
+        if metric not in profile.costs:
             raise ValueError(
-                f"profile {path} has schema version {profile.schema}, this hwnas needs {SCHEMA_VERSION}; "
-                "delete it to measure anew"
+                f"device {profile.device} has no {metric} in {source}"
+                f"{suggestion(metric, list(profile.costs))}"
             )
-        return profile
+        for cost in profile.costs.values():
+            if tuple(np.shape(cost.edges)) != space.alpha_shape:
+                raise ValueError(
+                    f"{source} has costs of shape {np.shape(cost.edges)}, not {space.alpha_shape} as "
+                    f"{space.name}"
+                )
+        self.name = profile.device
+        self.exhaustive = True
+        names = [metric, *(other for other in profile.costs if other != metric)]
+        self.metrics: dict[str, Goal] = {name: "min" for name in names}  # noqa: C420 - the type is narrower
+        self.profile = profile
+        content = json.dumps(dataclasses.asdict(profile), sort_keys=True)
+        self._version = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """The version: a hash of the profile."""
+        return self._version
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Predicted costs per genotype."""
+        columns = {metric: self.profile.costs[metric](genotypes).tolist() for metric in self.metrics}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def profile_device(
+    space: SearchSpace, announce: Callable[[str], None], *, path: str | None, metric: str
+) -> ProfileDevice:
+    """A device by its profile's file, as `hwnas profile` writes it.
+
+    Args:
+        space: The space of the profile's networks.
+        announce: Called with a sentence on how well the profile predicts.
+        path: The file, absolute or relative to the working folder or the data folder.
+        metric: The cost that strategies minimise.
+
+    Raises:
+        ValueError: No such file, not a profile, of another space, or without the metric.
+    """
+    if not path:
+        raise ValueError("device=profile needs device.path=<profile.json, as hwnas profile writes it>")
+    file = find_file(path)
+    profile = Profile.load(file)
+    device = ProfileDevice(space, profile, file, metric=metric)
+    announce(profile.summary())
+    shape = network_shape(space, profile.network.get("batch_size", 1))
+    if profile.network != shape:
+        announce(f"warning: the profile is of networks {profile.network}, the run's are {shape}")
+    return device
+
+
+def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
+    """How well predictions agree: "networks", "r2", "spearman", "median_error" (relative)."""
+    from scipy.stats import spearmanr
+
+    residual, spread = predicted - actual, actual - actual.mean()
+    return {
+        "networks": len(actual),
+        "r2": float(1 - (residual @ residual) / (spread @ spread)),
+        "spearman": float(spearmanr(predicted, actual).statistic),
+        "median_error": float(np.median(np.abs(residual) / actual)),
+    }
+
+
+PENALTIES = (1e-6, 0.1, 1.0, 10.0, 100.0, np.inf)
+"""Ridge penalties of the pairs that a fit tries; infinite: no pairs."""
+
+
+def fit(
+    space: SearchSpace,
+    genotypes: np.ndarray,
+    columns: Mapping[str, FloatArray],
+    *,
+    device: str,
+    fraction: float,
+    seed: int,
+    network: Mapping[str, Any],
+    origin: Mapping[str, Any],
+) -> Profile:
+    """Fit a profile to measured networks.
+
+    Least squares over operations and pairs of operations. How much the pairs are trusted (a ridge penalty,
+    or not at all) is decided by five-fold cross-validation, so that few networks are enough for a plain fit
+    per operation. Networks that the device does not support are left out.
+
+    Args:
+        space: The space.
+        genotypes: Shape (n, edges).
+        columns: Measured values per metric, each (n,).
+        device: Name of the device.
+        fraction: Share of the networks that the fit sees; the others are its check.
+        seed: Seed of their choice.
+        network: Shape of the networks, kept in the profile.
+        origin: Kept in the profile.
+
+    Raises:
+        ValueError: A share outside 0..1, or fewer than 20 networks on either side.
+    """
+    share("fraction", fraction)
+    known = np.all([np.isfinite(values) for values in columns.values()], axis=0)
+    G = genotypes[known].astype(np.intp)
+    order = np.random.default_rng(seed).permutation(len(G))
+    num_seen = round(fraction * len(G))
+    seen, unseen = order[:num_seen], order[num_seen:]
+    if min(len(seen), len(unseen)) < 20:
+        raise ValueError(
+            f"fraction={fraction:g} of {len(G)} networks leaves {len(seen)} to fit, {len(unseen)} to check; "
+            "20 of each are needed"
+        )
+    features, num_plain = _features(space, G), 1 + int(np.prod(space.alpha_shape))
+    costs, check = {}, {}
+    for metric, values in columns.items():
+        y = values[known]
+        cost = _additive(space, _ridge(features, y, seen, num_plain), floor=float(y[seen].min()))
+        costs[metric] = cost
+        check[metric] = agreement(cost(list(map(tuple, G[unseen]))), y[unseen])
+    return Profile(
+        schema=SCHEMA_VERSION,
+        device=device,
+        space=space.name,
+        network=dict(network),
+        origin={**origin, "fitted_to": len(seen), "fraction": fraction, "seed": seed},
+        costs=costs,
+        check=check,
+    )
+
+
+def _features(space: SearchSpace, G: np.ndarray) -> FloatArray:
+    """One-hot operations of every edge, then of every pair of edges, shape (n, 1 + edges + pairs)."""
+    onehot = np.eye(len(space.ops))[G]
+    pairs = [
+        (onehot[:, a, :, None] * onehot[:, b, None, :]).reshape(len(G), -1)
+        for a, b in itertools.combinations(range(G.shape[1]), 2)
+    ]
+    return np.concatenate([np.ones((len(G), 1)), onehot.reshape(len(G), -1), *pairs], axis=1)
+
+
+def _ridge(features: FloatArray, y: FloatArray, rows: np.ndarray, num_plain: int) -> FloatArray:
+    """Weights of the features, with the penalty on all but `num_plain` that cross-validates best."""
+
+    def solve(rows: np.ndarray, penalty: float) -> FloatArray:
+        A = features[rows] if np.isfinite(penalty) else features[rows, :num_plain]
+        ridge = np.full(A.shape[1], min(penalty, PENALTIES[0]))
+        ridge[num_plain:] = penalty
+        weights = np.zeros(features.shape[1])
+        weights[: A.shape[1]] = np.linalg.solve(A.T @ A + np.diag(ridge), A.T @ y[rows])
+        return weights
+
+    folds = [(np.delete(rows, np.s_[k::5]), rows[k::5]) for k in range(5)]
+    errors = [
+        sum(float(((features[test] @ solve(rest, penalty) - y[test]) ** 2).sum()) for rest, test in folds)
+        for penalty in PENALTIES
+    ]
+    spread = float(((y[rows] - y[rows].mean()) ** 2).sum())
+    good = np.flatnonzero(np.array(errors) <= 1.01 * min(errors) + 1e-8 * spread)
+    return solve(rows, PENALTIES[good[-1]])  # the simplest of those that are as good
+
+
+def _additive(space: SearchSpace, weights: FloatArray, floor: float) -> Additive:
+    """Weights of `_features` as a cost; six digits are enough."""
+    num_edges, num_ops = space.alpha_shape
+
+    def rounded(values: FloatArray) -> Any:
+        return np.vectorize(lambda value: float(f"{value:.6g}"))(values).tolist()
+
+    num_plain = 1 + num_edges * num_ops
+    blocks = weights[num_plain:].reshape(-1, num_ops, num_ops)
+    pairs = {
+        f"{a},{b}": rounded(block)
+        for (a, b), block in zip(itertools.combinations(range(num_edges), 2), blocks, strict=True)
+        if block.any()
+    }
+    edges = rounded(weights[1:num_plain].reshape(num_edges, num_ops))
+    return Additive(rounded(weights[:1])[0], edges, pairs, floor)
 
 
 def time_modules(
@@ -164,25 +399,17 @@ def measure(
     edges = np.array([[cost(counts) for counts in ops] for ops in blocks.edges])
     G = np.array(genotypes)
     summed = edges[np.arange(G.shape[1]), G].sum(axis=1) + base
-    fit, test = slice(0, None, 2), slice(1, None, 2)
-    scale, offset = np.polyfit(summed[fit], measured[fit], 1, w=1 / measured[fit])  # relative errors
-    predicted = scale * summed[test] + offset
-    ranks = [values.argsort().argsort() for values in (predicted, measured[test])]
+    seen, unseen = slice(0, None, 2), slice(1, None, 2)
+    scale, offset = np.polyfit(summed[seen], measured[seen], 1, w=1 / measured[seen])  # relative errors
     return Profile(
         schema=SCHEMA_VERSION,
+        device="host",
         space=space.name,
         network=network_shape(space, batch_size),
-        host=host(threads),
+        origin={**host(threads), "scale": float(scale), "offset_ms": float(offset)},
+        costs={"latency_ms": Additive(float(scale * base + offset), (scale * edges).tolist())},
+        check={"latency_ms": agreement(scale * summed[unseen] + offset, measured[unseen])},
         operations=operations,
-        base_ms=float(scale * base + offset),
-        edges_ms=(scale * edges).tolist(),
-        scale=float(scale),
-        offset_ms=float(offset),
-        check={
-            "networks": len(measured[test]),
-            "spearman": float(np.corrcoef(*ranks)[0, 1]),
-            "median_error": float(np.median(np.abs(predicted / measured[test] - 1))),
-        },
     )
 
 

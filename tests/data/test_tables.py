@@ -34,7 +34,7 @@ from hwnas.data.tables import (
     read_table,
     write_table,
 )
-from hwnas.devices.benchmark import BenchmarkDevice
+from hwnas.devices.benchmark import benchmark_device
 from hwnas.spaces.nasbench201 import OPS, NasBench201
 
 SAMPLE = (0, 11, 284)
@@ -638,7 +638,7 @@ def test_published_records(
     # and the devices read it
     space = NasBench201()
     dataset = SimpleNamespace(name="imagenet16_120")
-    device = BenchmarkDevice(space, dataset, print, device="edgegpu", metric="energy_mj")
+    device = benchmark_device(space, dataset, print, device="edgegpu", metric="energy_mj")
     [costs] = device.evaluate([tuple(names[2].tolist())])
     assert costs == {"energy_mj": 28.281851234436036, "latency_ms": 6.557350158691406}
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from hwnas.config import data_folder
-from hwnas.devices.benchmark import BenchmarkDevice, TableDevice
+from hwnas.core import Evaluator
+from hwnas.devices.benchmark import PROFILES, benchmark_device
+from hwnas.devices.profile import Profile, agreement
 from hwnas.spaces.nasbench201 import OPS, NasBench201
 
-CELL = "|none~0|+|none~0|none~1|+|{}~0|none~1|none~2|"
 
-
-def device(name: str, dataset: str = "cifar10", metric: str = "latency_ms") -> BenchmarkDevice:
+def device(name: str, dataset: str = "cifar10", metric: str = "latency_ms") -> Evaluator:
     said: list[str] = []
-    built = BenchmarkDevice(
+    built = benchmark_device(
         NasBench201(), SimpleNamespace(name=dataset), said.append, device=name, metric=metric
     )
     built.said = said  # type: ignore[attr-defined]
@@ -82,43 +82,40 @@ def test_the_published_record(table_path: Path) -> None:
     assert len(fpga.evaluate(space.all())) == 15_625
 
 
-def test_a_csv_of_ones_own(tmp_path: Path) -> None:
-    path = tmp_path / "mine.csv"
-    path.write_text(f"arch,latency_ms\n{CELL.format('skip_connect')},2.5\n{CELL.format('none')},0.5\n")
-    mine = TableDevice(NasBench201(), path=str(path), metric="latency_ms")
-    assert mine.name == "table-mine"
-    assert mine.evaluate([(0,) * 6, (0, 0, 0, 1, 0, 0)]) == [{"latency_ms": 0.5}, {"latency_ms": 2.5}]
+def test_four_devices_can_do_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    for name, spearman, r2 in [
+        ("raspi4", 0.96, 0.95),
+        ("pixel3", 0.96, 0.93),
+        ("eyeriss", 0.99, 0.9999),
+        ("fpga", 0.99, 0.9999),
+    ]:
+        predicted = device(name)
+        assert predicted.name == name
+        assert "costs are predicted. On 12,500 networks" in predicted.said[0]  # type: ignore[attr-defined]
+        check = Profile.load(PROFILES / f"{name}.json").check["latency_ms"]
+        assert check["spearman"] > spearman
+        assert check["r2"] > r2
+        assert predicted.evaluate([(3,) * 6])[0]["latency_ms"] > 5
+    assert "of the CIFAR-10 networks" in device("fpga", dataset="digits").said[0]  # type: ignore[attr-defined]
+    assert list(device("fpga", metric="energy_mj").metrics) == ["energy_mj", "latency_ms"]
+    with pytest.raises(ValueError, match="device raspi4 has no energy_mj"):
+        device("raspi4", metric="energy_mj")
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("", "is empty"),
-        ("arch,latency_ms\n", "has no rows"),
-        ("name,latency_ms\nx,1\n", "has no column 'arch'"),
-        (f"arch,speed\n{CELL.format('none')},1\n", "has no latency_ms"),
-        (f"arch,latency_ms\n{CELL.format('none')},\n", "row 0: 2 values are needed"),
-        (f"arch,latency_ms\n{CELL.format('none')},fast\n", "latency_ms holds something that is no number"),
-        (f"arch,latency_ms\n{CELL.format('none')},nan\n", "latency_ms is missing in row 0"),
-        (f"arch,latency_ms\n{CELL.format('none')},-3\n", r"latency_ms is -3\.0 in row 0"),
-        (f"arch,latency_ms\n{CELL.format('noon')},3\n", "row 0: unknown operation 'noon'"),
-        (f"arch,latency_ms\n{CELL.format('none')},3\n{CELL.format('none')},4\n", "has two rows for"),
-    ],
-)
-def test_a_bad_csv(tmp_path: Path, body: str, message: str) -> None:
-    path = tmp_path / "mine.csv"
-    path.write_text(body)
-    with pytest.raises(ValueError, match=message):
-        TableDevice(NasBench201(), path=str(path), metric="latency_ms")
-
-
-def test_a_bad_npz(tmp_path: Path) -> None:
-    path = tmp_path / "mine.npz"
-    path.write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ValueError, match=r"is not a readable \.npz file"):
-        TableDevice(NasBench201(), path=str(path), metric="latency_ms")
-    with pytest.raises(ValueError, match=r"device=table needs device\.path"):
-        TableDevice(NasBench201(), path=None, metric="latency_ms")
-    np.savez(path, arch_ops=np.zeros((1, 4), dtype=np.int8), latency_ms=[1.0])
-    with pytest.raises(ValueError, match="row 0: a nasbench201 genotype has 6 entries, not 4"):
-        TableDevice(NasBench201(), path=str(path), metric="latency_ms")
+def test_shipped_profiles_predict_the_table(
+    table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the profiles say of themselves holds on the table that they were fitted to a fifth of."""
+    if not (data_folder() / "nasbench201_cifar10_devices.npz").is_file():
+        pytest.skip("nasbench201_cifar10_devices.npz is not in the data folder")
+    genotypes = NasBench201().all()
+    names = ("raspi4", "pixel3", "eyeriss", "fpga")
+    measured = {name: [row["latency_ms"] for row in device(name).evaluate(genotypes)] for name in names}
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    for name in names:
+        predicted = [row["latency_ms"] for row in device(name).evaluate(genotypes)]
+        found = agreement(np.array(predicted), np.array(measured[name]))
+        said = Profile.load(PROFILES / f"{name}.json").check["latency_ms"]
+        assert found["r2"] == pytest.approx(said["r2"], abs=0.005)
+        assert found["spearman"] == pytest.approx(said["spearman"], abs=0.005)
