@@ -112,7 +112,7 @@ class BenchmarkDevice(_Costs):
             raise ValueError(f"device={device} covers nasbench201, not the {space.name} space")
         if metric not in UNITS:
             raise ValueError(f"device.metric {metric!r} is not one of {', '.join(UNITS)}")
-        name = str(getattr(dataset, "name", ""))
+        name = str(getattr(dataset, "benchmark", getattr(dataset, "name", "")))
         folder = data_folder()
         whole, part = folder / "hwnasbench_nasbench201.npz", folder / "nasbench201_cifar10_devices.npz"
         if whole.is_file():

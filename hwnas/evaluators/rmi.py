@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.core import Evaluator, Genotype, SearchSpace, positive, share, whole_number
 from hwnas.data.images import Images, augment
+from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class RMI(Evaluator):
         seed: Seed of batch, candidates and reference; not the run's seed, so that runs share scores.
         group_size: Largest number of networks trained together; bounds memory.
         reference: How the reference is trained; 0 epochs leave it untrained.
+        lookup: True accuracies, for reports.
 
     Raises:
         ValueError: A value out of range, or a space without networks.
@@ -78,6 +80,7 @@ class RMI(Evaluator):
         seed: int,
         group_size: int,
         reference: Recipe,
+        lookup: Lookup,
     ) -> None:
         if not hasattr(space, "population"):
             raise ValueError(f"evaluator=rmi: the {space.name} space has no networks to train")
@@ -85,6 +88,8 @@ class RMI(Evaluator):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
         if not isinstance(reference, Recipe):
             raise ValueError(f"evaluator.reference must be a recipe of training, not {reference!r}")
+        if not isinstance(lookup, Lookup):
+            raise ValueError(f"evaluator.lookup must be true accuracies of a benchmark, not {lookup!r}")
         if batch_choice not in BATCH_CHOICES:
             raise ValueError(
                 f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}"
@@ -101,6 +106,7 @@ class RMI(Evaluator):
         self.seed = whole_number("evaluator.seed", seed, least=0)
         self.batch_choice = batch_choice
         self.reference = reference
+        self._lookup = lookup
         self._candidates: Any = space.resized(  # type: ignore[attr-defined]
             channels=whole_number("evaluator.channels", channels),
             num_cells=whole_number("evaluator.num_cells", num_cells),
@@ -181,6 +187,10 @@ class RMI(Evaluator):
         for start in range(0, len(genotypes), self.group_size):
             scores += self.train_and_score(genotypes[start : start + self.group_size], weights)
         return [{"rmi": score} for score in scores]
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """True accuracies per genotype, where a benchmark's table was given."""
+        return self._lookup.report(genotypes)
 
     def train_and_score(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> list[float]:
         """Train the networks together, from `weights`; their similarities afterwards."""

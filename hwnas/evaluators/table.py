@@ -1,8 +1,9 @@
-"""Any metric by genotype from a benchmark table."""
+"""Metrics by genotype from a benchmark table: a quality of their own, or the truth beside an estimate."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -47,45 +48,15 @@ class Table(Evaluator):
             raise ValueError(f"evaluator.metric must be a name, not {metric!r}")
         if goal not in ("max", "min"):
             raise ValueError(f"evaluator.goal {goal!r} is not one of max, min")
-        positive("evaluator.scale", scale)
         self.name = "table"
         self.metrics = {metric: goal}
         self._metric = metric
-        file = find_file(path)
-        try:
-            if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile("not a zip archive")
-            with np.load(file, allow_pickle=False) as arrays:
-                columns = [c for c in (column, test_column) if c is not None]
-                for key in ("arch_ops", "ops", *columns):
-                    if key not in arrays.files:
-                        raise ValueError(f"{file} has no column {key!r}{suggestion(key, arrays.files)}")
-                genotypes, ops = arrays["arch_ops"], tuple(arrays["ops"].tolist())
-                values = {c: _numbers(file, c, arrays) for c in columns}
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise ValueError(f"{file} is not a readable .npz file ({error})") from None
-        if ops != space.ops or genotypes.ndim != 2 or genotypes.shape[1] != len(space.choices):
-            raise ValueError(
-                f"{file} is a table of another space: operations {', '.join(map(str, ops))} on "
-                f"{genotypes.shape[-1]} edges, not those of {space.name}"
-            )
-        if genotypes.size and not 0 <= genotypes.min() <= genotypes.max() < len(ops):
-            raise ValueError(f"arch_ops of {file} has operations outside 0..{len(ops) - 1}")
-        for name, array in values.items():
-            if array.shape != (len(genotypes),):
-                raise ValueError(
-                    f"column {name!r} of {file} has shape {array.shape}, not ({len(genotypes)},)"
-                )
-        self._shape = (len(space.ops),) * len(space.choices)
-        self._values = np.full(self._shape, np.nan)
-        self._test = np.full(self._shape, np.nan)
-        cells = tuple(genotypes.T.astype(np.intp))
-        self._values[cells] = values[column] * scale
-        if test_column is not None:
-            self._test[cells] = values[test_column] * scale
+        arrays = by_genotype(space, path, [c for c in (column, test_column) if c is not None])
+        positive("evaluator.scale", scale)
+        self._values = arrays[column] * scale
+        self._test = None if test_column is None else arrays[test_column] * scale
         self.exhaustive = not np.isnan(self._values).any()
-        self._has_test = test_column is not None
-        digest = hashlib.sha256(values[column].tobytes() + genotypes.tobytes())
+        digest = hashlib.sha256(arrays[column].tobytes())
         digest.update(f"{metric} {scale!r}".encode())
         self._version = f"{column}-{digest.hexdigest()[:12]}"
 
@@ -99,9 +70,87 @@ class Table(Evaluator):
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """`test_acc` per genotype, where the table knows it."""
-        if not self._has_test:
+        if self._test is None:
             return [{} for _ in genotypes]
         return [{"test_acc": float(v)} for v in self._test[tuple(np.asarray(genotypes).T)]]
+
+
+class Lookup:
+    """True accuracies from a benchmark's table, for the reports of evaluators that estimate quality.
+
+    Args:
+        space: The space that the table covers.
+        path: The .npz, as for `Table`; None: nothing is known.
+        val_column: Column of the validation accuracy, reported as `table_val_acc`; None: there is none.
+        test_column: Column of the test accuracy, reported as `test_acc`; None: there is none.
+        scale: Factor from the columns to 0..1, e.g. 0.01 from percent.
+
+    Raises:
+        ValueError: As for `Table`.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        path: str | None,
+        val_column: str | None,
+        test_column: str | None,
+        scale: float,
+    ) -> None:
+        positive("evaluator.lookup.scale", scale)
+        named = {"table_val_acc": val_column, "test_acc": test_column}
+        columns = {metric: column for metric, column in named.items() if column is not None and path}
+        arrays = by_genotype(space, path, list(columns.values())) if path and columns else {}
+        self._values = {metric: arrays[column] * scale for metric, column in columns.items()}
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """`table_val_acc` and `test_acc` per genotype, those that the table knows; for `Evaluator.report`."""
+        rows: list[dict[str, float]] = [{} for _ in genotypes]
+        for metric, values in self._values.items():
+            for row, value in zip(rows, values[tuple(np.asarray(genotypes).T)].tolist(), strict=True):
+                if not math.isnan(value):
+                    row[metric] = value
+        return rows
+
+
+def by_genotype(space: SearchSpace, path: str, columns: Sequence[str]) -> dict[str, FloatArray]:
+    """Columns of a benchmark's table as arrays of shape (ops,) * edges; NaN where it has no row.
+
+    Args:
+        space: The space that the table covers.
+        path: The .npz, absolute or relative to the working folder or the data folder.
+        columns: Which columns.
+
+    Raises:
+        ValueError: No such file or column, not an .npz, or a table of another space.
+    """
+    file = find_file(path)
+    try:
+        if not zipfile.is_zipfile(file):
+            raise zipfile.BadZipFile("not a zip archive")
+        with np.load(file, allow_pickle=False) as arrays:
+            for key in ("arch_ops", "ops", *columns):
+                if key not in arrays.files:
+                    raise ValueError(f"{file} has no column {key!r}{suggestion(key, arrays.files)}")
+            genotypes, ops = arrays["arch_ops"], tuple(arrays["ops"].tolist())
+            values = {c: _numbers(file, c, arrays) for c in columns}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{file} is not a readable .npz file ({error})") from None
+    if ops != space.ops or genotypes.ndim != 2 or genotypes.shape[1] != len(space.choices):
+        raise ValueError(
+            f"{file} is a table of another space: operations {', '.join(map(str, ops))} on "
+            f"{genotypes.shape[-1]} edges, not those of {space.name}"
+        )
+    if genotypes.size and not 0 <= genotypes.min() <= genotypes.max() < len(ops):
+        raise ValueError(f"arch_ops of {file} has operations outside 0..{len(ops) - 1}")
+    placed = {}
+    for column, array in values.items():
+        if array.shape != (len(genotypes),):
+            raise ValueError(f"column {column!r} of {file} has shape {array.shape}, not ({len(genotypes)},)")
+        placed[column] = np.full((len(space.ops),) * len(space.choices), np.nan)
+        placed[column][tuple(genotypes.T.astype(np.intp))] = array
+    return placed
 
 
 def _numbers(file: Path, column: str, arrays: Mapping[str, np.ndarray]) -> FloatArray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hwnas.core import Genotype
-from hwnas.evaluators.table import Table
+from hwnas.evaluators.table import Lookup, Table
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.store import CachedEvaluator, EvaluationStore
@@ -206,3 +206,30 @@ def test_benchmark_values_of_the_empty_cell(table_path: Path) -> None:
     table = benchmark(table_path, "cifar10")
     assert answers(table, [(0,) * 6])[0]["val_acc"] == pytest.approx(0.10, abs=0.005)
     assert table.report([(0,) * 6]) == [{"test_acc": pytest.approx(0.10)}]
+
+
+def lookup(path: Path | str | None, **settings: Any) -> Lookup:
+    defaults = {"val_column": "digits_valid", "test_column": "digits_test", "scale": 0.01}
+    return Lookup(SPACE, path=path if path is None else str(path), **{**defaults, **settings})
+
+
+def test_lookup_tells_what_the_table_knows(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert lookup(path).report([(1, 2), (0, 0)]) == [
+        {"table_val_acc": 0.5, "test_acc": 0.51},
+        {"table_val_acc": 0.0, "test_acc": 0.01},
+    ]
+    assert lookup(path, val_column=None).report([(1, 2)]) == [{"test_acc": 0.51}]
+    assert lookup(path, val_column=None, test_column=None).report([(1, 2)]) == [{}]
+    assert lookup(None).report([(1, 2), (0, 0)]) == [{}, {}]
+    assert lookup(path).report([]) == []
+    values = ARRAYS["digits_test"].copy()
+    values[5] = np.nan
+    assert lookup(write(tmp_path, digits_test=values)).report([(1, 2)]) == [{"table_val_acc": 0.5}]
+
+
+def test_lookup_in_a_table_that_has_not_the_columns(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no column 'zzz'"):
+        lookup(write(tmp_path), test_column="zzz")
+    with pytest.raises(ValueError, match=r"evaluator\.lookup\.scale must be a number above 0, not 0"):
+        lookup(None, scale=0)
