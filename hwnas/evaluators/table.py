@@ -106,12 +106,14 @@ class Lookup:
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """`table_val_acc` and `test_acc` per genotype, those that the table knows; for `Evaluator.report`."""
-        rows: list[dict[str, float]] = [{} for _ in genotypes]
-        for metric, values in self._values.items():
-            for row, value in zip(rows, values[tuple(np.asarray(genotypes).T)].tolist(), strict=True):
-                if not math.isnan(value):
-                    row[metric] = value
-        return rows
+        return [
+            {
+                metric: float(values[genotype])
+                for metric, values in self._values.items()
+                if not math.isnan(values[genotype])
+            }
+            for genotype in genotypes
+        ]
 
 
 def by_genotype(space: SearchSpace, path: str, columns: Sequence[str]) -> dict[str, FloatArray]:

@@ -368,7 +368,5 @@ def test_shrinking_averages_over_squares(tmp_path: Path) -> None:
     assert sorted((small.split("all")[0][:, 0] * 255).round().tolist()) == [[[0, 0]], [[0, 0]], [[2, 10]]]
     assert torch.equal(images([3, 2, 4]).split("all")[0], images([3, 2, 4], False).split("all")[0])
     for shape, shrink in (([3, 1, 2], False), ([3, 2, 2], True), ([3, 4, 8], True)):
-        with pytest.raises(
-            ValueError, match=r"dataset\.image_shape of npz-images is .*images have \[3, 2, 4\]"
-        ):
+        with pytest.raises(ValueError, match=r"dataset\.image_shape of npz-images is .* have \[3, 2, 4\]"):
             images(shape, shrink).split("all")
