@@ -33,7 +33,7 @@ from hwnas.core import (
     whole_number,
 )
 from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_result, to_json
-from hwnas.truth import Truth, exact, quantile
+from hwnas.truth import Truth, best_reported, exact, quantile
 
 
 def search(
@@ -139,6 +139,7 @@ def main(cfg: DictConfig) -> float | None:
         "dataset": dataset,
         "store_dir": store_dir,
         "announce": display.say,
+        "warn": display.warn,
         "seed": seed,
     }
     space: SearchSpace = build(
@@ -268,6 +269,13 @@ def main(cfg: DictConfig) -> float | None:
                 "front": [[trial.metrics[o.metric] for o in objectives] for trial in truth.front],
             }
 
+        known = best_reported(space, plain, limits) if truth is None and answer is not None else {}
+        looked_up = {
+            name: {"value": value, "regret": known[name] - value}
+            for name, value in (tests[answer.genotype] if answer is not None else {}).items()
+            if name in known
+        }
+
         result = {
             "status": "finished",
             **{
@@ -289,6 +297,7 @@ def main(cfg: DictConfig) -> float | None:
             "network": network,
             "hypervolume": curve,
             "truth": comparison,
+            "looked_up": looked_up or None,
             "versions": {evaluator.name: evaluator.version for evaluator in evaluators},
         }
         _write_front(folder / "pareto.csv", [described(trial) for trial in pareto])
@@ -319,6 +328,11 @@ def main(cfg: DictConfig) -> float | None:
             display.say(
                 f"exact: hypervolume {ratios[-1]:.1%} of the true front's"
                 + (f"; the best network there is, is better by {points}" if points else "")
+            )
+        for name, figures in looked_up.items():
+            display.say(
+                f"looked up: {name} {figures['value']:.4f}; the best that there is, is better by "
+                f"{100 * figures['regret']:.2f} points"
             )
         display.say(
             f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s"

@@ -80,6 +80,7 @@ def rmi(tmp_path_factory: pytest.TempPathFactory) -> RMI:
         dataset=dataset,
         store_dir=tmp_path_factory.mktemp("store"),
         announce=lambda text: None,
+        warn=pytest.fail,
     )
     assert isinstance(evaluator.reference, Recipe)
     evaluator.prepare(evaluator._candidates, [])
