@@ -30,9 +30,9 @@ def conf_folder() -> Path:
 def build(node: DictConfig, **offered: Any) -> Any:
     """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
 
-    Of the offered objects a class gets those that its constructor names and the node does not set. A config
-    file is code, so a `_target_` must come from this package, or from one that the environment variable
-    HWNAS_ALLOW_TARGETS names (module names, separated by commas).
+    Of the offered objects a class gets those that its constructor names and the node does not set; so do
+    the classes of nodes inside the node. A config file is code, so a `_target_` must come from this package,
+    or from one that the environment variable HWNAS_ALLOW_TARGETS names (module names, separated by commas).
 
     Raises:
         ValueError: A target outside the allow-list or that does not exist, or a key it does not take.
@@ -48,7 +48,9 @@ def build(node: DictConfig, **offered: Any) -> Any:
 
 def _create(settings: Any, offered: Mapping[str, Any], path: str) -> Any:
     settings = {
-        key: _create(value, {}, f"{path}.{key}") if isinstance(value, dict) and "_target_" in value else value
+        key: _create(value, offered, f"{path}.{key}")
+        if isinstance(value, dict) and "_target_" in value
+        else value
         for key, value in settings.items()
     }
     if "_target_" not in settings:

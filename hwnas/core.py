@@ -333,6 +333,10 @@ class Evaluator(ABC):
         """Metrics that only reports may show (test accuracy of tables); never told to a strategy."""
         return [{} for _ in genotypes]
 
+    def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
+        """Seconds of the trainings that a benchmark's answers stand for; None: there is no such clock."""
+        return None
+
 
 class Strategy(ABC):
     """Searches by ask and tell; a deterministic function of its seed and of what it was told.

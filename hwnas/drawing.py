@@ -18,7 +18,9 @@ NAMES = {
     "val_acc": "validation accuracy",
     "test_acc": "test accuracy",
     "train_acc": "training accuracy",
+    "table_val_acc": "true validation accuracy",
     "rmi": "representation similarity",
+    "rmi_flops": "similarity and multiply-adds",
     "flops": "multiply-adds",
     "params": "parameters",
 }
@@ -70,7 +72,7 @@ def quantity(metric: str, size: float = 1.0) -> Quantity:
         for factor, prefix in PREFIXES:
             if size >= factor:
                 return Quantity(name, prefix, 1.0 / factor)
-    return Quantity(name, note="rmi, 0..3" if metric == "rmi" else "")
+    return Quantity(name, note={"rmi": "rmi, 0..3", "rmi_flops": "rmi_flops"}.get(metric, ""))
 
 
 def text(metric: str, value: float, *, exact: bool = False) -> str:

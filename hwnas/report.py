@@ -188,7 +188,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
 
 
 def _goal(metric: str) -> Goal:
-    return "max" if metric.endswith("_acc") or metric == "rmi" else "min"
+    return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
 
 
 def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
@@ -255,6 +255,7 @@ def page(run: Run) -> dict[str, Any]:
         "trained": trained,
         "phases": _phases(run.result.get("seconds", {})),
         "evaluations": _evaluations(run),
+        "clock": virtual_clock(run.result),
         "data": _data(points, shape),
         "num_shades": NUM_SHADES,
         "last_generation": max(trial.generation for trial in run.trials),
@@ -369,7 +370,7 @@ def _truth(run: Run) -> str:
     """A sentence on how far the answer is from the best network that there is; empty where nobody knows."""
     truth = run.result.get("truth") or {}
     if not truth:
-        return ""
+        return _looked_up(run)
     sentence = f"The dashed line is the true front, of {len(truth['front'])} networks"
     sentence += f"; this search covers {truth['hypervolume_ratio'][-1]:.1%} of its hypervolume"
     if truth["best"] is not None and truth["regret"]:
@@ -382,6 +383,22 @@ def _truth(run: Run) -> str:
         within = " within the limits" if run.limits else ""
         sentence += f". The best network that there is{within} is ahead by {regrets}"
     return sentence + "."
+
+
+def _looked_up(run: Run) -> str:
+    """A sentence on how good the answer of an estimate really is, where a benchmark's table knows it."""
+    figures = run.result.get("looked_up") or {}
+    if not figures:
+        return ""
+    within = " within the limits" if run.limits else ""
+    parts = [
+        f"{text(name, one['value'])} of {quantity(name).name}, where the best network that there is{within} "
+        f"has {text(name, one['value'] + one['regret'])}"
+        for name, one in figures.items()
+    ]
+    return (
+        f"Looked up in a benchmark's table, and told to nobody who searched: the best has {'; '.join(parts)}."
+    )
 
 
 def _cells(
@@ -504,6 +521,18 @@ def _evaluations(run: Run) -> list[tuple[str, str, float]]:
     asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
     parts = [("paid for", asked - cached), ("from the store (repeats, earlier runs)", cached)]
     return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
+
+
+def virtual_clock(result: Mapping[str, Any]) -> str:
+    """A sentence on what the search would have taken without a benchmark's table; empty if there was none."""
+    seconds = result.get("virtual_seconds")
+    if seconds is None:
+        return ""
+    unique = result["evaluations"]["unique"]
+    return (
+        f"To train these {unique:,} architectures took the authors of the benchmark "
+        f"{seconds / 86400:,.1f} GPU days."
+    )
 
 
 def _next(run: Run, answer: Trial | None, trained: Mapping[str, Any] | None) -> str | None:

@@ -33,7 +33,7 @@ from hwnas.core import (
     whole_number,
 )
 from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_result, to_json
-from hwnas.truth import Truth, exact, quantile
+from hwnas.truth import Truth, best_reported, exact, quantile
 
 
 def search(
@@ -139,6 +139,7 @@ def main(cfg: DictConfig) -> float | None:
         "dataset": dataset,
         "store_dir": store_dir,
         "announce": display.say,
+        "warn": display.warn,
         "seed": seed,
     }
     space: SearchSpace = build(
@@ -210,6 +211,9 @@ def main(cfg: DictConfig) -> float | None:
                 "hypervolume": curve[-1],
                 "front_size": float(len(hypervolume.front)),
             }
+            spent = quality.seconds(list({trial.genotype for trial in seen}))
+            if spent is not None:
+                values["virtual_hours"] = spent / 3600
             for objective in objectives:
                 told = [trial.metrics[objective.metric] for trial in trials]
                 values[f"mean_{objective.metric}"] = sum(told) / len(told)
@@ -268,6 +272,13 @@ def main(cfg: DictConfig) -> float | None:
                 "front": [[trial.metrics[o.metric] for o in objectives] for trial in truth.front],
             }
 
+        known = best_reported(space, plain, limits) if truth is None and answer is not None else {}
+        looked_up = {
+            name: {"value": value, "regret": known[name] - value}
+            for name, value in (tests[answer.genotype] if answer is not None else {}).items()
+            if name in known
+        }
+
         result = {
             "status": "finished",
             **{
@@ -283,16 +294,18 @@ def main(cfg: DictConfig) -> float | None:
                 "cached": asked - paid,
             },
             "seconds": {},
+            "virtual_seconds": quality.seconds(list({trial.genotype for trial in trials})),
             "objectives": [{"metric": o.metric, "goal": o.goal} for o in objectives],
             "result": [described(trial) for trial in found],
             "best": described(answer) if answer else None,
             "network": network,
             "hypervolume": curve,
             "truth": comparison,
+            "looked_up": looked_up or None,
             "versions": {evaluator.name: evaluator.version for evaluator in evaluators},
         }
         _write_front(folder / "pareto.csv", [described(trial) for trial in pareto])
-        from hwnas.report import write_report
+        from hwnas.report import virtual_clock, write_report
 
         with display.phase("report", "drawing the report"):
             result["seconds"] = {"total": time.perf_counter() - start, **display.seconds}
@@ -311,7 +324,8 @@ def main(cfg: DictConfig) -> float | None:
         partial.write_text(json.dumps(json.loads(to_json(result)), indent=1) + "\n")
         os.replace(partial, finished)
         completed = True
-        _say_answer(display, space, trials, objectives, limits, answer, pareto, network)
+        reported = {} if answer is None else described(answer)["metrics"]
+        _say_answer(display, space, trials, objectives, limits, answer, reported, pareto, network)
         if comparison is not None:
             points = ", ".join(
                 f"{name} {100 * value:.2f} points" for name, value in comparison["regret"].items()
@@ -320,9 +334,16 @@ def main(cfg: DictConfig) -> float | None:
                 f"exact: hypervolume {ratios[-1]:.1%} of the true front's"
                 + (f"; the best network there is, is better by {points}" if points else "")
             )
+        for name, figures in looked_up.items():
+            display.say(
+                f"looked up: {name} {figures['value']:.4f}; the best that there is, is better by "
+                f"{100 * figures['regret']:.2f} points"
+            )
         display.say(
             f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s"
         )
+        if clock := virtual_clock(result):
+            display.say(clock)
         if network is not None:
             display.say(f"weights: {folder / network['weights']}")
         display.say(f"report: {folder / 'report.html'}")
@@ -413,10 +434,11 @@ def _say_answer(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     answer: Trial | None,
+    reported: Mapping[str, float],
     pareto: Sequence[Trial],
     network: Mapping[str, Any] | None,
 ) -> None:
-    """The front as a table, and the best feasible network."""
+    """The front as a table, and the best feasible network with all its metrics."""
     from rich.table import Table
 
     table = Table(title=f"front: {len(pareto)} networks", title_justify="left", box=None)
@@ -442,6 +464,6 @@ def _say_answer(
             )
         return
     display.say(f"best: {space.to_str(answer.genotype)}")
-    display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in answer.metrics.items()))
+    display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in reported.items()))
     if network is not None:
         display.say(f"      trained from scratch: test accuracy {network['test_acc']:.2%}")

@@ -451,3 +451,7 @@ class CachedEvaluator(Evaluator):
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Report-only metrics of the inner evaluator."""
         return self.inner.report(genotypes)
+
+    def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
+        """The inner evaluator's virtual clock."""
+        return self.inner.seconds(genotypes)

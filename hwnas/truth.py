@@ -11,6 +11,7 @@ from hwnas.core import (
     MOST_LISTED,
     Evaluator,
     FloatArray,
+    Genotype,
     Limit,
     Objective,
     SearchSpace,
@@ -19,6 +20,7 @@ from hwnas.core import (
     costs,
     front,
     non_dominated,
+    violations,
 )
 
 NUM_SAMPLED = 20_000
@@ -107,6 +109,44 @@ def exact(
     )
 
 
+def best_reported(
+    space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit]
+) -> dict[str, float]:
+    """The highest value of each metric that only reports know, among the networks that keep the limits.
+
+    Empty where the space is too large to list, or a limit or the support of a network is not known at once.
+
+    Args:
+        space: The whole space is listed.
+        evaluators: Prepared; the first one reports, the others must be exhaustive.
+        limits: Limits of the run.
+    """
+    reporter, *others = evaluators
+    if space.size > MOST_LISTED or not all(evaluator.exhaustive for evaluator in others):
+        return {}
+    if any(limit.metric in reporter.metrics for limit in limits):
+        return {}
+    genotypes = space.all()
+    reports = reporter.report(genotypes)
+    if not any(reports):
+        return {}
+    answers = [evaluator.evaluate(genotypes) for evaluator in others]
+    trials = [
+        Trial(genotype, {name: value for row in rows for name, value in row.items()}, 0)
+        for genotype, *rows in zip(genotypes, *answers, strict=True)
+    ]
+    found: dict[str, float] = {}
+    for report, violation in zip(reports, violations(trials, limits), strict=True):
+        if violation == 0:
+            found |= {name: max(value, found.get(name, value)) for name, value in report.items()}
+    return found
+
+
+def listed(space: SearchSpace) -> list[Genotype]:
+    """All architectures of a space that can be listed, a seeded sample of `NUM_SAMPLED` of a larger one."""
+    return space.all() if space.size <= MOST_LISTED else space.sample(np.random.default_rng(0), NUM_SAMPLED)
+
+
 def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, share: float) -> float:
     """A quantile of a metric over the supported networks of a space.
 
@@ -126,6 +166,5 @@ def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, share: float
     if not evaluator.exhaustive:
         raise ValueError(f"limits.{metric}: {evaluator.name} cannot tell quantiles; give a number")
     evaluator.prepare(space, [])
-    sample = space.all() if space.size <= MOST_LISTED else space.sample(np.random.default_rng(0), NUM_SAMPLED)
-    values = np.array([row[metric] for row in evaluator.evaluate(sample)])
+    values = np.array([row[metric] for row in evaluator.evaluate(listed(space))])
     return float(np.quantile(values[np.isfinite(values)], share))

@@ -21,6 +21,7 @@ OFFERED = {
     "dataset",
     "store_dir",
     "announce",
+    "warn",
     "image_shape",
     "num_classes",
 }

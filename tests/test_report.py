@@ -546,3 +546,13 @@ def test_the_true_front_and_the_regret(tmp_path):
     assert next(attrs["d"] for attrs in known.classes("truth") if "d" in attrs).startswith("M")
     unknown = page(make_run(tmp_path / "unknown", truth=None))
     assert not unknown.classes("truth")
+
+
+def test_what_was_looked_up(tmp_path):
+    figures = {"test_acc": {"value": 0.93, "regret": 0.0125}}
+    limited = page(make_run(tmp_path / "limited", looked_up=figures, truth=None, limits={"latency_ms": 3.0}))
+    assert (
+        "the best has 93.00 % of test accuracy, where the best network that there is within the limits "
+        "has 94.25 %."
+    ) in limited.text
+    assert "Looked up" not in page(make_run(tmp_path / "unknown", truth=None)).text

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from hwnas.core import Limit, Objective, Trial
+from hwnas.core import Genotype, Limit, Objective, Trial
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.truth import Truth, exact
+from hwnas.truth import Truth, best_reported, exact
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
 
@@ -65,3 +67,31 @@ def test_nothing_is_exact_where_it_cannot_be_known() -> None:
     evaluators = [ToyCost(small, metric=objective.metric) for objective in OBJECTIVES]
     evaluators[0].exhaustive = False
     assert exact(small, evaluators, OBJECTIVES, []) is None
+
+
+class Reporter(ToyCost):
+    """Quality of the toy that also reports twice its value, and nothing of the first architecture."""
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        rows = self.evaluate(genotypes)
+        return [
+            {"test_acc": 2 * row["val_acc"]} if any(g) else {} for g, row in zip(genotypes, rows, strict=True)
+        ]
+
+
+def test_best_that_only_reports_know() -> None:
+    space = Toy(4, 3)
+    reporter, cost = Reporter(space, metric="val_acc"), ToyCost(space, metric="latency_ms")
+    latency = np.array([row["latency_ms"] for row in cost.evaluate(space.all())])
+    quality = np.array([row["val_acc"] for row in reporter.evaluate(space.all())])
+    limit = Limit("latency_ms", 1.8, "min")
+    kept = (latency <= 1.8) & (np.arange(81) > 0)
+    assert 0 < kept.sum() < 80
+    assert best_reported(space, [reporter, cost], [limit]) == {"test_acc": 2 * quality[kept].max()}
+    assert best_reported(space, [reporter, cost], [])["test_acc"] == 2 * quality[1:].max()
+    assert best_reported(space, [reporter, cost], [Limit("latency_ms", 1e-9)]) == {}
+    assert best_reported(space, [reporter, cost], [Limit("val_acc", 0.5, "max")]) == {}
+    assert best_reported(space, [cost, reporter], []) == {}
+    cost.exhaustive = False
+    assert best_reported(space, [reporter, cost], []) == {}
+    assert best_reported(Toy(), [Reporter(Toy(), metric="val_acc")], []) == {}

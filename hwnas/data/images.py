@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class Images:
     """An image classification data set, read when it is first used.
 
     Args:
-        name: Name of the data set, part of the store's key and of table columns.
+        name: Name of the data set, part of the store's key; "npz" stands for the file's name.
         source: "digits" (scikit-learn), "npz", or a class of torchvision.datasets, e.g. "CIFAR10".
         image_shape: (channels, height, width); None reads it from the file.
         num_classes: Number of classes; None counts them in the file.
@@ -59,6 +59,8 @@ class Images:
         crop: Padding in pixels of the random crop; 0 switches it off.
         flip: Whether to flip images left to right at random.
         cutout: Side in pixels of the square cut out at random; 0 switches it off.
+        benchmark: What the columns of benchmark tables call the data set; None: `name`.
+        shrink: Whether larger images, by a whole factor, are averaged over squares down to `image_shape`.
 
     Raises:
         ValueError: A fraction outside 0..1 or a negative size; when the images are read, a file that is
@@ -77,12 +79,15 @@ class Images:
         crop: int = 0,
         flip: bool = False,
         cutout: int = 0,
+        benchmark: str | None = None,
+        shrink: bool = False,
     ) -> None:
         if path is not None and not isinstance(path, str):
             raise ValueError(f"dataset.path must be a file, not {path!r}")
         if image_shape is not None and (not isinstance(image_shape, list) or len(image_shape) != 3):
             raise ValueError(f"dataset.image_shape must be [channels, height, width], not {image_shape!r}")
         self.name = _word(name)
+        self.benchmark = self.name if benchmark is None else benchmark
         self.source = source
         self.path = path
         if not isinstance(valid_fraction, float) or not 0 < valid_fraction < 1:
@@ -92,6 +97,9 @@ class Images:
         if not isinstance(flip, bool):
             raise ValueError(f"dataset.flip must be true or false, not {flip!r}")
         self.flip = flip
+        if not isinstance(shrink, bool):
+            raise ValueError(f"dataset.shrink must be true or false, not {shrink!r}")
+        self.shrink = shrink
         self.cutout = whole_number("dataset.cutout", cutout, least=0)
         self._shape = image_shape
         self._num_classes = num_classes
@@ -101,7 +109,8 @@ class Images:
                 raise ValueError(
                     "dataset=npz needs dataset.path=<file with x_train, y_train, x_test, y_test>"
                 )
-            self.name = f"npz-{Path(path).stem}"
+            if name == "npz":  # a name of one's own stays
+                self.name = f"npz-{Path(path).stem}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -128,6 +137,8 @@ class Images:
                 arrays = read_npz(find_file(self.path))
             else:
                 arrays = _torchvision(self.source)
+            if self.shrink and self._shape is not None:
+                arrays = {key: _shrunk(a, self._shape) if a.ndim == 4 else a for key, a in arrays.items()}
             height, width, channels = arrays["x_train"].shape[1:]
             for what, said, found in (
                 ("image_shape", self._shape, [channels, height, width]),
@@ -309,6 +320,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     if arrays["y_test"].max() > arrays["y_train"].max():
         raise ValueError(f"{path}: y_test has the label {arrays['y_test'].max()}, which y_train has not")
     return arrays
+
+
+def _shrunk(x_NHWC: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
+    """Images averaged over squares down to `image_shape`; as they are if no whole factor leads there."""
+    N, H, W, C = x_NHWC.shape
+    _, height, width = image_shape
+    factor = H // height
+    if factor < 2 or (factor * height, factor * width) != (H, W):
+        return x_NHWC
+    squares = x_NHWC.reshape(N, height, factor, width, factor, C)
+    return np.rint(squares.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
 
 
 def _digits() -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ SIZE = len(OPS) ** 6
 SEEDS = (777, 888, 999)
 """Training seeds of the 200-epoch runs."""
 
-DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet16_120": "ImageNet16-120"}
+DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet16": "ImageNet16-120"}
 """Our names of HW-NAS-Bench's data sets, and its own."""
 
 DEVICES = ("edgegpu", "raspi4", "edgetpu", "pixel3", "eyeriss", "fpga")

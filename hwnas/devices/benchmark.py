@@ -45,7 +45,7 @@ def benchmark_device(
     if space.name != "nasbench201":
         raise ValueError(f"device={device} covers nasbench201, not the {space.name} space")
     check_metric(metric)
-    name = str(getattr(dataset, "name", ""))
+    name = str(getattr(dataset, "benchmark", getattr(dataset, "name", "")))
     folder = data_folder()
     whole, part = folder / "hwnasbench_nasbench201.npz", folder / "nasbench201_cifar10_devices.npz"
     if whole.is_file():

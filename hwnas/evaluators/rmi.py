@@ -12,9 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.core import Evaluator, Genotype, SearchSpace, positive, share, whole_number
+import numpy as np
+
+from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, positive, share, whole_number
 from hwnas.data.images import Images, augment
+from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
+from hwnas.truth import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +29,9 @@ BATCH_CHOICES = ("random", "easiest")
 
 class RMI(Evaluator):
     """`rmi`: sum over three stages of the linear CKA between a candidate and a trained ResNet-20, in 0..3.
+
+    With a `flops_weight` above 0 the metric is `rmi_flops`, which is not the published similarity: `rmi` plus
+    the weight times the share of the space's networks that have fewer multiply-adds.
 
     Each candidate is a small network of the architecture, trained for `steps` on one fixed batch towards the
     reference's representations and the labels; its similarity afterwards is the score. The whole population
@@ -39,6 +46,7 @@ class RMI(Evaluator):
         dataset: Images; only training images are looked at.
         store_dir: Folder of the store, for the reference model.
         announce: Called with a sentence about the reference model.
+        warn: Called with a sentence when a whole population scores 0.
         channels: C of the candidates (RMI-NAS: 16).
         num_cells: N of the candidates (RMI-NAS: 5).
         batch_size: B, images of the batch (RMI-NAS: 32).
@@ -49,9 +57,13 @@ class RMI(Evaluator):
         momentum: SGD's momentum (RMI-NAS: 0.9).
         weight_decay: SGD's weight decay (RMI-NAS: 5e-4).
         beta: Weight of (1 - CKA) in the loss; 1 - beta goes to cross-entropy (RMI-NAS: 0.8).
+        flops_weight: Weight of the quantile of a network's multiply-adds, at least 0; 0 is the method as
+            published. Ranks better where accuracy grows with multiply-adds; not for searches that are to find
+            out whether it does, and it rewards the very cost that `device=flops` minimises.
         seed: Seed of batch, candidates and reference; not the run's seed, so that runs share scores.
         group_size: Largest number of networks trained together; bounds memory.
         reference: How the reference is trained; 0 epochs leave it untrained.
+        lookup: True accuracies, for reports.
 
     Raises:
         ValueError: A value out of range, or a space without networks.
@@ -65,6 +77,7 @@ class RMI(Evaluator):
         dataset: Images,
         store_dir: Path,
         announce: Callable[[str], None],
+        warn: Callable[[str], None],
         *,
         channels: int,
         num_cells: int,
@@ -75,9 +88,11 @@ class RMI(Evaluator):
         momentum: float,
         weight_decay: float,
         beta: float,
+        flops_weight: float,
         seed: int,
         group_size: int,
         reference: Recipe,
+        lookup: Lookup,
     ) -> None:
         if not hasattr(space, "population"):
             raise ValueError(f"evaluator=rmi: the {space.name} space has no networks to train")
@@ -85,12 +100,15 @@ class RMI(Evaluator):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
         if not isinstance(reference, Recipe):
             raise ValueError(f"evaluator.reference must be a recipe of training, not {reference!r}")
+        if not isinstance(lookup, Lookup):
+            raise ValueError(f"evaluator.lookup must be true accuracies of a benchmark, not {lookup!r}")
         if batch_choice not in BATCH_CHOICES:
             raise ValueError(
                 f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}"
             )
         self.name = "rmi"
-        self.metrics = {"rmi": "max"}
+        self._metric = "rmi_flops" if flops_weight else "rmi"
+        self.metrics = {self._metric: "max"}
         self.batch_size = whole_number("evaluator.batch_size", batch_size, least=2)
         self.steps = whole_number("evaluator.steps", steps, least=0)
         self.group_size = whole_number("evaluator.group_size", group_size)
@@ -98,9 +116,11 @@ class RMI(Evaluator):
         self.momentum = share("evaluator.momentum", momentum)
         self.weight_decay = share("evaluator.weight_decay", weight_decay)
         self.beta = share("evaluator.beta", beta)
+        self.flops_weight = positive("evaluator.flops_weight", flops_weight) if flops_weight else 0.0
         self.seed = whole_number("evaluator.seed", seed, least=0)
         self.batch_choice = batch_choice
         self.reference = reference
+        self._lookup = lookup
         self._candidates: Any = space.resized(  # type: ignore[attr-defined]
             channels=whole_number("evaluator.channels", channels),
             num_cells=whole_number("evaluator.num_cells", num_cells),
@@ -108,7 +128,10 @@ class RMI(Evaluator):
         self._dataset = dataset
         self._store_dir = store_dir
         self._announce = announce
+        self._warn = warn
         self._version = ""
+        self._space = space
+        self._sorted_flops = np.sort(_flops(space, listed(space))) if self.flops_weight else None
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Train or load the reference and choose the batch, once; the version hashes all that scores need."""
@@ -145,6 +168,9 @@ class RMI(Evaluator):
                 self.beta,
                 self.seed,
             ]
+            if self._sorted_flops is not None:
+                settings.append(self.flops_weight)
+                digest.update(self._sorted_flops.tobytes())
             digest.update(json.dumps([settings, asdict(self.reference)]).encode())
             self._version = digest.hexdigest()[:16]
         return self._version
@@ -180,7 +206,19 @@ class RMI(Evaluator):
         scores: list[float] = []
         for start in range(0, len(genotypes), self.group_size):
             scores += self.train_and_score(genotypes[start : start + self.group_size], weights)
-        return [{"rmi": score} for score in scores]
+        if len(scores) > 1 and not any(scores):
+            self._warn(
+                f"all {len(scores)} networks of a population have the similarity 0: their training diverged "
+                f"(evaluator.lr={self.lr:g}), or their features are the same for all images"
+            )
+        if self._sorted_flops is not None:
+            hints = quantiles(self._sorted_flops, _flops(self._space, genotypes))
+            scores = (np.asarray(scores) + self.flops_weight * hints).tolist()
+        return [{self._metric: score} for score in scores]
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """True accuracies per genotype, where a benchmark's table was given."""
+        return self._lookup.report(genotypes)
 
     def train_and_score(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> list[float]:
         """Train the networks together, from `weights`; their similarities afterwards."""
@@ -205,6 +243,16 @@ class RMI(Evaluator):
         with torch.no_grad():
             taps, _ = population.features(x)
             return similarities(taps, self._grams).nan_to_num(nan=0.0).sum(dim=0).tolist()
+
+
+def _flops(space: SearchSpace, genotypes: Sequence[Genotype]) -> FloatArray:
+    return np.asarray(space.static_metrics(genotypes)["flops"], dtype=np.float64)
+
+
+def quantiles(ordered: FloatArray, values: FloatArray) -> FloatArray:
+    """Share of the `ordered` numbers below each value, equal ones counted half: in 0..1, shape (n,)."""
+    below, up_to = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return (below + up_to) / (2 * len(ordered))
 
 
 def centred_gram(x_BKCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""Any metric by genotype from a benchmark table."""
+"""Metrics by genotype from a benchmark table: a quality of their own, or the truth beside an estimate."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from hwnas.config import find_file, suggestion
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, positive
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, positive, whole_number
+from hwnas.data.tables import SEEDS
+
+FULL_EPOCHS = 200
+"""Epochs of the benchmark's full trainings."""
 
 
 class Table(Evaluator):
@@ -27,9 +32,16 @@ class Table(Evaluator):
         goal: "max" or "min".
         scale: Factor from the column to the metric's unit, e.g. 0.01 from percent.
         test_column: Column of the test accuracy, in the same unit; only reports show it. None: there is none.
+        epochs: Epochs of the trainings that the column is about.
+        training_seed: 777, 888 or 999: the answers of one training. None: the mean of all.
+        seconds_column: Column of the seconds that a training of 200 epochs took, for the virtual clock. None:
+            there is none.
 
     Raises:
-        ValueError: No such file or column, not an .npz, or a table of another space.
+        ValueError: No such file or column, not an .npz, a table of another space, or a training seed that was
+            not run for every architecture.
+
+    Source: Dong & Yang, NAS-Bench-201, ICLR 2020 (epochs and training seeds).
     """
 
     def __init__(
@@ -42,51 +54,42 @@ class Table(Evaluator):
         goal: Goal,
         scale: float,
         test_column: str | None,
+        epochs: int = FULL_EPOCHS,
+        training_seed: int | None = None,
+        seconds_column: str | None = None,
     ) -> None:
         if not isinstance(metric, str):
             raise ValueError(f"evaluator.metric must be a name, not {metric!r}")
         if goal not in ("max", "min"):
             raise ValueError(f"evaluator.goal {goal!r} is not one of max, min")
-        positive("evaluator.scale", scale)
         self.name = "table"
         self.metrics = {metric: goal}
         self._metric = metric
-        file = find_file(path)
-        try:
-            if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile("not a zip archive")
-            with np.load(file, allow_pickle=False) as arrays:
-                columns = [c for c in (column, test_column) if c is not None]
-                for key in ("arch_ops", "ops", *columns):
-                    if key not in arrays.files:
-                        raise ValueError(f"{file} has no column {key!r}{suggestion(key, arrays.files)}")
-                genotypes, ops = arrays["arch_ops"], tuple(arrays["ops"].tolist())
-                values = {c: _numbers(file, c, arrays) for c in columns}
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise ValueError(f"{file} is not a readable .npz file ({error})") from None
-        if ops != space.ops or genotypes.ndim != 2 or genotypes.shape[1] != len(space.choices):
-            raise ValueError(
-                f"{file} is a table of another space: operations {', '.join(map(str, ops))} on "
-                f"{genotypes.shape[-1]} edges, not those of {space.name}"
-            )
-        if genotypes.size and not 0 <= genotypes.min() <= genotypes.max() < len(ops):
-            raise ValueError(f"arch_ops of {file} has operations outside 0..{len(ops) - 1}")
-        for name, array in values.items():
-            if array.shape != (len(genotypes),):
+        positive("evaluator.scale", scale)
+        self._epochs = whole_number("evaluator.epochs", epochs)
+        if training_seed is not None:
+            if training_seed not in SEEDS:
                 raise ValueError(
-                    f"column {name!r} of {file} has shape {array.shape}, not ({len(genotypes)},)"
+                    f"evaluator.training_seed {training_seed!r} is not one of {', '.join(map(str, SEEDS))}"
                 )
-        self._shape = (len(space.ops),) * len(space.choices)
-        self._values = np.full(self._shape, np.nan)
-        self._test = np.full(self._shape, np.nan)
-        cells = tuple(genotypes.T.astype(np.intp))
-        self._values[cells] = values[column] * scale
-        if test_column is not None:
-            self._test[cells] = values[test_column] * scale
+            column = f"{column}_seeds"
+        wanted = [c for c in (column, test_column, seconds_column) if c is not None]
+        arrays = by_genotype(space, path, wanted)
+        self._values = arrays[column] * scale
+        if training_seed is not None:
+            self._values = self._values[..., SEEDS.index(training_seed)]
+            missing = int(np.isnan(self._values).sum())
+            if missing:
+                raise ValueError(
+                    f"evaluator.training_seed={training_seed} was not run for {missing:,} of "
+                    f"{self._values.size:,} architectures; take another, or null for the mean"
+                )
+            column = f"{column}-{training_seed}"
+        self._test = None if test_column is None else arrays[test_column] * scale
+        self._seconds = None if seconds_column is None else arrays[seconds_column]
         self.exhaustive = not np.isnan(self._values).any()
-        self._has_test = test_column is not None
-        digest = hashlib.sha256(values[column].tobytes() + genotypes.tobytes())
-        digest.update(f"{metric} {scale!r}".encode())
+        digest = hashlib.sha256(self._values.tobytes())
+        digest.update(metric.encode())
         self._version = f"{column}-{digest.hexdigest()[:12]}"
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
@@ -99,9 +102,101 @@ class Table(Evaluator):
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """`test_acc` per genotype, where the table knows it."""
-        if not self._has_test:
+        if self._test is None:
             return [{} for _ in genotypes]
         return [{"test_acc": float(v)} for v in self._test[tuple(np.asarray(genotypes).T)]]
+
+    def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
+        """What training the genotypes took the benchmark's authors; shorter trainings in proportion."""
+        if self._seconds is None:
+            return None
+        if not genotypes:
+            return 0.0
+        taken = np.nansum(self._seconds[tuple(np.asarray(genotypes).T)])
+        return float(taken) * self._epochs / FULL_EPOCHS
+
+
+class Lookup:
+    """True accuracies from a benchmark's table, for the reports of evaluators that estimate quality.
+
+    Args:
+        space: The space that the table covers.
+        path: The .npz, as for `Table`; None: nothing is known.
+        val_column: Column of the validation accuracy, reported as `table_val_acc`; None: there is none.
+        test_column: Column of the test accuracy, reported as `test_acc`; None: there is none.
+        scale: Factor from the columns to 0..1, e.g. 0.01 from percent.
+
+    Raises:
+        ValueError: As for `Table`.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        path: str | None,
+        val_column: str | None,
+        test_column: str | None,
+        scale: float,
+    ) -> None:
+        positive("evaluator.lookup.scale", scale)
+        named = {"table_val_acc": val_column, "test_acc": test_column}
+        columns = {metric: column for metric, column in named.items() if column is not None and path}
+        arrays = by_genotype(space, path, list(columns.values())) if path and columns else {}
+        self._values = {metric: arrays[column] * scale for metric, column in columns.items()}
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """`table_val_acc` and `test_acc` per genotype, those that the table knows; for `Evaluator.report`."""
+        return [
+            {
+                metric: float(values[genotype])
+                for metric, values in self._values.items()
+                if not math.isnan(values[genotype])
+            }
+            for genotype in genotypes
+        ]
+
+
+def by_genotype(space: SearchSpace, path: str, columns: Sequence[str]) -> dict[str, FloatArray]:
+    """Columns of a benchmark's table as arrays of shape (ops,) * edges; NaN where it has no row.
+
+    Columns whose names end in `_seeds` have one more dimension: a value per training seed.
+
+    Args:
+        space: The space that the table covers.
+        path: The .npz, absolute or relative to the working folder or the data folder.
+        columns: Which columns.
+
+    Raises:
+        ValueError: No such file or column, not an .npz, or a table of another space.
+    """
+    file = find_file(path)
+    try:
+        if not zipfile.is_zipfile(file):
+            raise zipfile.BadZipFile("not a zip archive")
+        with np.load(file, allow_pickle=False) as arrays:
+            for key in ("arch_ops", "ops", *columns):
+                if key not in arrays.files:
+                    raise ValueError(f"{file} has no column {key!r}{suggestion(key, arrays.files)}")
+            genotypes, ops = arrays["arch_ops"], tuple(arrays["ops"].tolist())
+            values = {c: _numbers(file, c, arrays) for c in columns}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{file} is not a readable .npz file ({error})") from None
+    if ops != space.ops or genotypes.ndim != 2 or genotypes.shape[1] != len(space.choices):
+        raise ValueError(
+            f"{file} is a table of another space: operations {', '.join(map(str, ops))} on "
+            f"{genotypes.shape[-1]} edges, not those of {space.name}"
+        )
+    if genotypes.size and not 0 <= genotypes.min() <= genotypes.max() < len(ops):
+        raise ValueError(f"arch_ops of {file} has operations outside 0..{len(ops) - 1}")
+    placed = {}
+    for column, array in values.items():
+        shape = (len(genotypes), len(SEEDS)) if column.endswith("_seeds") else (len(genotypes),)
+        if array.shape != shape:
+            raise ValueError(f"column {column!r} of {file} has shape {array.shape}, not {shape}")
+        placed[column] = np.full((len(space.ops),) * len(space.choices) + shape[1:], np.nan)
+        placed[column][tuple(genotypes.T.astype(np.intp))] = array
+    return placed
 
 
 def _numbers(file: Path, column: str, arrays: Mapping[str, np.ndarray]) -> FloatArray:

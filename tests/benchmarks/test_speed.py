@@ -66,15 +66,21 @@ def rmi(tmp_path_factory: pytest.TempPathFactory) -> RMI:
     """The default evaluator on digits; its reference is trained for one epoch only."""
     from omegaconf import OmegaConf
 
-    config = OmegaConf.load(conf_folder() / "evaluator" / "rmi.yaml")
-    config.reference.epochs = 1
-    dataset = build(OmegaConf.load(conf_folder() / "dataset" / "digits.yaml"))
+    config = OmegaConf.create(
+        {
+            "dataset": OmegaConf.load(conf_folder() / "dataset" / "digits.yaml"),
+            "evaluator": OmegaConf.load(conf_folder() / "evaluator" / "rmi.yaml"),
+        }
+    )
+    config.evaluator.reference.epochs = 1
+    dataset = build(config.dataset)
     evaluator = build(
-        config,
+        config.evaluator,
         space=NasBench201(image_shape=dataset.image_shape),
         dataset=dataset,
         store_dir=tmp_path_factory.mktemp("store"),
         announce=lambda text: None,
+        warn=pytest.fail,
     )
     assert isinstance(evaluator.reference, Recipe)
     evaluator.prepare(evaluator._candidates, [])

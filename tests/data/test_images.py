@@ -36,7 +36,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 
 def test_size_is_read_from_the_file_when_not_given(tmp_path: Path) -> None:
-    images = Images("x", source="npz", image_shape=None, num_classes=None, path=str(write(tmp_path)))
+    images = Images("npz", source="npz", image_shape=None, num_classes=None, path=str(write(tmp_path)))
     assert images.name == "npz-images"
     assert (images.image_shape, images.num_classes) == ((1, 4, 5), 3)
 
@@ -349,3 +349,30 @@ def test_missing_file_names_where_it_was_looked_for(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match=r"file 'lost\.npz' not found; looked for ") as error:
         images.split("train")
     assert str(tmp_path / "lost.npz") in str(error.value)
+
+
+def test_shrinking_averages_over_squares(tmp_path: Path) -> None:
+    """Of 2x2 squares: (0 + 1 + 2 + 4) / 4 = 1.75, rounded 2; (10 + 10 + 11 + 11) / 4 = 10.5, to even 10."""
+    x = np.zeros((3, 2, 4, 3), dtype=np.uint8)
+    x[0, :, :, 0] = [[0, 1, 10, 10], [2, 4, 11, 11]]
+    y = np.array([0, 1, 2])
+    path = write(tmp_path, x_train=x, y_train=y, x_test=x, y_test=y)
+
+    def images(shape: list[int], shrink: bool = True) -> Images:
+        return Images(
+            "npz",
+            source="npz",
+            image_shape=shape,
+            num_classes=3,
+            path=str(path),
+            shrink=shrink,
+            benchmark="b",
+        )
+
+    small = images([3, 1, 2])
+    assert small.benchmark == "b"
+    assert sorted((small.split("all")[0][:, 0] * 255).round().tolist()) == [[[0, 0]], [[0, 0]], [[2, 10]]]
+    assert torch.equal(images([3, 2, 4]).split("all")[0], images([3, 2, 4], False).split("all")[0])
+    for shape, shrink in (([3, 1, 2], False), ([3, 2, 2], True), ([3, 4, 8], True)):
+        with pytest.raises(ValueError, match=r"dataset\.image_shape of npz-images is .* have \[3, 2, 4\]"):
+            images(shape, shrink).split("all")

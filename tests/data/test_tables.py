@@ -598,7 +598,7 @@ def test_published_records(
     monkeypatch.chdir(tmp_path)
     assert command(["hwnasbench"]) == 0  # found by its name
     out = capsys.readouterr().out
-    unsupported = "cifar10_edgetpu: 1, cifar100_edgetpu: 1, imagenet16_120_edgetpu: 1"
+    unsupported = "cifar10_edgetpu: 1, cifar100_edgetpu: 1, imagenet16_edgetpu: 1"
     assert f"15,625 architectures, 3 data sets, 6 devices; unsupported {unsupported}\n" in out
     table = read_table(tmp_path / "hwnasbench_nasbench201.npz")
     look_up = read_table(tmp_path / "hwnasbench_fbnet.npz")
@@ -637,7 +637,7 @@ def test_published_records(
 
     # and the devices read it
     space = NasBench201()
-    dataset = SimpleNamespace(name="imagenet16_120")
+    dataset = SimpleNamespace(name="imagenet16_120", benchmark="imagenet16")
     device = benchmark_device(space, dataset, print, device="edgegpu", metric="energy_mj")
     [costs] = device.evaluate([tuple(names[2].tolist())])
     assert costs == {"energy_mj": 28.281851234436036, "latency_ms": 6.557350158691406}

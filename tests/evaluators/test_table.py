@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from hwnas.config import build, conf_folder
 from hwnas.core import Genotype
-from hwnas.evaluators.table import Table
+from hwnas.evaluators.table import Lookup, Table
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.store import CachedEvaluator, EvaluationStore
@@ -206,3 +208,73 @@ def test_benchmark_values_of_the_empty_cell(table_path: Path) -> None:
     table = benchmark(table_path, "cifar10")
     assert answers(table, [(0,) * 6])[0]["val_acc"] == pytest.approx(0.10, abs=0.005)
     assert table.report([(0,) * 6]) == [{"test_acc": pytest.approx(0.10)}]
+
+
+def lookup(path: Path | str | None, **settings: Any) -> Lookup:
+    defaults = {"val_column": "digits_valid", "test_column": "digits_test", "scale": 0.01}
+    return Lookup(SPACE, path=path if path is None else str(path), **{**defaults, **settings})
+
+
+def test_lookup_tells_what_the_table_knows(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert lookup(path).report([(1, 2), (0, 0)]) == [
+        {"table_val_acc": 0.5, "test_acc": 0.51},
+        {"table_val_acc": 0.0, "test_acc": 0.01},
+    ]
+    assert lookup(path, val_column=None).report([(1, 2)]) == [{"test_acc": 0.51}]
+    assert lookup(path, val_column=None, test_column=None).report([(1, 2)]) == [{}]
+    assert lookup(None).report([(1, 2), (0, 0)]) == [{}, {}]
+    assert lookup(path).report([]) == []
+    values = ARRAYS["digits_test"].copy()
+    values[5] = np.nan
+    assert lookup(write(tmp_path, digits_test=values)).report([(1, 2)]) == [{"table_val_acc": 0.5}]
+
+
+def test_lookup_in_a_table_that_has_not_the_columns(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no column 'zzz'"):
+        lookup(write(tmp_path), test_column="zzz")
+    with pytest.raises(ValueError, match=r"evaluator\.lookup\.scale must be a number above 0, not 0"):
+        lookup(None, scale=0)
+
+
+def test_twelve_epochs_cost_a_fraction_of_the_seconds(tmp_path: Path) -> None:
+    path = write(tmp_path, seconds=np.arange(9) * 100.0)
+    assert create(path).seconds([(0, 1)]) is None
+    full = create(path, seconds_column="seconds")
+    assert full.seconds([]) == 0.0
+    assert full.seconds([(0, 1), (0, 2), (2, 2)]) == 1100.0
+    assert create(path, seconds_column="seconds", epochs=12).seconds([(0, 1), (2, 2)]) == 900.0 * 12 / 200
+
+
+def test_one_training_seed(tmp_path: Path) -> None:
+    seeds = np.arange(27.0).reshape(9, 3)
+    seeds[4, 2] = np.nan
+    path = write(tmp_path, digits_valid_seeds=seeds)
+    one = create(path, training_seed=888)
+    assert answers(one, [(0, 0), (1, 1)]) == [{"val_acc": 0.01}, {"val_acc": 0.13}]
+    assert one.prepare(SPACE, []) != create(path, training_seed=777).prepare(SPACE, [])
+    with pytest.raises(ValueError, match=r"training_seed=999 was not run for 1 of 9 architectures"):
+        create(path, training_seed=999)
+    with pytest.raises(ValueError, match=r"training_seed 1 is not one of 777, 888, 999"):
+        create(path, training_seed=1)
+    with pytest.raises(ValueError, match="has no column 'digits_valid_seeds'"):
+        create(write(tmp_path), training_seed=777)
+
+
+def test_columns_of_imagenet16_are_taken_when_they_are_there(
+    tmp_path: Path, table_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with np.load(table_path) as arrays:
+        columns = {key: arrays[key] for key in ("arch_ops", "ops")}
+        columns |= {f"imagenet16_{key}": arrays[f"cifar100_{key}"] / 2 for key in ("valid_200", "test_200")}
+    np.savez(tmp_path / "nasbench201.npz", **columns)
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose(
+            "search", ["dataset=imagenet16_120", "evaluator=table", "evaluator.seconds_column=null"]
+        )
+    dataset = build(config.dataset)
+    assert (dataset.name, dataset.num_classes) == ("imagenet16_120", 120)  # and no image was read
+    table = build(config.evaluator, space=NasBench201())
+    best = max(answers(table, NasBench201().all()), key=lambda row: row["val_acc"])
+    assert best["val_acc"] == pytest.approx(0.7349 / 2, abs=5e-5)

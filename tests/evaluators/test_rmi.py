@@ -1,0 +1,116 @@
+"""Similarity on scikit-learn's digits, with tiny networks and an untrained reference: fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwnas.data.images import Images
+from hwnas.evaluators.rmi import RMI, quantiles
+from hwnas.evaluators.table import Lookup
+from hwnas.models.recipe import Recipe
+from hwnas.spaces.nasbench201 import NasBench201
+
+SPACE = NasBench201(image_shape=(1, 8, 8))
+CELLS = [(3, 3, 3, 3, 3, 3), (1, 1, 1, 1, 1, 1), (2, 0, 4, 3, 1, 2), (0, 0, 0, 0, 0, 0)]
+
+
+def create(folder: Path, *, warn: Any = pytest.fail, table: Path | None = None, **settings: Any) -> RMI:
+    defaults: dict[str, Any] = {
+        "channels": 2,
+        "num_cells": 1,
+        "batch_size": 8,
+        "batch_choice": "random",
+        "steps": 2,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "beta": 0.8,
+        "flops_weight": 0,
+        "seed": 0,
+        "group_size": 64,
+        "reference": Recipe(epochs=0),
+    }
+    images = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10)
+    path = None if table is None else str(table)
+    lookup = Lookup(SPACE, path=path, val_column=None, test_column="test", scale=1.0)
+    rmi = RMI(SPACE, images, folder, lambda text: None, warn, **{**defaults, **settings}, lookup=lookup)
+    rmi.prepare(SPACE, [])
+    return rmi
+
+
+def test_similarity_of_cells_and_of_none(tmp_path: Path) -> None:
+    rmi = create(tmp_path)
+    assert rmi.metrics == {"rmi": "max"}
+    rows = rmi.evaluate(CELLS)
+    assert all(list(row) == ["rmi"] for row in rows)
+    assert all(0 < row["rmi"] <= 3 for row in rows[:3])
+
+
+def test_flops_weight_adds_the_share_of_cheaper_networks(tmp_path: Path) -> None:
+    """n 1x1 convolutions count 1, n 3x3 ones 9: nothing is below the 729 cells without convolutions (3^6 of
+    15,625), one cell is at the top."""
+    plain, hinted = create(tmp_path), create(tmp_path, flops_weight=2.0)
+    assert hinted.metrics == {"rmi_flops": "max"}
+    added = [
+        row["rmi_flops"] - base["rmi"]
+        for row, base in zip(hinted.evaluate(CELLS), plain.evaluate(CELLS), strict=True)
+    ]
+    assert added[0] == pytest.approx(2 * (15624 + 0.5) / 15625)
+    assert added[1::2] == pytest.approx([2 * 729 / 2 / 15625] * 2)
+    # Two 1x1 and one 3x3 cost 11: below are all with fewer than one 3x3 (4^6 = 4096), and those of one 3x3
+    # with at most one 1x1 (6 * (3^5 + 5 * 3^4) = 3888); equal are 6 * C(5, 2) * 3^3 = 1620.
+    assert added[2] == pytest.approx(2 * (4096 + 3888 + 1620 / 2) / 15625)
+
+
+def test_quantiles() -> None:
+    ordered = np.array([1.0, 2.0, 2.0, 5.0])
+    assert quantiles(ordered, np.array([0.0, 1.0, 2.0, 3.0, 5.0, 9.0])).tolist() == [
+        *(0.0, 0.125, 0.5, 0.75, 0.875, 1.0)
+    ]
+
+
+def test_version_tells_apart_whatever_changes_the_scores(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"flops_weight": 1.0},
+        {"flops_weight": 0.5},
+        {"steps": 3},
+        {"lr": 0.2},
+        {"beta": 0.5},
+        {"seed": 1},
+        {"batch_choice": "easiest"},
+        {"channels": 3},
+    ]
+    versions = [create(tmp_path, **one).prepare(SPACE, []) for one in settings]
+    assert len(set(versions)) == len(versions)
+    assert create(tmp_path).prepare(SPACE, []) == versions[0]
+
+
+def test_a_population_that_diverges_is_said(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    rmi = create(tmp_path, warn=warnings.append, lr=1e30)
+    assert rmi.evaluate(CELLS) == [{"rmi": 0.0}] * 4
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "all 4 networks of a population have the similarity 0: their training diverged (evaluator.lr=1e+30)"
+    )
+
+
+def test_true_accuracy_only_shows_in_the_report(tmp_path: Path) -> None:
+    genotypes = np.array(SPACE.all(), dtype=np.int8)
+    values = np.arange(15625) / 15625
+    np.savez(tmp_path / "table.npz", arch_ops=genotypes, ops=np.array(SPACE.ops), test=values)
+    rmi = create(tmp_path, table=tmp_path / "table.npz")
+    assert list(rmi.evaluate(CELLS[:1])[0]) == ["rmi"]
+    assert rmi.report([(0, 0, 0, 0, 0, 1)]) == [{"test_acc": 1 / 15625}]
+    assert create(tmp_path).report([(0, 0, 0, 0, 0, 1)]) == [{}]
+
+
+@pytest.mark.parametrize("weight", [-1, float("inf"), "x"])
+def test_bad_weight(tmp_path: Path, weight: Any) -> None:
+    with pytest.raises(ValueError, match=r"evaluator\.flops_weight must be a number above 0, not"):
+        create(tmp_path, flops_weight=weight)
