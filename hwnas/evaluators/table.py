@@ -34,8 +34,8 @@ class Table(Evaluator):
         test_column: Column of the test accuracy, in the same unit; only reports show it. None: there is none.
         epochs: Epochs of the trainings that the column is about.
         training_seed: 777, 888 or 999: the answers of one training. None: the mean of all.
-        seconds_column: Column of the seconds that a training of 200 epochs took, for the virtual clock. None:
-            there is none.
+        seconds_column: Column of the seconds that a training of 200 epochs took, for the virtual clock. None,
+            or one that the file does not have: there is no clock.
 
     Raises:
         ValueError: No such file or column, not an .npz, a table of another space, or a training seed that was
@@ -73,8 +73,9 @@ class Table(Evaluator):
                     f"evaluator.training_seed {training_seed!r} is not one of {', '.join(map(str, SEEDS))}"
                 )
             column = f"{column}_seeds"
-        wanted = [c for c in (column, test_column, seconds_column) if c is not None]
-        arrays = by_genotype(space, path, wanted)
+        arrays = by_genotype(
+            space, path, [c for c in (column, test_column) if c is not None], optional=[seconds_column or ""]
+        )
         self._values = arrays[column] * scale
         if training_seed is not None:
             self._values = self._values[..., SEEDS.index(training_seed)]
@@ -86,7 +87,7 @@ class Table(Evaluator):
                 )
             column = f"{column}-{training_seed}"
         self._test = None if test_column is None else arrays[test_column] * scale
-        self._seconds = None if seconds_column is None else arrays[seconds_column]
+        self._seconds = arrays.get(seconds_column or "")
         self.exhaustive = not np.isnan(self._values).any()
         digest = hashlib.sha256(self._values.tobytes())
         digest.update(metric.encode())
@@ -157,7 +158,9 @@ class Lookup:
         ]
 
 
-def by_genotype(space: SearchSpace, path: str, columns: Sequence[str]) -> dict[str, FloatArray]:
+def by_genotype(
+    space: SearchSpace, path: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, FloatArray]:
     """Columns of a benchmark's table as arrays of shape (ops,) * edges; NaN where it has no row.
 
     Columns whose names end in `_seeds` have one more dimension: a value per training seed.
@@ -166,6 +169,7 @@ def by_genotype(space: SearchSpace, path: str, columns: Sequence[str]) -> dict[s
         space: The space that the table covers.
         path: The .npz, absolute or relative to the working folder or the data folder.
         columns: Which columns.
+        optional: Columns that the file may lack.
 
     Raises:
         ValueError: No such file or column, not an .npz, or a table of another space.
@@ -179,7 +183,8 @@ def by_genotype(space: SearchSpace, path: str, columns: Sequence[str]) -> dict[s
                 if key not in arrays.files:
                     raise ValueError(f"{file} has no column {key!r}{suggestion(key, arrays.files)}")
             genotypes, ops = arrays["arch_ops"], tuple(arrays["ops"].tolist())
-            values = {c: _numbers(file, c, arrays) for c in columns}
+            there = [c for c in optional if c in arrays.files]
+            values = {c: _numbers(file, c, arrays) for c in [*columns, *there]}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{file} is not a readable .npz file ({error})") from None
     if ops != space.ops or genotypes.ndim != 2 or genotypes.shape[1] != len(space.choices):

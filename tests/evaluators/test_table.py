@@ -240,6 +240,7 @@ def test_lookup_in_a_table_that_has_not_the_columns(tmp_path: Path) -> None:
 def test_twelve_epochs_cost_a_fraction_of_the_seconds(tmp_path: Path) -> None:
     path = write(tmp_path, seconds=np.arange(9) * 100.0)
     assert create(path).seconds([(0, 1)]) is None
+    assert create(path, seconds_column="lost").seconds([(0, 1)]) is None
     full = create(path, seconds_column="seconds")
     assert full.seconds([]) == 0.0
     assert full.seconds([(0, 1), (0, 2), (2, 2)]) == 1100.0
