@@ -133,6 +133,29 @@ def test_every_strategy_composes_and_runs(run_hwnas, tmp_path: Path) -> None:
     assert names == ["random", "regularized_evolution", "mo_hdnas"]
 
 
+def test_a_sweep_over_devices_and_quantiles_in_parallel(
+    run_hwnas, tmp_path: Path, table_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes write one store at once; every job has a folder of its own."""
+    if not table_path.with_name("nasbench201_cifar10_devices.npz").is_file():
+        pytest.skip("nasbench201_cifar10_devices.npz is not in the data folder")
+    monkeypatch.setenv("HWNAS_DATA", str(table_path.parent.absolute()))
+    run_hwnas(
+        *("search", "-m", "experiment=table_devices", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        *("device=fpga,gold6226", "limits.latency_ms=q0.2,q0.8", "generations=3", "hydra.sweep.dir=sweep"),
+    )
+    results = [json.loads((tmp_path / "sweep" / n / "result.json").read_text()) for n in "0123"]
+    assert [result["device"] for result in results] == ["fpga", "fpga", "gold6226", "gold6226"]
+    tight, loose = (result["limits"]["latency_ms"] for result in results[:2])
+    with np.load(table_path.with_name("nasbench201_cifar10_devices.npz")) as arrays:
+        assert [tight, loose] == pytest.approx(np.quantile(arrays["fpga_latency_ms"], [0.2, 0.8]).tolist())
+    for result in results:
+        assert result["best"]["metrics"]["latency_ms"] <= result["limits"]["latency_ms"]
+        assert result["truth"]["regret"]["val_acc"] >= 0
+        assert result["virtual_seconds"] > 0
+        assert "test_acc" in result["best"]["metrics"]
+
+
 def test_nobody_keeps_the_limit(run_hwnas, tmp_path: Path) -> None:
     done = run_hwnas("search", *TOY, "generations=2", "limits.latency_ms=0.5")
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ import torch.nn.functional as F
 
 from hwnas.config import build, conf_folder
 from hwnas.core import Evaluator, Genotype, Goal, Objective, SearchSpace
+from hwnas.devices.benchmark import benchmark_device
 from hwnas.evaluators.rmi import RMI
+from hwnas.evaluators.table import Table
 from hwnas.models.recipe import Recipe
 from hwnas.search import search
 from hwnas.spaces.nasbench201 import NasBench201
@@ -176,3 +180,60 @@ def test_mo_hdnas_on_a_table(tmp_path: Path, benchmark) -> None:  # type: ignore
     assert asked == 2000
     if benchmark.enabled:
         print(f"\nmo_hdnas, 20 x 100 on a table: {benchmark.stats.stats.median:.2f} s")
+
+
+def the_table_and_four_devices() -> tuple[Table, list[Evaluator]]:
+    space = NasBench201()
+    table = Table(
+        space,
+        path="nasbench201.npz",
+        metric="val_acc",
+        column="cifar10_valid_200",
+        goal="max",
+        scale=0.01,
+        test_column="cifar10_test_200",
+    )
+    dataset = SimpleNamespace(name="cifar10")
+    devices = [
+        benchmark_device(space, dataset, print, device=device, metric="latency_ms")
+        for device in ("raspi4", "pixel3", "eyeriss", "fpga")
+    ]
+    return table, devices
+
+
+def test_metrics_of_a_whole_space(table_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Reading accuracies and four devices, and answering all of them for 15,625 architectures."""
+    genotypes = NasBench201().all()
+
+    def answered() -> list[list[dict[str, float]]]:
+        table, devices = the_table_and_four_devices()
+        return [evaluator.evaluate(genotypes) for evaluator in (table, *devices)]
+
+    answers = benchmark.pedantic(answered, rounds=5)
+    assert [len(rows) for rows in answers] == [15_625] * 5
+    tracemalloc.start()
+    kept = the_table_and_four_devices()
+    megabytes = tracemalloc.get_traced_memory()[0] / 1e6
+    tracemalloc.stop()
+    assert megabytes < 50, kept
+    if benchmark.enabled:
+        print(f"\n15,625 architectures: {benchmark.stats.stats.median:.2f} s, {megabytes:.1f} MB")
+
+
+def test_a_look_up_of_ten_thousand(table_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """The table against a dictionary by genotype, the plain way."""
+    table, _ = the_table_and_four_devices()
+    genotypes = NasBench201().sample(np.random.default_rng(0), 10_000)
+    plain = {
+        g: row["val_acc"]
+        for g, row in zip(NasBench201().all(), table.evaluate(NasBench201().all()), strict=True)
+    }
+    answers = benchmark(table.evaluate, genotypes)
+    assert answers == [{"val_acc": plain[genotype]} for genotype in genotypes]
+    if benchmark.enabled:
+        start = time.perf_counter()
+        for _ in range(20):
+            [{"val_acc": plain[genotype]} for genotype in genotypes]
+        alone = (time.perf_counter() - start) / 20
+        median = benchmark.stats.stats.median
+        print(f"\n10,000 look-ups: {1e3 * median:.1f} ms, {median / alone:.2f} times a dictionary's")
