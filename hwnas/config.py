@@ -27,15 +27,21 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
 
 
-def build(node: DictConfig, **offered: Any) -> Any:
+def build(node: DictConfig, kind: type | None = None, /, **offered: Any) -> Any:
     """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
 
     Of the offered objects a class gets those that its constructor names and the node does not set; so do
     the classes of nodes inside the node. A config file is code, so a `_target_` must come from this package,
     or from one that the environment variable HWNAS_ALLOW_TARGETS names (module names, separated by commas).
 
+    Args:
+        node: A choice of a config group.
+        kind: What it must be; None: anything.
+        offered: Objects of the run.
+
     Raises:
-        ValueError: A target outside the allow-list or that does not exist, or a key it does not take.
+        ValueError: A target outside the allow-list, that does not exist or is of another kind, or a key it
+            does not take.
     """
     if not isinstance(node, DictConfig):
         raise ValueError(f"a choice of a config group is needed where the configuration has {node!r}")
@@ -43,7 +49,15 @@ def build(node: DictConfig, **offered: Any) -> Any:
         settings = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from None
-    return _create(settings, offered, str(node._get_full_key("")))
+    path = str(node._get_full_key(""))
+    built = _create(settings, offered, path)
+    if kind is not None and not isinstance(built, kind):
+        raise ValueError(f"{path} must set up {_a(kind)}, not {_a(type(built))}")
+    return built
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
 def _create(settings: Any, offered: Mapping[str, Any], path: str) -> Any:

@@ -102,6 +102,10 @@ def parse_limits(
         if share is not None:
             value = quantile(space, owners[name], name, float(share[1]))
         else:
+            if isinstance(bound, str):
+                raise ValueError(
+                    f"limits.{name} must be a number above 0, or a quantile like q0.3, not {bound!r}"
+                )
             value = positive(f"limits.{name}", bound)
         parsed.append(Limit(name, value, metrics[name]))
     return tuple(parsed)
@@ -143,12 +147,12 @@ def main(cfg: DictConfig) -> float | None:
         "seed": seed,
     }
     space: SearchSpace = build(
-        cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes
+        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
     offered["space"] = space
     recipe = build(cfg.trainer)
-    quality: Evaluator = build(cfg.evaluator, **offered)
-    device: Evaluator = build(cfg.device, **offered)
+    quality: Evaluator = build(cfg.evaluator, Evaluator, **offered)
+    device: Evaluator = build(cfg.device, Evaluator, **offered)
     plain = [quality, device]
     if space.static_metrics([]) and "flops" not in device.metrics:
         from hwnas.devices.flops import Flops
@@ -159,7 +163,9 @@ def main(cfg: DictConfig) -> float | None:
     metrics: dict[str, Goal] = {name: goal for evaluator in plain for name, goal in evaluator.metrics.items()}
     limits = parse_limits(cfg.limits or {}, space, plain)
     objectives = tuple(Objective(name, metrics[name]) for name in (next(iter(e.metrics)) for e in plain[:2]))
-    strategy: Strategy = build(cfg.strategy, space=space, objectives=objectives, limits=limits, seed=seed)
+    strategy: Strategy = build(
+        cfg.strategy, Strategy, space=space, objectives=objectives, limits=limits, seed=seed
+    )
 
     names = choices(folder)
     run_id = _run_id(folder)

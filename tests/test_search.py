@@ -41,7 +41,9 @@ def test_parse_limits() -> None:
     assert parse_limits({"val_acc": 0.9}, space, evaluators) == (Limit("val_acc", 0.9, "max"),)
     with pytest.raises(ValueError, match=r"limits\.energy_mj: no evaluator .* reports energy_mj"):
         parse_limits({"energy_mj": 5}, space, evaluators)
-    with pytest.raises(ValueError, match=r"limits\.latency_ms must be a number above 0, not 'q'"):
+    with pytest.raises(
+        ValueError, match=r"limits\.latency_ms must be a number above 0, or a quantile like q0\.3, not 'q'"
+    ):
         parse_limits({"latency_ms": "q"}, space, evaluators)
 
 
@@ -303,7 +305,14 @@ BAD = [
     (["generations=0"], "generations must be a whole number of at least 1, not 0"),
     (["seed=-1"], "seed must be a whole number of at least 0, not -1"),
     (["limits.energy_mj=4"], "limits.energy_mj: no evaluator or device of this run reports energy_mj"),
-    (["limits.latency_ms=fast"], "limits.latency_ms must be a number above 0, not 'fast'"),
+    (
+        ["limits.latency_ms=fast"],
+        "limits.latency_ms must be a number above 0, or a quantile like q0.3, not 'fast'",
+    ),
+    (
+        ["device._target_=hwnas.models.recipe.Recipe", "~device.metric", "+device.epochs=1"],
+        "device must set up an Evaluator, not a Recipe",
+    ),
     (["strategy._target_=os.system"], "_target_ 'os.system' is outside the allowed packages (hwnas)"),
     (["strategy._target_=hwnas.config.Path"], "_target_ 'hwnas.config.Path' is outside the allowed packages"),
     (["strategy._target_=hwnas.nothing.Here"], "_target_ 'hwnas.nothing.Here' does not exist"),
