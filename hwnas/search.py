@@ -158,7 +158,9 @@ def main(cfg: DictConfig) -> float | None:
     metrics: dict[str, Goal] = {name: goal for evaluator in plain for name, goal in evaluator.metrics.items()}
     limits = parse_limits(cfg.limits or {}, space, plain)
     objectives = tuple(Objective(name, metrics[name]) for name in (next(iter(e.metrics)) for e in plain[:2]))
-    strategy: Strategy = build(cfg.strategy, space=space, objectives=objectives, limits=limits, seed=seed)
+    strategy: Strategy = build(
+        cfg.strategy, space=space, objectives=objectives, limits=limits, seed=seed, generations=generations
+    )
 
     names = choices(folder)
     run_id = _run_id(folder)

@@ -271,7 +271,7 @@ BAD = [
     (["stratgy=random"], "unknown setting 'stratgy'; did you mean strategy"),
     (["+strategy.bar=4"], "has no setting 'bar'"),
     (["strategy.population_size=0"], "strategy.population_size must be a whole number of at least 2, not 0"),
-    (["strategy.population_size=5"], "strategy.population_size of mo_hdnas must be even, not 5"),
+    (["strategy.population_size=5"], "strategy.population_size of NSGA-II must be even, not 5"),
     (
         ["strategy.population_size=many"],
         "strategy.population_size must be a whole number of at least 2, not 'many'",
