@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +64,7 @@ class PEvoNAS(Strategy):
                 f"not {progression!r}"
             )
         self.num_ops = tuple(whole_number("strategy.progression", k) for k in progression[1:])
-        if any(small >= large for large, small in zip(self.num_ops, self.num_ops[1:], strict=False)):
+        if any(small >= large for large, small in itertools.pairwise(self.num_ops)):
             raise ValueError(f"strategy.progression must fall from stage to stage, not {progression!r}")
         if generations < len(progression):
             raise ValueError(
