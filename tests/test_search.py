@@ -261,7 +261,7 @@ def test_images_of_ones_own(run_hwnas, tmp_path: Path) -> None:
 BAD = [
     (
         ["strategy=mo_hdna"],
-        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: hw_evrsnas, mo_hdnas",
+        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: cmanas, evnas, hw_evrsnas",
     ),
     (
         ["strategy.populaton_size=4"],
