@@ -61,12 +61,12 @@ class CMANAS(Strategy):
         self.population_size = self._cma_es.population_size
         self._num_left = generations
         self._mean: Trial | None = None
-        self._asked_mean = False
+        self._started = False
         self._asked = 0
 
     def ask(self) -> list[Genotype]:
         """The mean, unless nothing was told yet, then samples, unless it is the last generation; decoded."""
-        X = [self._cma_es.mean[None]] if self._asked_mean else []
+        X = [self._cma_es.mean[None]] if self._started else []
         if self._num_left > 1:
             X.append(self._cma_es.ask())
         genotypes = self.space.decode(np.concatenate(X).reshape(-1, *self.space.alpha_shape))
@@ -77,14 +77,14 @@ class CMANAS(Strategy):
         """Adapt the distribution to the samples; remember the mean."""
         check_told(trials, self._asked)
         cost = -fitness(trials, self.objectives)
-        if self._asked_mean:
+        if self._started:
             self._mean = trials[0]
         if self._num_left > 1:
             self._cma_es.tell(cost[-self.population_size :])
             self._num_left -= 1
         else:
             self.done = True
-        self._asked_mean = True
+        self._started = True
 
     def result(self) -> list[Trial]:
         """The latest mean that was evaluated, though others may have been fitter."""
