@@ -164,7 +164,13 @@ def main(cfg: DictConfig) -> float | None:
     limits = parse_limits(cfg.limits or {}, space, plain)
     objectives = tuple(Objective(name, metrics[name]) for name in (next(iter(e.metrics)) for e in plain[:2]))
     strategy: Strategy = build(
-        cfg.strategy, Strategy, space=space, objectives=objectives, limits=limits, seed=seed
+        cfg.strategy,
+        Strategy,
+        space=space,
+        objectives=objectives,
+        limits=limits,
+        seed=seed,
+        generations=generations,
     )
 
     names = choices(folder)

@@ -18,6 +18,7 @@ OFFERED = {
     "objectives",
     "limits",
     "seed",
+    "generations",
     "dataset",
     "store_dir",
     "announce",

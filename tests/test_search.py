@@ -286,7 +286,7 @@ def test_images_of_ones_own(run_hwnas, tmp_path: Path) -> None:
 BAD = [
     (
         ["strategy=mo_hdna"],
-        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: hw_evrsnas, mo_hdnas",
+        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: cmanas, evnas, hw_evrsnas",
     ),
     (
         ["strategy.populaton_size=4"],
@@ -296,7 +296,7 @@ BAD = [
     (["stratgy=random"], "unknown setting 'stratgy'; did you mean strategy"),
     (["+strategy.bar=4"], "has no setting 'bar'"),
     (["strategy.population_size=0"], "strategy.population_size must be a whole number of at least 2, not 0"),
-    (["strategy.population_size=5"], "strategy.population_size of mo_hdnas must be even, not 5"),
+    (["strategy.population_size=5"], "strategy.population_size of NSGA-II must be even, not 5"),
     (
         ["strategy.population_size=many"],
         "strategy.population_size must be a whole number of at least 2, not 'many'",

@@ -1,1 +1,1 @@
-"""Search strategies: one file per method, numpy, cma and pymoo only."""
+"""Search strategies: one file per method, numpy and pymoo only."""

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Trial
+from hwnas.core import FloatArray, Genotype, Objective, Trial, costs, share, violations, whole_number
 
 
 def check_told(trials: Sequence[Trial], num_asked: int) -> None:
     """Raise ValueError unless as many trials are told as architectures were asked for."""
     if len(trials) != num_asked:
         raise ValueError(f"tell takes the {num_asked} trials of the last ask, not {len(trials)}")
+
+
+def fitness(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArray:
+    """The first objective as a fitness, shape (n,), higher is better; -inf for unsupported networks."""
+    quality = -costs(trials, objectives[:1])[:, 0]
+    return np.where(np.isfinite(violations(trials, ())), quality, -np.inf)
 
 
 def mutate_operation(
@@ -54,6 +60,28 @@ def tournament(num: int, size: int, rng: np.random.Generator) -> int:
     return int(rng.choice(num, size=size, replace=False).min())
 
 
+def check_genetic(
+    *, population_size: int, tournament_size: int, num_elites: int, mutation_rate: float
+) -> tuple[int, int, int, float]:
+    """The settings of `evolve`, in this order.
+
+    Raises:
+        ValueError: A size or rate out of range; names the setting.
+    """
+    population = whole_number("strategy.population_size", population_size)
+    tournament_of = whole_number("strategy.tournament_size", tournament_size)
+    elites = whole_number("strategy.num_elites", num_elites, least=0)
+    if tournament_of > population:
+        raise ValueError(
+            f"strategy.tournament_size {tournament_size} is larger than the population of {population_size}"
+        )
+    if elites > population:
+        raise ValueError(
+            f"strategy.num_elites {num_elites} is larger than the population of {population_size}"
+        )
+    return population, tournament_of, elites, share("strategy.mutation_rate", mutation_rate)
+
+
 def evolve(
     alphas: FloatArray,
     rng: np.random.Generator,
@@ -61,6 +89,7 @@ def evolve(
     num_elites: int,
     tournament_size: int,
     mutation_rate: float,
+    crossover: bool = True,
 ) -> FloatArray:
     """The next population of EvNAS' genetic algorithm; keeps the shape (n, edges, ops).
 
@@ -74,6 +103,7 @@ def evolve(
         num_elites: Members that stay.
         tournament_size: Members per tournament.
         mutation_rate: Probability per row.
+        crossover: False lets every child start as a copy of one tournament winner.
 
     Source: Sinha & Chen, EvNAS, GECCO 2021, arXiv 2012.12540 (code).
     """
@@ -82,8 +112,10 @@ def evolve(
     children[:num_elites] = alphas[:num_elites]
     for child in range(num_elites, n):
         mother = alphas[tournament(n, tournament_size, rng)]
-        father = alphas[tournament(n, tournament_size, rng)]
-        rows = np.where(rng.random((edges, 1)) < 0.5, mother, father)
+        rows = mother
+        if crossover:
+            father = alphas[tournament(n, tournament_size, rng)]
+            rows = np.where(rng.random((edges, 1)) < 0.5, mother, father)
         mutated = rng.random((edges, 1)) < mutation_rate
         children[child] = np.where(mutated, rng.random((edges, ops)), rows)
     return children

@@ -17,9 +17,8 @@ from hwnas.core import (
     best,
     costs,
     violations,
-    whole_number,
 )
-from hwnas.strategies.evolution import check_told, evolve
+from hwnas.strategies.evolution import check_genetic, check_told, evolve
 
 PENALTIES = ("one_sided", "two_sided")
 
@@ -67,27 +66,18 @@ class HWEvRSNAS(Strategy):
     ) -> None:
         self.space = space
         self.objectives = objectives
-        self.population_size = whole_number("strategy.population_size", population_size)
-        self.tournament_size = whole_number("strategy.tournament_size", tournament_size)
-        self.num_elites = whole_number("strategy.num_elites", num_elites, least=0)
-        if self.tournament_size > self.population_size:
-            raise ValueError(
-                f"strategy.tournament_size {tournament_size} is larger than the population of "
-                f"{population_size}"
-            )
-        if self.num_elites > self.population_size:
-            raise ValueError(
-                f"strategy.num_elites {num_elites} is larger than the population of {population_size}"
-            )
-        if not 0 <= mutation_rate <= 1:
-            raise ValueError(f"strategy.mutation_rate must be in 0..1, not {mutation_rate!r}")
+        self.population_size, self.tournament_size, self.num_elites, self.mutation_rate = check_genetic(
+            population_size=population_size,
+            tournament_size=tournament_size,
+            num_elites=num_elites,
+            mutation_rate=mutation_rate,
+        )
         if penalty not in PENALTIES:
             raise ValueError(f"strategy.penalty {penalty!r} is not one of {', '.join(PENALTIES)}")
         if not 0 <= penalty_weight < math.inf:
             raise ValueError(
                 f"strategy.penalty_weight must be a number of at least 0, not {penalty_weight!r}"
             )
-        self.mutation_rate = mutation_rate
         self.penalty = penalty
         self.penalty_weight = penalty_weight
         self._limits = limits

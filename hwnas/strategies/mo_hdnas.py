@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.core.evaluator import Evaluator as PymooEvaluator
-from pymoo.core.population import Population
-from pymoo.core.problem import Problem
-from pymoo.operators.crossover.sbx import SBX
-from pymoo.operators.mutation.pm import PM
-from pymoo.operators.sampling.rnd import FloatRandomSampling
-from pymoo.problems.static import StaticProblem
 
-from hwnas.core import (
-    FloatArray,
-    Genotype,
-    Objective,
-    SearchSpace,
-    Strategy,
-    Trial,
-    costs,
-    share,
-    whole_number,
-)
-from hwnas.strategies.evolution import check_told, cost_diversity
+from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Strategy, Trial, costs, unique
+from hwnas.strategies.evolution import cost_diversity
+from hwnas.strategies.nsga2 import NSGA2
 
 DIVERSITIES = ("population", "merged", "none")
 
@@ -73,53 +55,29 @@ class MOHDNAS(Strategy):
         self.space = space
         self.objectives = objectives
         self.diversity = diversity
-        self.population_size = whole_number("strategy.population_size", population_size, least=2)
-        if self.population_size % 2:
-            raise ValueError(f"strategy.population_size of mo_hdnas must be even, not {population_size}")
-
-        num_alphas = int(np.prod(space.alpha_shape))
-        num_objectives = 2 if diversity == "none" else 3
         self._algorithm = NSGA2(
-            pop_size=self.population_size,
-            sampling=FloatRandomSampling(),
-            crossover=SBX(prob=share("strategy.crossover_prob", crossover_prob), eta=15),
-            mutation=PM(prob=1.0, prob_var=share("strategy.mutation_prob", mutation_prob), eta=20),
+            space.alpha_shape,
+            2 if diversity == "none" else 3,
+            seed,
+            population_size=population_size,
+            crossover_prob=crossover_prob,
+            mutation_prob=mutation_prob,
         )
-        self._problem = Problem(
-            n_var=num_alphas,
-            n_obj=num_objectives,
-            n_ieq_constr=1,
-            xl=np.zeros(num_alphas),
-            xu=np.ones(num_alphas),
-        )
-        self._algorithm.setup(self._problem, termination=("n_gen", 10**9), seed=seed, verbose=False)
-        self._asked: Any = None
-        self._rng = np.random.default_rng(seed)  # only for populations that NSGA-II cannot fill
 
     def ask(self) -> list[Genotype]:
         """Random alphas first, then offspring by binary tournament, crossover and mutation, decoded."""
-        asked = self._algorithm.ask()  # None or too few when its children repeat their parents
-        num_missing = self.population_size - (0 if asked is None else len(asked))
-        if num_missing:
-            fresh = Population.new("X", self._rng.random((num_missing, self._problem.n_var)))
-            asked = fresh if asked is None else Population.merge(asked, fresh)
-        self._asked = asked
-        return self.space.decode(self._asked.get("X").reshape(-1, *self.space.alpha_shape))
+        return self.space.decode(self._algorithm.ask())
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Let NSGA-II select among parents and children."""
-        check_told(trials, 0 if self._asked is None else len(self._asked))
+        self._algorithm.check_told(trials)
         F = costs(trials, self.objectives)
         supported = np.asarray(np.isfinite(F).all(axis=1))
-        F[~supported] = 0.0  # never compared: the constraint decides
-        G = np.where(supported, 0.0, 1.0)[:, None]
-        self._asked.set("trial", np.array(trials, dtype=object))
         if self.diversity == "population":
             F = np.column_stack([F, -_diversity(F[:, 1], supported)])
         elif self.diversity == "merged":
             F = np.column_stack([F, self._merged_diversity(F[:, 1], supported)])
-        PymooEvaluator().eval(StaticProblem(self._problem, F=F, G=G), self._asked)
-        self._algorithm.tell(infills=self._asked)
+        self._algorithm.tell(trials, F, supported)
 
     def _merged_diversity(self, cost: FloatArray, supported: np.ndarray) -> FloatArray:
         """-chi of the children in parents + children; the parents get theirs anew."""
@@ -135,10 +93,7 @@ class MOHDNAS(Strategy):
 
     def result(self) -> list[Trial]:
         """The supported, non-dominated members of the last population, without repeated architectures."""
-        if self._algorithm.opt is None:
-            return []
-        members = [m for m in self._algorithm.opt if m.CV[0] <= 0]
-        return list({member.get("trial").genotype: member.get("trial") for member in members}.values())
+        return unique(self._algorithm.front())
 
 
 def _diversity(cost: FloatArray, supported: np.ndarray) -> FloatArray:

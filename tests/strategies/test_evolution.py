@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from hwnas.strategies.evolution import cost_diversity, evolve, mutate_operation, tournament
+from hwnas.core import Objective, Trial
+from hwnas.strategies.evolution import cost_diversity, evolve, fitness, mutate_operation, tournament
 
 
 def test_elites_stay_and_rows_come_from_parents_or_are_fresh() -> None:
@@ -60,3 +63,27 @@ def test_mutate_operation_changes_one_edge_where_there_is_a_choice() -> None:
 
 def test_cost_diversity_by_hand() -> None:
     assert cost_diversity(np.array([1.0, 2.0, 4.0])).tolist() == [10.0, 5.0, 13.0]
+
+
+def test_without_crossover_children_have_one_parent() -> None:
+    parents = np.full((40, 30, 5), 10.0) + np.arange(40)[:, None, None]
+    children = evolve(
+        parents,
+        np.random.default_rng(0),
+        num_elites=1,
+        tournament_size=3,
+        mutation_rate=0.2,
+        crossover=False,
+    )
+    for child in children[1:]:
+        assert len({row[0] for row in child.tolist() if row[0] >= 10}) == 1
+
+
+def test_fitness_is_the_first_objective_and_nothing_for_unsupported() -> None:
+    objectives = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
+    trials = [
+        Trial((0,), {"val_acc": acc, "latency_ms": ms}, 0)
+        for acc, ms in [(0.3, 2.0), (0.9, math.inf), (0.5, 1.0)]
+    ]
+    assert fitness(trials, objectives).tolist() == [0.3, -math.inf, 0.5]
+    assert fitness(trials[::2], (Objective("latency_ms", "min"),)).tolist() == [-2.0, -1.0]

@@ -56,7 +56,7 @@ def test_unsupported_neither_count_nor_get_diversity() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"population_size": 5}, r"strategy\.population_size of mo_hdnas must be even, not 5"),
+        ({"population_size": 5}, r"strategy\.population_size of NSGA-II must be even, not 5"),
         ({"population_size": 0}, r"strategy\.population_size must be a whole number of at least 2, not 0"),
         (
             {"population_size": 2.5},
@@ -82,7 +82,7 @@ def test_asked_are_the_argmax_of_the_alphas() -> None:
     strategy = create(population_size=6)
     for generation in range(5):
         genotypes = strategy.ask()
-        alphas = strategy._asked.get("X").reshape(6, 5, 3)
+        alphas = strategy._algorithm.asked.get("X").reshape(6, 5, 3)
         assert ((alphas >= 0) & (alphas <= 1)).all()
         assert genotypes == [tuple(row) for row in alphas.argmax(axis=2).tolist()]
         strategy.tell(

@@ -1,0 +1,128 @@
+"""NEvoNAS: NSGA-II over accuracy and novelty of architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwnas.core import (
+    FloatArray,
+    Genotype,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    costs,
+    unique,
+    whole_number,
+)
+from hwnas.strategies.evolution import fitness
+from hwnas.strategies.nsga2 import NSGA2
+
+FITNESSES = ("accuracy", "local", "none")
+
+
+class NEvoNAS(Strategy):
+    """Evolve alphas with NSGA-II; the second objective rewards architectures unlike all seen so far.
+
+    Survivors keep the accuracy and the novelty of the generation that they were evaluated in. Limits are not
+    looked at; unsupported networks lose against every supported one.
+
+    Args:
+        space: Search space.
+        objectives: The first one is the fitness (paper: validation accuracy in the supernet).
+        seed: Seed of NSGA-II.
+        population_size: Members of the population, even.
+        num_neighbors: k, nearest architectures whose mean distance is the novelty.
+        fitness: "accuracy", the first objective; "local", the number of the k nearest with a lower one;
+            "none", the ablation "only novelty".
+        novelty: False is the ablation "only accuracy".
+        crossover_prob: Probability of simulated binary crossover (eta 15).
+        mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
+
+    Raises:
+        ValueError: A setting out of range, or neither fitness nor novelty.
+
+    Source: Sinha & Chen, NEvoNAS, GECCO 2022 companion, arXiv 2204.00188 (code). The paper's own choice among
+    the final front is not published (the code reports the best *test* accuracy); ours is the best fitness.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        seed: int,
+        *,
+        population_size: int,
+        num_neighbors: int,
+        fitness: str,
+        novelty: bool,
+        crossover_prob: float,
+        mutation_prob: float,
+    ) -> None:
+        if fitness not in FITNESSES:
+            raise ValueError(f"strategy.fitness {fitness!r} is not one of {', '.join(FITNESSES)}")
+        if not isinstance(novelty, bool):
+            raise ValueError(f"strategy.novelty must be true or false, not {novelty!r}")
+        if fitness == "none" and not novelty:
+            raise ValueError("strategy.novelty must be true where strategy.fitness is none")
+        self.space = space
+        self.objectives = objectives
+        self.num_neighbors = whole_number("strategy.num_neighbors", num_neighbors)
+        self.fitness = fitness
+        self.novelty = novelty
+        self._algorithm = NSGA2(
+            space.alpha_shape,
+            (fitness != "none") + novelty,
+            seed,
+            population_size=population_size,
+            crossover_prob=crossover_prob,
+            mutation_prob=mutation_prob,
+        )
+        self._archive: dict[Genotype, float] = {}  # all architectures seen, with their first fitness
+
+    def ask(self) -> list[Genotype]:
+        """Random alphas first, then offspring by binary tournament, crossover and mutation, decoded."""
+        return self.space.decode(self._algorithm.ask())
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Compute the novelty, and let NSGA-II select among parents and children."""
+        self._algorithm.check_told(trials)
+        quality = fitness(trials, self.objectives)
+        population = [trial.genotype for trial in trials]
+        others = [*population, *self._archive]
+        distances = self.space.distances(population, others)
+        novelties, neighbors = nearest(distances, self.num_neighbors)
+        for genotype, value in zip(population, quality.tolist(), strict=True):
+            self._archive.setdefault(genotype, value)
+        F = []
+        if self.fitness == "accuracy":
+            F.append(-quality)
+        elif self.fitness == "local":
+            known = np.array([self._archive[genotype] for genotype in others])
+            F.append(-(quality[:, None] > known[neighbors]).sum(axis=1).astype(float))
+        if self.novelty:
+            F.append(-novelties)
+        self._algorithm.tell(trials, np.column_stack(F), np.isfinite(quality))
+
+    def result(self) -> list[Trial]:
+        """The supported, non-dominated members of the last population, once each, the fittest first."""
+        front = self._algorithm.front()
+        order = np.argsort(costs(front, self.objectives[:1])[:, 0], kind="stable")
+        return unique([front[row] for row in order])
+
+
+def nearest(distances: FloatArray, num: int) -> tuple[FloatArray, np.ndarray]:
+    """Mean distance to the nearest neighbours, shape (n,), and which they are, shape (n, at most num).
+
+    Args:
+        distances: From each of n members to the n members themselves, in the same order, then to others,
+            shape (n, n + others). Nobody is a neighbour of its own, though others may equal it.
+        num: How many neighbours count; all there are, if they are fewer.
+    """
+    n = len(distances)
+    distances = distances.copy()
+    distances[np.arange(n), np.arange(n)] = np.inf
+    neighbors = np.argsort(distances, axis=1, kind="stable")[:, : min(num, distances.shape[1] - 1)]
+    return np.take_along_axis(distances, neighbors, axis=1).mean(axis=1), neighbors

@@ -1,0 +1,114 @@
+"""NSGA-II over alphas, as NEvoNAS sets it up: what NEvoNAS and MO-HDNAS share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pymoo.algorithms.moo import nsga2
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.mutation.pm import PM
+from pymoo.operators.sampling.rnd import FloatRandomSampling
+from pymoo.problems.static import StaticProblem
+
+from hwnas.core import FloatArray, Trial, share, whole_number
+from hwnas.strategies.evolution import check_told
+
+
+class NSGA2:
+    """pymoo's NSGA-II in [0, 1]^(edges x ops): uniform start, binary tournament, SBX, polynomial mutation.
+
+    Every `ask` is of the same size: what NSGA-II leaves out, because its children repeat their parents, is
+    drawn uniformly. Unsupported networks break a constraint and lose against every supported one.
+
+    Args:
+        alpha_shape: (edges, ops).
+        num_objectives: Number of costs.
+        seed: Seed of the generators.
+        population_size: Even, because children come in pairs.
+        crossover_prob: Probability of simulated binary crossover (eta 15).
+        mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
+
+    Attributes:
+        asked: pymoo's population of the last `ask`; None before.
+
+    Raises:
+        ValueError: A population that is odd or smaller than 2, or a probability outside 0..1.
+
+    Source: Deb et al., NSGA-II, 2002; operators of Sinha & Chen, NEvoNAS, arXiv 2204.00188 (code).
+    """
+
+    def __init__(
+        self,
+        alpha_shape: tuple[int, int],
+        num_objectives: int,
+        seed: int,
+        *,
+        population_size: int,
+        crossover_prob: float,
+        mutation_prob: float,
+    ) -> None:
+        self.population_size = whole_number("strategy.population_size", population_size, least=2)
+        if self.population_size % 2:
+            raise ValueError(f"strategy.population_size of NSGA-II must be even, not {population_size}")
+        self.asked: Any = None
+        self._alpha_shape = alpha_shape
+        num_alphas = int(np.prod(alpha_shape))
+        self._algorithm = nsga2.NSGA2(
+            pop_size=self.population_size,
+            sampling=FloatRandomSampling(),
+            crossover=SBX(prob=share("strategy.crossover_prob", crossover_prob), eta=15),
+            mutation=PM(prob=1.0, prob_var=share("strategy.mutation_prob", mutation_prob), eta=20),
+        )
+        self._problem = Problem(
+            n_var=num_alphas,
+            n_obj=num_objectives,
+            n_ieq_constr=1,
+            xl=np.zeros(num_alphas),
+            xu=np.ones(num_alphas),
+        )
+        self._algorithm.setup(self._problem, termination=("n_gen", 10**9), seed=seed, verbose=False)
+        self._rng = np.random.default_rng(seed)  # only for populations that NSGA-II cannot fill
+
+    def ask(self) -> FloatArray:
+        """Random alphas first, then children, shape (population_size, edges, ops)."""
+        asked = self._algorithm.ask()  # None or too few when its children repeat their parents
+        num_missing = self.population_size - (0 if asked is None else len(asked))
+        if num_missing:
+            fresh = Population.new("X", self._rng.random((num_missing, self._problem.n_var)))
+            asked = fresh if asked is None else Population.merge(asked, fresh)
+        self.asked = asked
+        return asked.get("X").reshape(-1, *self._alpha_shape)
+
+    def check_told(self, trials: Sequence[Trial]) -> None:
+        """Raise ValueError unless as many trials are told as architectures were asked for."""
+        check_told(trials, 0 if self.asked is None else len(self.asked))
+
+    def tell(self, trials: Sequence[Trial], F: FloatArray, supported: np.ndarray) -> None:
+        """Select the next parents among parents and children.
+
+        Args:
+            trials: Those of the last `ask`, in order; members of the population carry them as "trial".
+            F: Their costs, shape (n, num_objectives); what unsupported ones have there does not count.
+            supported: Whether the device can run each of them, shape (n,), bool.
+        """
+        self.asked.set("trial", np.array(trials, dtype=object))
+        F = np.where(supported[:, None], F, 0.0)  # never compared: the constraint decides
+        G = np.where(supported, 0.0, 1.0)[:, None]
+        Evaluator().eval(StaticProblem(self._problem, F=F, G=G), self.asked)
+        self._algorithm.tell(infills=self.asked)
+
+    @property
+    def pop(self) -> Any:
+        """The parents, a population of pymoo; None before the first `tell`."""
+        return self._algorithm.pop
+
+    def front(self) -> list[Trial]:
+        """Trials of the supported, non-dominated parents; architectures may repeat."""
+        if self._algorithm.opt is None:
+            return []
+        return [member.get("trial") for member in self._algorithm.opt if member.CV[0] <= 0]

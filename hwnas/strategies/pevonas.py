@@ -1,0 +1,149 @@
+"""pEvoNAS: EvNAS' genetic algorithm in stages, each on a smaller space around the best of the one before."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Strategy, Trial, whole_number
+from hwnas.strategies.evolution import check_genetic, check_told, evolve, fitness
+
+
+class PEvoNAS(Strategy):
+    """Evolve alphas; when a stage ends, keep on every edge the operations that its best member rates highest.
+
+    A stage starts from random alphas. It ends after `max_generations`, or when the best architecture was the
+    same for `convergence` generations and more than `convergence` are over. `space` is the current stage's.
+    Limits are not looked at; unsupported networks are the least fit.
+
+    Args:
+        space: Search space of the first stage.
+        objectives: The first one is the fitness (paper: validation accuracy in the stage's supernet).
+        seed: Seed of the generator.
+        generations: The run's number of generations. Where it is too small for all stages, a stage gets at
+            most an equal share of what is left, so that every stage takes place.
+        progression: Operations per edge and stage; the first is None, all of them.
+        max_generations: Most generations per stage.
+        convergence: Generations with the same best architecture that end a stage.
+        population_size: Members of the population.
+        tournament_size: Members per tournament, at most `population_size`.
+        num_elites: Members that stay from generation to generation.
+        mutation_rate: Probability that the alphas of an edge are drawn anew.
+
+    Attributes:
+        stage: Number of the stage, from 0.
+
+    Raises:
+        ValueError: A setting out of range, or fewer generations than stages.
+
+    Source: Sinha & Chen, pEvoNAS, GECCO 2022, arXiv 2203.01559 (code).
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        seed: int,
+        generations: int,
+        *,
+        progression: Sequence[int | None],
+        max_generations: int,
+        convergence: int,
+        population_size: int,
+        tournament_size: int,
+        num_elites: int,
+        mutation_rate: float,
+    ) -> None:
+        self.space = space
+        self.objectives = objectives
+        if not isinstance(progression, Sequence) or len(progression) == 0 or progression[0] is not None:
+            raise ValueError(
+                "strategy.progression must be a list that starts with null, e.g. [null, 3, 2], "
+                f"not {progression!r}"
+            )
+        self.num_ops = tuple(whole_number("strategy.progression", k) for k in progression[1:])
+        if any(small >= large for large, small in itertools.pairwise(self.num_ops)):
+            raise ValueError(f"strategy.progression must fall from stage to stage, not {progression!r}")
+        if generations < len(progression):
+            raise ValueError(
+                f"generations must be at least {len(progression)}, one per stage of strategy.progression, "
+                f"not {generations}"
+            )
+        self.max_generations = whole_number("strategy.max_generations", max_generations)
+        self.convergence = whole_number("strategy.convergence", convergence)
+        self.population_size, self.tournament_size, self.num_elites, self.mutation_rate = check_genetic(
+            population_size=population_size,
+            tournament_size=tournament_size,
+            num_elites=num_elites,
+            mutation_rate=mutation_rate,
+        )
+        self.stage = 0
+        self._rng = np.random.default_rng(seed)
+        self._num_left = generations
+        self._alphas: FloatArray | None = None  # of the stage, best first once told; 0 where not allowed
+        self._leaders: list[Genotype] = []  # best of each generation of the stage
+        self._most = self._share()
+        self._stage_is_over = self._told = False
+        self._asked = 0
+        self._best: list[Trial] = []
+
+    def _share(self) -> int:
+        """Most generations of the stage that starts now."""
+        num_stages = len(self.num_ops) + 1 - self.stage
+        return min(self.max_generations, -(-self._num_left // num_stages))
+
+    def ask(self) -> list[Genotype]:
+        """Random alphas where a stage starts, else the elite and its children, decoded."""
+        if self._stage_is_over and not self.done:
+            assert self._alphas is not None
+            self.space = self.space.restrict(keep(self._alphas[0], self.space, self.num_ops[self.stage]))
+            self.stage += 1
+            self._most = self._share()
+            self._alphas, self._leaders, self._stage_is_over = None, [], False
+        if self._alphas is None:
+            alphas = self._rng.random((self.population_size, *self.space.alpha_shape))
+        elif self._told:
+            alphas = evolve(
+                self._alphas,
+                self._rng,
+                num_elites=self.num_elites,
+                tournament_size=self.tournament_size,
+                mutation_rate=self.mutation_rate,
+            )
+        else:
+            alphas = self._alphas
+        self._alphas = alphas * self.space.allowed
+        self._told = False
+        self._asked = self.population_size
+        return self.space.decode(self._alphas)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Sort the population, best first, and see whether the stage is over."""
+        check_told(trials, self._asked)
+        F = fitness(trials, self.objectives)
+        order = np.argsort(-F, kind="stable")
+        assert self._alphas is not None
+        self._alphas = self._alphas[order]
+        self._best = [trials[order[0]]] if np.isfinite(F[order[0]]) else []
+        self._told = True
+        self._num_left -= 1
+        self._leaders.append(trials[order[0]].genotype)
+        # The code for NAS-Bench-201 also counts an architecture from before the first generation, so that it
+        # can stop one generation earlier than the one for DARTS, which is followed here.
+        converged = (
+            len(self._leaders) > self.convergence and len(set(self._leaders[-self.convergence :])) == 1
+        )
+        self._stage_is_over = converged or len(self._leaders) >= self._most
+        self.done = self._stage_is_over and self.stage == len(self.num_ops)
+
+    def result(self) -> list[Trial]:
+        """The best trial of the last generation, none if the device supports none of it."""
+        return self._best
+
+
+def keep(alpha: FloatArray, space: SearchSpace, num: int) -> list[list[int]]:
+    """Per edge the `num` allowed operations with the largest alphas, shape (edges, ops); all, if fewer."""
+    ranked = np.argsort(-np.where(space.allowed, alpha, -np.inf), axis=1, kind="stable").tolist()
+    return [ops[: min(num, len(choices))] for ops, choices in zip(ranked, space.choices, strict=True)]
