@@ -91,7 +91,7 @@ PRESETS = {
         "max-0 max-1 skip-2 max-1 max-0 skip-2 skip-2 max-1",
     ),
 }
-"""Published cells by name: those of EvNAS and, first and second order, of DARTS (both: EvNAS' genotypes.py)."""
+"""Published cells by name: of EvNAS, and of DARTS' first and second order (all in EvNAS' genotypes.py)."""
 
 
 class Darts(SearchSpace):
@@ -117,12 +117,16 @@ class Darts(SearchSpace):
         choices: Operation indices that an edge may use; None allows all. `none` is no choice of an edge that
             is kept, and edges that are not kept have it in any case.
 
+    Attributes:
+        drop_path: Whether networks have drop-path: they do.
+
     Raises:
         ValueError: A size that is too small, an unknown stem, or choices that are empty, name an unknown
             operation, or leave a node fewer than two inputs.
     """
 
     presets: Mapping[str, str] = PRESETS
+    drop_path = True
 
     def __init__(
         self,

@@ -121,17 +121,17 @@ def operation(op: int, channels: int, stride: int, affine: bool = True) -> nn.Mo
     raise ValueError(f"operation {op} has no module")
 
 
-def drop_path(x_BCHW: Tensor, prob: float) -> Tensor:
-    """The tensor with whole images set to zero with a probability, the others scaled to keep the mean.
+def drop_path(x_BCHW: Tensor, keep: Tensor) -> Tensor:
+    """The tensor with whole images set to zero at random, the others scaled to keep the mean.
 
     Args:
         x_BCHW: Output of an operation.
-        prob: In 0..1, below 1.
+        keep: Probability that an image stays, above 0; no dimensions.
 
     Source: DARTS (code): one Bernoulli draw per image, from torch's generator.
     """
-    kept = torch.empty(len(x_BCHW), 1, 1, 1, dtype=x_BCHW.dtype, device=x_BCHW.device).bernoulli_(1 - prob)
-    return x_BCHW * (kept / (1 - prob))
+    mask = torch.bernoulli(keep.expand(len(x_BCHW), 1, 1, 1)) / keep
+    return x_BCHW * mask.to(x_BCHW.dtype)
 
 
 class Cell(nn.Module):
@@ -169,20 +169,21 @@ class Cell(nn.Module):
             operation(ops[edge], channels, 2 if reduction and CELL_EDGES[edge][0] < 2 else 1) for edge in kept
         )
 
-    def forward(self, before_BCHW: Tensor, last_BCHW: Tensor, drop_path_prob: float) -> Tensor:
+    def forward(self, before_BCHW: Tensor, last_BCHW: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 4C, H, W), or half the resolution in a reduction cell.
 
         Args:
             before_BCHW: Output of the cell before the last.
             last_BCHW: Output of the last cell.
-            drop_path_prob: Probability per image and edge; identities are never dropped. 0 while evaluating.
+            keep: Probability per image and edge that drop-path leaves it; None drops nothing. Identities are
+                never dropped.
         """
         states = [self.preprocess_0(before_BCHW), self.preprocess_1(last_BCHW)]
         sums: list[Tensor | None] = [None] * NUM_NODES
         for (source, target), module in zip(self.wiring, self.edges, strict=True):
             output = module(states[source])
-            if drop_path_prob > 0 and not isinstance(module, nn.Identity):
-                output = drop_path(output, drop_path_prob)
+            if keep is not None and not isinstance(module, nn.Identity):
+                output = drop_path(output, keep)
             partial = sums[target - 2]
             if partial is None:
                 sums[target - 2] = output
@@ -229,16 +230,18 @@ class DartsNetwork(nn.Module):
         genotype: The architecture.
 
     Attributes:
-        drop_path_prob: Probability of drop-path while training; whoever trains sets it.
         auxiliary: The auxiliary classifier, or None.
     """
+
+    keep: Tensor
 
     def __init__(self, space: Darts, genotype: Genotype) -> None:
         super().__init__()
         C = space.channels
         in_channels, height, width = space.image_shape
         imagenet = space.stem == "imagenet"
-        self.drop_path_prob = 0.0
+        self.drops_path = False
+        self.register_buffer("keep", torch.ones(()), persistent=False)  # a tensor: compiled once
         self.stem_0: nn.Module | None = None
         if imagenet:
             self.stem_0 = nn.Sequential(
@@ -285,6 +288,11 @@ class DartsNetwork(nn.Module):
                 self.auxiliary = AuxiliaryHead(last, (height, width), space.num_classes, imagenet=imagenet)
         self.classifier = nn.Linear(last, space.num_classes)
 
+    def set_drop_path(self, prob: float) -> None:
+        """Set the probability of drop-path while training, in 0..1, below 1; a new network has 0."""
+        self.drops_path = prob > 0
+        self.keep.fill_(1 - prob)
+
     def _run(self, x_BCHW: Tensor) -> list[Tensor]:
         """Outputs of all cells."""
         if self.stem_0 is None:
@@ -292,10 +300,10 @@ class DartsNetwork(nn.Module):
         else:
             before = self.stem_0(x_BCHW)
             last = self.stem(before)
-        prob = self.drop_path_prob if self.training else 0.0
+        keep = self.keep if self.training and self.drops_path else None
         outputs = []
         for cell in self.cells:
-            before, last = last, cell(before, last, prob)
+            before, last = last, cell(before, last, keep)
             outputs.append(last)
         return outputs
 
@@ -308,13 +316,11 @@ class DartsNetwork(nn.Module):
         outputs = self._run(x_BCHW)
         return [outputs[index] for index in self.taps], self.classifier(outputs[-1].mean(dim=(2, 3)))
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits, shape (B, classes)."""
-        return self.classifier(self._run(x_BCHW)[-1].mean(dim=(2, 3)))
-
-    def with_auxiliary(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and the auxiliary classifier's logits, both (B, classes); for training."""
-        assert self.auxiliary is not None
+    def forward(self, x_BCHW: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (B, classes); with `with_auxiliary` also those of the auxiliary classifier, for training."""
         outputs = self._run(x_BCHW)
         logits = self.classifier(outputs[-1].mean(dim=(2, 3)))
+        if not with_auxiliary:
+            return logits
+        assert self.auxiliary is not None
         return logits, self.auxiliary(outputs[self.auxiliary_at])

@@ -471,7 +471,7 @@ def test_a_cell_by_hand() -> None:
     a, b = first.preprocess_0(x), first.preprocess_1(x)
     nodes = [a + b, a + (a + b), (a + b) + (a + a + b), b + (3 * a + 2 * b)]
     with torch.no_grad():
-        assert torch.allclose(first(x, x, 0.0), torch.cat(nodes, dim=1), atol=1e-6)
+        assert torch.allclose(first(x, x), torch.cat(nodes, dim=1), atol=1e-6)
 
 
 def test_operations() -> None:
@@ -497,7 +497,7 @@ def test_operations() -> None:
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    dropped = drop_path(torch.ones(4000, 2, 3, 3), 0.25)
+    dropped = drop_path(torch.ones(4000, 2, 3, 3), torch.tensor(0.75))
     per_image = dropped.flatten(1)
     assert torch.equal(per_image.amin(1), per_image.amax(1))
     values = per_image[:, 0].unique().tolist()
@@ -509,7 +509,7 @@ def test_drop_path_only_while_training_and_never_on_identities() -> None:
     space = Darts(4, 3, image_shape=(3, 8, 8))
     network = space.network(PLAIN_GENOTYPE)
     x = torch.rand(4, 3, 8, 8)
-    network.drop_path_prob = 0.5
+    network.set_drop_path(0.5)
     with torch.no_grad():
         torch.manual_seed(0)
         first, second = network(x), network(x)
@@ -519,7 +519,7 @@ def test_drop_path_only_while_training_and_never_on_identities() -> None:
         skips = space.network(tuple(SKIP if op else 0 for op in PLAIN_GENOTYPE)).train()
         cell = skips.cells[0]
         inputs = torch.rand(4, 12, 8, 8)
-        assert torch.equal(cell(inputs, inputs, 0.9), cell(inputs, inputs, 0.0))
+        assert torch.equal(cell(inputs, inputs, torch.tensor(0.1)), cell(inputs, inputs))
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_drop_path_only_while_training_and_never_on_identities() -> None:
 def test_auxiliary_classifier(image_shape: tuple[int, int, int], imagenet: bool) -> None:
     space = Darts(4, 3, image_shape=image_shape, num_classes=7, auxiliary=True)
     network = space.network(PLAIN_GENOTYPE)
-    logits, auxiliary = network.with_auxiliary(torch.rand(2, *image_shape))
+    logits, auxiliary = network(torch.rand(2, *image_shape), True)
     assert tuple(logits.shape) == tuple(auxiliary.shape) == (2, 7)
     assert network.auxiliary is not None
     # 64 channels at two thirds of the depth: 64 * 128 + 4 * 128 * 768 weights, two norms, 768 * 7 + 7
