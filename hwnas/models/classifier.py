@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hwnas.models.recipe import PRECISIONS, Recipe
 
-CHECKPOINT = "checkpoint.ckpt"
+CHECKPOINT = "checkpoint.pt"
 """File of the last finished epoch, in a training's folder; a new training in that folder goes on from it."""
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
@@ -61,7 +61,7 @@ class Classifier(pl.LightningModule):
         num_steps: Optimiser steps of the whole training, for the schedule.
         steps_per_epoch: Optimiser steps per pass.
         seed: Seed of drop-path; every epoch has its own.
-        identity: What is trained, by name; a checkpoint of something else is refused.
+        start: Checkpoint to go on from, as `checkpoint` gives it; None starts anew.
         on_epoch: Called with the figures of each epoch.
 
     Attributes:
@@ -84,7 +84,7 @@ class Classifier(pl.LightningModule):
         num_steps: int,
         steps_per_epoch: int = 1,
         seed: int = 0,
-        identity: Mapping[str, Any] | None = None,
+        start: Mapping[str, Any] | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
     ) -> None:
         super().__init__()
@@ -97,17 +97,21 @@ class Classifier(pl.LightningModule):
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
-        self.identity = dict(identity or {})
         self.history: list[dict[str, float]] = []
+        self._start = start
+        if start is not None:
+            network.load_state_dict(start["network"])
+            self.history += start["history"]
+        self._steps_before = len(self.history) * steps_per_epoch
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self._on_epoch = on_epoch
         self._sums: list[Tensor] = []
 
     @property
-    def epoch(self) -> int:
-        """Passes finished, by the optimiser's steps: right also after resuming."""
-        return self.global_step // self.steps_per_epoch
+    def step(self) -> int:
+        """Optimiser steps taken, also before the training was interrupted."""
+        return self._steps_before + self.global_step
 
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Images in 0..1 as the network takes them."""
@@ -120,9 +124,10 @@ class Classifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set drop-path and its seed at the start of a pass."""
-        if self.global_step % self.steps_per_epoch == 0 and self.recipe.drop_path:
-            self.network.set_drop_path(self.recipe.drop_path_at(self.epoch))  # type: ignore[operator]
-            torch.manual_seed(self.seed * 1_000_003 + self.epoch * 1_009 + self.global_rank)
+        epoch, batch_in_epoch = divmod(self.step, self.steps_per_epoch)
+        if batch_in_epoch == 0 and self.recipe.drop_path:
+            self.network.set_drop_path(self.recipe.drop_path_at(epoch))  # type: ignore[operator]
+            torch.manual_seed(self.seed * 1_000_003 + epoch * 1_009 + self.global_rank)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Cross-entropy of a batch, with the auxiliary classifier's; stops when it is not finite."""
@@ -137,7 +142,7 @@ class Classifier(pl.LightningModule):
             loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the loss became {loss.item()} in step {self.global_step} at a learning rate of "
+                f"the loss became {loss.item()} in step {self.step} at a learning rate of "
                 f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
             )
         self._sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
@@ -145,8 +150,6 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Write down the epoch's figures."""
-        if not self._sums:
-            return
         sums = torch.stack(self._sums).mean(0)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="mean")
@@ -172,14 +175,29 @@ class Classifier(pl.LightningModule):
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov and recipe.momentum > 0,
         )
+        if self._start is not None:
+            optimizer.load_state_dict(self._start["optimizer"])
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr  # the schedule starts from it, at the right step
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: recipe.lr_factor(step, self.num_steps, self.steps_per_epoch)
+            optimizer,
+            lambda step: recipe.lr_factor(self._steps_before + step, self.num_steps, self.steps_per_epoch),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the figures so far and what is trained."""
-        checkpoint["history"], checkpoint["identity"] = self.history, self.identity
+    def on_fit_start(self) -> None:
+        """Restore the loss scale of fp16."""
+        if self._start is not None:
+            self.trainer.precision_plugin.load_state_dict(self._start["precision"])
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a training needs to go on after the last finished epoch, in plain types and tensors."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "precision": self.trainer.precision_plugin.state_dict(),
+            "history": self.history,
+        }
 
 
 class _Shuffled:
@@ -192,20 +210,21 @@ class _Shuffled:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        self.batches.epoch = self.module.epoch
+        self.batches.epoch = self.module.step // self.module.steps_per_epoch
         return iter(self.batches)
 
 
 class _KeepLast(pl.callbacks.Checkpoint):
-    """Writes the checkpoint after every epoch, in one piece."""
+    """Writes a checkpoint after every epoch, in one piece; resumed from Lightning's, a batch came twice."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path, self.identity = path, dict(identity)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        partial = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(partial)
+        assert isinstance(pl_module, Classifier)
         if trainer.is_global_zero:
+            partial = self.path.with_suffix(".tmp")
+            torch.save({**pl_module.checkpoint(), "identity": self.identity}, partial)
             os.replace(partial, self.path)
 
 
@@ -233,7 +252,7 @@ def fit(
         recipe: How to train.
         part: Which training images: "train" or "all".
         seed: Seed of shuffling, augmentation and drop-path.
-        folder: Where the checkpoint is, and Lightning's working folder.
+        folder: Where the checkpoint is, created if needed, and Lightning's working folder.
         identity: What is trained, by name, JSON-able; None keeps no checkpoint.
         on_epoch: Called with the figures of each epoch.
         announce: Called with a sentence when a training goes on.
@@ -245,32 +264,33 @@ def fit(
     batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
+    path, start = None, None
     if identity is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / CHECKPOINT
         settings = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
         identity = {**identity, "seed": seed, **{f"trainer.{key}": value for key, value in settings.items()}}
+        if path.is_file():
+            start = _read(path, identity)
+            announce(f"going on after epoch {len(start['history'])}")
     module = Classifier(
-        network, *dataset.normalisation(), recipe, num_steps, max(1, steps), seed, identity, on_epoch
+        network, *dataset.normalisation(), recipe, num_steps, max(1, steps), seed, start, on_epoch
     )
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)  # 1.4 times faster on a CPU
-    if num_steps:
-        path = None if identity is None else folder / CHECKPOINT
-        found = path is not None and path.is_file()
-        if path is not None and found:
-            module.history = _history(path, module.identity)
-            announce(f"going on after epoch {len(module.history)}")
+    if module.step < num_steps:
         if recipe.compile:
             network.compile()
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
             trainer = pl.Trainer(
-                max_steps=num_steps,
+                max_steps=num_steps - module.step,
                 accelerator="auto",
                 devices=recipe.devices,
                 strategy="ddp_fork" if recipe.devices > 1 and recipe.strategy == "auto" else recipe.strategy,
                 precision=PRECISIONS[str(recipe.precision)],  # type: ignore[arg-type]
                 gradient_clip_val=recipe.grad_clip,
-                callbacks=[] if path is None else [_KeepLast(path)],
+                callbacks=[] if path is None or identity is None else [_KeepLast(path, identity)],
                 use_distributed_sampler=False,  # the batches share the images among devices themselves
                 logger=False,
                 enable_checkpointing=path is not None,
@@ -279,27 +299,27 @@ def fit(
                 default_root_dir=folder,
             )
             try:
-                trainer.fit(module, _Shuffled(batches, module), ckpt_path=path if found else None)
+                trainer.fit(module, _Shuffled(batches, module))
             except SystemExit:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from None
             except (ValueError, RuntimeError, torch.multiprocessing.ProcessRaisedException) as error:
                 raise _explained(error, module, path) from error
             if trainer.interrupted:
                 raise KeyboardInterrupt
-        if path is not None and recipe.devices > 1:  # trained in other processes
-            module.history = _history(path, module.identity)
+        if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
+            module.history = _read(path, identity)["history"]
     return module.cpu().eval()
 
 
-def _history(path: Path, identity: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The figures in a checkpoint.
+def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint.
 
     Raises:
         ValueError: It is damaged, or of another training.
     """
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        found, history = dict(stored["identity"]), list(stored["history"])
+        stored = dict(torch.load(path, map_location="cpu", weights_only=True))
+        found = dict(stored["identity"])
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
@@ -310,7 +330,7 @@ def _history(path: Path, identity: Mapping[str, Any]) -> list[dict[str, float]]:
                 f"{path} is of another training: its {key} is {found.get(key)}, not {value}; "
                 "delete it to train from the start"
             )
-    return history
+    return stored
 
 
 def _explained(error: Exception, module: Classifier, path: Path | None) -> Exception:
@@ -319,7 +339,7 @@ def _explained(error: Exception, module: Classifier, path: Path | None) -> Excep
     text = next((line for line in reversed(lines) if "Error: " in line), lines[0])
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return ValueError(
-            f"out of memory in step {module.global_step}: lower trainer.batch_size "
+            f"out of memory in step {module.step}: lower trainer.batch_size "
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
         )
     if not isinstance(error, ValueError) and "ValueError: " not in text:
