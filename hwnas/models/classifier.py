@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -337,7 +338,7 @@ def _explained(error: Exception, module: Classifier, path: Path | None) -> Excep
     """What went wrong while training, with what can be done."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = next((line for line in reversed(lines) if "Error: " in line), lines[0])
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {error}"):
         return ValueError(
             f"out of memory in step {module.step}: lower trainer.batch_size "
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
@@ -356,7 +357,7 @@ def accuracy(module: Classifier, dataset: Dataset, part: str) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
     right = num = 0
-    for x, y in dataset.batches(part, batch_size=1000, train=False):
+    for x, y in dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False):
         right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
         num += len(y)
     module.cpu()
