@@ -335,9 +335,9 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     cwd = working_folder(folder)
     if cwd is not None:
         os.chdir(cwd)  # relative paths of the run mean what they meant
-    elif not Path(str(OmegaConf.select(config, "store.dir"))).is_absolute():
+    elif "store" in config and not Path(str(OmegaConf.select(config, "store.dir"))).is_absolute():
         print("warning: the run's working folder is gone; its store is looked for here", file=sys.stderr)
-    quoted = "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    quoted = _quoted(str(folder))
     return [
         f"--config-path={folder / '.hydra'}",
         "--config-name=config",
@@ -356,7 +356,7 @@ def train_arguments(arguments: list[str]) -> list[str]:
         ValueError: `run=` names no run.
     """
     prepared = [
-        f"arch='{argument.removeprefix('arch=')}'"
+        f"arch={_quoted(argument.removeprefix('arch='))}"
         if argument.startswith("arch=") and argument[5:6] not in ("'", '"') and argument != "arch=null"
         else argument
         for argument in arguments
@@ -401,6 +401,11 @@ def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
             if name.startswith(f"{group}."):
                 OmegaConf.update(tree, name.removeprefix(f"{group}."), OmegaConf.select(cfg, name))
         cfg[group] = tree
+
+
+def _quoted(text: str) -> str:
+    """Text as one value in Hydra's grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _unquoted(text: str) -> str:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -207,11 +208,13 @@ class SearchSpace(ABC):
         name: Identifies the space in stores and files.
         ops: Names of the operations, in index order.
         choices: Operation indices still allowed, one tuple per edge.
+        presets: Published architectures by name, in the space's text form.
     """
 
     name: str
     ops: tuple[str, ...]
     choices: tuple[tuple[int, ...], ...]
+    presets: Mapping[str, str] = MappingProxyType({})
 
     @property
     def alpha_shape(self) -> tuple[int, int]:
@@ -283,6 +286,19 @@ class SearchSpace(ABC):
             if op not in ops:
                 raise ValueError(f"operation {op!r} on edge {edge} of {self.name} is not one of {ops}")
         return tuple(int(op) for op in genotype)
+
+    def mutate(self, genotype: Genotype, rng: np.random.Generator) -> Genotype:
+        """The genotype with another operation on one edge, both uniform over what is allowed.
+
+        Edges with a single choice cannot change; a space of one architecture returns it unchanged.
+        """
+        edges = [edge for edge, ops in enumerate(self.choices) if len(ops) > 1]
+        if not edges:
+            return genotype
+        edge = edges[rng.integers(len(edges))]
+        others = [op for op in self.choices[edge] if op != genotype[edge]]
+        op = others[rng.integers(len(others))]
+        return (*genotype[:edge], op, *genotype[edge + 1 :])
 
     def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
         """`flops` (multiply-adds) and `params` per genotype where the space knows them in closed form."""

@@ -121,6 +121,7 @@ def main(cfg: DictConfig) -> float | None:
 
     from hwnas.display import Display
     from hwnas.track import Tracker
+    from hwnas.train import check_recipe, train_network
 
     start = time.perf_counter()
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -151,6 +152,8 @@ def main(cfg: DictConfig) -> float | None:
     )
     offered["space"] = space
     recipe = build(cfg.trainer)
+    if recipe.epochs and hasattr(space, "network"):
+        check_recipe(space, recipe)
     quality: Evaluator = build(cfg.evaluator, Evaluator, **offered)
     device: Evaluator = build(cfg.device, Evaluator, **offered)
     plain = [quality, device]
@@ -256,8 +259,6 @@ def main(cfg: DictConfig) -> float | None:
 
         network = None
         if answer is not None and recipe.epochs and hasattr(space, "network") and not tests[answer.genotype]:
-            from hwnas.train import train_network
-
             with display.phase("final network", "training the final network"):
                 network = train_network(
                     space,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hwnas.config import build, choices, take_from_run
-from hwnas.core import Genotype, Interrupted, whole_number
+from hwnas.config import build, choices, suggestion, take_from_run
+from hwnas.core import Genotype, Interrupted, SearchSpace, whole_number
 from hwnas.display import Display
 from hwnas.store import read_result
 
@@ -21,8 +24,9 @@ def train_network(
 ) -> dict[str, Any]:
     """Train an architecture on all training images and test it; writes the folder, returns the figures.
 
-    The folder gets weights.pt (a state dict), architecture.json (what to build them into, and the figures)
-    and curves.csv (figures per epoch).
+    The folder gets weights.pt (a state dict), architecture.json (what to build them into, and the figures),
+    curves.csv and curves.svg (figures per epoch). While it trains, it holds a checkpoint; a training that
+    was interrupted goes on from it, and ends like one that was not.
 
     Args:
         space: The space, with the width and depth to train.
@@ -32,37 +36,53 @@ def train_network(
         seed: Seed of initialisation, shuffling and augmentation.
         folder: Created if needed.
         display: Where progress is shown.
+
+    Raises:
+        ValueError: What `models.classifier.fit` raises.
     """
     import torch
 
-    from hwnas.models.classifier import accuracy, fit
+    from hwnas.models.classifier import CHECKPOINT, accuracy, fit
 
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
     def on_epoch(figures: dict[str, float]) -> None:
         epoch = int(figures["epoch"])
-        if epoch % max(1, recipe.epochs // 5) == 0:
+        if epoch % max(1, recipe.epochs // min(20, max(5, recipe.epochs // 10))) == 0:
             display.say(
                 f"  epoch {epoch}/{recipe.epochs}  loss {figures['loss']:.3f}  "
                 f"training accuracy {figures['train_acc']:.2%}"
             )
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = space.network(genotype)
-        module = fit(network, dataset, recipe, part="all", seed=seed, folder=folder, on_epoch=on_epoch)
-    test_acc = accuracy(module, dataset, "test")
-    figures = {
+    what = {
         "arch": space.to_str(genotype),
         "genotype": list(genotype),
         "search_space": space.name,
         "dataset": dataset.name,
-        **{name: float(values[0]) for name, values in space.static_metrics([genotype]).items()},
         "channels": space.channels,
         "num_cells": space.num_cells,
         "image_shape": list(space.image_shape),
         "num_classes": space.num_classes,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = space.network(genotype)
+        module = fit(
+            network,
+            dataset,
+            recipe,
+            part="all",
+            seed=seed,
+            folder=folder,
+            identity=what,
+            on_epoch=on_epoch,
+            announce=display.say,
+        )
+    test_acc = accuracy(module, dataset, "test")
+    figures = {
+        **what,
+        **{name: float(values[0]) for name, values in space.static_metrics([genotype]).items()},
         "mean": module.mean.flatten().tolist(),
         "std": module.std.flatten().tolist(),
         "epochs": recipe.epochs,
@@ -75,12 +95,58 @@ def train_network(
         writer = csv.DictWriter(file, ["epoch", "loss", "train_acc", "lr"])
         writer.writeheader()
         writer.writerows(module.history)
+    (folder / "curves.svg").write_text(curves_svg(module.history, test_acc))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     return {
         "test_acc": test_acc,
         "epochs": recipe.epochs,
         "weights": f"{folder.name}/weights.pt",
         "seconds": time.perf_counter() - start,
     }
+
+
+def curves_svg(history: Sequence[Mapping[str, float]], test_acc: float) -> str:
+    """Learning curves as an SVG picture: training accuracy and loss per epoch, and the final test accuracy.
+
+    Args:
+        history: Per epoch "epoch", "loss" and "train_acc".
+        test_acc: In 0..1, drawn as a point at the last epoch.
+    """
+    left, top, width, height = 56.0, 16.0, 520.0, 220.0
+    last = max(2, len(history))
+    most = max(row["loss"] for row in history)
+
+    def x(epoch: float) -> float:
+        return round(left + width * (epoch - 1) / (last - 1), 1)
+
+    def y(share: float) -> float:
+        return round(top + height * (1 - share), 1)
+
+    def line(colour: str, shares: Sequence[float]) -> str:
+        points = " ".join(f"{x(number)},{y(share)}" for number, share in enumerate(shares, start=1))
+        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+    parts = [
+        f'<line x1="{left}" x2="{left + width}" y1="{y(share)}" y2="{y(share)}" stroke="#ddd"/>'
+        f'<text x="{left - 6}" y="{y(share) + 4}" text-anchor="end">{share:.0%}</text>'
+        f'<text x="{left + width + 6}" y="{y(share) + 4}">{share * most:.2f}</text>'
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    parts += [
+        line("#d55e00", [row["loss"] / most if most else 0.0 for row in history]),
+        line("#0072b2", [row["train_acc"] for row in history]),
+        f'<circle cx="{x(len(history))}" cy="{y(test_acc)}" r="4" fill="#009e73"/>',
+        f'<text x="{left}" y="{top + height + 18}">1</text>',
+        f'<text x="{x(len(history))}" y="{top + height + 18}" text-anchor="end">epoch {len(history)}</text>',
+    ]
+    legend = (("#0072b2", "training accuracy"), ("#d55e00", "loss"), ("#009e73", f"test {test_acc:.2%}"))
+    parts += [
+        f'<text x="{left + 170 * number}" y="{top + height + 40}" fill="{colour}">{label}</text>'
+        for number, (colour, label) in enumerate(legend)
+    ]
+    size = f'width="{left + width + 60:.0f}" height="{top + height + 52:.0f}"'
+    style = 'font-family="sans-serif" font-size="12"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>' + "".join(parts) + "</svg>\n"
 
 
 def main(cfg: DictConfig) -> float:
@@ -91,11 +157,19 @@ def main(cfg: DictConfig) -> float:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     display = Display()
+    finished = folder / "result.json"
+    if cfg.resume is not None and finished.is_file():
+        display.say(f"this run is finished already; see {finished}")
+        return float(json.loads(finished.read_text())["test_acc"])
     seed = whole_number("seed", cfg.seed, least=0)
     if (cfg.arch is None) == (cfg.run is None):
         raise ValueError("give one of arch='<architecture>' and run=<folder of a search>")
-    if cfg.run is not None:
+    if cfg.run is not None and cfg.resume is None:
         take_from_run(cfg, Path(str(cfg.run)).expanduser(), HydraConfig.get().overrides.task)
+        # A resumed training must not depend on the search's folder, nor on the overrides of this command.
+        cfg.arch, cfg.run = best_of(Path(str(cfg.run)).expanduser()), None
+        if (folder / ".hydra").is_dir():
+            OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     dataset = build(cfg.dataset)
     space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
     if not hasattr(space, "network"):
@@ -103,8 +177,9 @@ def main(cfg: DictConfig) -> float:
     recipe = build(cfg.trainer)
     if not recipe.epochs:
         raise ValueError("trainer.epochs must be at least 1 to train")
-    text = str(cfg.arch) if cfg.arch is not None else best_of(Path(cfg.run).expanduser())
-    genotype = space.from_str(text)
+    check_recipe(space, recipe)
+    text = str(cfg.arch)
+    genotype = architecture(space, text)
 
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -127,17 +202,38 @@ def main(cfg: DictConfig) -> float:
             for row in csv.DictReader(file):
                 tracker.log(int(row["epoch"]) - 1, {key: float(value) for key, value in row.items()})
         tracker.summary(network)
-        (folder / "result.json").write_text(
-            json.dumps({"status": "finished", "arch": text, **network}, indent=1)
-        )
+        partial = finished.with_suffix(".tmp")
+        partial.write_text(json.dumps({"status": "finished", "arch": text, **network}, indent=1))
+        os.replace(partial, finished)
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
         display.say(f"weights: {folder / network['weights']}")
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; run the same command again to start over") from None
+        raise Interrupted(f"interrupted; go on: hwnas train resume={folder}") from None
     finally:
         tracker.finish(failed=not completed)
     return float(network["test_acc"])
+
+
+def check_recipe(space: Any, recipe: Any) -> None:
+    """Raise ValueError if the space's networks lack what the recipe needs."""
+    recipe.check(auxiliary=getattr(space, "auxiliary", False), drop_path=getattr(space, "drop_path", False))
+
+
+def architecture(space: SearchSpace, text: str) -> Genotype:
+    """The architecture of a preset's name or of a text in the space's form.
+
+    Raises:
+        ValueError: An unknown name, or malformed text.
+    """
+    if text in space.presets:
+        return space.from_str(space.presets[text])
+    if space.presets and re.fullmatch(r"[\w-]+", text):
+        raise ValueError(
+            f"arch={text} is no published architecture of the {space.name} space"
+            f"{suggestion(text, list(space.presets))}"
+        )
+    return space.from_str(text)
 
 
 def best_of(folder: Path) -> str:

@@ -322,6 +322,10 @@ BAD = [
     (["evaluator=table"], "file 'nasbench201.npz' not found; looked for"),
     (["device=host"], "device=host: the toy space has no networks to measure"),
     (["evaluator=rmi"], "evaluator=rmi: the toy space has no networks to train"),
+    (
+        ["search_space=darts", "dataset=digits", "trainer=darts"],
+        "trainer.auxiliary_weight=0.4 needs a network with an auxiliary classifier",
+    ),
     (["strategy.mutation_prob=x"], "strategy.mutation_prob must be a number in 0..1, not 'x'"),
     (["strategy.population_size=1000000000"], "out of memory"),
     (["evaluator.metric=latency_ms"], "evaluator and device are both toy_latency_ms"),

@@ -179,6 +179,13 @@ class Images:
         x_NCHW = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float().div_(255)
         return x_NCHW, torch.from_numpy(y)
 
+    def batches(
+        self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
+    ) -> Batches:
+        """Passes over a part of the images; the arguments are those of `split` and `Batches`."""
+        x, y = self.split(part)
+        return Batches(x, y, self, batch_size=batch_size, seed=seed, train=train, num_shards=num_shards)
+
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel over the training images, each (C, 1, 1)."""
         x, _ = self.split("train")
@@ -196,9 +203,13 @@ class Batches:
         batch_size: Images per batch; a last incomplete batch is left out while training.
         seed: Seed of shuffles and augmentation.
         train: Shuffle and augment; False passes once over all images in order.
+        num_shards: Processes that share every pass; each takes its batches by its rank.
+
+    Attributes:
+        epoch: Number of the next pass, which its shuffle and augmentation depend on.
 
     Raises:
-        ValueError: Fewer images than one batch.
+        ValueError: Fewer images than one batch per process.
     """
 
     def __init__(
@@ -210,16 +221,19 @@ class Batches:
         batch_size: int,
         seed: int = 0,
         train: bool = True,
+        num_shards: int = 1,
     ) -> None:
-        if train and len(x_NCHW) < batch_size:
-            raise ValueError(f"{len(x_NCHW)} training images are fewer than one batch of {batch_size}")
+        if train:
+            check_batch(len(x_NCHW), batch_size * num_shards)
         self.x, self.y, self.dataset = x_NCHW, y_N, dataset
-        self.batch_size, self.seed, self.train = batch_size, seed, train
+        self.batch_size, self.seed, self.train, self.num_shards = batch_size, seed, train, num_shards
         self.epoch = 0
 
     def __len__(self) -> int:
         """Batches per pass."""
-        return len(self.x) // self.batch_size if self.train else -(-len(self.x) // self.batch_size)
+        if self.train:
+            return len(self.x) // (self.batch_size * self.num_shards)
+        return -(-len(self.x) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(images (B, C, H, W), labels (B,)) per batch."""
@@ -231,9 +245,27 @@ class Batches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
         order = torch.randperm(len(self.x), generator=generator)
+        if self.num_shards > 1:
+            order = shard(order, self.num_shards)
+            generator.manual_seed(int(order[0]) * 1_000_003 + self.seed)  # augmentation of this process
         for index in range(len(self)):
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]
             yield augment(self.x[rows], self.dataset, generator), self.y[rows]
+
+
+def shard(order: Tensor, num_shards: int) -> Tensor:
+    """The share of this process in an order of images: every `num_shards`-th one, from its rank on."""
+    import torch.distributed as dist
+
+    return order[(dist.get_rank() if dist.is_initialized() else 0) :: num_shards]
+
+
+def check_batch(num_images: int, batch_size: int) -> None:
+    """Raise ValueError if the training images do not fill one batch (of all processes together)."""
+    if num_images < batch_size:
+        raise ValueError(
+            f"{num_images} training images are fewer than one batch of {batch_size}; lower trainer.batch_size"
+        )
 
 
 def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tensor:

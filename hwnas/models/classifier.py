@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
-import math
+import os
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.data.images import Batches, Images
-from hwnas.models.recipe import Recipe
+from hwnas.models.recipe import PRECISIONS, Recipe
+
+CHECKPOINT = "checkpoint.pt"
+"""File of the last finished epoch, in a training's folder; a new training in that folder goes on from it."""
+
+MAY_CHANGE = {"channels_last", "compile", "strategy"}
+"""Settings of a recipe that may be others when a training goes on."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Passes(Protocol):
+    """Batches for training or evaluation; `epoch` chooses shuffle and augmentation of the next pass."""
+
+    epoch: int
+
+    def __len__(self) -> int:
+        """Batches per pass."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """(images (B, C, H, W) in 0..1, labels (B,)) per batch."""
+
+
+class Dataset(Protocol):
+    """What training needs of a data set."""
+
+    def batches(
+        self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
+    ) -> Passes:
+        """Passes over a part: "train", "valid", "all" or "test"."""
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel, each (C, 1, 1)."""
 
 
 class Classifier(pl.LightningModule):
     """Normalises images, classifies them with a network, and trains it by a recipe.
 
     Args:
-        network: (B, C, H, W) to logits (B, classes).
+        network: (B, C, H, W) to logits (B, classes). With an auxiliary classifier it takes a second argument
+            True and answers both logits; with drop-path it has `set_drop_path(prob)`.
         mean: Mean per channel, shape (C, 1, 1).
         std: Standard deviation per channel, shape (C, 1, 1).
         recipe: How to train.
         num_steps: Optimiser steps of the whole training, for the schedule.
+        steps_per_epoch: Optimiser steps per pass.
+        seed: Seed of drop-path; every epoch has its own.
+        start: Checkpoint to go on from, as `checkpoint` gives it; None starts anew.
         on_epoch: Called with the figures of each epoch.
 
     Attributes:
-        history: Per epoch "epoch", "loss", "train_acc" (of augmented batches, in 0..1) and "lr".
+        history: Per epoch "epoch", "loss" (of the main classifier), "train_acc" (of augmented batches, in
+            0..1) and "lr".
+
+    Raises:
+        ValueError: The recipe asks for what the network has not.
     """
 
     mean: Tensor
@@ -41,51 +83,88 @@ class Classifier(pl.LightningModule):
         std: Tensor,
         recipe: Recipe,
         num_steps: int,
+        steps_per_epoch: int = 1,
+        seed: int = 0,
+        start: Mapping[str, Any] | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
     ) -> None:
         super().__init__()
+        recipe.check(
+            auxiliary=getattr(network, "auxiliary", None) is not None,
+            drop_path=hasattr(network, "set_drop_path"),
+        )
         self.network = network
         self.recipe = recipe
         self.num_steps = num_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
         self.history: list[dict[str, float]] = []
+        self._start = start
+        if start is not None:
+            network.load_state_dict(start["network"])
+            self.history += start["history"]
+        self._steps_before = len(self.history) * steps_per_epoch
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self._on_epoch = on_epoch
         self._sums: list[Tensor] = []
 
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken, also before the training was interrupted."""
+        return self._steps_before + self.global_step
+
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Images in 0..1 as the network takes them."""
-        return ((x_BCHW - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = (x_BCHW - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits (B, classes) of images in 0..1."""
         return self.network(self.normalise(x_BCHW))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Cross-entropy of a batch; stops the training when it is not finite."""
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set drop-path and its seed at the start of a pass."""
+        epoch, batch_in_epoch = divmod(self.step, self.steps_per_epoch)
+        if batch_in_epoch == 0 and self.recipe.drop_path:
+            self.network.set_drop_path(self.recipe.drop_path_at(epoch))  # type: ignore[operator]
+            torch.manual_seed(self.seed * 1_000_003 + epoch * 1_009 + self.global_rank)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Cross-entropy of a batch, with the auxiliary classifier's; stops when it is not finite."""
         x, y = batch
-        logits = self(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+        smoothing, weight = self.recipe.label_smoothing, self.recipe.auxiliary_weight
+        if weight:
+            logits, auxiliary = self.network(self.normalise(x), True)
+            loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
+            loss = loss + weight * F.cross_entropy(auxiliary, y, label_smoothing=smoothing)
+        else:
+            logits = self(x)
+            loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the loss became {loss.item()} in step {self.global_step} at a learning rate of "
+                f"the loss became {loss.item()} in step {self.step} at a learning rate of "
                 f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
             )
-        self._sums.append(torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()]))
+        self._sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Write down the epoch's figures."""
-        loss, accuracy = torch.stack(self._sums).mean(0).tolist()
+        sums = torch.stack(self._sums).mean(0)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="mean")
+        loss, accuracy = sums.tolist()
         figures = {
-            "epoch": self.current_epoch + 1,
+            "epoch": len(self.history) + 1,
             "loss": loss,
             "train_acc": accuracy,
             "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
         }
         self._sums = []
         self.history.append(figures)
-        self._on_epoch(figures)
+        if self.trainer.is_global_zero:
+            self._on_epoch(figures)
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         """SGD and the recipe's schedule, per step."""
@@ -97,71 +176,189 @@ class Classifier(pl.LightningModule):
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov and recipe.momentum > 0,
         )
-        warm_up = max(1, self.num_steps // 10)
-
-        def factor(step: int) -> float:
-            if step < warm_up:
-                return (step + 1) / warm_up
-            return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, self.num_steps - warm_up))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        if self._start is not None:
+            optimizer.load_state_dict(self._start["optimizer"])
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr  # the schedule starts from it, at the right step
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: recipe.lr_factor(self._steps_before + step, self.num_steps, self.steps_per_epoch),
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Restore the loss scale of fp16."""
+        if self._start is not None:
+            self.trainer.precision_plugin.load_state_dict(self._start["precision"])
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a training needs to go on after the last finished epoch, in plain types and tensors."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "precision": self.trainer.precision_plugin.state_dict(),
+            "history": self.history,
+        }
+
+
+class _Shuffled:
+    """The batches of a training; the pass follows from the steps taken, so that a resumed one is right."""
+
+    def __init__(self, batches: Passes, module: Classifier) -> None:
+        self.batches, self.module = batches, module
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.batches.epoch = self.module.step // self.module.steps_per_epoch
+        return iter(self.batches)
+
+
+class _KeepLast(pl.callbacks.Checkpoint):
+    """Writes a checkpoint after every epoch, in one piece; resumed from Lightning's, a batch came twice."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path, self.identity = path, dict(identity)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        if trainer.is_global_zero:
+            partial = self.path.with_suffix(".tmp")
+            torch.save({**pl_module.checkpoint(), "identity": self.identity}, partial)
+            os.replace(partial, self.path)
 
 
 def fit(
     network: nn.Module,
-    dataset: Images,
+    dataset: Dataset,
     recipe: Recipe,
     *,
     part: str,
     seed: int,
     folder: Path,
+    identity: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Classifier:
     """Train a network; returns the module in evaluation mode, on the CPU.
+
+    With an `identity`, the folder keeps a checkpoint of the last finished epoch, and a training that finds
+    one goes on from it: weights, optimiser, schedule, shuffles, augmentation and drop-path are those of a
+    training that was never interrupted.
 
     Args:
         network: Initialised by the caller.
         dataset: Images.
         recipe: How to train.
         part: Which training images: "train" or "all".
-        seed: Seed of shuffling and augmentation.
-        folder: Lightning's working folder.
+        seed: Seed of shuffling, augmentation and drop-path.
+        folder: Where the checkpoint is, created if needed, and Lightning's working folder.
+        identity: What is trained, by name, JSON-able; None keeps no checkpoint.
         on_epoch: Called with the figures of each epoch.
+        announce: Called with a sentence when a training goes on.
 
     Raises:
-        ValueError: Fewer images than a batch, or a loss that is not finite.
+        ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
+            something else, or not enough memory.
     """
-    batches = Batches(*dataset.split(part), dataset, batch_size=recipe.batch_size, seed=seed)
-    num_steps = min(recipe.epochs * len(batches), recipe.max_steps or recipe.epochs * len(batches))
-    module = Classifier(network, *dataset.normalisation(), recipe, num_steps, on_epoch)
-    module.to(memory_format=torch.channels_last)  # 1.4 times faster on a CPU
-    if num_steps:
-        with warnings.catch_warnings():
+    batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
+    steps = len(batches)
+    num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
+    path, start = None, None
+    if identity is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / CHECKPOINT
+        settings = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
+        identity = {**identity, "seed": seed, **{f"trainer.{key}": value for key, value in settings.items()}}
+        if path.is_file():
+            start = _read(path, identity)
+            announce(f"going on after epoch {len(start['history'])}")
+    module = Classifier(
+        network, *dataset.normalisation(), recipe, num_steps, max(1, steps), seed, start, on_epoch
+    )
+    if recipe.channels_last:
+        module.to(memory_format=torch.channels_last)  # 1.4 times faster on a CPU
+    if module.step < num_steps:
+        if recipe.compile:
+            network.compile()
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
             trainer = pl.Trainer(
-                max_steps=num_steps,
+                max_steps=num_steps - module.step,
                 accelerator="auto",
-                devices=1,
+                devices=recipe.devices,
+                strategy="ddp_fork" if recipe.devices > 1 and recipe.strategy == "auto" else recipe.strategy,
+                precision=PRECISIONS[str(recipe.precision)],  # type: ignore[arg-type]
                 gradient_clip_val=recipe.grad_clip,
+                callbacks=[] if path is None or identity is None else [_KeepLast(path, identity)],
+                use_distributed_sampler=False,  # the batches share the images among devices themselves
                 logger=False,
-                enable_checkpointing=False,
+                enable_checkpointing=path is not None,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
             try:
-                trainer.fit(module, batches)
+                trainer.fit(module, _Shuffled(batches, module))
             except SystemExit:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from None
+            except (ValueError, RuntimeError, torch.multiprocessing.ProcessRaisedException) as error:
+                raise _explained(error, module, path) from error
             if trainer.interrupted:
                 raise KeyboardInterrupt
+        if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
+            module.history = _read(path, identity)["history"]
     return module.cpu().eval()
 
 
+def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint.
+
+    Raises:
+        ValueError: It is damaged, or of another training.
+    """
+    try:
+        stored = dict(torch.load(path, map_location="cpu", weights_only=True))
+        found = dict(stored["identity"])
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
+        ) from None
+    for key, value in identity.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{path} is of another training: its {key} is {found.get(key)}, not {value}; "
+                "delete it to train from the start"
+            )
+    return stored
+
+
+def _explained(error: Exception, module: Classifier, path: Path | None) -> Exception:
+    """What went wrong while training, with what can be done."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = next((line for line in reversed(lines) if "Error: " in line), lines[0])
+    if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {error}"):
+        return ValueError(
+            f"out of memory in step {module.step}: lower trainer.batch_size "
+            f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
+        )
+    if not isinstance(error, ValueError) and "ValueError: " not in text:
+        return error
+    text = text.partition("ValueError: ")[2] or text
+    if path is not None and path.is_file() and "the loss became" in text:
+        text += f"; the last finished epoch is kept in {path}"
+    return ValueError(text)
+
+
 @torch.inference_mode()
-def accuracy(module: Classifier, dataset: Images, part: str) -> float:
-    """Share of correct answers on a part of the data set, in 0..1."""
-    x, y = dataset.split(part)
-    answers = [module(chunk).argmax(1) for chunk in x.split(1000)]
-    return (torch.cat(answers) == y).float().mean().item()
+def accuracy(module: Classifier, dataset: Dataset, part: str) -> float:
+    """Share of correct answers on a part of the data set, in 0..1; the module ends on the CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module.to(device)
+    right = num = 0
+    for x, y in dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False):
+        right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
+        num += len(y)
+    module.cpu()
+    return right / num

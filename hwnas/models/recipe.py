@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hwnas.core import positive, share, whole_number
 
+SCHEDULES = ("one_cycle", "cosine", "linear")
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Lightning's name of each precision."""
+
+SLOW_EPOCHS = 5
+"""Length of the warm-up and of the last, flatter part of the linear schedule."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with one cosine cycle: a linear warm-up over a tenth of the steps, then down to zero.
+    """SGD with a schedule of its learning rate, and what the machine does for speed.
 
     Args:
         epochs: Passes over the training images; 0 leaves the network as it is.
-        batch_size: Images per step.
+        batch_size: Images per step, on each device.
         lr: Peak learning rate.
         momentum: SGD's momentum, in 0..1.
         weight_decay: Of all parameters.
@@ -21,6 +29,17 @@ class Recipe:
         label_smoothing: In 0..1.
         grad_clip: Largest global gradient norm; None does not clip.
         max_steps: Optimiser steps at most, also within an epoch; None leaves it to the epochs.
+        schedule: "one_cycle": a linear warm-up over a tenth of the steps, then one cosine to zero, changing
+            every step; "cosine": to zero, changing every epoch (DARTS); "linear": changing every epoch, flat
+            in the last five, with a warm-up in the first five if a batch has more than 256 images (P-DARTS).
+        auxiliary_weight: Weight of the auxiliary classifier's loss; 0: none is needed.
+        drop_path: Probability of drop-path that would be reached after the last epoch; it grows linearly
+            from 0, changing every epoch.
+        precision: "32", or mixed "bf16" or "fp16".
+        channels_last: Memory format of the network; faster on most machines.
+        compile: Whether torch.compile is used; the first steps take minutes.
+        devices: GPUs (or processes on a CPU) that share the work.
+        strategy: Lightning's name of how they do; "auto" starts a process per further device.
 
     Raises:
         ValueError: A value out of range; names the setting.
@@ -35,17 +54,83 @@ class Recipe:
     label_smoothing: float = 0.0
     grad_clip: float | None = 5.0
     max_steps: int | None = None
+    schedule: str = "one_cycle"
+    auxiliary_weight: float = 0.0
+    drop_path: float = 0.0
+    precision: str | int = "32"
+    channels_last: bool = True
+    compile: bool = False
+    devices: int = 1
+    strategy: str = "auto"
 
     def __post_init__(self) -> None:
         whole_number("epochs", self.epochs, least=0)
         whole_number("batch_size", self.batch_size)
+        whole_number("devices", self.devices)
         positive("lr", self.lr)
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "drop_path"):
             share(name, getattr(self, name))
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
         share("weight_decay", self.weight_decay)
+        if self.auxiliary_weight != 0:
+            positive("auxiliary_weight", self.auxiliary_weight)
         if self.grad_clip is not None:
             positive("grad_clip", self.grad_clip)
         if self.max_steps is not None:
             whole_number("max_steps", self.max_steps)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if self.schedule == "linear" and 0 < self.epochs <= SLOW_EPOCHS:
+            raise ValueError(f"epochs must be above {SLOW_EPOCHS} with schedule=linear, not {self.epochs}")
+        if str(self.precision) not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        for name in ("nesterov", "channels_last", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if not isinstance(self.strategy, str):
+            raise ValueError(f"strategy must be Lightning's name of one, not {self.strategy!r}")
+
+    def check(self, *, auxiliary: bool, drop_path: bool) -> None:
+        """Raise ValueError if the recipe needs what a network has not.
+
+        Args:
+            auxiliary: Whether it has an auxiliary classifier.
+            drop_path: Whether it has drop-path.
+        """
+        if self.auxiliary_weight and not auxiliary:
+            raise ValueError(
+                f"trainer.auxiliary_weight={self.auxiliary_weight} needs a network with an auxiliary "
+                "classifier: search_space=darts search_space.auxiliary=true, or trainer.auxiliary_weight=0"
+            )
+        if self.drop_path and not drop_path:
+            raise ValueError(
+                f"trainer.drop_path={self.drop_path} needs a network with drop-path: search_space=darts, "
+                "or trainer.drop_path=0"
+            )
+
+    def lr_factor(self, step: int, num_steps: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, as a share of `lr`.
+
+        Args:
+            step: From 0.
+            num_steps: Of the whole training.
+            steps_per_epoch: Batches per epoch.
+        """
+        if self.schedule == "one_cycle":
+            warm_up = max(1, num_steps // 10)
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up))
+        epoch = step // steps_per_epoch
+        if self.schedule == "cosine":
+            return 0.5 + 0.5 * math.cos(math.pi * epoch / self.epochs)
+        left, long = self.epochs - epoch, self.epochs - SLOW_EPOCHS
+        factor = (left - SLOW_EPOCHS) / long if left > SLOW_EPOCHS else left / (long * SLOW_EPOCHS)
+        if epoch < SLOW_EPOCHS and self.batch_size * self.devices > 256:
+            factor *= (epoch + 1) / SLOW_EPOCHS
+        return factor
+
+    def drop_path_at(self, epoch: int) -> float:
+        """The probability of drop-path in an epoch, from 0."""
+        return self.drop_path * epoch / self.epochs

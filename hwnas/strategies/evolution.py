@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Objective, Trial, costs, share, violations, whole_number
+from hwnas.core import FloatArray, Objective, Trial, costs, share, violations, whole_number
 
 
 def check_told(trials: Sequence[Trial], num_asked: int) -> None:
@@ -19,22 +19,6 @@ def fitness(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatAr
     """The first objective as a fitness, shape (n,), higher is better; -inf for unsupported networks."""
     quality = -costs(trials, objectives[:1])[:, 0]
     return np.where(np.isfinite(violations(trials, ())), quality, -np.inf)
-
-
-def mutate_operation(
-    genotype: Genotype, choices: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Genotype:
-    """The genotype with another operation on one edge, both uniform over what is allowed.
-
-    Edges with a single choice cannot change; a space of one architecture returns it unchanged.
-    """
-    edges = [edge for edge, ops in enumerate(choices) if len(ops) > 1]
-    if not edges:
-        return genotype
-    edge = edges[rng.integers(len(edges))]
-    others = [op for op in choices[edge] if op != genotype[edge]]
-    op = others[rng.integers(len(others))]
-    return (*genotype[:edge], op, *genotype[edge + 1 :])
 
 
 def cost_diversity(cost: FloatArray) -> FloatArray:

@@ -18,7 +18,7 @@ from hwnas.core import (
     violations,
     whole_number,
 )
-from hwnas.strategies.evolution import check_told, mutate_operation
+from hwnas.strategies.evolution import check_told
 
 
 class RegularizedEvolution(Strategy):
@@ -84,7 +84,7 @@ class RegularizedEvolution(Strategy):
     def _child(self) -> Genotype:
         sample = self._rng.choice(len(self._alive), size=self.sample_size, replace=False)
         parent = min((self._alive[index] for index in sample), key=lambda member: member[0])
-        return mutate_operation(parent[1].genotype, self.space.choices, self._rng)
+        return self.space.mutate(parent[1].genotype, self._rng)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """The told trials join the living; as many of the oldest die."""

@@ -176,6 +176,19 @@ def test_restrict() -> None:
         small.network((3, 1, 0, 1, 1, 3))
 
 
+def test_a_restricted_space_decodes_only_what_it_allows() -> None:
+    small = NasBench201().restrict([[3], [4, 1], [0, 1, 2, 3, 4], [1], [1], [2, 2]])
+    alphas = np.zeros((2, 6, 5))
+    alphas[:, :, NONE] = 9.0  # allowed on the third edge only
+    alphas[0, 1] = [9.0, 0.2, 8.0, 7.0, 0.1]
+    alphas[1, 1] = [9.0, -0.2, 8.0, 7.0, -0.1]
+    assert small.decode(alphas) == [(3, 1, 0, 1, 1, 2), (3, 4, 0, 1, 1, 2)]
+    for genotype in small.all():
+        assert small.decode(small.onehot([genotype])) == [genotype]
+    rng = np.random.default_rng(0)
+    assert all(small.check(child) for child in (small.mutate((3, 1, 0, 1, 1, 2), rng) for _ in range(50)))
+
+
 @pytest.mark.parametrize("keep", [[[0]] * 5, [[0]] * 5 + [[]], [[0]] * 5 + [[5]], [[0]] * 5 + [[-1]], []])
 def test_restrict_refuses(keep: list[list[int]]) -> None:
     with pytest.raises(ValueError, match=r"choices must be 6 non-empty sets of 0\.\.4, not "):

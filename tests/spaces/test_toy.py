@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -105,3 +106,14 @@ def test_restrict() -> None:
 def test_restrict_refuses(keep: list[list[int]]) -> None:
     with pytest.raises(ValueError, match=r"choices must be 3 non-empty sets of 0\.\.3, not "):
         Toy(3, 4).restrict(keep)
+
+
+def test_mutation_is_uniform_over_edges_and_other_operations() -> None:
+    space = Toy(3, 5, choices=[(0,), (0, 1, 2), (3, 4)])
+    rng = np.random.default_rng(0)
+    counts = Counter(space.mutate((0, 1, 3), rng) for _ in range(4000))
+    assert set(counts) == {(0, 0, 3), (0, 2, 3), (0, 1, 4)}
+    assert [counts[g] / 4000 for g in ((0, 0, 3), (0, 2, 3), (0, 1, 4))] == pytest.approx(
+        [0.25, 0.25, 0.5], abs=0.04
+    )
+    assert Toy(2, 2, choices=[(0,), (1,)]).mutate((0, 1), rng) == (0, 1)

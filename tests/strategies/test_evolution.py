@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hwnas.core import Objective, Trial
-from hwnas.strategies.evolution import cost_diversity, evolve, fitness, mutate_operation, tournament
+from hwnas.strategies.evolution import cost_diversity, evolve, fitness, tournament
 
 
 def test_elites_stay_and_rows_come_from_parents_or_are_fresh() -> None:
@@ -52,13 +52,6 @@ def test_tournament() -> None:
     assert [tournament(5, 5, rng) for _ in range(20)] == [0] * 20
     winners = np.bincount([tournament(5, 4, rng) for _ in range(4000)], minlength=5) / 4000
     assert winners == pytest.approx([0.8, 0.2, 0, 0, 0], abs=0.03)  # the best is drawn in 4 of 5 samples
-
-
-def test_mutate_operation_changes_one_edge_where_there_is_a_choice() -> None:
-    rng = np.random.default_rng(0)
-    children = [mutate_operation((0, 1, 2), [(0,), (1, 3), (2, 0)], rng) for _ in range(50)]
-    assert set(children) == {(0, 3, 2), (0, 1, 0)}
-    assert mutate_operation((0, 1), [(0,), (1,)], rng) == (0, 1)
 
 
 def test_cost_diversity_by_hand() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from hwnas.core import Genotype, Limit, Objective, SearchSpace, Trial
 from hwnas.spaces.toy import Toy
-from hwnas.strategies.evolution import mutate_operation
 from hwnas.strategies.regularized_evolution import RegularizedEvolution
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
@@ -111,17 +109,6 @@ def test_choices_are_respected() -> None:
         population = strategy.ask()
         assert all(space.check(genotype) for genotype in population)
         tell(strategy, population, lambda g: (sum(g) / 100, 1.0), generation)
-
-
-def test_mutation_is_uniform_over_edges_and_other_operations() -> None:
-    choices = [(0,), (0, 1, 2), (3, 4)]
-    rng = np.random.default_rng(0)
-    counts = Counter(mutate_operation((0, 1, 3), choices, rng) for _ in range(4000))
-    assert set(counts) == {(0, 0, 3), (0, 2, 3), (0, 1, 4)}
-    assert [counts[g] / 4000 for g in ((0, 0, 3), (0, 2, 3), (0, 1, 4))] == pytest.approx(
-        [0.25, 0.25, 0.5], abs=0.04
-    )
-    assert mutate_operation((0, 1), [(0,), (1,)], rng) == (0, 1)
 
 
 def deb(first: tuple[float, float], second: tuple[float, float]) -> int:

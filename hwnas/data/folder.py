@@ -1,0 +1,259 @@
+"""ImageNet and other large sets of image files: read from a folder by workers while training.
+
+Shapes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.config import data_folder
+from hwnas.core import share, whole_number
+from hwnas.data.images import SPLIT_SEED, check_batch, shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+class ImageFolder:
+    """Image files in torchvision's layout: `train/<class>/<file>` and `val/<class>/<file>`.
+
+    Training images are cropped and resized at random, flipped, and their colours jittered; the others are
+    resized and cropped at the centre. `val` is the test set, which only final training and reports touch.
+
+    Args:
+        name: Name of the data set, part of the store's key.
+        path: Folder with `train` and `val`: absolute, or relative to the working folder or the data folder.
+        image_size: Side of the square that networks see, in pixels.
+        resize: Shorter side to which test images are resized before the crop, in pixels.
+        color_jitter: Largest relative change of brightness, contrast, saturation, and shift of hue.
+        valid_fraction: Share of the training images kept apart for validation.
+        workers: Processes that read images, at least 1.
+
+    Raises:
+        ValueError: A missing folder, classes that differ between `train` and `val`, or a value out of range.
+
+    Source of the augmentation: P-DARTS (Chen et al., ICCV 2019), as in EvNAS' train_imagenet.py.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        path: str | None,
+        image_size: int,
+        resize: int,
+        color_jitter: Sequence[float],
+        valid_fraction: float,
+        workers: int,
+    ) -> None:
+        self.name = name
+        if not isinstance(path, str) or not path:
+            raise ValueError("dataset=imagenet needs dataset.path=<folder with train/ and val/>")
+        self.image_size = whole_number("dataset.image_size", image_size)
+        self.resize = whole_number("dataset.resize", resize, least=self.image_size)
+        self.workers = whole_number("dataset.workers", workers)
+        self.valid_fraction = share("dataset.valid_fraction", valid_fraction)
+        if not isinstance(color_jitter, list | tuple) or len(color_jitter) != 4:
+            raise ValueError(f"dataset.color_jitter must be four numbers, not {color_jitter!r}")
+        self.color_jitter = tuple(share("dataset.color_jitter", value) for value in color_jitter)
+        self.path = _folder(path)
+        self.classes = _classes(self.path / "train")
+        others = _classes(self.path / "val")
+        if others != self.classes:
+            odd = sorted(set(others) ^ set(self.classes))
+            raise ValueError(
+                f"dataset.path={path}: train/ has {len(self.classes)} classes and val/ {len(others)}; "
+                f"only one of them has {', '.join(odd[:3])}"
+            )
+        self._files: dict[str, list[tuple[Path, int]]] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return 3, self.image_size, self.image_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def files(self, part: str) -> list[tuple[Path, int]]:
+        """File and label of every image of a part: "train", "valid", "all" (both) or "test".
+
+        Raises:
+            ValueError: The part has no images.
+        """
+        import numpy as np
+
+        folder = self.path / ("val" if part == "test" else "train")
+        if folder.name not in self._files:
+            self._files[folder.name] = [
+                (file, label)
+                for label, name in enumerate(self.classes)
+                for file in sorted((folder / name).rglob("*"))
+                if file.suffix.lower() in SUFFIXES
+            ]
+        found = self._files[folder.name]
+        if part in ("train", "valid"):
+            order = np.random.default_rng(SPLIT_SEED).permutation(len(found))
+            num_valid = max(1, round(self.valid_fraction * len(found)))
+            rows = order[:num_valid] if part == "valid" else order[num_valid:]
+            found = [found[row] for row in rows]
+        if not found:
+            raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+        return found
+
+    def batches(
+        self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
+    ) -> FileBatches:
+        """Passes over the images of a part.
+
+        Args:
+            part: "train", "valid", "all" or "test".
+            batch_size: Images per batch; a last incomplete batch is left out while training.
+            seed: Seed of shuffles and augmentation.
+            train: Shuffle and augment; False passes once over all images in order.
+            num_shards: Processes that share every pass; each takes its images by its rank.
+
+        Raises:
+            ValueError: Fewer images than one batch per process.
+        """
+        return FileBatches(
+            self.files(part), self, batch_size=batch_size, seed=seed, train=train, num_shards=num_shards
+        )
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """ImageNet's usual mean and standard deviation per channel, each (3, 1, 1)."""
+        import torch
+
+        return torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+class FileBatches:
+    """Batches of image files, read and augmented by worker processes; every pass is another, seeded shuffle.
+
+    Args:
+        files: File and label of every image.
+        dataset: Sizes, augmentation and number of workers.
+        batch_size: Images per batch.
+        seed: Seed of shuffles and augmentation.
+        train: Shuffle, augment, and leave out a last incomplete batch.
+        num_shards: Processes that share every pass.
+
+    Attributes:
+        epoch: Number of the next pass, which its shuffle and augmentation depend on.
+
+    Raises:
+        ValueError: Fewer images than one batch per process; while iterating, a file that is no image.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, int]],
+        dataset: ImageFolder,
+        *,
+        batch_size: int,
+        seed: int,
+        train: bool,
+        num_shards: int,
+    ) -> None:
+        if train:
+            check_batch(len(files), batch_size * num_shards)
+        self.files, self.dataset = files, dataset
+        self.batch_size, self.seed, self.train, self.num_shards = batch_size, seed, train, num_shards
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches per pass."""
+        if self.train:
+            return len(self.files) // (self.batch_size * self.num_shards)
+        return -(-len(self.files) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, 3, H, W) in 0..1, labels (B,)) per batch."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.arange(len(self.files))
+        if self.train:
+            self.epoch += 1
+            order = torch.randperm(len(self.files), generator=generator)
+            if self.num_shards > 1:
+                order = shard(order, self.num_shards)[: len(self) * self.batch_size]
+                generator.manual_seed(int(order[0]) * 1_000_003 + self.seed)  # augmentation of this process
+        files: Any = _Files([self.files[row] for row in order.tolist()], self.dataset, self.train)
+        loader: Any = DataLoader(
+            files,
+            batch_size=self.batch_size,
+            drop_last=self.train,
+            num_workers=self.dataset.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=generator,  # seeds the workers
+        )
+        try:
+            yield from loader
+        except ValueError as error:  # with a worker's traceback in its text
+            raise ValueError(str(error).strip().splitlines()[-1].partition("ValueError: ")[2]) from None
+
+
+class _Files:
+    """Image tensors and labels by position, for a DataLoader."""
+
+    def __init__(self, files: Sequence[tuple[Path, int]], dataset: ImageFolder, train: bool) -> None:
+        from torchvision import transforms
+
+        size = dataset.image_size
+        steps = (
+            [
+                transforms.RandomResizedCrop(size),
+                transforms.RandomHorizontalFlip(),
+                transforms.ColorJitter(*dataset.color_jitter),
+            ]
+            if train
+            else [transforms.Resize(dataset.resize), transforms.CenterCrop(size)]
+        )
+        self.files = files
+        self.transform = transforms.Compose([*steps, transforms.ToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        file, label = self.files[index]
+        try:
+            with Image.open(file) as image:
+                return self.transform(image.convert("RGB")), label
+        except OSError as error:
+            raise ValueError(f"{file} is not a readable image ({error})") from None
+
+
+def _folder(path: str) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        ValueError: It is nowhere, or lacks `train` or `val`.
+    """
+    places = [Path(path).expanduser(), data_folder() / path]
+    for place in places:
+        lacking = [part for part in ("train", "val") if not (place / part).is_dir()]
+        if not lacking:
+            return place
+        if place.is_dir():
+            raise ValueError(f"dataset.path={path}: {place} has no folder {' and no '.join(lacking)}")
+    looked = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
+    raise ValueError(f"dataset.path={path} is not a folder; looked for {looked}")
+
+
+def _classes(folder: Path) -> list[str]:
+    """Names of the classes, sorted: their order is their labels."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
