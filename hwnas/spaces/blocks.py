@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -72,9 +73,17 @@ def box_mean(x: Tensor) -> Tensor:
     Args:
         x: Shape (..., H, W).
     """
-    height, width = x.shape[-2:]
-    per_pixel = 1.0 / _box_sum(torch.ones(1, height, width, dtype=x.dtype, device=x.device))[0]
+    per_pixel = _per_pixel(*x.shape[-2:], x.dtype, x.device)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _box_sum(x).mul_(per_pixel)
     return _BoxMean.apply(x, per_pixel)
+
+
+@lru_cache(maxsize=64)
+def _per_pixel(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One over the number of pixels of the image in the 3x3 neighbourhood of each, shape (H, W)."""
+    with torch.inference_mode(False), torch.no_grad():
+        return 1.0 / _box_sum(torch.ones(1, height, width, dtype=dtype, device=device))[0]
 
 
 class BoxMean(nn.Module):
