@@ -47,14 +47,12 @@ class _BoxMean(torch.autograd.Function):
     """3x3 mean over the pixels inside the image; separable sums, six to ten times faster than a pool."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, per_pixel: Tensor) -> Tensor:
-        ctx.save_for_backward(per_pixel)
-        return _box_sum(x).mul_(per_pixel)
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        return _box_sum(x).mul_(_per_pixel(*x.shape[-2:], x.dtype, x.device))
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        (per_pixel,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _box_sum(grads[0] * per_pixel), None
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        return box_mean_adjoint(grads[0])
 
 
 def _box_sum(x: Tensor) -> Tensor:
@@ -73,10 +71,12 @@ def box_mean(x: Tensor) -> Tensor:
     Args:
         x: Shape (..., H, W).
     """
-    per_pixel = _per_pixel(*x.shape[-2:], x.dtype, x.device)
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return _box_sum(x).mul_(per_pixel)
-    return _BoxMean.apply(x, per_pixel)
+    return _BoxMean.apply(x)
+
+
+def box_mean_adjoint(grad: Tensor) -> Tensor:
+    """The gradient of the input of `box_mean`, from that of its output; shape (..., H, W)."""
+    return _box_sum(grad * _per_pixel(*grad.shape[-2:], grad.dtype, grad.device))
 
 
 @lru_cache(maxsize=64)

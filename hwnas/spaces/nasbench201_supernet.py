@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import FloatArray
-from hwnas.spaces.blocks import ResidualBlock, box_mean
+from hwnas.spaces.blocks import ResidualBlock, box_mean, box_mean_adjoint
 from hwnas.spaces.nasbench201 import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, SKIP, NasBench201
 
 KERNELS = ((3, CONV_3X3), (1, CONV_1X1))
@@ -89,7 +90,7 @@ class _Convolutions(nn.Module):
         )
 
     def stacked(
-        self, positive_BCHW: Tensor, edges: Sequence[int], mix: Sequence[float], *, update: bool
+        self, positive_BCHW: Tensor, edges: Sequence[int], mix: Sequence[float], update: bool
     ) -> Tensor:
         """Several edges' operations as one convolution, times their mixing weights, with batch statistics.
 
@@ -141,8 +142,68 @@ class _Convolutions(nn.Module):
         return self.kernels[name] * scale[:, None, None, None], bias
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+class _Sums(torch.autograd.Function):
+    """What a node gives to its targets, added up in place: convolutions, itself, and its pool.
+
+    Target t gets its former sum (if any), its channels of the stacks that name it, skips[t] x and
+    pools[t] mean(x); None if all of these are missing. Equal to plain sums; in neither direction there is a
+    temporary for every term.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        skips: list[float],
+        pools: list[float],
+        owners: list[list[int]],
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """The new sums; `tensors` are the former sums, then the stacks, whose targets are `owners`."""
+        ctx.skips, ctx.pools, ctx.owners = skips, pools, owners
+        num = len(skips)
+        ctx.had = [before is not None for before in tensors[:num]]
+        terms: list[list[tuple[Tensor, float]]] = [[] for _ in range(num)]
+        for targets, stack in zip(owners, tensors[num:], strict=True):
+            assert stack is not None
+            for target, share in zip(targets, stack.chunk(len(targets), dim=1), strict=True):
+                terms[target].append((share, 1.0))
+        pooled = box_mean(x) if any(pools) else x
+        totals: list[Tensor | None] = []
+        for target, before in enumerate(tensors[:num]):
+            mine = terms[target] + [(before, 1.0)] * (before is not None)  # type: ignore[list-item]
+            mine += [(y, w) for y, w in ((x, skips[target]), (pooled, pools[target])) if w]
+            if len(mine) < 2:
+                totals.append(mine[0][0] * mine[0][1] if mine else None)
+                continue
+            (first, a), (second, b), *others = mine
+            total = torch.add(first if a == 1.0 else first * a, second, alpha=b)
+            for tensor, weight in others:
+                total.add_(tensor, alpha=weight)
+            totals.append(total)
+        return tuple(totals)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        from_skips = from_pools = None
+        for grad, skip, pool in zip(grads, ctx.skips, ctx.pools, strict=True):
+            if grad is not None and skip:
+                from_skips = grad * skip if from_skips is None else from_skips.add_(grad, alpha=skip)
+            if grad is not None and pool:
+                from_pools = grad * pool if from_pools is None else from_pools.add_(grad, alpha=pool)
+        if from_pools is not None:
+            pooled = box_mean_adjoint(from_pools)
+            from_skips = pooled if from_skips is None else from_skips.add_(pooled)
+        stacks: dict[tuple[int, ...], Tensor] = {}
+        for targets in map(tuple, ctx.owners):
+            if targets not in stacks:
+                stacks[targets] = _joined([grads[target] for target in targets], dim=1)  # type: ignore[misc]
+        before = [grad if had else None for grad, had in zip(grads, ctx.had, strict=True)]
+        return from_skips, None, None, None, *before, *(stacks[tuple(targets)] for targets in ctx.owners)
 
 
 class _MixedCell(nn.Module):
@@ -188,40 +249,24 @@ class _MixedCell(nn.Module):
 
     def forward(self, x_BCHW: Tensor, weights: FloatArray, update: bool) -> Tensor:
         """The cell with batch statistics, equal operations of a node's outgoing edges stacked."""
-        nodes: list[Tensor | None] = [x_BCHW, None, None, None]
-
-        def add(target: int, share: Tensor, weight: float = 1.0) -> None:
-            node = nodes[target]
-            if node is not None:
-                nodes[target] = torch.add(node, share, alpha=weight)
-            else:
-                nodes[target] = share if weight == 1.0 else share * weight
-
+        sums: list[Tensor | None] = [x_BCHW, None, None, None]
         for source in range(3):
-            start = nodes[source]
+            start = sums[source]
             if start is None:
                 start = torch.zeros_like(x_BCHW)
-            outputs: dict[tuple[int, ...], list[Tensor]] = {}
-            positive = None
+            leaving = _leaving(source)
+            positive, owners, stacks = None, [], []
             for kernel, op in KERNELS:
-                edges = tuple(e for e in _leaving(source) if weights[e, op] != 0)
+                edges = [e for e in leaving if weights[e, op] != 0]
                 if edges:
                     positive = F.relu(start) if positive is None else positive
-                    mix = weights[list(edges), op].tolist()
-                    y = self.convolution(kernel, source).stacked(positive, edges, mix, update=update)
-                    outputs.setdefault(edges, []).append(y)
-            for edges, stacks in outputs.items():
-                total = stacks[0] if len(stacks) == 1 else stacks[0] + stacks[1]
-                for edge, share in zip(edges, total.split(self.channels, dim=1), strict=True):
-                    add(EDGES[edge][1], share)
-            pooled = None
-            for edge in _leaving(source):
-                if weights[edge, AVG_POOL] != 0:
-                    pooled = box_mean(start) if pooled is None else pooled
-                    add(EDGES[edge][1], pooled, float(weights[edge, AVG_POOL]))
-                if weights[edge, SKIP] != 0:
-                    add(EDGES[edge][1], start, float(weights[edge, SKIP]))
-        output = nodes[3]
+                    mix = weights[edges, op].tolist()
+                    stacks.append(self.convolution(kernel, source).stacked(positive, edges, mix, update))
+                    owners.append([leaving.index(edge) for edge in edges])
+            skips, pools = weights[leaving, SKIP].tolist(), weights[leaving, AVG_POOL].tolist()
+            # A node's outgoing edges lead to all later nodes, in order.
+            sums[source + 1 :] = _Sums.apply(start, skips, pools, owners, *sums[source + 1 :], *stacks)
+        output = sums[3]
         return torch.zeros_like(x_BCHW) if output is None else output
 
     def folded(self, weights: FloatArray) -> Callable[[Tensor], Tensor]:
