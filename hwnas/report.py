@@ -281,9 +281,11 @@ def _comparable(run: Run) -> list[Trial]:
     if run.result.get("stationary", True):
         return run.trials
     names = run.trials[0].metrics
+    asked = {trial.genotype: trial.generation for trial in run.trials}
     returned = [(tuple(row["genotype"]), metrics_from_json(row["metrics"])) for row in run.result["result"]]
-    last = run.trials[-1].generation
-    return [Trial(genotype, {name: row[name] for name in names}, last) for genotype, row in returned]
+    return [
+        Trial(genotype, {name: row[name] for name in names}, asked[genotype]) for genotype, row in returned
+    ]
 
 
 def _closest(run: Run) -> str:

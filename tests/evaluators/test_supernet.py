@@ -255,8 +255,8 @@ def test_foreign_checkpoints_are_refused(folders: Folders) -> None:
 
     refused(
         folders.evaluator(*EVERY_GENERATION, "channels=3"),
-        r"checkpoint.pt is the checkpoint of space nasbench201 2x1, images \[1, 8, 8\], classes 10, not of space "
-        r"nasbench201 3x1, images \[1, 8, 8\], classes 10",
+        r"checkpoint.pt is the checkpoint of space nasbench201 2x1, images \[1, 8, 8\], classes 10, not of "
+        r"space nasbench201 3x1, images \[1, 8, 8\], classes 10",
     )
     wider = NasBench201(image_shape=(1, 8, 8), num_classes=11)
     refused(folders.evaluator(*EVERY_GENERATION, space=wider), "not of .* classes 11", wider)
@@ -310,10 +310,10 @@ def test_spaces_and_images_are_needed(folders: Folders) -> None:
         folders.evaluator(dataset=NoImages("none"))
     evaluator = folders.evaluator("num_valid=720", "warmup_epochs=1")
     evaluator.prepare(SPACE, [])
-    with pytest.raises(ValueError, match="evaluator.num_valid 720 is more than the 719 validation images"):
+    with pytest.raises(ValueError, match=r"evaluator\.num_valid 720 is more than the 719 validation images"):
         evaluator.evaluate(POPULATIONS[0])
     with pytest.raises(
-        ValueError, match="evaluator.training.batch_size 720 is more than the 719 training images"
+        ValueError, match=r"evaluator\.training\.batch_size 720 is more than the 719 training images"
     ):
         folders.evaluator("training.batch_size=720").prepare(SPACE, [])
 
