@@ -28,6 +28,7 @@ OFFERED = {
     "store_dir",
     "announce",
     "warn",
+    "folder",
     "image_shape",
     "num_classes",
 }
