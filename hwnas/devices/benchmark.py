@@ -86,7 +86,7 @@ class BenchmarkDevice(_Costs):
 
     Args:
         space: NAS-Bench-201.
-        dataset: Names the table's columns; its images are not read.
+        dataset: Its `benchmark` names the table's columns; its images are not read.
         announce: Called with a sentence about where the costs come from.
         device: "edgegpu", "raspi4", "edgetpu", "pixel3", "eyeriss" or "fpga".
         metric: The cost that strategies minimise: "latency_ms" or "energy_mj".
@@ -117,7 +117,7 @@ class BenchmarkDevice(_Costs):
         whole, part = folder / "hwnasbench_nasbench201.npz", folder / "nasbench201_cifar10_devices.npz"
         if whole.is_file():
             arrays = read_columns(whole)
-            prefix = f"{name}_{device}_"
+            prefix = f"{'imagenet16_120' if name == 'imagenet16' else name}_{device}_"
             columns = {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
             if not columns:
                 raise ValueError(
