@@ -40,8 +40,10 @@ class _Batch:
 class RMI(Evaluator):
     """`rmi`: sum over three stages of the linear CKA between a candidate and a trained ResNet-20, in 0..3.
 
-    With a `flops_weight` above 0 the metric is `rmi_flops`, which is not the published similarity: `rmi` plus
-    the weight times the share of the space's networks that have fewer multiply-adds.
+    With a `flops_weight` w above 0 the metric is `rmi_flops`, also in 0..3, which is not published:
+    3 - (3 - rmi) exp(-w q), where q in 0..1 is the share of the space's networks with fewer multiply-adds.
+    It is the similarity's distance from a perfect one that is scaled, because distances shrink alike for all
+    networks the longer they train: the same weight does for few steps and for many.
 
     Each candidate is a small network of the architecture, trained for `steps` on one fixed batch towards the
     reference's representations and the labels; its similarity afterwards is the score. The whole population
@@ -67,9 +69,9 @@ class RMI(Evaluator):
         momentum: SGD's momentum (RMI-NAS: 0.9).
         weight_decay: SGD's weight decay (RMI-NAS: 5e-4).
         beta: Weight of (1 - CKA) in the loss; 1 - beta goes to cross-entropy (RMI-NAS: 0.8).
-        flops_weight: Weight of the quantile of a network's multiply-adds, at least 0; 0 is the method as
-            published. Ranks better where accuracy grows with multiply-adds; not for searches that are to find
-            out whether it does, and it rewards the very cost that `device=flops` minimises.
+        flops_weight: w, at least 0; 0 is the method as published. Ranks better where accuracy grows with
+            multiply-adds; not for searches that are to find out whether it does, and it rewards the very cost
+            that `device=flops` minimises.
         repeats: Trainings per candidate, each with a batch and initial weights of its own (seeds `seed`,
             `seed` + 1, ...), against the same reference; scores are averaged (RMI-NAS: 1).
         seed: Seed of batch, candidates and reference; not the run's seed, so that runs share scores.
@@ -232,8 +234,9 @@ class RMI(Evaluator):
                 f"diverged (evaluator.lr={self.lr:g}), or their features are the same for all images"
             )
         if self._sorted_flops is not None:
-            hints = quantiles(self._sorted_flops, _flops(self._space, genotypes))
-            scores = scores + self.flops_weight * hints
+            scores = hinted(
+                scores, self.flops_weight, quantiles(self._sorted_flops, _flops(self._space, genotypes))
+            )
         return [{self._metric: score} for score in scores.tolist()]
 
     def _with_path(self, genotypes: Sequence[Genotype]) -> bool:
@@ -274,6 +277,11 @@ class RMI(Evaluator):
 
 def _flops(space: SearchSpace, genotypes: Sequence[Genotype]) -> FloatArray:
     return np.asarray(space.static_metrics(genotypes)["flops"], dtype=np.float64)
+
+
+def hinted(scores: FloatArray, weight: float, shares: FloatArray) -> FloatArray:
+    """`rmi_flops` of similarities in 0..3 and shares of cheaper networks in 0..1, shape (n,) each."""
+    return 3.0 - (3.0 - scores) * np.exp(-weight * shares)
 
 
 def quantiles(ordered: FloatArray, values: FloatArray) -> FloatArray:

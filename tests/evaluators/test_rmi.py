@@ -51,20 +51,20 @@ def test_similarity_of_cells_and_of_none(tmp_path: Path) -> None:
     assert all(0 < row["rmi"] <= 3 for row in rows[:3])
 
 
-def test_flops_weight_adds_the_share_of_cheaper_networks(tmp_path: Path) -> None:
+def test_flops_weight_scales_what_similarity_lacks(tmp_path: Path) -> None:
     """n 1x1 convolutions count 1, n 3x3 ones 9: nothing is below the 729 cells without convolutions (3^6 of
     15,625), one cell is at the top."""
     plain, hinted = create(tmp_path), create(tmp_path, flops_weight=2.0)
     assert hinted.metrics == {"rmi_flops": "max"}
-    added = [
-        row["rmi_flops"] - base["rmi"]
+    shares = [
+        np.log((3 - base["rmi"]) / (3 - row["rmi_flops"])) / 2
         for row, base in zip(hinted.evaluate(CELLS), plain.evaluate(CELLS), strict=True)
     ]
-    assert added[0] == pytest.approx(2 * (15624 + 0.5) / 15625)
-    assert added[1::2] == pytest.approx([2 * 729 / 2 / 15625] * 2)
     # Two 1x1 and one 3x3 cost 11: below are all with fewer than one 3x3 (4^6 = 4096), and those of one 3x3
     # with at most one 1x1 (6 * (3^5 + 5 * 3^4) = 3888); equal are 6 * C(5, 2) * 3^3 = 1620.
-    assert added[2] == pytest.approx(2 * (4096 + 3888 + 1620 / 2) / 15625)
+    assert [share * 15625 for share in shares] == pytest.approx(
+        [15624 + 0.5, 729 / 2, 4096 + 3888 + 1620 / 2, 729 / 2], abs=1e-6
+    )
 
 
 def test_repeats_are_averaged(tmp_path: Path) -> None:
