@@ -1,6 +1,6 @@
 """How well similarity ranks cells of NAS-Bench-201: the figures that README quotes, printed as tables.
 
-    pytest tests/studies/test_rmi.py -m slow -s
+    pytest tests/studies/test_rmi_ranking.py -m slow -s
 
 500 random connected cells, similarity of narrow networks (C = 8, N = 1) on CIFAR-10 averaged to 16x16,
 against the benchmark's validation accuracy on CIFAR-10 after 200 epochs. Kendall's tau over all cells and
