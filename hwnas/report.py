@@ -409,9 +409,7 @@ def _looked_up(run: Run) -> str:
         f"has {text(name, one['value'] + one['regret'])}"
         for name, one in figures.items()
     ]
-    return (
-        f"Looked up in a benchmark's table, and told to nobody who searched: the best has {'; '.join(parts)}."
-    )
+    return f"Looked up in a benchmark's table, which the search never saw: the best has {'; '.join(parts)}."
 
 
 def _cells(
