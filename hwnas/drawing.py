@@ -72,7 +72,7 @@ def quantity(metric: str, size: float = 1.0) -> Quantity:
         for factor, prefix in PREFIXES:
             if size >= factor:
                 return Quantity(name, prefix, 1.0 / factor)
-    return Quantity(name, note={"rmi": "rmi, 0..3", "rmi_flops": "rmi_flops"}.get(metric, ""))
+    return Quantity(name, note=f"{metric}, 0..3" if metric in ("rmi", "rmi_flops") else "")
 
 
 def text(metric: str, value: float, *, exact: bool = False) -> str:

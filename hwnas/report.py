@@ -216,7 +216,7 @@ def page(run: Run) -> dict[str, Any]:
     drawn = _thinned(dominated)
     shape = drawing(run.space)
     names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
-    reported = _reported(run.result)
+    reported = _reported(run)
     names += [name for name in dict.fromkeys(itertools.chain(*reported.values())) if name not in names]
     points = _points([*drawn, *ordered], names, reported, pareto, answer, run)
     on_front = [point for point in points if point["front"]]
@@ -304,10 +304,24 @@ def _thinned(dominated: Sequence[Trial]) -> list[Trial]:
     return [dominated[i] for i in np.linspace(0, len(dominated) - 1, MAX_DOMINATED).astype(int)]
 
 
-def _reported(result: Mapping[str, Any]) -> dict[Genotype, dict[str, float]]:
-    """Metrics per genotype of the networks that result.json describes; some are not in the archive."""
-    described = [*result.get("result", []), *filter(None, [result.get("best")])]
-    return {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
+def _reported(run: Run) -> dict[Genotype, dict[str, float]]:
+    """Metrics per genotype of the networks that result.json and pareto.csv describe.
+
+    They have what only reports may know; some of the networks are not in the archive.
+    """
+    described = [*run.result.get("result", []), *filter(None, [run.result.get("best")])]
+    reported = {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
+    path = run.folder / "pareto.csv"
+    if run.result and path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    genotype = tuple(map(int, row.pop("genotype").split()))
+                    del row["arch"]
+                    reported[genotype] = {name: float(value) for name, value in row.items() if value}
+                except (KeyError, ValueError, AttributeError) as error:
+                    raise ValueError(f"{path} is corrupt: {error}") from None
+    return reported
 
 
 def _points(
@@ -409,9 +423,7 @@ def _looked_up(run: Run) -> str:
         f"has {text(name, one['value'] + one['regret'])}"
         for name, one in figures.items()
     ]
-    return (
-        f"Looked up in a benchmark's table, and told to nobody who searched: the best has {'; '.join(parts)}."
-    )
+    return f"Looked up in a benchmark's table, which the search never saw: the best has {'; '.join(parts)}."
 
 
 def _cells(

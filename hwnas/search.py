@@ -446,12 +446,14 @@ def _regret(
 
 
 def _write_front(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         if rows:
-            writer.writerow(["arch", "genotype", *rows[0]["metrics"]])
+            writer.writerow(["arch", "genotype", *names])
         for row in rows:
-            writer.writerow([row["arch"], " ".join(map(str, row["genotype"])), *row["metrics"].values()])
+            values = [row["metrics"].get(name, "") for name in names]
+            writer.writerow([row["arch"], " ".join(map(str, row["genotype"])), *values])
 
 
 def _say_answer(

@@ -578,3 +578,14 @@ def test_what_was_looked_up(tmp_path):
         "has 94.25 %."
     ) in limited.text
     assert "Looked up" not in page(make_run(tmp_path / "unknown", truth=None)).text
+
+
+def test_networks_of_the_front_show_what_only_reports_know(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "pareto.csv").write_text(
+        "arch,genotype,val_acc,latency_ms,test_acc\naaaa,0 0 0 0,0.5,1.0,0.4375\nbbaa,1 1 0 0,0.8,2.0,\n"
+    )
+    assert "43.75 %" in page(folder).text
+    (folder / "pareto.csv").write_text("arch,genotype,test_acc\naaaa,0 0 0 0,much\n")
+    with pytest.raises(ValueError, match=r"pareto\.csv is corrupt"):
+        write_report(folder)

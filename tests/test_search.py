@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from hwnas.core import Genotype, Limit, Objective, SearchSpace
 from hwnas.evaluators.table import Table
 from hwnas.search import parse_limits, search
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.store import Archive
 from hwnas.strategies.random import RandomSearch
@@ -225,6 +226,47 @@ def test_a_table_gives_its_quality_and_hides_the_test_accuracy(run_hwnas, tmp_pa
     assert result["network"] is None
     assert "test_acc" not in (tmp_path / "run" / "archive.jsonl").read_text()
     assert "test_acc" not in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_truth_of_a_benchmark_beside_an_estimate(run_hwnas, tmp_path: Path) -> None:
+    """The small experiment, made smaller: similarity is searched, accuracies are only reported."""
+    space = NasBench201()
+    genotypes = np.array(space.all(), dtype=np.int8)
+    valid = 10 + (genotypes @ [1, 2, 3, 4, 5, 6]) * 0.5
+    np.savez(
+        tmp_path / "nasbench201.npz",
+        arch_ops=genotypes,
+        ops=np.array(space.ops),
+        cifar10_valid_200=valid,
+        cifar10_test_200=valid + 1,
+    )
+    rng = np.random.default_rng(0)
+    images = {
+        f"{what}_{part}": rng.integers(256, size=(40, 8, 8, 3), dtype=np.uint8)
+        if what == "x"
+        else np.arange(40) % 10
+        for part in ("train", "test")
+        for what in ("x", "y")
+    }
+    np.savez(tmp_path / "cifar10_16x16.npz", **images)
+    run_hwnas(
+        *("search", "experiment=mo_hdnas_small", "trainer=quick", "device=flops", "generations=2"),
+        *("dataset.image_shape=[3,4,4]", "strategy.population_size=4", "logger=csv", "hydra.run.dir=run"),
+        *("evaluator.reference.epochs=0", "evaluator.steps=1", "evaluator.channels=2"),
+        *("evaluator.batch_size=8", "limits.latency_ms=null", "limits.flops=q0.5"),
+        env={"HWNAS_DATA": str(tmp_path)},
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    best = result["best"]
+    true = 10 + 0.5 * np.dot(best["genotype"], [1, 2, 3, 4, 5, 6])
+    assert best["metrics"]["table_val_acc"] == pytest.approx(true / 100)
+    assert best["metrics"]["test_acc"] == pytest.approx((true + 1) / 100)
+    assert result["network"] is None
+    assert "_acc" not in (tmp_path / "run" / "archive.jsonl").read_text()
+    # Six average pools (operation 4) cost no multiply-adds, and 4 is the highest index.
+    highest = (10 + 0.5 * 4 * 21 + 1) / 100
+    assert result["looked_up"]["test_acc"]["regret"] == pytest.approx(highest - (true + 1) / 100)
+    assert "Looked up in a benchmark" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_real_networks_and_weights_and_biases(run_hwnas, tmp_path: Path) -> None:

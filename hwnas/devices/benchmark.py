@@ -31,7 +31,7 @@ def benchmark_device(
 
     Args:
         space: NAS-Bench-201.
-        dataset: Names the table's columns; its images are not read.
+        dataset: Its `benchmark` names the table's columns; its images are not read.
         announce: Called with a sentence about where the costs come from.
         device: "edgegpu", "raspi4", "edgetpu", "pixel3", "eyeriss" or "fpga".
         metric: The cost that strategies minimise: "latency_ms" or "energy_mj".

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,23 @@ SCORE_VERSION = 1  # raised whenever the same settings come to give other scores
 BATCH_CHOICES = ("random", "easiest")
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What candidates train on: images (B, C, H, W), labels (B,), the reference's Gram matrices (B, B)."""
+
+    x: Tensor
+    y: Tensor
+    grams: list[Tensor]
+    seed: int
+
+
 class RMI(Evaluator):
     """`rmi`: sum over three stages of the linear CKA between a candidate and a trained ResNet-20, in 0..3.
 
-    With a `flops_weight` above 0 the metric is `rmi_flops`, which is not the published similarity: `rmi` plus
-    the weight times the share of the space's networks that have fewer multiply-adds.
+    With a `flops_weight` w above 0 the metric is `rmi_flops`, also in 0..3, which is not published:
+    3 - (3 - rmi) exp(-w q), where q in 0..1 is the share of the space's networks with fewer multiply-adds.
+    It is the similarity's distance from a perfect one that is scaled, because distances shrink alike for all
+    networks the longer they train: the same weight does for few steps and for many.
 
     Each candidate is a small network of the architecture, trained for `steps` on one fixed batch towards the
     reference's representations and the labels; its similarity afterwards is the score. The whole population
@@ -57,9 +69,11 @@ class RMI(Evaluator):
         momentum: SGD's momentum (RMI-NAS: 0.9).
         weight_decay: SGD's weight decay (RMI-NAS: 5e-4).
         beta: Weight of (1 - CKA) in the loss; 1 - beta goes to cross-entropy (RMI-NAS: 0.8).
-        flops_weight: Weight of the quantile of a network's multiply-adds, at least 0; 0 is the method as
-            published. Ranks better where accuracy grows with multiply-adds; not for searches that are to find
-            out whether it does, and it rewards the very cost that `device=flops` minimises.
+        flops_weight: w, at least 0; 0 is the method as published. Ranks better where accuracy grows with
+            multiply-adds; not for searches that are to find out whether it does, and it rewards the very cost
+            that `device=flops` minimises.
+        repeats: Trainings per candidate, each with a batch and initial weights of its own (seeds `seed`,
+            `seed` + 1, ...), against the same reference; scores are averaged (RMI-NAS: 1).
         seed: Seed of batch, candidates and reference; not the run's seed, so that runs share scores.
         group_size: Largest number of networks trained together; bounds memory.
         reference: How the reference is trained; 0 epochs leave it untrained.
@@ -89,6 +103,7 @@ class RMI(Evaluator):
         weight_decay: float,
         beta: float,
         flops_weight: float,
+        repeats: int,
         seed: int,
         group_size: int,
         reference: Recipe,
@@ -117,6 +132,7 @@ class RMI(Evaluator):
         self.weight_decay = share("evaluator.weight_decay", weight_decay)
         self.beta = share("evaluator.beta", beta)
         self.flops_weight = positive("evaluator.flops_weight", flops_weight) if flops_weight else 0.0
+        self.repeats = whole_number("evaluator.repeats", repeats)
         self.seed = whole_number("evaluator.seed", seed, least=0)
         self.batch_choice = batch_choice
         self.reference = reference
@@ -148,15 +164,17 @@ class RMI(Evaluator):
                 store_dir=self._store_dir,
                 announce=self._announce,
             )
-            x, y = self._choose_batch(model)
-            with torch.no_grad():
-                taps, _ = model.network.features(model.normalise(x))  # type: ignore[operator]
-            self._x, self._y = model.normalise(x).to(device), y.to(device)
-            self._grams = [centred_gram(tap[:, None])[0][0].to(device) for tap in taps]
-            self._device = device
-
             digest = hashlib.sha256()
-            for tensor in (x, y, *model.network.state_dict().values()):
+            self._batches = []
+            for seed in range(self.seed, self.seed + self.repeats):
+                x, y = self._choose_batch(model, seed)
+                with torch.no_grad():
+                    taps, _ = model.network.features(model.normalise(x))  # type: ignore[operator]
+                grams = [centred_gram(tap[:, None])[0][0].to(device) for tap in taps]
+                self._batches.append(_Batch(model.normalise(x).to(device), y.to(device), grams, seed))
+                digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+            self._device = device
+            for tensor in model.network.state_dict().values():
                 digest.update(tensor.numpy().tobytes())
             settings = [self._candidates.channels, self._candidates.num_cells, self.batch_size, self.steps]
             settings += [
@@ -167,6 +185,7 @@ class RMI(Evaluator):
                 self.weight_decay,
                 self.beta,
                 self.seed,
+                self.repeats,
             ]
             if self._sorted_flops is not None:
                 settings.append(self.flops_weight)
@@ -175,7 +194,7 @@ class RMI(Evaluator):
             self._version = digest.hexdigest()[:16]
         return self._version
 
-    def _choose_batch(self, model: Any) -> tuple[Tensor, Tensor]:
+    def _choose_batch(self, model: Any, seed: int) -> tuple[Tensor, Tensor]:
         import torch
         import torch.nn.functional as F
 
@@ -184,7 +203,7 @@ class RMI(Evaluator):
             raise ValueError(
                 f"{len(x)} training images are fewer than evaluator.batch_size {self.batch_size}"
             )
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed)
         pool = self.batch_size * (16 if self.batch_choice == "easiest" else 1)
         rows = torch.randperm(len(x), generator=generator)[:pool]
         x, y = augment(x[rows], self._dataset, generator), y[rows]
@@ -199,29 +218,40 @@ class RMI(Evaluator):
         """Scores per genotype; groups of at most `group_size` train together."""
         from hwnas.spaces.nasbench201_networks import initial_weights
 
-        weights = {
-            name: tensor.to(self._device)
-            for name, tensor in initial_weights(self._candidates, self.seed).items()
-        }
-        scores: list[float] = []
-        for start in range(0, len(genotypes), self.group_size):
-            scores += self.train_and_score(genotypes[start : start + self.group_size], weights)
-        if len(scores) > 1 and not any(scores):
+        totals = np.zeros(len(genotypes))
+        for batch in self._batches:
+            weights = {
+                name: tensor.to(self._device)
+                for name, tensor in initial_weights(self._candidates, batch.seed).items()
+            }
+            for start in range(0, len(genotypes), self.group_size):
+                group = genotypes[start : start + self.group_size]
+                totals[start : start + len(group)] += self.train_and_score(group, weights, batch)
+        scores = totals / self.repeats
+        if not scores.any() and self._with_path(genotypes):
             self._warn(
-                f"all {len(scores)} networks of a population have the similarity 0: their training diverged "
-                f"(evaluator.lr={self.lr:g}), or their features are the same for all images"
+                f"all {len(scores)} new networks of a population have the similarity 0: their training "
+                f"diverged (evaluator.lr={self.lr:g}), or their features are the same for all images"
             )
         if self._sorted_flops is not None:
-            hints = quantiles(self._sorted_flops, _flops(self._space, genotypes))
-            scores = (np.asarray(scores) + self.flops_weight * hints).tolist()
-        return [{self._metric: score} for score in scores]
+            scores = hinted(
+                scores, self.flops_weight, quantiles(self._sorted_flops, _flops(self._space, genotypes))
+            )
+        return [{self._metric: score} for score in scores.tolist()]
+
+    def _with_path(self, genotypes: Sequence[Genotype]) -> bool:
+        """Whether any of the networks should have a similarity above 0."""
+        connected = getattr(self._space, "is_connected", None)
+        return len(genotypes) > 0 if connected is None else bool(np.any(connected(genotypes)))
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """True accuracies per genotype, where a benchmark's table was given."""
         return self._lookup.report(genotypes)
 
-    def train_and_score(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> list[float]:
-        """Train the networks together, from `weights`; their similarities afterwards."""
+    def train_and_score(
+        self, genotypes: Sequence[Genotype], weights: dict[str, Tensor], batch: _Batch
+    ) -> list[float]:
+        """Train the networks together, from `weights` on `batch`; their similarities afterwards."""
         import torch
         import torch.nn.functional as F
 
@@ -229,11 +259,11 @@ class RMI(Evaluator):
         optimizer = torch.optim.SGD(
             population.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        labels = self._y.repeat(len(genotypes))
-        x = self._x.to(weights["stem"].dtype)
+        labels = batch.y.repeat(len(genotypes))
+        x = batch.x.to(weights["stem"].dtype)
         for _ in range(self.steps):
             taps, logits = population.features(x)
-            similarity = similarities(taps, self._grams).sum()
+            similarity = similarities(taps, batch.grams).sum()
             # The sum over networks of what each would minimise alone: their gradients do not mix.
             cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / self.batch_size
             loss = (1 - self.beta) * cross_entropy - self.beta * similarity
@@ -242,11 +272,16 @@ class RMI(Evaluator):
             optimizer.step()
         with torch.no_grad():
             taps, _ = population.features(x)
-            return similarities(taps, self._grams).nan_to_num(nan=0.0).sum(dim=0).tolist()
+            return similarities(taps, batch.grams).nan_to_num(nan=0.0).sum(dim=0).tolist()
 
 
 def _flops(space: SearchSpace, genotypes: Sequence[Genotype]) -> FloatArray:
     return np.asarray(space.static_metrics(genotypes)["flops"], dtype=np.float64)
+
+
+def hinted(scores: FloatArray, weight: float, shares: FloatArray) -> FloatArray:
+    """`rmi_flops` of similarities in 0..3 and shares of cheaper networks in 0..1, shape (n,) each."""
+    return 3.0 - (3.0 - scores) * np.exp(-weight * shares)
 
 
 def quantiles(ordered: FloatArray, values: FloatArray) -> FloatArray:

@@ -34,7 +34,11 @@ def one_after_another(rmi: RMI, genotypes: Sequence[Genotype], dtype: torch.dtyp
     """The plain way: one network, one optimiser, CKA as it is written in the paper."""
     space = rmi._candidates
     weights = initial_weights(space, rmi.seed, dtype=dtype)
-    x, y, targets = rmi._x.to(dtype), rmi._y, [gram.to(dtype) for gram in rmi._grams]
+    x, y, targets = (
+        rmi._batches[0].x.to(dtype),
+        rmi._batches[0].y,
+        [gram.to(dtype) for gram in rmi._batches[0].grams],
+    )
 
     def similarity(taps: Sequence[torch.Tensor]) -> torch.Tensor:
         total = torch.zeros((), dtype=dtype)
@@ -95,7 +99,9 @@ def test_a_population_scores_like_its_networks_alone(rmi: RMI) -> None:
     """Equal to 1e-9 in float64, cells without a path and without convolutions included."""
     genotypes = [(0,) * 6, (1,) * 6, (4,) * 6, (3,) * 6, (0, 0, 3, 0, 2, 3)]
     genotypes += NasBench201().sample(np.random.default_rng(1), 15)
-    together = rmi.train_and_score(genotypes, initial_weights(rmi._candidates, rmi.seed, dtype=torch.float64))
+    together = rmi.train_and_score(
+        genotypes, initial_weights(rmi._candidates, rmi.seed, dtype=torch.float64), rmi._batches[0]
+    )
     assert together == pytest.approx(one_after_another(rmi, genotypes, torch.float64), abs=1e-9)
     assert together[0] == 0.0
     assert all(0 <= score <= 3 for score in together)
@@ -105,7 +111,9 @@ def test_population_against_one_network_after_another(rmi: RMI, benchmark) -> No
     """The default's shape: 8x8 images, C = 8, N = 1, 20 networks, 20 steps."""
     genotypes = NasBench201().sample(np.random.default_rng(0), 20)
     weights = initial_weights(rmi._candidates, rmi.seed)
-    together = benchmark.pedantic(rmi.train_and_score, (genotypes, weights), rounds=5, warmup_rounds=1)
+    together = benchmark.pedantic(
+        rmi.train_and_score, (genotypes, weights, rmi._batches[0]), rounds=5, warmup_rounds=1
+    )
     if benchmark.enabled:
         start = time.perf_counter()
         alone = one_after_another(rmi, genotypes, torch.float32)

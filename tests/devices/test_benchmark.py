@@ -54,6 +54,26 @@ def test_the_compact_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         device("edgetpu", dataset="digits")
 
 
+def test_columns_are_those_of_the_benchmarks_own_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(
+        tmp_path / "hwnasbench_nasbench201.npz",
+        arch_ops=np.array([[0] * 6], dtype=np.int8),
+        ops=np.array(OPS),
+        cifar10_fpga_latency_ms=[2.0],
+        imagenet16_120_fpga_latency_ms=[3.0],
+    )
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    for name, benchmark, cost in (
+        ("cifar10_16x16", "cifar10", 2.0),
+        ("npz-imagenet16_120", "imagenet16", 3.0),
+    ):
+        images = SimpleNamespace(name=name, benchmark=benchmark)
+        fpga = BenchmarkDevice(NasBench201(), images, pytest.fail, device="fpga", metric="latency_ms")
+        assert fpga.evaluate([(0,) * 6]) == [{"latency_ms": cost}]
+
+
 def test_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
     with pytest.raises(

@@ -30,6 +30,7 @@ def create(folder: Path, *, warn: Any = pytest.fail, table: Path | None = None, 
         "weight_decay": 5e-4,
         "beta": 0.8,
         "flops_weight": 0,
+        "repeats": 1,
         "seed": 0,
         "group_size": 64,
         "reference": Recipe(epochs=0),
@@ -50,20 +51,32 @@ def test_similarity_of_cells_and_of_none(tmp_path: Path) -> None:
     assert all(0 < row["rmi"] <= 3 for row in rows[:3])
 
 
-def test_flops_weight_adds_the_share_of_cheaper_networks(tmp_path: Path) -> None:
+def test_flops_weight_scales_what_similarity_lacks(tmp_path: Path) -> None:
     """n 1x1 convolutions count 1, n 3x3 ones 9: nothing is below the 729 cells without convolutions (3^6 of
     15,625), one cell is at the top."""
     plain, hinted = create(tmp_path), create(tmp_path, flops_weight=2.0)
     assert hinted.metrics == {"rmi_flops": "max"}
-    added = [
-        row["rmi_flops"] - base["rmi"]
+    shares = [
+        np.log((3 - base["rmi"]) / (3 - row["rmi_flops"])) / 2
         for row, base in zip(hinted.evaluate(CELLS), plain.evaluate(CELLS), strict=True)
     ]
-    assert added[0] == pytest.approx(2 * (15624 + 0.5) / 15625)
-    assert added[1::2] == pytest.approx([2 * 729 / 2 / 15625] * 2)
     # Two 1x1 and one 3x3 cost 11: below are all with fewer than one 3x3 (4^6 = 4096), and those of one 3x3
     # with at most one 1x1 (6 * (3^5 + 5 * 3^4) = 3888); equal are 6 * C(5, 2) * 3^3 = 1620.
-    assert added[2] == pytest.approx(2 * (4096 + 3888 + 1620 / 2) / 15625)
+    assert [share * 15625 for share in shares] == pytest.approx(
+        [15624 + 0.5, 729 / 2, 4096 + 3888 + 1620 / 2, 729 / 2], abs=1e-6
+    )
+
+
+def test_repeats_are_averaged(tmp_path: Path) -> None:
+    """The reference is untrained but still drawn from `seed`, so the second repeat is not seed 1 alone."""
+    once, twice = create(tmp_path), create(tmp_path, repeats=2)
+    first, mean = once.evaluate(CELLS), twice.evaluate(CELLS)
+    twice._batches = twice._batches[1:] * 2
+    second = twice.evaluate(CELLS)
+    assert [row["rmi"] for row in mean] == pytest.approx(
+        [(a["rmi"] + b["rmi"]) / 2 for a, b in zip(first, second, strict=True)]
+    )
+    assert first != second
 
 
 def test_quantiles() -> None:
@@ -79,6 +92,7 @@ def test_version_tells_apart_whatever_changes_the_scores(tmp_path: Path) -> None
         {"flops_weight": 1.0},
         {"flops_weight": 0.5},
         {"steps": 3},
+        {"repeats": 2},
         {"lr": 0.2},
         {"beta": 0.5},
         {"seed": 1},
@@ -96,8 +110,11 @@ def test_a_population_that_diverges_is_said(tmp_path: Path) -> None:
     assert rmi.evaluate(CELLS) == [{"rmi": 0.0}] * 4
     assert len(warnings) == 1
     assert warnings[0].startswith(
-        "all 4 networks of a population have the similarity 0: their training diverged (evaluator.lr=1e+30)"
+        "all 4 new networks of a population have the similarity 0: their training diverged "
+        "(evaluator.lr=1e+30)"
     )
+    assert rmi.evaluate(CELLS[3:]) == [{"rmi": 0.0}]  # no path through the cell: nothing to warn about
+    assert len(warnings) == 1
 
 
 def test_true_accuracy_only_shows_in_the_report(tmp_path: Path) -> None:
