@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,24 @@ def mutate_operation(
     others = [op for op in choices[edge] if op != genotype[edge]]
     op = others[rng.integers(len(others))]
     return (*genotype[:edge], op, *genotype[edge + 1 :])
+
+
+def neighbours(genotype: Genotype, choices: Sequence[Sequence[int]]) -> list[Genotype]:
+    """All genotypes with another operation on one edge, or the operations of two edges exchanged.
+
+    Each once, without the genotype itself, in a fixed order; only operations that the edges allow.
+    """
+    near: dict[Genotype, None] = {}
+    for edge, ops in enumerate(choices):
+        for op in ops:
+            near[(*genotype[:edge], op, *genotype[edge + 1 :])] = None
+    for a, b in itertools.combinations(range(len(choices)), 2):
+        if genotype[b] in choices[a] and genotype[a] in choices[b]:
+            exchanged = list(genotype)
+            exchanged[a], exchanged[b] = genotype[b], genotype[a]
+            near[tuple(exchanged)] = None
+    near.pop(genotype, None)
+    return list(near)
 
 
 def cost_diversity(cost: FloatArray) -> FloatArray:
