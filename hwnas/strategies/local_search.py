@@ -28,8 +28,8 @@ class LocalSearch(Strategy):
         objectives: Quality and cost.
         seed: Seed of the generator.
         population_size: Architectures per generation.
-        num_candidates: Unknown neighbours drawn per child, of which the one whose known neighbours have the
-            best quality on average is asked for: the only guess about unknown networks. 1 guesses nothing.
+        num_candidates: Unknown neighbours drawn per child, of which the one whose two best known neighbours
+            have the best mean quality is asked for: the only guess about unknown networks. 1 guesses nothing.
 
     Raises:
         ValueError: A size below 1, or not two objectives.
@@ -103,9 +103,9 @@ class LocalSearch(Strategy):
         return self._stranger()
 
     def _guess(self, genotype: Genotype) -> float:
-        """Mean quality, as a cost, of the known neighbours: the parent is always one of them."""
+        """Mean quality, as a cost, of the two best known neighbours; there is the parent at least."""
         near = neighbours(genotype, self.space.choices)
-        return float(np.mean([self._known[other][0] for other in near if other in self._known]))
+        return float(np.mean(sorted(self._known[other][0] for other in near if other in self._known)[:2]))
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remember the trials."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,13 +62,14 @@ class Case:
         generations: int = 100_000,
         num_unique: int | None = None,
         bound: float | None = None,
+        watch: Callable[[Any, list[Trial]], None] | None = None,
         **settings: Any,
     ) -> list[Genotype]:
         """The different architectures of a run in the order of their first evaluation.
 
         A strategy named by its yaml is built with that yaml's settings, `settings` put over them. The run
         ends after `generations`, or as soon as `num_unique` different architectures are known (later ones
-        are cut off).
+        are cut off). `watch` is told the strategy and the trials of every generation.
         """
         if isinstance(strategy, str):
             config = OmegaConf.load(conf_folder() / "strategy" / f"{strategy}.yaml")
@@ -87,6 +88,8 @@ class Case:
             found.update(dict.fromkeys(trial.genotype for trial in trials))
             if num_unique is not None and len(found) >= num_unique:
                 strategy.done = True
+            if watch is not None:
+                watch(strategy, trials)
 
         search(strategy, self.evaluators, Archive(), generations, log)
         assert num_unique is None or len(found) >= num_unique

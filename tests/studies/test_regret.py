@@ -64,11 +64,11 @@ def test_one_run_for_all_limits(cases: list[Case]) -> None:
         + [[name, *(f"{np.mean(values):.0f}" for values in table[name])] for name in uniques],
     )
     for note in sorted({note for case in cases for note in case.notes}):
-        print(f"\n{note.split(':')[0]} (cifar100: accuracies of CIFAR-100, latencies of CIFAR-10 networks)")
+        print(f"cifar100: {note.split(':')[0]}")
     mean = {name: np.array([np.mean(values) for values in rows]) for name, rows in table.items()}
     assert (mean["mo_hdnas"] < mean["random"]).all()
     assert (mean["mo_hdnas"] < mean["regularized_evolution, n / 9 per limit"]).all()
-    assert (mean["local_search"] < mean["mo_hdnas"] / 2).all()
+    assert (mean["local_search"] < 0.6 * mean["mo_hdnas"]).all()
 
 
 def test_one_run_per_limit(cases: list[Case]) -> None:
