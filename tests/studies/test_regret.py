@@ -1,8 +1,8 @@
 """How far the strategies are from the best network there is, at equal numbers of different architectures.
 
 Quality is the table's validation accuracy; nobody looks at test accuracies. The regret of a run is the best
-accuracy under a limit minus the best that the run has found under it, in points, averaged over the nine decile
-limits of the device. 20 seeds; mean and 95 % confidence interval.
+accuracy under a limit minus the best that the run has found under it, in points, averaged over the nine
+decile limits of the device. 20 seeds; mean and 95 % confidence interval.
 """
 
 from __future__ import annotations
