@@ -60,7 +60,7 @@ def test_one_run_for_all_limits(cases: list[Case]) -> None:
     show(
         "Validation regret in points, mean of nine decile limits: one run serves all limits",
         ["strategy", *header],
-        [[name, *(interval(values) for values in table[name])] for name in names]
+        [[name, *(interval(values, 3) for values in table[name])] for name in names]
         + [[name, *(f"{np.mean(values):.0f}" for values in table[name])] for name in uniques],
     )
     for note in sorted({note for case in cases for note in case.notes}):
@@ -95,7 +95,7 @@ def test_one_run_per_limit(cases: list[Case]) -> None:
     show(
         "Validation regret in points, mean of nine decile limits: a run per limit",
         ["strategy", *(case.name for case in cases)],
-        [[name, *(interval(v) for v in rows)] for name, rows in table.items() if name != "unique"]
+        [[name, *(interval(v, 3) for v in rows)] for name, rows in table.items() if name != "unique"]
         + [["unique per run", *(f"{np.mean(values):.0f}" for values in table["unique"])]],
     )
     mean = {name: np.array([np.mean(values) for values in rows]) for name, rows in table.items()}
