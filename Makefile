@@ -8,7 +8,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help search test test-full bench format check clean
+.PHONY: help search test test-full bench study format check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test-full: $(VENV)/.installed-dev  ## the tests and the slow ones
 bench: $(VENV)/.installed-dev  ## measure the speed figures that README quotes
 	@OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \
 		$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
+
+study: $(VENV)/.installed-dev  ## measure the strategies against the exact truth of benchmark tables (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -m slow -s $(ARGS)
 
 format: $(VENV)/.installed-dev  ## format the code and mend what can be mended
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

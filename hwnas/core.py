@@ -300,6 +300,23 @@ class SearchSpace(ABC):
         op = others[rng.integers(len(others))]
         return (*genotype[:edge], op, *genotype[edge + 1 :])
 
+    def neighbours(self, genotype: Genotype) -> list[Genotype]:
+        """All genotypes with another operation on one edge, or the operations of two edges exchanged.
+
+        Each once, without the genotype itself, in a fixed order; only operations that the edges allow.
+        """
+        near: dict[Genotype, None] = {}
+        for edge, ops in enumerate(self.choices):
+            for op in ops:
+                near[(*genotype[:edge], op, *genotype[edge + 1 :])] = None
+        for a, b in itertools.combinations(range(len(self.choices)), 2):
+            if genotype[b] in self.choices[a] and genotype[a] in self.choices[b]:
+                exchanged = list(genotype)
+                exchanged[a], exchanged[b] = genotype[b], genotype[a]
+                near[tuple(exchanged)] = None
+        near.pop(genotype, None)
+        return list(near)
+
     def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
         """`flops` (multiply-adds) and `params` per genotype where the space knows them in closed form."""
         return {}

@@ -24,7 +24,7 @@ NAMES = {
     "flops": "multiply-adds",
     "params": "parameters",
 }
-SUFFIXES = {"ms": "ms", "mj": "mJ"}
+SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 NUM_COLOURS = 8

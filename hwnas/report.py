@@ -40,8 +40,19 @@ from hwnas.core import (
     unique,
     violations,
 )
-from hwnas.drawing import NODE_RADIUS, Drawing, LineChart, drawing, line_chart, quantity, scatter, text
+from hwnas.drawing import (
+    NODE_RADIUS,
+    SUFFIXES,
+    Drawing,
+    LineChart,
+    drawing,
+    line_chart,
+    quantity,
+    scatter,
+    text,
+)
 from hwnas.store import Hypervolume, metrics_from_json, read_archive, to_json
+from hwnas.strategies.evolution import cost_diversity
 
 MAX_DOMINATED = 3000
 NUM_SHADES = 8
@@ -370,7 +381,7 @@ def _points(
 
 
 def _generations(run: Run) -> list[LineChart]:
-    """Line charts over generations: hypervolume, and the population's mean of each objective."""
+    """Line charts over generations: hypervolume, the population's mean objectives and its cost diversity."""
     groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
     hypervolume = Hypervolume(run.objectives)
     curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
@@ -390,7 +401,28 @@ def _generations(run: Run) -> list[LineChart]:
             generations = [group[0].generation for group in groups]
             name = f"mean {quantity(objective.metric).name}"
             charts.append(line_chart(name, objective.metric, "generation", generations, means))
-    return charts
+    diversity = _diversity(run, groups)
+    return charts if diversity is None else [*charts, diversity]
+
+
+def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
+    """The mean cost diversity of the architectures asked for together, in squared units of the cost.
+
+    Source: chibar of MO-HDNAS, eq. 4. None where the cost has no unit, or nothing is supported.
+    """
+    stem, _, unit = run.objectives[1].metric.rpartition("_")
+    if unit not in SUFFIXES:
+        return None
+    means = []
+    for group in groups:
+        cost = costs(group, run.objectives)[:, 1]
+        known = cost[np.isfinite(cost)]
+        means.append(float(cost_diversity(known).mean()) if len(known) else math.inf)
+    if not any(map(math.isfinite, means)):
+        return None
+    metric = f"{stem}_diversity_{unit}2"
+    generations = [group[0].generation for group in groups]
+    return line_chart(quantity(metric).name, metric, "generation", generations, means)
 
 
 def _truth(run: Run) -> str:

@@ -589,3 +589,22 @@ def test_networks_of_the_front_show_what_only_reports_know(tmp_path):
     (folder / "pareto.csv").write_text("arch,genotype,test_acc\naaaa,0 0 0 0,much\n")
     with pytest.raises(ValueError, match=r"pareto\.csv is corrupt"):
         write_report(folder)
+
+
+def test_cost_diversity_per_generation(tmp_path):
+    """Latencies 1 and 2: each is 1 ms² from the other; 6 and 5 too; one alone has none."""
+    folder = make_run(
+        tmp_path / "run", [*TRIALS[:4], (2, [1, 1, 0, 0], 0.8, 2.0), (3, [0, 1, 0, 0], 0.7, 4.0)]
+    )
+    with (folder / "archive.jsonl").open("a") as file:  # 4, 7 and an unsupported one: 9 ms² each
+        for genotype, cost in (([0, 2, 0, 0], 7.0), ([0, 3, 0, 0], None)):
+            metrics = {"val_acc": 0.7, "latency_ms": cost}
+            file.write(json.dumps({"generation": 3, "genotype": genotype, "metrics": metrics}) + "\n")
+    shown = page(folder)
+    assert "latency diversity 9.000 ms²" in shown.text
+    assert "latency diversity by generation, 9.000 ms² in the end" in shown.source
+
+
+def test_no_cost_diversity_where_nothing_is_supported(tmp_path):
+    unsupported = [(g, genotype, quality, None) for g, genotype, quality, _ in TRIALS]
+    assert "latency diversity" not in page(make_run(tmp_path / "run", unsupported)).text

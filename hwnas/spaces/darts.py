@@ -312,6 +312,27 @@ class Darts(SearchSpace):
             child[edge] = NONE
         return tuple(child)
 
+    def neighbours(self, genotype: Genotype) -> list[Genotype]:
+        """All genotypes with another operation on a kept edge, or another input of a node.
+
+        A new input comes with every operation that its edge allows.
+        """
+        near: dict[Genotype, None] = {}
+        for edges in NODES:
+            for edge in edges:
+                if genotype[edge] == NONE:
+                    continue
+                places = [edge, *(other for other in edges if genotype[other] == NONE)]
+                for place in places:
+                    for op in self.choices[place]:
+                        if op != NONE:
+                            child = list(genotype)
+                            child[edge] = NONE
+                            child[place] = op
+                            near[tuple(child)] = None
+        near.pop(genotype, None)
+        return list(near)
+
     def to_str(self, genotype: Genotype) -> str:
         """DARTS' text, "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), ...)".
 

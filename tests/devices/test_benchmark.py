@@ -62,7 +62,7 @@ def test_columns_are_those_of_the_benchmarks_own_data_set(
         arch_ops=np.array([[0] * 6], dtype=np.int8),
         ops=np.array(OPS),
         cifar10_fpga_latency_ms=[2.0],
-        imagenet16_120_fpga_latency_ms=[3.0],
+        imagenet16_fpga_latency_ms=[3.0],
     )
     monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
     for name, benchmark, cost in (
@@ -70,7 +70,7 @@ def test_columns_are_those_of_the_benchmarks_own_data_set(
         ("npz-imagenet16_120", "imagenet16", 3.0),
     ):
         images = SimpleNamespace(name=name, benchmark=benchmark)
-        fpga = BenchmarkDevice(NasBench201(), images, pytest.fail, device="fpga", metric="latency_ms")
+        fpga = benchmark_device(NasBench201(), images, pytest.fail, device="fpga", metric="latency_ms")
         assert fpga.evaluate([(0,) * 6]) == [{"latency_ms": cost}]
 
 

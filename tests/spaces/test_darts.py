@@ -573,3 +573,15 @@ def test_every_strategy_searches_the_space(path: Path, restricted: bool) -> None
         strategy.tell(trials)
     assert strategy.result()
     assert all(space.check(trial.genotype) for trial in strategy.result())
+
+
+def test_neighbours_are_valid_and_symmetric() -> None:
+    """From two inputs per node: 16 kept edges with 6 other operations, and every unused input with 7."""
+    space = Darts(4, 3)
+    (genotype,) = space.sample(np.random.default_rng(0), 1)
+    near = space.neighbours(genotype)
+    # A node of n inputs has n - 2 unused ones, each in the place of either kept one: 2 * (0 + 2 + 4 + 6) * 7.
+    assert len(near) == len(set(near)) == 16 * 6 + 2 * (0 + 2 + 4 + 6) * 7
+    assert genotype not in near
+    assert [space.check(other) for other in near] == near
+    assert all(genotype in space.neighbours(other) for other in near[::20])

@@ -117,3 +117,11 @@ def test_mutation_is_uniform_over_edges_and_other_operations() -> None:
         [0.25, 0.25, 0.5], abs=0.04
     )
     assert Toy(2, 2, choices=[(0,), (1,)]).mutate((0, 1), rng) == (0, 1)
+
+
+def test_neighbours_by_hand() -> None:
+    space = Toy(3, 3).restrict([(0, 1, 2), (0, 1), (2,)])
+    # Edge 0 may become 1 or 2, edge 1 may become 0; only edges 0 and 1 can exchange.
+    assert space.neighbours((0, 1, 2)) == [(1, 1, 2), (2, 1, 2), (0, 0, 2), (1, 0, 2)]
+    assert space.neighbours((1, 1, 2)) == [(0, 1, 2), (2, 1, 2), (1, 0, 2)]  # equals: no exchange
+    assert Toy(2, 3).restrict([(0,), (0,)]).neighbours((0, 0)) == []

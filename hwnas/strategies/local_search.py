@@ -1,0 +1,121 @@
+"""Local search along the front: the baseline that needs the fewest evaluations. Ours, not a paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial, costs, front, whole_number
+from hwnas.strategies.evolution import check_told
+
+NUM_TRIES = 100
+"""Draws in search of an architecture that was not asked for before; then a repetition is accepted."""
+
+
+class LocalSearch(Strategy):
+    """Ask for unknown neighbours of the best known network under a bound, for bounds all over the costs.
+
+    After a uniform first population every generation spreads its children over the costs seen so far: child i
+    of n draws a bound between their quantiles i/n and (i+1)/n. Its parent is the network of the best quality
+    among those within the bound that still has a neighbour nobody asked for, and the child is one of these
+    (`SearchSpace.neighbours`: another operation on one edge, or two edges' operations exchanged, which changes
+    the quality but hardly the cost). No architecture is asked for twice while there are others. One
+    run serves every limit, as the front of MO-HDNAS does.
+
+    Args:
+        space: Search space.
+        objectives: Quality and cost.
+        seed: Seed of the generator.
+        population_size: Architectures per generation.
+        num_candidates: Unknown neighbours drawn per child, of which the one whose two best known neighbours
+            have the best mean quality is asked for: the only guess about unknown networks. 1 guesses nothing.
+
+    Raises:
+        ValueError: A size below 1, or not two objectives.
+
+    Source: this project. Local search on one objective is a known strong baseline on NAS-Bench-201 (White et
+    al., Exploring the Loss Landscape in Neural Architecture Search, UAI 2021, arXiv 2005.02960).
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        seed: int,
+        *,
+        population_size: int,
+        num_candidates: int,
+    ) -> None:
+        if len(objectives) != 2:
+            raise ValueError(f"local_search needs a quality and a cost, not {[o.metric for o in objectives]}")
+        self.space = space
+        self.objectives = objectives
+        self.population_size = whole_number("strategy.population_size", population_size)
+        self.num_candidates = whole_number("strategy.num_candidates", num_candidates)
+        self._rng = np.random.default_rng(seed)
+        self._asked: list[Genotype] = []
+        self._seen: set[Genotype] = set()  # asked for, now or before
+        self._exhausted: set[Genotype] = set()  # all neighbours are in _seen
+        self._trials: list[Trial] = []
+        self._known: dict[Genotype, tuple[float, float]] = {}  # supported networks: both objectives as costs
+
+    def ask(self) -> list[Genotype]:
+        """The random first population, then unknown neighbours of the best under each bound."""
+        self._asked = []
+        if self._known:
+            F = np.array(list(self._known.values()))
+            order = np.lexsort(F.T[::-1])
+            ranked = [list(self._known)[row] for row in order]
+            shares = (np.arange(self.population_size) + self._rng.random(self.population_size)) / (
+                self.population_size
+            )
+            for bound in np.quantile(F[:, 1], shares):
+                within = [ranked[place] for place in np.flatnonzero(F[order, 1] <= bound)]
+                self._add(self._child(within))
+        while len(self._asked) < self.population_size:
+            self._add(self._stranger())
+        return list(self._asked)
+
+    def _add(self, genotype: Genotype) -> None:
+        self._asked.append(genotype)
+        self._seen.add(genotype)
+
+    def _stranger(self) -> Genotype:
+        """A uniform architecture, unknown if one turns up."""
+        for genotype in self.space.sample(self._rng, NUM_TRIES):
+            if genotype not in self._seen:
+                return genotype
+        return self.space.sample(self._rng, 1)[0]
+
+    def _child(self, within: Sequence[Genotype]) -> Genotype:
+        """An unknown neighbour of the first network that has one."""
+        for parent in within:
+            if parent in self._exhausted:
+                continue
+            unknown = [near for near in self.space.neighbours(parent) if near not in self._seen]
+            if not unknown:
+                self._exhausted.add(parent)
+                continue
+            num = min(self.num_candidates, len(unknown))
+            drawn = [unknown[i] for i in self._rng.choice(len(unknown), size=num, replace=False)]
+            return drawn[0] if num == 1 else min(drawn, key=self._guess)
+        return self._stranger()
+
+    def _guess(self, genotype: Genotype) -> float:
+        """Mean quality, as a cost, of the two best known neighbours; there is the parent at least."""
+        near = self.space.neighbours(genotype)
+        return float(np.mean(sorted(self._known[other][0] for other in near if other in self._known)[:2]))
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Remember the trials."""
+        check_told(trials, len(self._asked))
+        F = costs(trials, self.objectives)
+        for trial, (quality, cost) in zip(trials, F.tolist(), strict=True):
+            if np.isfinite([quality, cost]).all():
+                self._known[trial.genotype] = quality, cost
+        self._trials.extend(trials)
+
+    def result(self) -> list[Trial]:
+        """The non-dominated trials of the whole run."""
+        return front(self._trials, self.objectives)

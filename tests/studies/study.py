@@ -1,0 +1,120 @@
+"""Benchmark cases with their exact answers, and runs on them that cost milliseconds; `make study` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from hwnas.config import build, conf_folder
+from hwnas.core import Genotype, Limit, Objective, Strategy, Trial
+from hwnas.devices.benchmark import benchmark_device
+from hwnas.evaluators.table import Table
+from hwnas.search import search
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.store import Archive
+
+OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
+SPACE = NasBench201(image_shape=(3, 32, 32))
+
+
+class Case:
+    """A data set on a device: quality is the table's validation accuracy; limits are the nine deciles."""
+
+    def __init__(self, dataset: str, device: str) -> None:
+        self.notes: list[str] = []
+        self.name = f"{dataset} {device}"
+        self.evaluators = [
+            Table(
+                SPACE,
+                path="nasbench201.npz",
+                metric="val_acc",
+                column=f"{dataset}_valid_200",
+                goal="max",
+                scale=0.01,
+                test_column=None,
+            ),
+            benchmark_device(
+                SPACE,
+                SimpleNamespace(name=dataset),
+                self.notes.append,
+                device=device,
+                metric="latency_ms",
+            ),
+        ]
+        genotypes = SPACE.all()
+        quality, cost = (evaluator.evaluate(genotypes) for evaluator in self.evaluators)
+        points = 100 * np.array([row["val_acc"] for row in quality])
+        latency = np.array([row["latency_ms"] for row in cost])
+        self.points = dict(zip(genotypes, points.tolist(), strict=True))
+        self.latency = dict(zip(genotypes, latency.tolist(), strict=True))
+        self.bounds = np.quantile(latency[np.isfinite(latency)], np.arange(1, 10) / 10)
+        self.best = np.array([points[latency <= bound].max() for bound in self.bounds])
+
+    def run(
+        self,
+        strategy: Strategy | str,
+        seed: int = 0,
+        *,
+        generations: int = 100_000,
+        num_unique: int | None = None,
+        bound: float | None = None,
+        watch: Callable[[Any, list[Trial]], None] | None = None,
+        **settings: Any,
+    ) -> list[Genotype]:
+        """The different architectures of a run in the order of their first evaluation.
+
+        A strategy named by its yaml is built with that yaml's settings, `settings` put over them. The run
+        ends after `generations`, or as soon as `num_unique` different architectures are known (later ones
+        are cut off). `watch` is told the strategy and the trials of every generation.
+        """
+        if isinstance(strategy, str):
+            config = OmegaConf.load(conf_folder() / "strategy" / f"{strategy}.yaml")
+            limits = () if bound is None else (Limit("latency_ms", bound),)
+            strategy = build(
+                OmegaConf.merge(config, settings),
+                space=SPACE,
+                objectives=OBJECTIVES,
+                limits=limits,
+                seed=seed,
+            )
+        assert isinstance(strategy, Strategy)
+        found: dict[Genotype, None] = {}
+
+        def log(generation: int, trials: list[Trial], replayed: bool) -> None:
+            found.update(dict.fromkeys(trial.genotype for trial in trials))
+            if num_unique is not None and len(found) >= num_unique:
+                strategy.done = True
+            if watch is not None:
+                watch(strategy, trials)
+
+        search(strategy, self.evaluators, Archive(), generations, log)
+        assert num_unique is None or len(found) >= num_unique
+        return list(found)[:num_unique]
+
+    def regrets(self, genotypes: Sequence[Genotype]) -> np.ndarray:
+        """Points of validation accuracy to the best network under each decile limit, shape (9,).
+
+        A search that knows no network under a limit is counted as guessing (the accuracy of chance is at
+        most 10 %).
+        """
+        points = np.array([self.points[genotype] for genotype in genotypes])
+        latency = np.array([self.latency[genotype] for genotype in genotypes])
+        found = [points[latency <= bound].max(initial=10.0) for bound in self.bounds]
+        return self.best - np.array(found)
+
+
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and half the width of its 95 % confidence interval (normal)."""
+    half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a markdown table."""
+    print(f"\n{title}\n")
+    for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows):
+        print(f"| {' | '.join(row)} |")
