@@ -19,8 +19,8 @@ class LocalSearch(Strategy):
     After a uniform first population every generation spreads its children over the costs seen so far: child i
     of n draws a bound between their quantiles i/n and (i+1)/n. Its parent is the network of the best quality
     among those within the bound that still has a neighbour nobody asked for, and the child is one of these
-    (`SearchSpace.neighbours`: another operation on one edge, or two edges' operations exchanged, which changes
-    the quality but hardly the cost). No architecture is asked for twice while there are others. One
+    (`SearchSpace.neighbours`: another operation on one edge, or two edges' operations exchanged, which
+    changes the quality but hardly the cost). No architecture is asked for twice while there are others. One
     run serves every limit, as the front of MO-HDNAS does.
 
     Args:
