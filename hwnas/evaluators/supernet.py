@@ -198,6 +198,7 @@ class Supernet(Evaluator):
         self._links: list[_Link] = []
         self._at = -1  # the link that the weights in memory have reached
         self._weights: SharedWeights | None = None
+        self._looked = False  # for checkpoints in the run's folder
 
     @property
     def stationary(self) -> bool:
@@ -282,7 +283,7 @@ class Supernet(Evaluator):
             first = max([first, *(i for i, link in enumerate(links) if link.population is None)])
         start, epochs = self._resume(first)
         for index in range(start, len(links)):
-            path, shared = self._path(index), self._shared(index)
+            path, shared = self._path(index), self._shared(index) and links[index].num_epochs > 0
             with _locked(path, self._announce) if shared else contextlib.nullcontext():
                 if shared and epochs < links[index].num_epochs:
                     epochs = self._restore(index, path) or epochs  # another run may have been faster
@@ -294,8 +295,9 @@ class Supernet(Evaluator):
     def _resume(self, first: int) -> tuple[int, int]:
         """The latest link from `first` on that a checkpoint has reached, and the epochs of it done."""
         own = [self._own_path, self._own_path.with_suffix(".previous.pt")]
-        paths = own if self._weights is None else []  # later on, those in memory are ahead
+        paths = [] if self._looked else own  # later on, the weights in memory are ahead of them
         for index in reversed(range(first, len(self._links))):
+            self._looked |= not self._shared(index)
             for path in [self._path(index)] if self._shared(index) else paths:
                 epochs = self._restore(index, path)
                 if epochs:
