@@ -240,7 +240,7 @@ class Supernet(Evaluator):
             self._root = _hash(
                 WEIGHTS_VERSION,
                 [space.name, self.channels, self.num_cells, space.image_shape, space.num_classes],
-                [self.affine, self.track_running_stats, self.inherit, self.seed, self.num_epochs],
+                [self.affine, self.track_running_stats, self.seed, self.num_epochs],
                 [asdict(self.training), self.decoding if self.training.sampling == "population" else ""],
                 [data.fingerprint(), data.valid_fraction, data.crop, data.flip, data.cutout],
                 "cuda" if torch.cuda.is_available() else "cpu",
@@ -251,9 +251,6 @@ class Supernet(Evaluator):
         """Train what is to be trained; the accuracy per genotype, each alone."""
         self._train()
         assert self._weights is not None
-        num = len(self._dataset.split("valid")[0])
-        if self.num_valid is not None and self.num_valid > num:
-            raise ValueError(f"evaluator.num_valid {self.num_valid} is more than the {num} validation images")
         train = self.valid_transform == "train"
         with self._within_memory("evaluation", "valid_batch_size"):
             accuracies = self._weights.accuracies(
