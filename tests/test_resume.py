@@ -196,6 +196,8 @@ def test_a_supernet_in_training_is_killed_again_and_again(tmp_path: Path) -> Non
     assert not (checkpoints / "checkpoint.pt").exists()
     search(tmp_path, "resume=run")
     assert outcome(tmp_path / "run") == expected
+    log = (tmp_path / "run" / "search.log").read_text()
+    assert log.count("supernet after 2 epochs from") == 3  # what was trained is not trained again
 
 
 @pytest.mark.slow

@@ -198,6 +198,7 @@ class Supernet(Evaluator):
         self._links: list[_Link] = []
         self._at = -1  # the link that the weights in memory have reached
         self._weights: SharedWeights | None = None
+        self._looked = False  # for checkpoints in the run's folder
 
     @property
     def stationary(self) -> bool:
@@ -239,7 +240,7 @@ class Supernet(Evaluator):
             self._root = _hash(
                 WEIGHTS_VERSION,
                 [space.name, self.channels, self.num_cells, space.image_shape, space.num_classes],
-                [self.affine, self.track_running_stats, self.inherit, self.seed, self.num_epochs],
+                [self.affine, self.track_running_stats, self.seed, self.num_epochs],
                 [asdict(self.training), self.decoding if self.training.sampling == "population" else ""],
                 [data.fingerprint(), data.valid_fraction, data.crop, data.flip, data.cutout],
                 "cuda" if torch.cuda.is_available() else "cpu",
@@ -250,9 +251,6 @@ class Supernet(Evaluator):
         """Train what is to be trained; the accuracy per genotype, each alone."""
         self._train()
         assert self._weights is not None
-        num = len(self._dataset.split("valid")[0])
-        if self.num_valid is not None and self.num_valid > num:
-            raise ValueError(f"evaluator.num_valid {self.num_valid} is more than the {num} validation images")
         train = self.valid_transform == "train"
         with self._within_memory("evaluation", "valid_batch_size"):
             accuracies = self._weights.accuracies(
@@ -282,7 +280,7 @@ class Supernet(Evaluator):
             first = max([first, *(i for i, link in enumerate(links) if link.population is None)])
         start, epochs = self._resume(first)
         for index in range(start, len(links)):
-            path, shared = self._path(index), self._shared(index)
+            path, shared = self._path(index), self._shared(index) and links[index].num_epochs > 0
             with _locked(path, self._announce) if shared else contextlib.nullcontext():
                 if shared and epochs < links[index].num_epochs:
                     epochs = self._restore(index, path) or epochs  # another run may have been faster
@@ -294,8 +292,9 @@ class Supernet(Evaluator):
     def _resume(self, first: int) -> tuple[int, int]:
         """The latest link from `first` on that a checkpoint has reached, and the epochs of it done."""
         own = [self._own_path, self._own_path.with_suffix(".previous.pt")]
-        paths = own if self._weights is None else []  # later on, those in memory are ahead
+        paths = [] if self._looked else own  # later on, the weights in memory are ahead of them
         for index in reversed(range(first, len(self._links))):
+            self._looked |= not self._shared(index)
             for path in [self._path(index)] if self._shared(index) else paths:
                 epochs = self._restore(index, path)
                 if epochs:

@@ -136,6 +136,7 @@ class SharedWeights:
                 f"evaluator.training.batch_size {recipe.batch_size} is more than the {len(x)} training images"
             )
         self._batches = Batches(x, y, dataset, batch_size=recipe.batch_size, seed=seed)
+        self._resident: tuple[Any, list[tuple[Tensor, Tensor]]] | None = None
 
     def _normalised(self, x_BCHW: Tensor) -> Tensor:
         return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
@@ -216,12 +217,11 @@ class SharedWeights:
             transform_seed: Seed of the training augmentation, drawn once for all architectures; None: none.
             batch_statistics: Whether BatchNorm uses the batch's statistics, not the running ones.
             decoding: "soft" or "hard".
+
+        Raises:
+            ValueError: Fewer validation images than `num_images`.
         """
-        x, y = self._dataset.split("valid")
-        x, y = x[:num_images].to(self.device), y[:num_images].to(self.device)
-        if transform_seed is not None:
-            x = augment(x, self._dataset, torch.Generator().manual_seed(transform_seed))
-        batches = [(self._normalised(part), labels) for part, labels in _parts(x, y, batch_size)]
+        batches = self._validation(num_images, batch_size, transform_seed)
         self.supernet.eval()
         right = torch.zeros(len(genotypes), dtype=torch.long, device=self.device)
         for row, weights in enumerate(mixing_weights(self.space, genotypes, decoding)):
@@ -230,7 +230,26 @@ class SharedWeights:
             )
             for images, labels in batches:
                 right[row] += (logits(images).argmax(1) == labels).sum()
-        return [count / len(y) for count in right.tolist()]
+        num = sum(len(labels) for _, labels in batches)
+        return [count / num for count in right.tolist()]
+
+    def _validation(
+        self, num_images: int | None, batch_size: int, transform_seed: int | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Batches of normalised validation images and their labels; they stay on the device."""
+        wanted = (num_images, batch_size, transform_seed)
+        if self._resident is None or self._resident[0] != wanted:
+            x, y = self._dataset.split("valid")
+            if num_images is not None and num_images > len(x):
+                raise ValueError(
+                    f"evaluator.num_valid {num_images} is more than the {len(x)} validation images"
+                )
+            x, y = x[:num_images].to(self.device), y[:num_images].to(self.device)
+            if transform_seed is not None:
+                x = augment(x, self._dataset, torch.Generator().manual_seed(transform_seed))
+            parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+            self._resident = wanted, [(self._normalised(part), labels) for part, labels in parts]
+        return self._resident[1]
 
     def state(self) -> dict[str, Any]:
         """Weights, buffers and momenta, on the CPU."""
@@ -252,10 +271,6 @@ class SharedWeights:
         stored = self.optimizer.state_dict()
         stored["state"] = {index: {"momentum_buffer": tensor} for index, tensor in state["momenta"].items()}
         self.optimizer.load_state_dict(stored)
-
-
-def _parts(x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(x.split(batch_size), y.split(batch_size), strict=True)
 
 
 @contextmanager

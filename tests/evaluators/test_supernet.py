@@ -114,6 +114,7 @@ def test_a_run_goes_on_from_its_checkpoints(folders: Folders, lost: str) -> None
         path.write_bytes(path.read_bytes()[:-1000]) if "damaged" in lost else path.unlink()
 
     resumed = folders.evaluator(*EVERY_GENERATION)
+    resumed.prepare(SPACE, [])
     versions = [resumed.prepare(SPACE, population) for population in POPULATIONS]
     assert (versions[3], resumed.evaluate(POPULATIONS[3])) == expected[3]
     epochs = {"nothing": 3, "last": 2, "damaged last": 2}.get(lost)
@@ -127,6 +128,7 @@ def test_a_checkpoint_ahead_of_the_journal_is_used(folders: Folders) -> None:
     first = folders.evaluator(*EVERY_GENERATION)
     expected = [answers(first, population) for population in POPULATIONS[:3]]
     resumed = folders.evaluator(*EVERY_GENERATION)
+    resumed.prepare(SPACE, [])
     for population in POPULATIONS[:2]:
         resumed.prepare(SPACE, population)
     assert answers(resumed, POPULATIONS[2]) == expected[2]
