@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
 from hwnas.data.images import Images
-from hwnas.evaluators.table import Table
+from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import SupernetRecipe
 
 if TYPE_CHECKING:
@@ -88,12 +88,11 @@ class Supernet(Evaluator):
             architectures of a version.
         eval_mode: "running": BatchNorm uses its running statistics where it has them; "batch": the batch's.
         seed: Seed of initialisation, batches, augmentation and sampling; not the run's, so that runs share.
-        table: A benchmark table for reports: true accuracies of what was found; None: none.
-        table_dataset: Name of the data set in the table's columns.
+        lookup: True accuracies, for reports.
 
     Raises:
-        ValueError: A value out of range, settings under which nothing is ever trained, a space without a
-            supernet, or a table of another space.
+        ValueError: A value out of range, settings under which nothing is ever trained, or a space without a
+            supernet.
 
     Source: EvNAS (arXiv 2012.12540), CMANAS (2107.07266), NEvoNAS (2204.00188), pEvoNAS (2203.01559) and
     their authors' code.
@@ -123,8 +122,7 @@ class Supernet(Evaluator):
         valid_transform: str,
         eval_mode: str,
         seed: int,
-        table: str | None,
-        table_dataset: str,
+        lookup: Lookup,
     ) -> None:
         if not hasattr(space, "supernet"):
             raise ValueError(f"evaluator=supernet: the {space.name} space has no supernet")
@@ -132,6 +130,8 @@ class Supernet(Evaluator):
             raise ValueError("evaluator=supernet needs images; choose a dataset")
         if not isinstance(training, SupernetRecipe):
             raise ValueError(f"evaluator.training must be a recipe of training, not {training!r}")
+        if not isinstance(lookup, Lookup):
+            raise ValueError(f"evaluator.lookup must be true accuracies of a benchmark, not {lookup!r}")
         chosen = {"decoding": decoding, "valid_transform": valid_transform, "eval_mode": eval_mode}
         for name, value in chosen.items():
             if value not in OPTIONS[name]:
@@ -177,17 +177,7 @@ class Supernet(Evaluator):
             dataset.cutout = whole_number("evaluator.cutout", cutout, least=0)
         self._dataset = dataset
         self._store_dir, self._folder, self._announce = store_dir, folder, announce
-        self._table = None
-        if table is not None:
-            self._table = Table(
-                space,
-                path=table,
-                metric="table_val_acc",
-                column=f"{table_dataset}_valid_200",
-                goal="max",
-                scale=0.01,
-                test_column=f"{table_dataset}_test_200",
-            )
+        self._lookup = lookup
         hard = training.sampling == "single_path" or decoding == "hard"
         if hard and eval_mode == "running" and track_running_stats:
             announce(
@@ -264,11 +254,8 @@ class Supernet(Evaluator):
         return [{"val_acc": accuracy} for accuracy in accuracies]
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """`table_val_acc` and `test_acc` of networks trained alone, where a table knows them."""
-        if self._table is None:
-            return [{} for _ in genotypes]
-        values, tests = self._table.evaluate(genotypes), self._table.report(genotypes)
-        return [{**value, **test} for value, test in zip(values, tests, strict=True)]
+        """True accuracies per genotype, of networks trained alone, where a benchmark's table was given."""
+        return self._lookup.report(genotypes)
 
     def _train(self) -> None:
         """Bring the weights in memory to the last link: from a checkpoint, by training, or both."""

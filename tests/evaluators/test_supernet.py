@@ -270,7 +270,7 @@ def test_foreign_checkpoints_are_refused(folders: Folders) -> None:
 
 
 def test_true_accuracies_are_for_reports(folders: Folders, table_path: Path) -> None:
-    evaluator = folders.evaluator("table=nasbench201.npz")
+    evaluator = folders.evaluator("lookup.path=nasbench201.npz")
     best = SPACE.from_str(
         "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
     )
@@ -279,7 +279,7 @@ def test_true_accuracies_are_for_reports(folders: Folders, table_path: Path) -> 
     assert set(answers(evaluator, [best])[1][0]) == {"val_acc"}
     assert folders.evaluator().report([best]) == [{}]
     with pytest.raises(ValueError, match="no column 'mnist_valid_200'"):
-        folders.evaluator("table=nasbench201.npz", "table_dataset=mnist")
+        folders.evaluator("lookup.path=nasbench201.npz", "lookup.val_column=mnist_valid_200")
 
 
 @pytest.mark.parametrize(
