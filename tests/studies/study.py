@@ -118,3 +118,17 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     print(f"\n{title}\n")
     for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows):
         print(f"| {' | '.join(row)} |")
+
+
+def kendall(score: np.ndarray, truth: np.ndarray, num_resamples: int = 500) -> tuple[str, str]:
+    """Kendall's tau over all rows, and over the better half, with 95 % bootstrap intervals over rows."""
+    from scipy.stats import kendalltau
+
+    rng = np.random.default_rng(0)
+    better = np.flatnonzero(truth >= np.median(truth))
+    shown = []
+    for rows in (np.arange(len(truth)), better):
+        resampled = rng.choice(rows, size=(num_resamples, len(rows)))
+        low, high = np.quantile([kendalltau(score[r], truth[r])[0] for r in resampled], [0.025, 0.975])
+        shown.append(f"{kendalltau(score[rows], truth[rows])[0]:.2f} [{low:.2f}, {high:.2f}]")
+    return shown[0], shown[1]

@@ -1,0 +1,90 @@
+"""How well small supernets rank cells of NAS-Bench-201, beside multiply-adds: printed as tables.
+
+    pytest tests/studies/test_supernet_ranking.py -m slow -s
+
+200 random connected cells, the validation accuracy that a supernet of C = 8, N = 1 on CIFAR-10 averaged to
+16x16 gives them, against the benchmark's after 200 epochs. Kendall's tau over all cells and over the better
+half. Needs HWNAS_DATA with nasbench201.npz and cifar10_16x16.npz; about half an hour on one core.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from study import kendall, show
+
+from hwnas.config import build, conf_folder, data_folder
+from hwnas.core import Genotype
+from hwnas.evaluators.table import by_genotype
+from hwnas.spaces.nasbench201 import NasBench201
+
+pytestmark = pytest.mark.slow
+
+SEED = 77
+NUM_CELLS = 200
+
+PUBLISHED = (
+    "evaluator.training.sampling=random_alpha",
+    "evaluator.decoding=soft",
+    "evaluator.eval_mode=running",
+)
+SINGLE = ("evaluator.training.sampling=single_path", "evaluator.decoding=hard", "evaluator.eval_mode=batch")
+ROWS = {
+    "random alphas, soft, running statistics (CMANAS), 10 epochs": (*PUBLISHED, "evaluator.warmup_epochs=10"),
+    "single path, hard, batch statistics, 10 epochs": (*SINGLE, "evaluator.warmup_epochs=10"),
+    "single path, hard, batch statistics, 40 epochs": (*SINGLE, "evaluator.warmup_epochs=40"),
+    "the same, lr 0.1": (*SINGLE, "evaluator.warmup_epochs=40", "evaluator.training.lr=0.1"),
+}
+"""Settings over conf/evaluator/supernet.yaml; of all, 5,000 validation images."""
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Genotype]:
+    for name in ("nasbench201.npz", "cifar10_16x16.npz"):
+        if not (data_folder() / name).is_file():
+            pytest.skip(f"{name} is missing; HWNAS_DATA names the folder that has it")
+    space = NasBench201()
+    sampled = dict.fromkeys(space.sample(np.random.default_rng(SEED), 2 * NUM_CELLS))
+    return [cell for cell in sampled if space.is_connected([cell])[0]][:NUM_CELLS]
+
+
+def test_supernets_rank_cells(cells: list[Genotype], tmp_path: Path) -> None:
+    values = by_genotype(NasBench201(), "nasbench201.npz", ["cifar10_valid_200"])["cifar10_valid_200"]
+    truth = np.array([values[cell] for cell in cells])
+    flops = NasBench201().static_metrics(cells)["flops"]
+    rows = [["multiply-adds", "0", *kendall(flops, truth)]]
+    found = {}
+    for name, settings in ROWS.items():
+        begin = time.process_time()
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            cfg = compose("search", ["dataset=cifar10_16x16", "evaluator=supernet", *settings])
+        dataset = build(cfg.dataset)
+        space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+        evaluator = build(
+            cfg.evaluator,
+            space=space,
+            dataset=dataset,
+            store_dir=tmp_path,
+            folder=tmp_path,
+            announce=lambda text: None,
+        )
+        evaluator.num_valid = 5000
+        evaluator.prepare(space, [])
+        score = np.array([row["val_acc"] for row in evaluator.evaluate(cells)])
+        minutes = (time.process_time() - begin) / 60
+        rows.append([name, f"{minutes:.1f}", *kendall(score, truth)])
+        found[name] = score
+        print(
+            f"{name}: accuracies {score.min():.3f} to {score.max():.3f}, {minutes:.1f} CPU minutes",
+            flush=True,
+        )
+    show(
+        f"{NUM_CELLS} cells: Kendall's tau of a supernet's accuracy with the true validation accuracy",
+        ["score", "CPU minutes", "all", "better half"],
+        rows,
+    )
+    assert all(score.max() > 0.2 for score in found.values())  # they learned
