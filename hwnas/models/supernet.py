@@ -11,9 +11,9 @@ with
 
 and by `onehot`, which says what an architecture chooses on every edge.
 
-Training is one plain loop, not a Lightning Trainer: generations of a search and epochs of training take
-turns, a Trainer per generation would build optimiser and schedule anew and leaks memory, and the state must
-be written together with the name of what it was trained on.
+The weights are a Lightning module that a Trainer can fit. A search drives it by a plain loop instead:
+generations of a search and epochs of training take turns, a Trainer per generation would build optimiser and
+schedule anew and leaks memory, and the state must be written together with the name of what made it.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,11 +83,12 @@ def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
     return missing
 
 
-class SharedWeights:
+class SharedWeights(pl.LightningModule):
     """A supernet in training, with its optimiser and its images on the device.
 
     An epoch is a function of the weights, the momenta, the seed, the epoch's number and the population: there
-    is no other state.
+    is no other state. `train_epoch` is the loop that a search drives; a Lightning Trainer with the recipe's
+    `grad_clip` ends with the same weights where nobody has to know a population.
 
     Args:
         space: A space with `supernet`, of the supernet's width and depth.
@@ -114,29 +116,70 @@ class SharedWeights:
         decoding: str,
         seed: int,
     ) -> None:
+        super().__init__()
         self.space, self.recipe, self.num_epochs = space, recipe, num_epochs
         self.decoding, self.seed = decoding, seed
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             supernet = space.supernet(affine=affine, track_running_stats=track_running_stats)
-        self.supernet = supernet.to(self.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
+        self.supernet = supernet.to(device, memory_format=torch.channels_last)
+        self.to(device)
+        self.optimizer = self._sgd()
+        self._mean, self._std = (tensor.to(device) for tensor in dataset.normalisation())
+        self._dataset = dataset
+        x, y = (tensor.to(device) for tensor in dataset.split("train"))
+        if len(x) < recipe.batch_size:
+            raise ValueError(
+                f"evaluator.training.batch_size {recipe.batch_size} is more than the {len(x)} training images"
+            )
+        self._batches = Batches(x, y, dataset, batch_size=recipe.batch_size, seed=seed)
+        self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
+        self._resident: tuple[Any, list[tuple[Tensor, Tensor]]] | None = None
+
+    def _sgd(self) -> torch.optim.SGD:
+        recipe = self.recipe
+        return torch.optim.SGD(
             self.supernet.parameters(),
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov and recipe.momentum > 0,
         )
-        self._mean, self._std = (tensor.to(self.device) for tensor in dataset.normalisation())
-        self._dataset = dataset
-        x, y = (tensor.to(self.device) for tensor in dataset.split("train"))
-        if len(x) < recipe.batch_size:
-            raise ValueError(
-                f"evaluator.training.batch_size {recipe.batch_size} is more than the {len(x)} training images"
-            )
-        self._batches = Batches(x, y, dataset, batch_size=recipe.batch_size, seed=seed)
-        self._resident: tuple[Any, list[tuple[Tensor, Tensor]]] | None = None
+
+    def configure_optimizers(self) -> Any:
+        """SGD, and the recipe's cosine stepped per epoch; for a Trainer."""
+        optimizer = self._sgd()
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: self.recipe.lr_at(epoch, self.num_epochs) / self.recipe.lr
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled and augmented batches of the training images; for a Trainer."""
+        return self._batches
+
+    def on_train_epoch_start(self) -> None:
+        """Draw the mixing weights of an epoch; for a Trainer."""
+        self._start(self.current_epoch, ())
+
+    def _start(self, epoch: int, population: Sequence[Genotype]) -> None:
+        self.supernet.train()
+        self._batches.epoch = epoch
+        self._mixtures = list(self._sampled(epoch, population))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and share of right answers of a batch, with the step's mixing weights.
+
+        Args:
+            batch: Images (B, C, H, W) in 0..1 and labels (B,).
+            batch_idx: Number of the step in its epoch.
+        """
+        x, y = batch
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
+            logits = self.supernet(self._normalised(x), self._mixtures[batch_idx])
+        loss = F.cross_entropy(logits.float() if self._autocasts else logits, y)
+        return {"loss": loss, "right": (logits.detach().argmax(1) == y).float().mean()}
 
     def _normalised(self, x_BCHW: Tensor) -> Tensor:
         return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
@@ -168,23 +211,17 @@ class SharedWeights:
         lr = self.recipe.lr_at(epoch, self.num_epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.supernet.train()
-        self._batches.epoch = epoch
+        self._start(epoch, population)
         # Nothing in the loop waits for the device: figures are read when the epoch is over.
         figures = torch.zeros(len(self._batches), 2, device=self.device)
-        for step, ((x, y), weights) in enumerate(
-            zip(self._batches, self._sampled(epoch, population), strict=True)
-        ):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
-                logits = self.supernet(self._normalised(x), weights)
-            loss = F.cross_entropy(logits.float() if self._autocasts else logits, y)
+        for step, batch in enumerate(self._batches):
+            told = self.training_step(batch, step)
             self.optimizer.zero_grad()
-            loss.backward()
+            told["loss"].backward()
             if self.recipe.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
             self.optimizer.step()
-            figures[step, 0] = loss.detach()
-            figures[step, 1] = (logits.argmax(1) == y).float().mean()
+            figures[step, 0], figures[step, 1] = told["loss"].detach(), told["right"]
         broken = (~figures[:, 0].isfinite()).nonzero().flatten().tolist()
         if broken:
             raise ValueError(

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from hwnas.data.images import Images
@@ -204,3 +207,25 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
 def test_too_few_images() -> None:
     with pytest.raises(ValueError, match=r"evaluator.training.batch_size 720 is more than the 719 training"):
         shared(batch_size=720)
+
+
+def test_a_lightning_trainer_ends_with_the_same_weights(tmp_path: Path) -> None:
+    ours, theirs = shared(num_epochs=2), shared(num_epochs=2)
+    for epoch in range(2):
+        ours.train_epoch(epoch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about loaders and of its own dependencies
+        trainer = pl.Trainer(
+            max_epochs=2,
+            gradient_clip_val=ours.recipe.grad_clip,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(theirs)
+    expected = ours.supernet.state_dict()
+    for name, tensor in theirs.supernet.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
