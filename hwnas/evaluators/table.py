@@ -48,11 +48,11 @@ class Table(Evaluator):
             raise ValueError(f"evaluator.metric must be a name, not {metric!r}")
         if goal not in ("max", "min"):
             raise ValueError(f"evaluator.goal {goal!r} is not one of max, min")
+        positive("evaluator.scale", scale)
         self.name = "table"
         self.metrics = {metric: goal}
         self._metric = metric
         arrays = by_genotype(space, path, [c for c in (column, test_column) if c is not None])
-        positive("evaluator.scale", scale)
         self._values = arrays[column] * scale
         self._test = None if test_column is None else arrays[test_column] * scale
         self.exhaustive = not np.isnan(self._values).any()
