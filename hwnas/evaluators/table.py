@@ -62,10 +62,10 @@ class Table(Evaluator):
             raise ValueError(f"evaluator.metric must be a name, not {metric!r}")
         if goal not in ("max", "min"):
             raise ValueError(f"evaluator.goal {goal!r} is not one of max, min")
+        positive("evaluator.scale", scale)
         self.name = "table"
         self.metrics = {metric: goal}
         self._metric = metric
-        positive("evaluator.scale", scale)
         self._epochs = whole_number("evaluator.epochs", epochs)
         if training_seed is not None:
             if training_seed not in SEEDS:

@@ -5,7 +5,7 @@
 500 random connected cells, similarity of narrow networks (C = 8, N = 1) on CIFAR-10 averaged to 16x16,
 against the benchmark's validation accuracy on CIFAR-10 after 200 epochs. Kendall's tau over all cells and
 over the better half, with 95 % bootstrap intervals over cells. Needs HWNAS_DATA with nasbench201.npz and
-cifar10_16x16.npz; about a quarter of an hour on one core.
+cifar10_16x16.npz; about 10 CPU minutes for each size of images on a busy server.
 """
 
 from __future__ import annotations
