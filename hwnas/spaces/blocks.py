@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -46,14 +47,12 @@ class _BoxMean(torch.autograd.Function):
     """3x3 mean over the pixels inside the image; separable sums, six to ten times faster than a pool."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, per_pixel: Tensor) -> Tensor:
-        ctx.save_for_backward(per_pixel)
-        return _box_sum(x).mul_(per_pixel)
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        return _box_sum(x).mul_(_per_pixel(*x.shape[-2:], x.dtype, x.device))
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        (per_pixel,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return _box_sum(grads[0] * per_pixel), None
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        return box_mean_adjoint(grads[0])
 
 
 def _box_sum(x: Tensor) -> Tensor:
@@ -72,9 +71,19 @@ def box_mean(x: Tensor) -> Tensor:
     Args:
         x: Shape (..., H, W).
     """
-    height, width = x.shape[-2:]
-    per_pixel = 1.0 / _box_sum(torch.ones(1, height, width, dtype=x.dtype, device=x.device))[0]
-    return _BoxMean.apply(x, per_pixel)
+    return _BoxMean.apply(x)
+
+
+def box_mean_adjoint(grad: Tensor) -> Tensor:
+    """The gradient of the input of `box_mean`, from that of its output; shape (..., H, W)."""
+    return _box_sum(grad * _per_pixel(*grad.shape[-2:], grad.dtype, grad.device))
+
+
+@lru_cache(maxsize=64)
+def _per_pixel(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One over the number of pixels of the image in the 3x3 neighbourhood of each, shape (H, W)."""
+    with torch.inference_mode(False), torch.no_grad():
+        return 1.0 / _box_sum(torch.ones(1, height, width, dtype=dtype, device=device))[0]
 
 
 class BoxMean(nn.Module):

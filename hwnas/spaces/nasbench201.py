@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hwnas.spaces.blocks import Blocks
     from hwnas.spaces.nasbench201_networks import NasBench201Network, NasBench201Population
+    from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV_1X1, CONV_3X3, AVG_POOL = range(5)
@@ -173,6 +174,17 @@ class NasBench201(SearchSpace):
         from hwnas.spaces.nasbench201_networks import NasBench201Population
 
         return NasBench201Population(self, genotypes, weights)
+
+    def supernet(self, *, affine: bool, track_running_stats: bool) -> NasBench201Supernet:
+        """Every architecture of the space in one network, randomly initialised by torch's generator.
+
+        Args:
+            affine: Whether BatchNorm in the cells has a weight and a bias.
+            track_running_stats: Whether BatchNorm in the cells keeps running statistics.
+        """
+        from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
+
+        return NasBench201Supernet(self, affine=affine, track_running_stats=track_running_stats)
 
     def blocks(self) -> Blocks:
         """What a device has to be asked for: each operation at each stage, and how networks add them up."""
