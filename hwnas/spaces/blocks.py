@@ -5,7 +5,7 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,14 +15,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
+Norm = Callable[[int], nn.Module]
+"""Makes the BatchNorm of so many channels; `nn.BatchNorm2d`, or that with other settings."""
+
+
 class ReLUConvBN(nn.Sequential):
     """ReLU, convolution without bias, BatchNorm: (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        norm: Norm = nn.BatchNorm2d,
+    ) -> None:
         super().__init__(
             nn.ReLU(),
             nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
-            nn.BatchNorm2d(out_channels),
+            norm(out_channels),
         )
         self.kernel = kernel
 
