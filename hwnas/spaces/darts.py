@@ -52,7 +52,8 @@ STEMS = ("auto", "cifar", "imagenet")
 LARGE_IMAGE = 128
 """Images of at least so many pixels per side get the ImageNet stem with `stem="auto"`."""
 
-_CONVOLUTIONS = {SEP_3X3: (3, 2), SEP_5X5: (5, 2), DIL_3X3: (3, 1), DIL_5X5: (5, 1)}  # kernel, repetitions
+CONVOLUTIONS = {SEP_3X3: (3, 2), SEP_5X5: (5, 2), DIL_3X3: (3, 1), DIL_5X5: (5, 1)}
+"""Kernel and repetitions of the convolutions; those without a repetition are dilated by 2."""
 
 
 def _cells(normal: str, reduce: str) -> str:
@@ -400,7 +401,7 @@ class Darts(SearchSpace):
                 row = edge + (len(CELL_EDGES) if reduction else 0)
                 strided = reduction and source < 2
                 pixels = halves if reduction else height * width
-                for op, (kernel, times) in _CONVOLUTIONS.items():
+                for op, (kernel, times) in CONVOLUTIONS.items():
                     weights = times * (kernel**2 * c + c * c)
                     params[row, op] += weights + 2 * times * c
                     flops[row, op] += weights * pixels

@@ -11,23 +11,31 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import FloatArray
-from hwnas.spaces.blocks import Norm, ReLUConvBN
+from hwnas.spaces.blocks import Norm, ReLUConvBN, box_max, box_mean, folded_convolution
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
     MAX_POOL,
+    CONVOLUTIONS,
     NONE,
     NUM_NODES,
     OPS,
+    SKIP,
     Darts,
 )
 from hwnas.spaces.darts_networks import FactorizedReduce, operation
+
+IN_CACHE = 1 << 18
+"""Numbers of a stack of operations that stay in a core's cache: how a folded network chooses its chunks."""
 
 
 class _MixedCell(nn.Module):
@@ -93,6 +101,128 @@ class _MixedCell(nn.Module):
                             total = total + weight * module(states[source])
             states.append(total)
         return torch.cat(states[2:], dim=1)
+
+    def folded(self, weights: FloatArray) -> Callable[[Tensor, Tensor], Tensor]:
+        """The cell under running statistics for one architecture, as a function of its inputs after ReLU.
+
+        Depthwise convolutions of a kernel that leave one source are one convolution, 1x1 convolutions one product
+        of stacked matrices that adds to the nodes in place; pools and ReLU run once per source. Nodes begin as the
+        sum of all constants: those of BatchNorm.
+        """
+        C = self.channels
+        preprocess_0, preprocess_1 = self._folded_preprocess()
+        constants = preprocess_1[1].new_zeros(NUM_NODES, 1, C)
+        plans = [self._folded_source(source, weights, constants) for source in range(1 + NUM_NODES)]
+
+        def run(before: Tensor, last: Tensor) -> Tensor:
+            factorized = isinstance(self.preprocess_0, FactorizedReduce)
+            inputs = [
+                _linear(shifted(before) if factorized else before, *preprocess_0),
+                _linear(last, *preprocess_1),
+            ]
+            B, _, H, W = inputs[1].shape
+            if self.reduction:
+                H, W = -(-H // 2), -(-W // 2)
+            nodes = constants.expand(NUM_NODES, B * H * W, C).clone()
+            for source, plan in enumerate(plans):
+                plan(inputs[source] if source < 2 else images(nodes[source - 2], B, H, W), nodes)
+            return images(torch.cat(list(nodes), dim=1), B, H, W)
+
+        return run
+
+    def _folded_preprocess(self) -> list[tuple[Tensor, Tensor]]:
+        """Matrix (C_in, C) and constant (C,) of both inputs."""
+        first, second = self.preprocess_0, self.preprocess_1
+        if isinstance(first, FactorizedReduce):
+            one = folded(factorized_matrix(first), first.norm)
+        else:
+            one = folded(matrix(first[1]), first[2])
+        return [one, folded(matrix(second[1]), second[2])]
+
+    def _folded_source(
+        self, source: int, weights: FloatArray, constants: Tensor
+    ) -> Callable[[Tensor, Tensor], None]:
+        """What a source gives to the nodes, added in place; puts what is constant into `constants`."""
+        C, stride = self.channels, self.stride(source)
+        leaving = _leaving(source)
+
+        def running(op: int) -> list[int]:
+            return [edge for edge in leaving if weights[edge, op] != 0]
+
+        def last(op: int, edges: list[int], get: Callable[[Any], tuple[Tensor, nn.Module]]) -> Tensor:
+            """Matrices (edges, C_in, C) of the last 1x1 convolutions, their BatchNorm and mixing weights."""
+            matrices = []
+            for edge in edges:
+                product, norm = get(self.edges[edge][OPS[op]])  # type: ignore[index]
+                m, constant = folded(product, norm, float(weights[edge, op]))
+                constants[CELL_EDGES[edge][1] - 2, 0] += constant
+                matrices.append(m)
+            return torch.stack(matrices)
+
+        convolutions = []
+        for op, (kernel, times) in CONVOLUTIONS.items():
+            edges = running(op)
+            if not edges:
+                continue
+            modules: Any = [self.edges[edge][OPS[op]] for edge in edges]  # type: ignore[index]
+            middle = None
+            if times == 2:
+                pairs = [folded(matrix(module[2]), module[3]) for module in modules]
+                middle = (
+                    torch.stack([m for m, _ in pairs]),
+                    torch.cat([constant for _, constant in pairs]),
+                    _stacked([module[5].weight for module in modules]),
+                )
+            end = last(op, edges, lambda module: (matrix(module[-2]), module[-1]))
+            depthwise = _stacked([module[1].weight for module in modules])
+            convolutions.append((kernel, 3 - times, depthwise, middle, end, _targets(edges)))
+        reductions = None
+        if stride == 2 and running(SKIP):
+            edges = running(SKIP)
+            end = last(SKIP, edges, lambda module: (factorized_matrix(module), module.norm))
+            reductions = (end, _targets(edges))
+        skips = [] if stride == 2 else [(CELL_EDGES[e][1] - 2, float(weights[e, SKIP])) for e in running(SKIP)]
+        pools = []
+        for op in (MAX_POOL, AVG_POOL):
+            scales = []
+            for edge in running(op):
+                norm = self.edges[edge][OPS[op]][1]  # type: ignore[index]
+                scale, constant = scale_of(norm, float(weights[edge, op]))
+                constants[CELL_EDGES[edge][1] - 2, 0] += constant
+                scales.append((CELL_EDGES[edge][1] - 2, scale))
+            pools.append(scales)
+
+        def run(x: Tensor, nodes: Tensor) -> None:
+            if convolutions or reductions:
+                positive = F.relu(x)
+                wide: dict[tuple[int, bool], Tensor] = {}
+                for kernel, dilation, depthwise, middle, end, targets in convolutions:
+                    n = len(depthwise) // C
+                    thin = stride == 2 and dilation == 2  # only every other row and column is looked at
+                    if (n, thin) not in wide:
+                        y = positive[:, :, ::2, ::2] if thin else positive
+                        wide[n, thin] = torch.cat([y] * n, dim=1).contiguous(memory_format=torch.channels_last)
+                    y = _depthwise(wide[n, thin], depthwise, kernel, *((1, 1) if thin else (stride, dilation)))
+                    if middle is not None:
+                        matrices, constant, second = middle
+                        inner = torch.empty(len(rows(y)), n * C, dtype=y.dtype, device=y.device)
+                        torch.bmm(parts(y, n), matrices, out=inner.view(-1, n, C).transpose(0, 1))
+                        inner = images(inner.add_(constant).relu_(), len(y), *y.shape[2:])
+                        y = _depthwise(inner, second, kernel, 1, 1)
+                    _add(nodes, targets, parts(y, n), end)
+                if reductions:
+                    end, targets = reductions
+                    y = rows(shifted(positive))
+                    _add(nodes, targets, y.expand(len(end), *y.shape), end)
+            for target, mix in skips:
+                nodes[target].add_(rows(x), alpha=mix)
+            for scales, stride_1, stride_2 in zip(pools, (box_max, box_mean), (_max_2, _mean_2), strict=True):
+                if scales:
+                    y = rows(stride_1(x) if stride == 1 else stride_2(x))
+                    for target, scale in scales:
+                        nodes[target].addcmul_(y, scale)
+
+        return run
 
 
 class DartsSupernet(nn.Module):
@@ -164,3 +294,128 @@ class DartsSupernet(nn.Module):
         for cell in self.cells:
             before, last = last, cell.plain(before, last, reduce if cell.reduction else normal)  # type: ignore[operator]
         return self.classifier(last.mean(dim=(2, 3)))
+
+    @torch.no_grad()
+    def compiled(self, weights: FloatArray, *, batch_statistics: bool = False) -> Callable[[Tensor], Tensor]:
+        """One architecture as a function from images to logits, for evaluation; buffers stay as they are.
+
+        The function is valid until the weights of the supernet change.
+
+        Args:
+            weights: Mixing weights (edges, ops).
+            batch_statistics: Whether every BatchNorm uses the batch's statistics instead of the running ones;
+                those in cells that track none always do.
+
+        Raises:
+            ValueError: Weights of another shape, or of operations that are not allowed.
+        """
+        normal, reduce = self._split(weights)
+        stem = folded_convolution(self.stem[0], self.stem[1], batch_statistics)
+        cells = [cell.folded(reduce if cell.reduction else normal) for cell in self.cells]
+
+        def logits(x: Tensor) -> Tensor:
+            before = last = stem(x.contiguous(memory_format=torch.channels_last)).relu_()
+            for index, cell in enumerate(cells):
+                output = cell(before, last)
+                before, last = last, output if index == len(cells) - 1 else output.relu_()
+            return self.classifier(last.mean(dim=(2, 3)))
+
+        @torch.no_grad()
+        def run(x_BCHW: Tensor) -> Tensor:
+            if x_BCHW.device.type != "cpu":
+                return logits(x_BCHW)
+            size = max(1, IN_CACHE // (NUM_NODES * self.cells[0].channels * x_BCHW[0, 0].numel()))
+            return torch.cat([logits(chunk) for chunk in x_BCHW.split(size)])
+
+        return run
+
+
+def rows(x_BCHW: Tensor) -> Tensor:
+    """Images in channels_last as a matrix (B * H * W, C), a view."""
+    return x_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def images(rows_NC: Tensor, B: int, H: int, W: int) -> Tensor:
+    """A matrix (B * H * W, C) as images (B, C, H, W) in channels_last, a view."""
+    return rows_NC.view(B, H, W, -1).permute(0, 3, 1, 2)
+
+
+def parts(x_BCHW: Tensor, num: int) -> Tensor:
+    """Images of `num` stacks of C channels as matrices (num, B * H * W, C), a view."""
+    return rows(x_BCHW).unflatten(1, (num, -1)).transpose(0, 1)
+
+
+def shifted(x_BCHW: Tensor) -> Tensor:
+    """Pixels of even and of odd rows and columns side by side: (B, 2C, ceil(H / 2), ceil(W / 2)).
+
+    What `FactorizedReduce` looks at.
+    """
+    height, width = x_BCHW.shape[2:]
+    if height % 2 or width % 2:
+        x_BCHW = F.pad(x_BCHW, (0, width % 2, 0, height % 2))
+    y = torch.cat([x_BCHW[:, :, ::2, ::2], x_BCHW[:, :, 1::2, 1::2]], dim=1)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def matrix(convolution: nn.Conv2d) -> Tensor:
+    """A 1x1 convolution as a matrix (C_in, C_out) for rows of pixels."""
+    return convolution.weight[:, :, 0, 0].T
+
+
+def factorized_matrix(module: FactorizedReduce) -> Tensor:
+    """Both convolutions of a FactorizedReduce as a matrix (2 C_in, C_out) for `shifted` pixels."""
+    return torch.block_diag(matrix(module.conv_1), matrix(module.conv_2))
+
+
+def scale_of(norm: nn.Module, mix: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Scale and constant (C,) of a BatchNorm without weights under running statistics, times a mixing weight."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = mix * (norm.running_var + norm.eps).rsqrt()
+    return scale, -norm.running_mean * scale
+
+
+def folded(matrix_IO: Tensor, norm: nn.Module, mix: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Matrix and constant of a 1x1 convolution and its BatchNorm, times a mixing weight."""
+    scale, constant = scale_of(norm, mix)
+    return matrix_IO * scale, constant
+
+
+def _linear(x_BCHW: Tensor, matrix_IO: Tensor, constant: Tensor) -> Tensor:
+    B, _, H, W = x_BCHW.shape
+    return images(torch.addmm(constant, rows(x_BCHW), matrix_IO), B, H, W)
+
+
+def _depthwise(x_BCHW: Tensor, kernels: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
+    return F.conv2d(x_BCHW, kernels, None, stride, dilation * (kernel // 2), dilation, len(kernels))
+
+
+def _stacked(kernels: list[Tensor]) -> Tensor:
+    return torch.cat(kernels).contiguous(memory_format=torch.channels_last)
+
+
+def _targets(edges: list[int]) -> list[int]:
+    return [CELL_EDGES[edge][1] - 2 for edge in edges]
+
+
+def _add(nodes: Tensor, targets: list[int], x_ENC: Tensor, matrices: Tensor) -> None:
+    """Products of stacked matrices, added to their nodes."""
+    first, num = targets[0], len(targets)
+    if targets[-1] - first == num - 1:
+        nodes[first : first + num].baddbmm_(x_ENC, matrices)
+    else:
+        for target, x, m in zip(targets, x_ENC, matrices, strict=True):
+            nodes[target].addmm_(x, m)
+
+
+def _max_2(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 2, 1)
+
+
+def _mean_2(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+
+
+def _leaving(source: int) -> list[int]:
+    return [edge for edge, (start, _) in enumerate(CELL_EDGES) if start == source]
