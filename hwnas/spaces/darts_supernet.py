@@ -35,7 +35,7 @@ from hwnas.spaces.darts import (
 from hwnas.spaces.darts_networks import FactorizedReduce, operation
 
 IN_CACHE = 1 << 18
-"""Numbers of a stack of operations that stay in a core's cache: how a folded network chooses its chunks."""
+"""Numbers of a stack of operations that stay in a core's cache: how many images a folded cell takes at a time."""
 
 
 class _MixedCell(nn.Module):
@@ -114,7 +114,10 @@ class _MixedCell(nn.Module):
         constants = preprocess_1[1].new_zeros(NUM_NODES, 1, C)
         plans = [self._folded_source(source, weights, constants) for source in range(1 + NUM_NODES)]
 
-        def run(before: Tensor, last: Tensor) -> Tensor:
+        num = max((weights[_leaving(source)] != 0).sum(axis=0).max() for source in range(1 + NUM_NODES))
+        width = max(1, int(num)) * C
+
+        def output(before: Tensor, last: Tensor) -> Tensor:
             factorized = isinstance(self.preprocess_0, FactorizedReduce)
             inputs = [
                 _linear(shifted(before) if factorized else before, *preprocess_0),
@@ -127,6 +130,13 @@ class _MixedCell(nn.Module):
             for source, plan in enumerate(plans):
                 plan(inputs[source] if source < 2 else images(nodes[source - 2], B, H, W), nodes)
             return images(torch.cat(list(nodes), dim=1), B, H, W)
+
+        def run(before: Tensor, last: Tensor) -> Tensor:
+            size = max(1, IN_CACHE // (width * last[0, 0].numel()))
+            if len(last) <= size or last.device.type != "cpu":
+                return output(before, last)
+            pairs = zip(before.split(size), last.split(size), strict=True)
+            return torch.cat([output(*pair) for pair in pairs])
 
         return run
 
@@ -313,19 +323,13 @@ class DartsSupernet(nn.Module):
         stem = folded_convolution(self.stem[0], self.stem[1], batch_statistics)
         cells = [cell.folded(reduce if cell.reduction else normal) for cell in self.cells]
 
-        def logits(x: Tensor) -> Tensor:
-            before = last = stem(x.contiguous(memory_format=torch.channels_last)).relu_()
+        @torch.no_grad()
+        def run(x_BCHW: Tensor) -> Tensor:
+            before = last = stem(x_BCHW.contiguous(memory_format=torch.channels_last)).relu_()
             for index, cell in enumerate(cells):
                 output = cell(before, last)
                 before, last = last, output if index == len(cells) - 1 else output.relu_()
             return self.classifier(last.mean(dim=(2, 3)))
-
-        @torch.no_grad()
-        def run(x_BCHW: Tensor) -> Tensor:
-            if x_BCHW.device.type != "cpu":
-                return logits(x_BCHW)
-            size = max(1, IN_CACHE // (NUM_NODES * self.cells[0].channels * x_BCHW[0, 0].numel()))
-            return torch.cat([logits(chunk) for chunk in x_BCHW.split(size)])
 
         return run
 
