@@ -47,7 +47,7 @@ class _PointwiseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, W: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Output (B, n * C_out, H, W); mean and variance (n, C_out) of what was normalised.
+        """Output (B, n * C_out, H, W); mean and unbiased variance (n, C_out) of what is normalised.
 
         Args:
             ctx: Of autograd.
@@ -57,7 +57,7 @@ class _PointwiseNorm(torch.autograd.Function):
             relu: Whether ReLU follows.
         """
         n, _, outputs = W.shape
-        batch = _Statistics(parts(x_BCHW, n), W, eps)
+        batch = _Statistics(x_BCHW, W, eps)
         y = torch.empty(len(rows(x_BCHW)), n * outputs, dtype=x_BCHW.dtype, device=x_BCHW.device)
         y_parts = y.view(-1, n, outputs).transpose(0, 1)
         torch.bmm(batch.Z, W * batch.rstd[:, None], out=y_parts)
@@ -67,8 +67,8 @@ class _PointwiseNorm(torch.autograd.Function):
         y_BCHW = images(y, len(x_BCHW), *x_BCHW.shape[2:])
         ctx.relu = relu
         ctx.save_for_backward(x_BCHW, W, *batch.small, *([y_BCHW] if relu else []))
-        ctx.mark_non_differentiable(batch.mean, batch.var)
-        return y_BCHW, batch.mean, batch.var
+        ctx.mark_non_differentiable(batch.mean, batch.unbiased)
+        return y_BCHW, batch.mean, batch.unbiased
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -77,7 +77,8 @@ class _PointwiseNorm(torch.autograd.Function):
         if ctx.relu:
             g = torch.ops.aten.threshold_backward(g, small.pop(), 0.0)
         n = len(W)
-        dx, dW = _gradients(parts(x, n), W, small, list(parts(g, n)), [1.0] * n)
+        sums = _sum(rows(g)).view(n, -1)
+        dx, dW = _gradients(x, W, small, list(parts(g, n)), sums, [1.0] * n)
         return images(dx, len(x), *x.shape[2:]), dW, None, None
 
 
@@ -88,7 +89,7 @@ class _AddPointwiseNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x_BCHW: Tensor, W: Tensor, eps: float, mix: list[float], *nodes: Tensor
     ) -> tuple[Tensor, ...]:
-        """The new nodes (B * H * W, C); mean and variance (n, C) of what was normalised.
+        """The new nodes (B * H * W, C); mean and unbiased variance (n, C) of what is normalised.
 
         Args:
             ctx: Of autograd.
@@ -98,41 +99,46 @@ class _AddPointwiseNorm(torch.autograd.Function):
             mix: n mixing weights.
             nodes: n nodes.
         """
-        n, inputs, _ = W.shape
-        ctx.shared = x_BCHW.shape[1] == inputs
-        batch = _Statistics(parts(x_BCHW, 1).expand(n, -1, -1) if ctx.shared else parts(x_BCHW, n), W, eps)
+        batch = _Statistics(x_BCHW, W, eps)
         scale = batch.rstd * torch.tensor(mix, dtype=W.dtype, device=W.device)[:, None]
         for node, Z, product, constant in zip(nodes, batch.Z, W * scale[:, None], batch.mean * scale, strict=True):
             node.addmm_(Z, product).sub_(constant)
         ctx.mix = mix
         ctx.save_for_backward(x_BCHW, W, *batch.small)
         ctx.mark_dirty(*nodes)
-        ctx.mark_non_differentiable(batch.mean, batch.var)
-        return *nodes, batch.mean, batch.var
+        ctx.mark_non_differentiable(batch.mean, batch.unbiased)
+        return *nodes, batch.mean, batch.unbiased
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, W, *small = ctx.saved_tensors
         g = [grad.contiguous() for grad in grads[: len(W)]]
-        Z = parts(x, 1).expand(len(W), -1, -1) if ctx.shared else parts(x, len(W))
-        dx, dW = _gradients(Z, W, small, g, ctx.mix)
+        dx, dW = _gradients(x, W, small, g, torch.stack([_sum(grad) for grad in g]), ctx.mix)
         return images(dx, len(x), *x.shape[2:]), dW, None, None, *grads[: len(W)]
 
 
 class _Statistics:
-    """Mean, variance and their like of products Z W, shapes (n, N, C_in) and (n, C_in, C_out)."""
+    """Mean, variance and their like of products Z W, shapes (n, N, C_in) and (n, C_in, C_out).
 
-    def __init__(self, Z: Tensor, W: Tensor, eps: float) -> None:
-        self.Z = Z
-        num = Z.shape[1]
-        ones = Z.new_ones(1, num)
-        once = Z[:1] if Z.stride(0) == 0 else Z  # stacks that share their input share its statistics
-        self.mean_in = torch.stack([(ones @ z)[0] / num for z in once])
+    Args:
+        x_BCHW: n stacks of C_in channels, or C_in channels that all share; in channels_last.
+        W: Matrices (n, C_in, C_out).
+        eps: BatchNorm's.
+    """
+
+    def __init__(self, x_BCHW: Tensor, W: Tensor, eps: float) -> None:
+        n, inputs, _ = W.shape
+        own = x_BCHW.shape[1] // inputs
+        once = parts(x_BCHW, own)
+        self.Z = once if own == n else once.expand(n, -1, -1)
+        num = once.shape[1]
+        self.mean_in = _sum(rows(x_BCHW)).view(own, inputs) / num
         products = torch.stack([z.T @ z for z in once]) / num
         self.covariance = torch.baddbmm(products, self.mean_in[:, :, None], self.mean_in[:, None, :], alpha=-1)
         self.mean = (self.mean_in[:, None] @ W)[:, 0]
-        self.var = (W * (self.covariance @ W)).sum(dim=1).clamp_min(0.0)
-        self.rstd = (self.var + eps).rsqrt()
+        variance = (W * (self.covariance @ W)).sum(dim=1).clamp_min(0.0)
+        self.unbiased = variance * (num / (num - 1))
+        self.rstd = (variance + eps).rsqrt()
 
     @property
     def small(self) -> tuple[Tensor, ...]:
@@ -140,19 +146,24 @@ class _Statistics:
         return self.mean_in, self.covariance, self.mean, self.rstd
 
 
+def _sum(rows_NC: Tensor) -> Tensor:
+    """Sum over the rows, as a product: faster."""
+    return (rows_NC.new_ones(1, len(rows_NC)) @ rows_NC)[0]
+
+
 def _gradients(
-    Z: Tensor, W: Tensor, small: list[Tensor], grads: list[Tensor], mix: list[float]
+    x_BCHW: Tensor, W: Tensor, small: list[Tensor], grads: list[Tensor], sums: Tensor, mix: list[float]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of Z, side by side (N, n * C_in) or summed if they share it, and of W (n, C_in, C_out).
+    """Gradients of the input as rows and of W, given the outputs' (N, C_out) and their sums (n, C_out).
 
     With U = Z W and its normalised form X, BatchNorm's gradient is dU = s (G - mean(G) - X mean(G X)).
     """
     mean_in, covariance, mean, rstd = small
-    n, num, inputs = Z.shape
-    shared = n > 1 and Z.stride(0) == 0
+    n, inputs, _ = W.shape
+    own = x_BCHW.shape[1] // inputs
+    Z = parts(x_BCHW, own).expand(n, -1, -1)
+    num = Z.shape[1]
     s = rstd * torch.tensor(mix, dtype=W.dtype, device=W.device)[:, None]
-    ones = Z.new_ones(1, num)
-    sums = torch.stack([(ones @ g)[0] for g in grads])
     products = torch.stack([z.T @ g for z, g in zip(Z, grads, strict=True)])
     q = rstd * ((W * products).sum(dim=1) - mean * sums) / num
     scaled = s * q * rstd
@@ -162,7 +173,7 @@ def _gradients(
     constant = ((scaled * mean - s * sums / num)[:, None] @ W_transposed)[:, 0]
     dW = products * s[:, None] - mean_in[:, :, None] * (s * sums)[:, None]
     dW = dW - num * (covariance @ W) * scaled[:, None]
-    if shared:
+    if own < n:  # all share their input
         dZ = torch.addmm(constant.sum(0), Z[0], back.sum(0), alpha=-1)
         for g, m in zip(grads, forward, strict=True):
             dZ.addmm_(g, m)
@@ -281,7 +292,7 @@ class _MixedCell(nn.Module):
             weights: Mixing weights of this kind of cell.
             update: Whether to update running statistics, as training does.
         """
-        statistics: list[tuple[nn.BatchNorm2d, Tensor, Tensor, int]] = []
+        statistics: list[tuple[nn.BatchNorm2d, Tensor, Tensor]] = []
         first, second = self.preprocess_0, self.preprocess_1
         if isinstance(first, FactorizedReduce):
             one = self._normalised(shifted(before_BCHW), [factorized_matrix(first)], [first.norm], statistics)
@@ -296,13 +307,13 @@ class _MixedCell(nn.Module):
             x = inputs[source] if source < 2 else images(nodes[source - 2], B, H, W)
             self._give(source, x, nodes, weights, statistics)
         if update and self.tracks:
-            for norm, mean, var, num in statistics:
+            for norm, mean, var in statistics:
                 assert norm.running_mean is not None
                 assert norm.running_var is not None
                 assert norm.num_batches_tracked is not None
                 assert norm.momentum is not None
                 norm.running_mean.lerp_(mean, norm.momentum)
-                norm.running_var.lerp_(var * (num / (num - 1)), norm.momentum)
+                norm.running_var.lerp_(var, norm.momentum)
                 norm.num_batches_tracked += 1
         return images(torch.cat(nodes, dim=1), B, H, W)
 
@@ -316,8 +327,7 @@ class _MixedCell(nn.Module):
     ) -> Tensor:
         """Stacks of 1x1 convolutions with BatchNorm."""
         y, means, variances = _PointwiseNorm.apply(x_BCHW, torch.stack(matrices), norms[0].eps, relu)
-        num = len(rows(x_BCHW))
-        statistics += [(*one, num) for one in zip(norms, means, variances, strict=True)]
+        statistics += zip(norms, means, variances, strict=True)
         return y
 
     def _give(
@@ -338,7 +348,7 @@ class _MixedCell(nn.Module):
             *mine, means, variances = _AddPointwiseNorm.apply(y, torch.stack(products), norms[0].eps, mix, *mine)
             for target, node in zip(targets, mine, strict=True):
                 nodes[target] = node
-            statistics.extend((*one, len(node)) for one in zip(norms, means, variances, strict=True))
+            statistics.extend(zip(norms, means, variances, strict=True))
 
         for op, (kernel, times) in CONVOLUTIONS.items():
             modules: Any = [self.edges[edge][OPS[op]] for edge in leaving if weights[edge, op] != 0]  # type: ignore[index]
@@ -378,10 +388,11 @@ class _MixedCell(nn.Module):
                 norms = [self.edges[edge][OPS[op]][1] for edge in edges]  # type: ignore[index]
                 pooled = F.max_pool2d(x, 3, stride, 1) if op == MAX_POOL else _mean(x, stride)
                 y = rows(pooled)
-                var, mean = torch.var_mean(y.detach(), dim=0, correction=0)
-                terms.append(F.batch_norm(y, None, None, training=True, eps=norms[0].eps))
+                mean, var = y.new_empty(2, y.shape[1])
+                # A momentum of 1 gives this batch's statistics; the edges differ in their buffers only.
+                terms.append(F.batch_norm(y, mean, var, training=True, momentum=1.0, eps=norms[0].eps))
                 shares.append(weights[leaving, op].tolist())
-                statistics.extend((norm, mean, var, len(y)) for norm in norms)
+                statistics.extend((norm, mean, var) for norm in norms)
         if any(any(share) for share in shares):
             targets = _targets(leaving)
             mine = _AddShares.apply(shares, len(terms), *terms, *(nodes[target] for target in targets))
