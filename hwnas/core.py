@@ -328,15 +328,25 @@ class Evaluator(ABC):
         name: Owner of the metrics in the store.
         metrics: Goal per metric; the first one is the evaluator's main metric.
         exhaustive: Whether it answers for a whole space in no time (a table, a formula, a profile).
+        stationary: Whether answers of different generations can be compared; false once weights that they
+            depend on were trained further. Then only what the strategy returns is an answer.
     """
 
     name: str
     metrics: Mapping[str, Goal]
     exhaustive: bool = False
 
+    @property
+    def stationary(self) -> bool:
+        """True unless an evaluator says otherwise; may change in a run."""
+        return True
+
     @abstractmethod
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Get ready for a population; returns the version of the answers, part of the store's key.
+
+        Called once before the search without a population, then for every population in order, also for those
+        whose answers a resumed run knows already.
 
         The version hashes everything that the answers depend on besides space, dataset and genotype.
         """

@@ -206,9 +206,10 @@ def _read_json(path: Path) -> Any:
 
 def page(run: Run) -> dict[str, Any]:
     """The values of the template: everything is decided here, the template only arranges it."""
-    answer = best(run.trials, run.objectives, run.limits)
+    comparable = _comparable(run)
+    answer = best(comparable, run.objectives, run.limits)
     supported = [t for t in unique(run.trials) if all(map(math.isfinite, t.metrics.values()))]
-    pareto = front(supported, run.objectives)
+    pareto = front([t for t in comparable if all(map(math.isfinite, t.metrics.values()))], run.objectives)
     marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
     ordered = sorted(marked.values(), key=lambda trial: trial.metrics[run.objectives[1].metric])
     dominated = [trial for trial in supported if trial.genotype not in marked]
@@ -273,6 +274,18 @@ def page(run: Run) -> dict[str, Any]:
 def _spoken(limit: Limit) -> str:
     sign = "≤" if limit.goal == "min" else "≥"
     return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
+
+
+def _comparable(run: Run) -> list[Trial]:
+    """The trials among which the best one and the front are sought: all, or what the strategy returned."""
+    if run.result.get("stationary", True):
+        return run.trials
+    names = run.trials[0].metrics
+    asked = {trial.genotype: trial.generation for trial in run.trials}
+    returned = [(tuple(row["genotype"]), metrics_from_json(row["metrics"])) for row in run.result["result"]]
+    return [
+        Trial(genotype, {name: row[name] for name in names}, asked[genotype]) for genotype, row in returned
+    ]
 
 
 def _closest(run: Run) -> str:

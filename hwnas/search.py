@@ -57,11 +57,11 @@ def search(
     """
     for generation in range(generations):
         population = strategy.ask()
+        for evaluator in evaluators:  # also for a replayed one: what they train may be a history
+            evaluator.prepare(strategy.space, population)
         trials = archive.recorded(generation, population)
         replayed = trials is not None
         if trials is None:
-            for evaluator in evaluators:
-                evaluator.prepare(strategy.space, population)
             answers = [evaluator.evaluate(population) for evaluator in evaluators]
             trials = [
                 Trial(genotype, {name: value for row in rows for name, value in row.items()}, generation)
@@ -139,6 +139,7 @@ def main(cfg: DictConfig) -> float | None:
     offered: dict[str, Any] = {
         "dataset": dataset,
         "store_dir": store_dir,
+        "folder": folder,
         "announce": display.say,
         "seed": seed,
     }
@@ -204,7 +205,13 @@ def main(cfg: DictConfig) -> float | None:
         curve: list[float] = []
         seen: list[Trial] = []
 
+        version = ""
+
         def log(generation: int, trials: list[Trial], replayed: bool) -> None:
+            nonlocal version
+            if version != evaluators[0].version:  # other weights: older values cannot be compared
+                hypervolume.forget()
+                version = evaluators[0].version
             seen.extend(trials)
             curve.append(hypervolume.add(trials))
             leader = best([*hypervolume.front, *trials] if limits else hypervolume.front, objectives, limits)
@@ -227,9 +234,15 @@ def main(cfg: DictConfig) -> float | None:
 
         trials = archive.trials
         asked, paid = len(trials), store.paid(quality.name)
-        answer = best(trials, objectives, limits)
         found = strategy.result()
-        pareto = front(trials, objectives)
+        comparable = trials if quality.stationary else found
+        if not quality.stationary:
+            display.say(
+                f"{quality.name}: values of different generations are of different weights; "
+                "the answer is among what the strategy returns"
+            )
+        answer = best(comparable, objectives, limits)
+        pareto = front(comparable, objectives)
         tests = {
             t.genotype: r for t, r in _reports(quality, [*found, *pareto, *([answer] if answer else [])])
         }
@@ -288,6 +301,7 @@ def main(cfg: DictConfig) -> float | None:
             "result": [described(trial) for trial in found],
             "best": described(answer) if answer else None,
             "network": network,
+            "stationary": quality.stationary,
             "hypervolume": curve,
             "truth": comparison,
             "versions": {evaluator.name: evaluator.version for evaluator in evaluators},

@@ -226,6 +226,10 @@ class Hypervolume:
         self._worst: FloatArray | None = None  # of the first generation, per objective
         self._span: FloatArray = np.ones(len(objectives))
 
+    def forget(self) -> None:
+        """Start anew, in the same units: what was told before cannot be compared with what comes."""
+        self._front = []
+
     def add(self, trials: Sequence[Trial]) -> float:
         """The hypervolume once `trials` belong to it; 0 while no supported trial was seen."""
         from pymoo.indicators.hv import HV
@@ -447,6 +451,11 @@ class CachedEvaluator(Evaluator):
             self._known.update(self._store.get(self._key, missing))  # another run may have been first
         self.saved += len(genotypes) - len(missing)
         return [self._known[genotype] for genotype in genotypes]
+
+    @property
+    def stationary(self) -> bool:
+        """That of the inner evaluator."""
+        return self.inner.stationary
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Report-only metrics of the inner evaluator."""

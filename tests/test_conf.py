@@ -21,6 +21,7 @@ OFFERED = {
     "dataset",
     "store_dir",
     "announce",
+    "folder",
     "image_shape",
     "num_classes",
 }

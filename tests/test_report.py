@@ -145,6 +145,29 @@ def test_a_finished_run_shows_its_best_network_and_its_front(tmp_path):
     assert "toy_val_acc 1-4x5" in drawn.text
 
 
+def test_values_of_different_weights_are_not_compared(tmp_path):
+    """The best value of the run is an old one; the strategy returned two others."""
+    returned = [
+        {
+            "arch": "dddd",
+            "genotype": [3, 3, 3, 3],
+            "metrics": {"val_acc": 0.4, "latency_ms": 5.0, "test_acc": 0.3},
+        },
+        {
+            "arch": "bbaa",
+            "genotype": [1, 1, 0, 0],
+            "metrics": {"val_acc": 0.8, "latency_ms": 2.0, "test_acc": 0.7},
+        },
+    ]
+    drawn = page(make_run(tmp_path / "run", stationary=False, result=returned))
+    assert "The line joins the 1 that no other beats in both." in drawn.text
+    labels = [attrs["aria-label"] for attrs in dots(drawn) if "front" in attrs["class"]]
+    assert len(labels) == 1
+    assert labels[0].startswith("best network: bbaa; validation accuracy 80.00 %, latency 2.000 ms")
+    assert "was judged with different weights" in drawn.text
+    assert "was judged with different weights" not in page(make_run(tmp_path / "other")).text
+
+
 def test_the_given_result_counts_and_the_file_is_not_needed(tmp_path):
     folder = make_run(tmp_path / "run")
     result = json.loads((folder / "result.json").read_text())

@@ -23,6 +23,18 @@ REAL = [
     "device.rounds=3",
 ]
 
+SUPERNET = [
+    *("evaluator=supernet", "device=flops", "trainer=none", "logger=csv", "generations=3"),
+    *("strategy.population_size=4", "dataset.valid_fraction=0.5", "evaluator.channels=4"),
+    *("evaluator.training.batch_size=128", "store.dir=store"),
+]
+TRAINED_ONCE = [*SUPERNET, "evaluator.warmup_epochs=2"]
+TRAINED_ON = [
+    *(*SUPERNET, "strategy=regularized_evolution", "strategy.sample_size=2", "evaluator.warmup_epochs=0"),
+    *("evaluator.epochs_per_generation=1", "evaluator.training.sampling=population"),
+    "evaluator.decoding=soft",
+]
+
 # Runs `hwnas search` in a process that kills itself at the n-th time it reaches a place.
 KILLER = """
 import os, signal, sys
@@ -68,6 +80,12 @@ def before(module, name, label):
 before(hwnas.report, "write_report", "before the report")
 before(hwnas.search, "_write_front", "before the front")
 before(os, "replace", "before a file is put in place")
+if place == "in an epoch":
+    import torch
+    before(torch.optim.SGD, "step", "in an epoch")
+if place == "in an evaluation":
+    from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
+    before(NasBench201Supernet, "compiled", "in an evaluation")
 if place == "before the final network":
     import hwnas.train
     before(hwnas.train, "train_network", "before the final network")
@@ -160,6 +178,35 @@ def test_a_killed_real_run_resumes(tmp_path: Path) -> None:
         search(tmp_path, "resume=run")
         assert outcome(tmp_path / "run") == expected, place
         (tmp_path / "run").rename(tmp_path / name)
+
+
+def test_a_supernet_in_training_is_killed_again_and_again(tmp_path: Path) -> None:
+    """In an evaluation, in an epoch, and between the two moves that put a checkpoint in place."""
+    search(tmp_path, *TRAINED_ON, "store.url=sqlite:///whole.sqlite", "hydra.run.dir=whole")
+    expected = outcome(tmp_path / "whole")
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert not result["stationary"]
+    assert result["best"]["genotype"] in [row["genotype"] for row in result["result"]]
+
+    killed(tmp_path, "in an evaluation", 6, *TRAINED_ON, "hydra.run.dir=run")  # of the second generation
+    killed(tmp_path, "in an epoch", 3, "resume=run")  # of the third
+    killed(tmp_path, "before a file is put in place", 2, "resume=run")
+    checkpoints = tmp_path / "run" / "supernet"
+    assert (checkpoints / "checkpoint.previous.pt").is_file()
+    assert not (checkpoints / "checkpoint.pt").exists()
+    search(tmp_path, "resume=run")
+    assert outcome(tmp_path / "run") == expected
+    log = (tmp_path / "run" / "search.log").read_text()
+    assert log.count("supernet after 2 epochs from") == 3  # what was trained is not trained again
+
+
+@pytest.mark.slow
+def test_a_killed_warm_up_resumes(tmp_path: Path) -> None:
+    killed(tmp_path, "in an epoch", 8, *TRAINED_ONCE, "hydra.run.dir=run")
+    search(tmp_path, "resume=run")
+    search(tmp_path, *TRAINED_ONCE, "store.dir=other", "hydra.run.dir=whole")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["stationary"]
 
 
 def test_finished_runs_are_left_alone(tmp_path: Path, whole_toy: dict[str, object]) -> None:

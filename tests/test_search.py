@@ -9,16 +9,19 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.core import Limit
+from hwnas.core import Genotype, Limit, Objective, SearchSpace
 from hwnas.evaluators.table import Table
-from hwnas.search import parse_limits
+from hwnas.search import parse_limits, search
 from hwnas.spaces.toy import Toy, ToyCost
+from hwnas.store import Archive
+from hwnas.strategies.random import RandomSearch
 
 TOY = ["experiment=toy", "logger=csv", "hydra.run.dir=run"]
 SMALL = [
@@ -108,6 +111,39 @@ def test_the_folder_of_a_run(tmp_path: Path, run_hwnas) -> None:
     assert result["best"]["arch"] in (run / "report.html").read_text()
     assert f"best: {result['best']['arch']}" in done.stdout
     assert "report: " in done.stdout
+
+
+class History(ToyCost):
+    """Remembers whom it was prepared for, and how often it was asked."""
+
+    def __init__(self, space: Toy) -> None:
+        super().__init__(space, metric="val_acc")
+        self.prepared: list[list[Genotype]] = []
+        self.asked = 0
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        self.prepared.append(list(population))
+        return super().prepare(space, population)
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        self.asked += 1
+        return super().evaluate(genotypes)
+
+
+def test_evaluators_hear_of_every_population_in_order(tmp_path: Path) -> None:
+    """Also of replayed ones, which nobody evaluates again."""
+    space = Toy(4, 3)
+    objectives = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
+    heard = []
+    for generations in (3, 5):
+        history, archive = History(space), Archive(tmp_path / "archive.jsonl")
+        strategy = RandomSearch(space, objectives, seed=0, population_size=4)
+        search(strategy, [history, ToyCost(space, metric="latency_ms")], archive, generations)
+        archive.close()
+        heard.append(history)
+    assert len(heard[1].prepared) == 5
+    assert heard[1].prepared[:3] == heard[0].prepared
+    assert (heard[0].asked, heard[1].asked) == (3, 2)
 
 
 def test_the_same_seed_gives_the_same_archive(tmp_path: Path, run_hwnas) -> None:

@@ -496,6 +496,15 @@ def test_hypervolume_of_one_point_and_of_nothing() -> None:
     assert hypervolume.add([trial(1, acc=0.75, ms=1.5)]) == pytest.approx(0.25 * 0.5)  # spans of 0 count as 1
 
 
+def test_hypervolume_starts_anew_in_the_same_units() -> None:
+    hypervolume = Hypervolume([ACC, LATENCY])
+    trials = [trial(0, acc=0.2, ms=1.0), trial(1, acc=0.6, ms=5.0), trial(2, acc=0.4, ms=2.0)]
+    hypervolume.add(trials)
+    hypervolume.forget()
+    assert hypervolume.front == []
+    assert hypervolume.add([trial(3, acc=0.6, ms=3.0)]) == pytest.approx(0.4 * 2 / 1.6)
+
+
 def test_hypervolume_never_falls() -> None:
     rng = np.random.default_rng(0)
     hypervolume = Hypervolume([ACC, LATENCY])

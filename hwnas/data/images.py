@@ -237,6 +237,7 @@ class Batches:
         if self.num_shards > 1:
             order = shard(order, self.num_shards)
             generator.manual_seed(int(order[0]) * 1_000_003 + self.seed)  # augmentation of this process
+            order = order.to(self.x.device)
         for index in range(len(self)):
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]
             yield augment(self.x[rows], self.dataset, generator), self.y[rows]
@@ -261,24 +262,25 @@ def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tens
     """Random crop, flip and cutout of a whole batch, as the data set asks; keeps (B, C, H, W).
 
     Args:
-        x_BCHW: Images, on the CPU.
+        x_BCHW: Images, on any device.
         dataset: Sizes of crop and cutout, and whether to flip.
-        generator: Source of randomness.
+        generator: Source of randomness, on the CPU; the same draws for every device.
     """
     import torch
     import torch.nn.functional as F
 
     B, _, H, W = x_BCHW.shape
+    device = x_BCHW.device
     if dataset.crop:
         pad = dataset.crop
         padded = F.pad(x_BCHW, (pad, pad, pad, pad))
-        top, left = torch.randint(2 * pad + 1, (2, B, 1), generator=generator)
-        rows, columns = top + torch.arange(H), left + torch.arange(W)
-        images = torch.arange(B)[:, None, None, None]
-        channels = torch.arange(x_BCHW.shape[1])[None, :, None, None]
+        top, left = torch.randint(2 * pad + 1, (2, B, 1), generator=generator).to(device, non_blocking=True)
+        rows, columns = top + torch.arange(H, device=device), left + torch.arange(W, device=device)
+        images = torch.arange(B, device=device)[:, None, None, None]
+        channels = torch.arange(x_BCHW.shape[1], device=device)[None, :, None, None]
         x_BCHW = padded[images, channels, rows[:, None, :, None], columns[:, None, None, :]]
     if dataset.flip:
-        flipped = torch.rand(B, generator=generator) < 0.5
+        flipped = (torch.rand(B, generator=generator) < 0.5).to(device, non_blocking=True)
         x_BCHW = torch.where(flipped[:, None, None, None], x_BCHW.flip(3), x_BCHW)
     if dataset.cutout:
         side = dataset.cutout
@@ -286,7 +288,8 @@ def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tens
         x = torch.randint(W, (B, 1), generator=generator)
         in_rows = (torch.arange(H) >= y - side // 2) & (torch.arange(H) < y - side // 2 + side)
         in_columns = (torch.arange(W) >= x - side // 2) & (torch.arange(W) < x - side // 2 + side)
-        x_BCHW = x_BCHW * ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
+        kept = ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
+        x_BCHW = x_BCHW * kept.to(device, non_blocking=True)
     return x_BCHW
 
 

@@ -134,3 +134,61 @@ class Recipe:
     def drop_path_at(self, epoch: int) -> float:
         """The probability of drop-path in an epoch, from 0."""
         return self.drop_path * epoch / self.epochs
+
+
+SAMPLINGS = ("random_alpha", "population", "single_path")
+
+
+@dataclass(frozen=True)
+class SupernetRecipe:
+    """How a supernet is trained: SGD with one cosine from `lr` to `lr_min`, stepped per epoch.
+
+    Args:
+        sampling: What each step trains. "random_alpha": alphas drawn anew from U[0, alpha_scale), put through
+            the softmax as they are (CMANAS, pEvoNAS); "population": the population's members in turn, decoded
+            (EvNAS, NEvoNAS); "single_path": one architecture drawn uniformly, nothing else runs.
+        alpha_scale: Upper end of random alphas (pEvoNAS on the DARTS space: 1e-3).
+        batch_size: Images per step.
+        lr: Learning rate of the first epoch.
+        lr_min: Where the cosine ends.
+        momentum: SGD's momentum, in 0..1.
+        weight_decay: Of all parameters.
+        nesterov: Whether the momentum is Nesterov's.
+        grad_clip: Largest global gradient norm; None does not clip.
+        autocast: Whether a GPU computes in bfloat16 while training; without a GPU it has no effect.
+
+    Raises:
+        ValueError: A value out of range; names the setting.
+    """
+
+    sampling: str
+    alpha_scale: float = 1.0
+    batch_size: int = 64
+    lr: float = 0.025
+    lr_min: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    nesterov: bool = True
+    grad_clip: float | None = 5.0
+    autocast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, not {self.sampling!r}")
+        whole_number("batch_size", self.batch_size, least=2)
+        for name in ("alpha_scale", "lr"):
+            positive(name, getattr(self, name))
+        if not 0 <= share("lr_min", self.lr_min) <= self.lr:
+            raise ValueError(f"lr_min must be at most lr ({self.lr:g}), not {self.lr_min!r}")
+        for name in ("momentum", "weight_decay"):
+            share(name, getattr(self, name))
+        for name in ("nesterov", "autocast"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.grad_clip is not None:
+            positive("grad_clip", self.grad_clip)
+
+    def lr_at(self, epoch: int, num_epochs: int) -> float:
+        """The learning rate of an epoch, from 0, of `num_epochs` planned; beyond those `lr_min`."""
+        progress = min(epoch / num_epochs, 1.0)
+        return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))

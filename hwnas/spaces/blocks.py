@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,16 +135,12 @@ def normalisation(norm: nn.BatchNorm2d, batch_statistics: bool) -> Callable[[Ten
     )
 
 
-def folded_convolution(
-    convolution: nn.Conv2d, norm: nn.BatchNorm2d, batch_statistics: bool
-) -> Callable[[Tensor], Tensor]:
+def folded_convolution(convolution: Any, norm: Any, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
     """A convolution without bias and its BatchNorm, folded into it under running statistics."""
-    run = partial(F.conv2d, stride=convolution.stride, padding=convolution.padding)  # type: ignore[arg-type]
+    run = partial(F.conv2d, stride=convolution.stride, padding=convolution.padding)
     if batch_statistics:
         normalised = normalisation(norm, True)
         return lambda x: normalised(run(x, convolution.weight))
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = (convolution.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
     return partial(run, weight=weight, bias=norm.bias - norm.running_mean * scale)

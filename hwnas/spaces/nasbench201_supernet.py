@@ -1,8 +1,8 @@
-"""One network that holds every NAS-Bench-201 architecture: plain, stacked for training, folded for evaluation.
+"""One network that holds every NAS-Bench-201 architecture; stacked for training, folded for evaluation.
 
-Architectures are told to it as mixing weights, an array (edges, ops): every edge is the sum of its operations'
-outputs times their weights. An operation of weight 0, or one that does not lead to the output, is not run. A
-softmax makes a soft mixture, a one-hot row a hard choice; `hwnas.models.supernet` makes both.
+Architectures are told to it as mixing weights, an array (edges, ops): every edge is the sum of its
+operations' outputs times their weights. An operation of weight 0, or one that does not lead to the output, is
+not run. A softmax makes a soft mixture, a one-hot row a hard choice; `hwnas.models.supernet` makes both.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -10,9 +10,9 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ class _Convolutions(nn.Module):
         track_running_stats: Whether BatchNorm keeps running statistics; without, it always uses the batch's.
     """
 
-    running_mean: Tensor | None
-    running_var: Tensor | None
+    running_mean: Any  # tensors, or None where none are kept
+    running_var: Any
     momentum, eps = 0.1, 1e-5  # torch's defaults
 
     def __init__(
@@ -80,10 +80,10 @@ class _Convolutions(nn.Module):
         running = self.running_mean is not None and (not self.training or self.track_running_stats)
         return F.batch_norm(
             y,
-            self.running_mean[rows] if running else None,  # type: ignore[index]
-            self.running_var[rows] if running else None,  # type: ignore[index]
-            self.weights[name] if name in self.weights else None,
-            self.biases[name] if name in self.biases else None,
+            self.running_mean[rows] if running else None,
+            self.running_var[rows] if running else None,
+            self.weights.get(name),
+            self.biases.get(name),
             training=self.training or not running,
             momentum=self.momentum,
             eps=self.eps,
@@ -111,28 +111,24 @@ class _Convolutions(nn.Module):
             weight = _joined([self.weights[name] * m for name, m in zip(names, mix, strict=True)])
             bias = _joined([self.biases[name] * m for name, m in zip(names, mix, strict=True)])
         elif any(m != 1.0 for m in mix):
-            weight = torch.tensor([m for m in mix for _ in range(self.channels)], dtype=y.dtype)
+            weight = torch.tensor([m for m in mix for _ in range(self.channels)], dtype=kernels[0].dtype)
             weight = weight.to(y.device, non_blocking=True)
-        mean = var = None
         update = update and self.track_running_stats
-        whole = len(edges) == len(self.edges)
-        if update:
-            mean, var = self.running_mean, self.running_var
-            if not whole:
-                mean = torch.cat([mean[self.rows(edge)] for edge in edges])  # type: ignore[index]
-                var = torch.cat([var[self.rows(edge)] for edge in edges])  # type: ignore[index]
+        part = update and len(edges) < len(self.edges)
+        mean: Any = self.running_mean if update else None
+        var: Any = self.running_var if update else None
+        if part:
+            rows = torch.cat([torch.arange(self.channels) + self.rows(edge).start for edge in edges])
+            rows = rows.to(y.device, non_blocking=True)
+            mean, var = mean[rows], var[rows]
         y = F.batch_norm(y, mean, var, weight, bias, training=True, momentum=self.momentum, eps=self.eps)
-        if update and not whole:
-            for edge, m, v in zip(edges, mean.split(self.channels), var.split(self.channels), strict=True):  # type: ignore[union-attr]
-                self.running_mean[self.rows(edge)] = m  # type: ignore[index]
-                self.running_var[self.rows(edge)] = v  # type: ignore[index]
+        if part:
+            self.running_mean[rows], self.running_var[rows] = mean, var
         return y
 
     def folded(self, edge: int, mix: float) -> tuple[Tensor, Tensor]:
         """Kernel and bias of one edge's operation under running statistics, times its mixing weight."""
         rows, name = self.rows(edge), str(edge)
-        assert self.running_mean is not None
-        assert self.running_var is not None
         scale = mix * (self.running_var[rows] + self.eps).rsqrt()
         if self.weights:
             scale = scale * self.weights[name]
@@ -175,7 +171,7 @@ class _Sums(torch.autograd.Function):
         pooled = box_mean(x) if any(pools) else x
         totals: list[Tensor | None] = []
         for target, before in enumerate(tensors[:num]):
-            mine = terms[target] + [(before, 1.0)] * (before is not None)  # type: ignore[list-item]
+            mine = terms[target] + ([] if before is None else [(before, 1.0)])
             mine += [(y, w) for y, w in ((x, skips[target]), (pooled, pools[target])) if w]
             if len(mine) < 2:
                 totals.append(mine[0][0] * mine[0][1] if mine else None)
@@ -201,7 +197,7 @@ class _Sums(torch.autograd.Function):
         stacks: dict[tuple[int, ...], Tensor] = {}
         for targets in map(tuple, ctx.owners):
             if targets not in stacks:
-                stacks[targets] = _joined([grads[target] for target in targets], dim=1)  # type: ignore[misc]
+                stacks[targets] = _joined([grads[target] for target in targets], dim=1)
         before = [grad if had else None for grad, had in zip(grads, ctx.had, strict=True)]
         return from_skips, None, None, None, *before, *(stacks[tuple(targets)] for targets in ctx.owners)
 
@@ -338,11 +334,9 @@ class _MixedCell(nn.Module):
                         y = F.conv2d(positive, weight, bias, padding=padding)
                         for target, share in zip(targets, y.split(self.channels, dim=1), strict=True):
                             add(target, share, 1.0, True)
-                pooled = None
+                pooled = box_mean(start) if any(pool for _, _, pool in linear) else start
                 for target, mix, pool in linear:
-                    if pool and pooled is None:
-                        pooled = box_mean(start)
-                    add(target, pooled if pool else start, mix, False)  # type: ignore[arg-type]
+                    add(target, pooled if pool else start, mix, False)
             output = nodes[3]
             return torch.zeros_like(x) if output is None else output
 
@@ -380,11 +374,18 @@ class NasBench201Supernet(nn.Module):
         self.last_norm = nn.BatchNorm2d(4 * C)
         self.classifier = nn.Linear(4 * C, space.num_classes)
 
+    def _body(self) -> Iterator[_MixedCell | ResidualBlock]:
+        """Cells and the blocks between stages, in order."""
+        for stage, cells in enumerate(self.stages):
+            if stage > 0:
+                yield cast(ResidualBlock, self.reductions[stage - 1])
+            yield from cast(Iterable[_MixedCell], cells)
+
     def _effective(self, weights: FloatArray) -> FloatArray:
         """The weights, checked, with 0 for `none` and for whatever does not lead to the output."""
         if weights.shape != self.allowed.shape or (weights[~self.allowed] != 0).any():
             raise ValueError(
-                f"mixing weights must have shape {self.allowed.shape}, and 0 where an operation is not allowed"
+                f"mixing weights must have shape {self.allowed.shape}, 0 where an operation is not allowed"
             )
         weights = np.where(np.arange(weights.shape[1]) == NONE, 0.0, weights)
         live = [False, False, False, True]
@@ -407,11 +408,8 @@ class NasBench201Supernet(nn.Module):
         """
         weights = self._effective(weights)
         x = self.stem(x_BCHW)
-        for stage, cells in enumerate(self.stages):
-            if stage > 0:
-                x = self.reductions[stage - 1](x)
-            for cell in cells:  # type: ignore[union-attr]
-                x = cell.plain(x, weights)
+        for part in self._body():
+            x = part.plain(x, weights) if isinstance(part, _MixedCell) else part(x)
         return self.classifier(F.relu(self.last_norm(x)).mean(dim=(2, 3)))
 
     def forward(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
@@ -427,11 +425,8 @@ class NasBench201Supernet(nn.Module):
         assert self.training, "`compiled` is for evaluation"
         weights = self._effective(weights)
         x = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
-        for stage, cells in enumerate(self.stages):
-            if stage > 0:
-                x = self.reductions[stage - 1](x)
-            for cell in cells:  # type: ignore[union-attr]
-                x = cell(x, weights, True)
+        for part in self._body():
+            x = part(x, weights, True) if isinstance(part, _MixedCell) else part(x)
         return self.classifier(F.relu(self.last_norm(x)).mean(dim=(2, 3)))
 
     @torch.no_grad()
@@ -452,11 +447,13 @@ class NasBench201Supernet(nn.Module):
         stem = folded_convolution(self.stem[0], self.stem[1], batch_statistics)
         whole = batch_statistics or not self.tracks
         steps: list[Callable[[Tensor], Tensor]] = []
-        for stage, cells in enumerate(self.stages):
-            if stage > 0:
-                steps.append(_residual(self.reductions[stage - 1], batch_statistics))  # type: ignore[arg-type]
-            for cell in cells:  # type: ignore[union-attr]
-                steps.append(partial(cell, weights=weights, update=False) if whole else cell.folded(weights))
+        for part in self._body():
+            if not isinstance(part, _MixedCell):
+                steps.append(_residual(part, batch_statistics))
+            elif whole:
+                steps.append(partial(part, weights=weights, update=False))
+            else:
+                steps.append(part.folded(weights))
         last = normalisation(self.last_norm, batch_statistics)
 
         def logits(x: Tensor) -> Tensor:
@@ -476,7 +473,7 @@ class NasBench201Supernet(nn.Module):
 
 def _residual(block: ResidualBlock, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
     """The block between two stages."""
-    a, b = (folded_convolution(conv[1], conv[2], batch_statistics) for conv in (block.conv_a, block.conv_b))  # type: ignore[arg-type]
+    a, b = (folded_convolution(conv[1], conv[2], batch_statistics) for conv in (block.conv_a, block.conv_b))
     return lambda x: b(F.relu_(a(F.relu(x)))).add_(block.downsample(x))
 
 

@@ -1,0 +1,464 @@
+"""Validation accuracy with weights that all architectures share."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
+from hwnas.data.images import Images
+from hwnas.evaluators.table import Table
+from hwnas.models.recipe import SupernetRecipe
+
+if TYPE_CHECKING:
+    from hwnas.models.supernet import SharedWeights
+
+WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weights or other accuracies
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+OPTIONS = {
+    "decoding": ("soft", "hard"),
+    "valid_transform": ("test", "train"),
+    "eval_mode": ("running", "batch"),
+}
+
+
+@dataclass(frozen=True)
+class _Link:
+    """One step of a supernet's history: a stage (a new supernet, warmed up) or a generation of training.
+
+    Attributes:
+        chain: Hash of this step and of all before it: what the weights after it depend on.
+        space: The space of the supernet, of its width and depth.
+        stage: Number of the stage, from 0.
+        first_epoch: Number of its first epoch, counted from the start of the stage.
+        num_epochs: Epochs that it trains.
+        population: Whom it trains; None for a stage.
+    """
+
+    chain: str
+    space: Any
+    stage: int
+    first_epoch: int
+    num_epochs: int
+    population: tuple[Genotype, ...] | None
+
+
+class Supernet(Evaluator):
+    """`val_acc`: accuracy on validation images with the weights of a supernet, in 0..1.
+
+    A stage begins with the first population, and whenever the strategy's space has other choices: a supernet
+    of these choices is built, inherits weights if asked to, and trains for `warmup_epochs` with an optimiser
+    and a cosine of its own. Then every population trains it for `epochs_per_generation` more, before it is
+    evaluated. Without the latter the answers of a stage stay comparable: the store is the table of fitnesses.
+
+    Every state of the weights is named by a chain of hashes over settings, images and all that they were
+    trained on. Training is put off until an answer is needed that the store does not have. States that depend
+    on nothing of the run are kept in the store's folder and shared by runs; the others in the run's folder,
+    the last two of them. A killed run goes on from there; what is lost is trained again from the journal.
+
+    Args:
+        space: A space with `resized` and `supernet`.
+        dataset: Images; only training images are looked at.
+        store_dir: Folder of the store, for supernets that runs share.
+        folder: The run's folder, for supernets that are trained on its populations.
+        announce: Called with a sentence about what is being trained.
+        channels: C of the supernet; None: the space's.
+        num_cells: Cells of the supernet, in the space's unit; None: the space's.
+        affine: Whether BatchNorm in cells has a weight and a bias.
+        track_running_stats: Whether BatchNorm in cells keeps running statistics; else it uses the batch's.
+        warmup_epochs: Epochs of training before the first population of a stage.
+        epochs_per_generation: Epochs of training on every population.
+        planned_generations: How many populations the cosine is planned for.
+        training: How it is trained.
+        decoding: "soft" or "hard": whether architectures are evaluated (and, sampled from the population,
+            trained) as mixtures or alone.
+        inherit: Whether a smaller supernet starts with the weights of its former operations.
+        cutout: Side in pixels of the square cut out of training images; None: the data set's.
+        num_valid: Validation images used, the first of a fixed shuffle; None: all.
+        valid_batch_size: Images per batch of an evaluation; matters where the batch's statistics are used.
+        valid_transform: "test", or "train": validation images are augmented as in training, once for all
+            architectures of a version.
+        eval_mode: "running": BatchNorm uses its running statistics where it has them; "batch": the batch's.
+        seed: Seed of initialisation, batches, augmentation and sampling; not the run's, so that runs share.
+        table: A benchmark table for reports: true accuracies of what was found; None: none.
+        table_dataset: Name of the data set in the table's columns.
+
+    Raises:
+        ValueError: A value out of range, settings under which nothing is ever trained, a space without a
+            supernet, or a table of another space.
+
+    Source: EvNAS (arXiv 2012.12540), CMANAS (2107.07266), NEvoNAS (2204.00188), pEvoNAS (2203.01559) and
+    their authors' code.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: Images,
+        store_dir: Path,
+        folder: Path,
+        announce: Callable[[str], None],
+        *,
+        channels: int | None,
+        num_cells: int | None,
+        affine: bool,
+        track_running_stats: bool,
+        warmup_epochs: int,
+        epochs_per_generation: int,
+        planned_generations: int,
+        training: SupernetRecipe,
+        decoding: str,
+        inherit: bool,
+        cutout: int | None,
+        num_valid: int | None,
+        valid_batch_size: int,
+        valid_transform: str,
+        eval_mode: str,
+        seed: int,
+        table: str | None,
+        table_dataset: str,
+    ) -> None:
+        if not hasattr(space, "supernet"):
+            raise ValueError(f"evaluator=supernet: the {space.name} space has no supernet")
+        if not isinstance(dataset, Images):
+            raise ValueError("evaluator=supernet needs images; choose a dataset")
+        if not isinstance(training, SupernetRecipe):
+            raise ValueError(f"evaluator.training must be a recipe of training, not {training!r}")
+        chosen = {"decoding": decoding, "valid_transform": valid_transform, "eval_mode": eval_mode}
+        for name, value in chosen.items():
+            if value not in OPTIONS[name]:
+                raise ValueError(f"evaluator.{name} must be one of {', '.join(OPTIONS[name])}, not {value!r}")
+        switches = {"affine": affine, "track_running_stats": track_running_stats, "inherit": inherit}
+        for name, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise ValueError(f"evaluator.{name} must be true or false, not {switch!r}")
+        self.name = "supernet"
+        self.metrics = {"val_acc": "max"}
+        self.training = training
+        self.decoding, self.valid_transform, self.eval_mode = decoding, valid_transform, eval_mode
+        self.affine, self.track_running_stats, self.inherit = affine, track_running_stats, inherit
+        self.warmup_epochs = whole_number("evaluator.warmup_epochs", warmup_epochs, least=0)
+        self.epochs_per_generation = whole_number(
+            "evaluator.epochs_per_generation", epochs_per_generation, least=0
+        )
+        self.planned_generations = whole_number("evaluator.planned_generations", planned_generations)
+        self.num_epochs = self.warmup_epochs + self.epochs_per_generation * self.planned_generations
+        if not self.num_epochs:
+            raise ValueError(
+                "evaluator.warmup_epochs and evaluator.epochs_per_generation are both 0: "
+                "the supernet would never be trained"
+            )
+        if training.sampling == "population" and (self.warmup_epochs or not self.epochs_per_generation):
+            raise ValueError(
+                "evaluator.training.sampling=population trains on populations: it needs "
+                "evaluator.epochs_per_generation of at least 1 and evaluator.warmup_epochs=0"
+            )
+        self.num_valid = None if num_valid is None else whole_number("evaluator.num_valid", num_valid)
+        self.valid_batch_size = whole_number("evaluator.valid_batch_size", valid_batch_size, least=2)
+        self.seed = whole_number("evaluator.seed", seed, least=0)
+        self.channels = whole_number(
+            "evaluator.channels",
+            space.channels if channels is None else channels,  # type: ignore[attr-defined]
+        )
+        self.num_cells = whole_number(
+            "evaluator.num_cells",
+            space.num_cells if num_cells is None else num_cells,  # type: ignore[attr-defined]
+        )
+        if cutout is not None:
+            dataset = copy.copy(dataset)
+            dataset.cutout = whole_number("evaluator.cutout", cutout, least=0)
+        self._dataset = dataset
+        self._store_dir, self._folder, self._announce = store_dir, folder, announce
+        self._table = None
+        if table is not None:
+            self._table = Table(
+                space,
+                path=table,
+                metric="table_val_acc",
+                column=f"{table_dataset}_valid_200",
+                goal="max",
+                scale=0.01,
+                test_column=f"{table_dataset}_test_200",
+            )
+        hard = training.sampling == "single_path" or decoding == "hard"
+        if hard and eval_mode == "running" and track_running_stats:
+            announce(
+                "note: running statistics of a supernet are of little use to single architectures; "
+                "evaluator.eval_mode=batch does without them"
+            )
+        self._root = ""
+        self._links: list[_Link] = []
+        self._at = -1  # the link that the weights in memory have reached
+        self._weights: SharedWeights | None = None
+        self._looked = False  # for checkpoints in the run's folder
+
+    @property
+    def stationary(self) -> bool:
+        """Whether the answers of all populations so far are of the same weights."""
+        return self.epochs_per_generation == 0 and all(link.stage == 0 for link in self._links)
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """Note what has to be trained; the version names the weights and how they are judged.
+
+        Every call with a population is a generation, also one whose answers are known already. A call without
+        trains what does not depend on one, so that this is not put off.
+        """
+        whole: Any = space
+        resized = whole.resized(channels=self.channels, num_cells=self.num_cells)
+        if not self._links or resized.choices != self._links[-1].space.choices:
+            stage = self._links[-1].stage + 1 if self._links else 0
+            parent = self._links[-1].chain if self._links and self.inherit else self._rooted(resized)
+            chain = _hash(parent, "stage", stage, resized.choices, self.warmup_epochs)
+            self._links.append(_Link(chain, resized, stage, 0, self.warmup_epochs, None))
+        if population and self.epochs_per_generation:
+            last = self._links[-1]
+            members = tuple(population) if self.training.sampling == "population" else ()
+            chain = _hash(last.chain, "generation", members, self.epochs_per_generation)
+            first = last.first_epoch + last.num_epochs
+            self._links.append(
+                _Link(chain, resized, last.stage, first, self.epochs_per_generation, tuple(population))
+            )
+        if not population:
+            self._train()
+        judged = [self.decoding, self.num_valid, self.valid_batch_size, self.valid_transform, self.eval_mode]
+        return _hash(self._links[-1].chain, *judged)
+
+    def _rooted(self, space: Any) -> str:
+        """Hash of what all weights depend on, whatever they are trained on."""
+        if not self._root:
+            import torch
+
+            data = self._dataset
+            self._root = _hash(
+                WEIGHTS_VERSION,
+                [space.name, self.channels, self.num_cells, space.image_shape, space.num_classes],
+                [self.affine, self.track_running_stats, self.seed, self.num_epochs],
+                [asdict(self.training), self.decoding if self.training.sampling == "population" else ""],
+                [data.fingerprint(), data.valid_fraction, data.crop, data.flip, data.cutout],
+                "cuda" if torch.cuda.is_available() else "cpu",
+            )
+        return self._root
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Train what is to be trained; the accuracy per genotype, each alone."""
+        self._train()
+        assert self._weights is not None
+        train = self.valid_transform == "train"
+        with self._within_memory("evaluation", "valid_batch_size"):
+            accuracies = self._weights.accuracies(
+                genotypes,
+                num_images=self.num_valid,
+                batch_size=self.valid_batch_size,
+                transform_seed=int(_hash(self._links[-1].chain, "augment")[:12], 16) if train else None,
+                batch_statistics=self.eval_mode == "batch",
+                decoding=self.decoding,
+            )
+        return [{"val_acc": accuracy} for accuracy in accuracies]
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """`table_val_acc` and `test_acc` of networks trained alone, where a table knows them."""
+        if self._table is None:
+            return [{} for _ in genotypes]
+        values, tests = self._table.evaluate(genotypes), self._table.report(genotypes)
+        return [{**value, **test} for value, test in zip(values, tests, strict=True)]
+
+    def _train(self) -> None:
+        """Bring the weights in memory to the last link: from a checkpoint, by training, or both."""
+        links = self._links
+        if self._at == len(links) - 1:
+            return
+        first = self._at + 1
+        if not self.inherit:  # a new stage needs nothing of the former ones
+            first = max([first, *(i for i, link in enumerate(links) if link.population is None)])
+        start, epochs = self._resume(first)
+        for index in range(start, len(links)):
+            path, shared = self._path(index), self._shared(index) and links[index].num_epochs > 0
+            with _locked(path, self._announce) if shared else contextlib.nullcontext():
+                if shared and epochs < links[index].num_epochs:
+                    epochs = self._restore(index, path) or epochs  # another run may have been faster
+                if links[index].population is None and epochs == 0:
+                    self._begin(links[index], self._weights if self.inherit else None)
+                self._train_link(index, epochs)
+            self._at, epochs = index, 0
+
+    def _resume(self, first: int) -> tuple[int, int]:
+        """The latest link from `first` on that a checkpoint has reached, and the epochs of it done."""
+        own = [self._own_path, self._own_path.with_suffix(".previous.pt")]
+        paths = [] if self._looked else own  # later on, the weights in memory are ahead of them
+        for index in reversed(range(first, len(self._links))):
+            self._looked |= not self._shared(index)
+            for path in [self._path(index)] if self._shared(index) else paths:
+                epochs = self._restore(index, path)
+                if epochs:
+                    return index, epochs
+        return first, 0
+
+    def _begin(self, link: _Link, former: SharedWeights | None) -> None:
+        """New weights for a stage, inherited where there are former ones."""
+        from hwnas.models.supernet import SharedWeights, inherit
+
+        self._weights = None  # the former ones go as soon as they are copied
+        with self._within_memory("training", "training.batch_size"):
+            weights = SharedWeights(
+                link.space,
+                self._dataset,
+                self.training,
+                num_epochs=self.num_epochs,
+                affine=self.affine,
+                track_running_stats=self.track_running_stats,
+                decoding=self.decoding,
+                seed=int(_hash(self.seed, link.stage)[:7], 16),
+            )
+            if former is not None:
+                missing = inherit(weights.supernet, former.supernet)
+                assert not missing, f"the former supernet has no {missing}"
+        self._weights = weights
+
+    def _train_link(self, index: int, epochs: int) -> None:
+        """Train what is left of a link after `epochs`, with checkpoints."""
+        from hwnas.models.supernet import repeatable
+
+        link = self._links[index]
+        assert self._weights is not None
+        if link.population is None and epochs < link.num_epochs:
+            which = f" of stage {link.stage + 1}" if link.stage else ""
+            self._announce(f"training the supernet{which}: {link.num_epochs - epochs} epochs")
+            if self.training.autocast and self._weights.device.type != "cuda":
+                self._announce("note: evaluator.training.autocast has no effect without a GPU")
+        saved = time.monotonic()
+        while epochs < link.num_epochs:
+            with self._within_memory("training", "training.batch_size"), repeatable():
+                figures = self._weights.train_epoch(link.first_epoch + epochs, link.population or ())
+            epochs += 1
+            if link.population is None and epochs % max(1, link.num_epochs // 5) == 0:
+                self._announce(
+                    f"  epoch {epochs}/{link.num_epochs}  loss {figures['loss']:.3f}  "
+                    f"training accuracy {figures['train_acc']:.2%}"
+                )
+            if epochs == link.num_epochs or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                self._save(index, epochs)
+                saved = time.monotonic()
+
+    @property
+    def _own_path(self) -> Path:
+        return self._folder / "supernet" / "checkpoint.pt"
+
+    def _shared(self, index: int) -> bool:
+        """Whether the weights after a link depend on nothing of the run, so that other runs may use them."""
+        return all(link.population is None for link in self._links[: index + 1])
+
+    def _path(self, index: int) -> Path:
+        """Where the checkpoint of a link is kept."""
+        if self._shared(index):
+            return self._store_dir / "supernets" / f"{self._links[index].chain}.pt"
+        return self._own_path
+
+    def _made_for(self, link: _Link) -> dict[str, Any]:
+        """What weights must fit, in words."""
+        space = link.space
+        return {
+            "space": f"{space.name} {space.channels}x{space.num_cells}",
+            "images": list(space.image_shape),
+            "classes": space.num_classes,
+        }
+
+    def _save(self, index: int, epochs: int) -> None:
+        """Write a checkpoint atomically; in the run's folder the one before is kept, too."""
+        import torch
+
+        assert self._weights is not None
+        link, path = self._links[index], self._path(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        content = {
+            "made_for": self._made_for(link),
+            "root": self._root,
+            "chain": link.chain,
+            "epochs": epochs,
+            **self._weights.state(),
+        }
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not self._shared(index) and path.is_file():
+            os.replace(path, path.with_suffix(".previous.pt"))
+        os.replace(partial, path)
+
+    def _restore(self, index: int, path: Path) -> int:
+        """Load a checkpoint if it is one of this link; returns how many of the link's epochs it has, or 0.
+
+        Raises:
+            ValueError: It is one of another space, data set or run.
+        """
+        import torch
+
+        if not path.is_file():
+            return 0
+        link = self._links[index]
+        try:
+            state = torch.load(path, weights_only=True)
+            made_for, root, chain, epochs = (state[key] for key in ("made_for", "root", "chain", "epochs"))
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            self._announce(f"note: {path} is damaged ({type(error).__name__}); training again what it held")
+            return 0
+        if made_for != self._made_for(link):
+            raise ValueError(
+                f"{path} is the checkpoint of {_said(made_for)}, not of {_said(self._made_for(link))}"
+            )
+        if root != self._root:
+            raise ValueError(f"{path} was trained with other settings or images; start a new run")
+        if chain != link.chain:
+            return 0
+        self._begin(link, None)
+        assert self._weights is not None
+        self._weights.load(state)
+        self._announce(f"supernet after {link.first_epoch + epochs} epochs from {path}")
+        return int(epochs)
+
+    @contextlib.contextmanager
+    def _within_memory(self, what: str, setting: str) -> Iterator[None]:
+        """Say in one line which settings need less memory when there is too little."""
+        try:
+            yield
+        except RuntimeError as error:  # torch's only kind of it on a CPU
+            if not any(sign in str(error) for sign in ("out of memory", "allocate memory", "enough memory")):
+                raise
+            raise ValueError(
+                f"evaluator=supernet ran out of memory in {what}; a smaller evaluator.{setting}, "
+                f"evaluator.channels ({self.channels}) or evaluator.num_cells ({self.num_cells}) needs less"
+            ) from None
+
+
+def _said(made_for: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in dict(made_for).items())
+
+
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
+    """Let one process at a time train the weights that belong into `path`."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: runs that start together may train the same weights twice
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            announce(f"waiting for another run that trains the supernet {path.stem}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,152 @@
+"""The supernet against its plain execution in the same run, on one core.
+
+`make bench` prints the ratios at the published size (C = 16, N = 5, 32x32 images); as ordinary tests these
+run once on a tiny one and check that both ways agree.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hwnas.core import FloatArray
+from hwnas.models.supernet import mixing_weights
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
+
+pytestmark = pytest.mark.benchmark
+ROUNDS = 3
+NUM_HARD = 6
+"""Architectures that hard choices are averaged over."""
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Bench:
+    """A supernet, images and architectures; small unless benchmarks are enabled."""
+
+    def __init__(self, enabled: bool, batch_size: int, *, track: bool = True) -> None:
+        space = NasBench201(16, 5) if enabled else NasBench201(2, 1, image_shape=(3, 8, 8))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.network: NasBench201Supernet = space.supernet(affine=False, track_running_stats=track)
+            self.x = torch.randn(batch_size if enabled else 8, *space.image_shape)
+        self.y = torch.arange(len(self.x)) % 10
+        genotypes = space.sample(np.random.default_rng(0), NUM_HARD)
+        self.soft = [mixing_weights(space, genotypes, "soft")[0]]
+        self.hard = list(mixing_weights(space, genotypes, "hard"))
+        self.enabled = enabled
+
+    def plain(self, weights: FloatArray) -> torch.Tensor:
+        with torch.no_grad():
+            return self.network.plain(self.x, weights)
+
+    def compiled(self, weights: FloatArray, *, batch_statistics: bool = False) -> torch.Tensor:
+        return self.network.compiled(weights, batch_statistics=batch_statistics)(self.x)
+
+    def step(self, forward: Callable[..., torch.Tensor], weights: FloatArray) -> torch.Tensor:
+        self.network.zero_grad()
+        loss = F.cross_entropy(forward(self.x, weights), self.y)
+        loss.backward()
+        return loss.detach()
+
+    def ratios(
+        self,
+        name: str,
+        reference: Callable[[FloatArray], torch.Tensor],
+        ways: dict[str, tuple[Callable[[FloatArray], torch.Tensor], Sequence[FloatArray]]],
+    ) -> None:
+        """Print how much faster each way is than the reference with soft weights; rounds take turns."""
+        if not self.enabled:
+            return
+        seconds: dict[str, list[float]] = {key: [] for key in (name, *ways)}
+        for _ in range(ROUNDS):
+            for key, (run, many) in {name: (reference, self.soft), **ways}.items():
+                start = time.process_time()
+                for weights in many:
+                    run(weights)
+                seconds[key].append((time.process_time() - start) / len(many))
+        whole = statistics.median(seconds[name])
+        print(f"\n{name}: {1000 * whole:.0f} ms for {len(self.x)} images")
+        for key in ways:
+            print(f"  {key}: {whole / statistics.median(seconds[key]):.2f} times faster")
+
+
+def agree(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Under running statistics."""
+    bench = Bench(benchmark.enabled, 250)
+    bench.network.eval()
+    for weights in (*bench.soft, *bench.hard):
+        agree(bench.compiled(weights), bench.plain(weights))
+    bench.ratios(
+        "plain soft evaluation",
+        bench.plain,
+        {
+            "plain hard": (bench.plain, bench.hard),
+            "compiled soft": (bench.compiled, bench.soft),
+            "compiled hard": (bench.compiled, bench.hard),
+        },
+    )
+    benchmark.pedantic(bench.compiled, (bench.hard[0],), rounds=1)
+
+
+def test_evaluation_with_batch_statistics(benchmark) -> None:  # type: ignore[no-untyped-def]
+    bench = Bench(benchmark.enabled, 250, track=False)
+    bench.network.train()  # the plain way's batch statistics
+
+    def compiled(weights: FloatArray) -> torch.Tensor:
+        return bench.compiled(weights, batch_statistics=True)
+
+    for weights in (*bench.soft, *bench.hard):
+        agree(compiled(weights), bench.plain(weights))
+    bench.ratios(
+        "plain soft evaluation with batch statistics",
+        bench.plain,
+        {
+            "plain hard": (bench.plain, bench.hard),
+            "compiled soft": (compiled, bench.soft),
+            "compiled hard": (compiled, bench.hard),
+        },
+    )
+    benchmark.pedantic(compiled, (bench.hard[0],), rounds=1)
+
+
+def test_training_step(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Forward and backward of one batch of 64."""
+    bench = Bench(benchmark.enabled, 64)
+    network = bench.network.train()
+
+    def plain(weights: FloatArray) -> torch.Tensor:
+        return bench.step(network.plain, weights)
+
+    def stacked(weights: FloatArray) -> torch.Tensor:
+        return bench.step(network, weights)
+
+    for weights in (*bench.soft, *bench.hard):
+        agree(stacked(weights), plain(weights))
+    bench.ratios(
+        "plain soft training step",
+        plain,
+        {
+            "plain single path": (plain, bench.hard),
+            "stacked soft": (stacked, bench.soft),
+            "stacked single path": (stacked, bench.hard),
+        },
+    )
+    benchmark.pedantic(stacked, (bench.hard[0],), rounds=1)

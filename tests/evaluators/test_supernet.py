@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from hwnas.config import build, conf_folder
+from hwnas.core import Genotype
+from hwnas.data.images import Images, NoImages
+from hwnas.evaluators.supernet import Supernet
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.toy import Toy
+
+SPACE = NasBench201(image_shape=(1, 8, 8))
+PRUNED = SPACE.restrict([(1, 3), (1, 2, 4), (3, 4), (2, 3), (1, 3, 4), (0, 1)])
+POPULATIONS = [SPACE.sample(np.random.default_rng(seed), 4) for seed in range(4)]
+SMALL = PRUNED.sample(np.random.default_rng(0), 4)
+EVERY_GENERATION = ["warmup_epochs=0", "epochs_per_generation=1", "training.sampling=population"]
+
+
+class Folders:
+    """Two folders, what was said, and evaluators that use them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.said: list[str] = []
+
+    def evaluator(
+        self, *overrides: str, space: Any = SPACE, dataset: Any = None, run: str = "run"
+    ) -> Supernet:
+        config = OmegaConf.create({"generations": 4, "dataset": {"name": "cifar10"}})
+        config.evaluator = OmegaConf.load(conf_folder() / "evaluator" / "supernet.yaml")
+        small = ["channels=2", "warmup_epochs=2", "training.batch_size=256"]
+        config.evaluator.merge_with_dotlist([*small, *overrides])
+        self.said = []
+        return build(
+            config.evaluator,
+            space=space,
+            dataset=dataset or digits(),
+            store_dir=self.path / "store",
+            folder=self.path / run,
+            announce=self.said.append,
+        )
+
+    @property
+    def trained(self) -> list[str]:
+        return [text for text in self.said if text.startswith("training the supernet")]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path)
+
+
+def digits(**settings: Any) -> Images:
+    settings = {"crop": 1, "valid_fraction": 0.5, **settings}
+    return Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, **settings)
+
+
+def answers(evaluator: Supernet, population: list[Genotype], space: NasBench201 = SPACE) -> tuple[str, Any]:
+    version = evaluator.prepare(space, population)
+    rows = evaluator.evaluate(population)
+    assert all(0 <= row["val_acc"] <= 1 for row in rows)
+    return version, rows
+
+
+def test_a_supernet_that_is_trained_once_is_shared_by_runs(folders: Folders) -> None:
+    first = folders.evaluator()
+    version = first.prepare(SPACE, [])
+    assert folders.trained == ["training the supernet: 2 epochs"]
+    expected = [answers(first, population) for population in POPULATIONS[:2]]
+    assert [v for v, _ in expected] == [version, version]
+    assert first.stationary
+    assert len(folders.trained) == 1
+    assert not (folders.path / "run").exists()
+
+    other = folders.evaluator(run="other")
+    assert [answers(other, population) for population in POPULATIONS[:2]] == expected
+    assert folders.trained == []
+    assert len([text for text in folders.said if text.startswith("supernet after 2 epochs from")]) == 1
+
+
+def test_training_waits_until_an_answer_is_needed(folders: Folders) -> None:
+    evaluator = folders.evaluator(*EVERY_GENERATION)
+    versions = [evaluator.prepare(SPACE, population) for population in ([], *POPULATIONS)]
+    assert len(set(versions)) == 5
+    assert not evaluator.stationary
+    assert not (folders.path / "run").exists()
+    last = evaluator.evaluate(POPULATIONS[3])
+
+    step_by_step = folders.evaluator(*EVERY_GENERATION, run="other")
+    rows = [answers(step_by_step, population) for population in POPULATIONS]
+    assert [version for version, _ in rows] == versions[1:]
+    assert rows[3][1] == last
+
+
+@pytest.mark.parametrize("lost", ["nothing", "last", "last two", "damaged last", "damaged both"])
+def test_a_run_goes_on_from_its_checkpoints(folders: Folders, lost: str) -> None:
+    """And like one that was never interrupted, whatever is lost."""
+    whole = folders.evaluator(*EVERY_GENERATION, run="whole")
+    expected = [answers(whole, population) for population in POPULATIONS]
+
+    killed = folders.evaluator(*EVERY_GENERATION)
+    for population in POPULATIONS[:3]:
+        answers(killed, population)
+    paths = [folders.path / "run" / "supernet" / f"checkpoint{which}.pt" for which in ("", ".previous")]
+    assert all(path.is_file() for path in paths)
+    for path in paths[: 2 if lost in ("last two", "damaged both") else 0 if lost == "nothing" else 1]:
+        path.write_bytes(path.read_bytes()[:-1000]) if "damaged" in lost else path.unlink()
+
+    resumed = folders.evaluator(*EVERY_GENERATION)
+    resumed.prepare(SPACE, [])
+    versions = [resumed.prepare(SPACE, population) for population in POPULATIONS]
+    assert (versions[3], resumed.evaluate(POPULATIONS[3])) == expected[3]
+    epochs = {"nothing": 3, "last": 2, "damaged last": 2}.get(lost)
+    found = [text.split(" from")[0] for text in folders.said if text.startswith("supernet after")]
+    assert found == ([f"supernet after {epochs} epochs"] if epochs else [])
+    assert sum("is damaged" in text for text in folders.said) >= ("damaged" in lost)
+
+
+def test_a_checkpoint_ahead_of_the_journal_is_used(folders: Folders) -> None:
+    """Killed after training, before the answers were written down."""
+    first = folders.evaluator(*EVERY_GENERATION)
+    expected = [answers(first, population) for population in POPULATIONS[:3]]
+    resumed = folders.evaluator(*EVERY_GENERATION)
+    resumed.prepare(SPACE, [])
+    for population in POPULATIONS[:2]:
+        resumed.prepare(SPACE, population)
+    assert answers(resumed, POPULATIONS[2]) == expected[2]
+    assert [text.split(" from")[0] for text in folders.said] == ["supernet after 3 epochs"]
+
+
+def test_an_interrupted_warm_up_goes_on(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hwnas.evaluators import supernet as module
+    from hwnas.models.supernet import SharedWeights
+
+    expected = answers(folders.evaluator("warmup_epochs=3"), POPULATIONS[0])
+    shutil.rmtree(folders.path / "store")
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    train = SharedWeights.train_epoch
+
+    def interrupted(self: SharedWeights, epoch: int, population: Any = ()) -> dict[str, float]:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train(self, epoch, population)
+
+    monkeypatch.setattr(SharedWeights, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folders.evaluator("warmup_epochs=3").prepare(SPACE, [])
+    monkeypatch.setattr(SharedWeights, "train_epoch", train)
+    assert answers(folders.evaluator("warmup_epochs=3"), POPULATIONS[0]) == expected
+    assert folders.trained == ["training the supernet: 1 epochs"]
+
+
+def parameters(evaluator: Supernet) -> dict[str, torch.Tensor]:
+    assert evaluator._weights is not None
+    return {name: p.detach().clone() for name, p in evaluator._weights.supernet.named_parameters()}
+
+
+@pytest.mark.parametrize("inherit", [True, False])
+def test_fewer_choices_begin_a_stage(folders: Folders, inherit: bool) -> None:
+    settings = ["training.sampling=random_alpha", f"inherit={inherit}", "decoding=soft"]
+    evaluator = folders.evaluator(*settings)
+    first = [answers(evaluator, population)[0] for population in POPULATIONS[:2]]
+    assert evaluator.stationary
+    second, rows = answers(evaluator, SMALL, PRUNED)
+    assert len({*first, second}) == 2
+    assert not evaluator.stationary
+    assert folders.trained == [
+        "training the supernet: 2 epochs",
+        "training the supernet of stage 2: 2 epochs",
+    ]
+    resumed = folders.evaluator(*settings, run="other")
+    resumed.prepare(SPACE, POPULATIONS[0])
+    assert answers(resumed, SMALL, PRUNED) == (second, rows)
+    assert folders.trained == []
+
+
+def test_a_stage_starts_with_former_weights_and_a_new_optimiser(folders: Folders) -> None:
+    evaluator = folders.evaluator("training.lr=1e-12", "training.lr_min=0", "training.sampling=random_alpha")
+    evaluator.prepare(SPACE, [])
+    before = parameters(evaluator)
+    evaluator.prepare(PRUNED, [])
+    after = parameters(evaluator)  # trained on with a learning rate of nothing
+    assert set(after) < set(before)
+    assert all(torch.allclose(after[name], before[name], rtol=0, atol=1e-9) for name in after)
+    anew = folders.evaluator(
+        "training.lr=1e-12", "training.lr_min=0", "training.sampling=random_alpha", "inherit=false"
+    )
+    anew.prepare(SPACE, [])
+    anew.prepare(PRUNED, [])
+    assert not torch.allclose(parameters(anew)["classifier.weight"], before["classifier.weight"], atol=1e-3)
+
+
+def test_versions_name_all_that_answers_depend_on(folders: Folders) -> None:
+    def version(
+        *overrides: str, dataset: Any = None, population: Any = POPULATIONS[0], space: Any = SPACE
+    ) -> str:
+        return folders.evaluator(*overrides, dataset=dataset, space=space).prepare(space, population)
+
+    changes = [
+        *(
+            "channels=3",
+            "num_cells=2",
+            "affine=true",
+            "track_running_stats=false",
+            "warmup_epochs=3",
+            "seed=1",
+        ),
+        *("training.lr=0.05", "training.batch_size=64", "training.sampling=random_alpha", "cutout=2"),
+        *(
+            "decoding=soft",
+            "num_valid=10",
+            "valid_batch_size=100",
+            "valid_transform=train",
+            "eval_mode=running",
+        ),
+    ]
+    versions = [version(), *map(version, changes), version(dataset=digits(crop=2))]
+    versions += [version(dataset=digits(valid_fraction=0.4)), version(space=PRUNED)]
+    assert len(set(versions)) == len(versions)
+    assert version(population=POPULATIONS[1]) == version() == versions[0]
+    assert version("planned_generations=9") == version("inherit=true") == versions[0]
+    every = [version(*EVERY_GENERATION, *more) for more in ([], ["planned_generations=9"], ["decoding=soft"])]
+    assert len({*every, version(*EVERY_GENERATION, population=POPULATIONS[1])}) == 4
+
+
+def test_how_answers_are_judged_does_not_train_again(folders: Folders) -> None:
+    folders.evaluator().prepare(SPACE, [])
+    for change in ("decoding=soft", "num_valid=50", "valid_transform=train", "eval_mode=running"):
+        answers(folders.evaluator(change), POPULATIONS[0])
+        assert folders.trained == []
+
+
+def test_single_architectures_and_running_statistics(folders: Folders) -> None:
+    folders.evaluator("eval_mode=running")
+    assert "running statistics of a supernet are of little use" in folders.said[0]
+    folders.evaluator("eval_mode=running", "training.sampling=random_alpha", "decoding=soft")
+    assert folders.said == []
+
+
+def test_foreign_checkpoints_are_refused(folders: Folders) -> None:
+    evaluator = folders.evaluator(*EVERY_GENERATION)
+    answers(evaluator, POPULATIONS[0])
+    path = folders.path / "run" / "supernet" / "checkpoint.pt"
+
+    def refused(evaluator: Supernet, message: str, space: Any = SPACE) -> None:
+        evaluator.prepare(space, POPULATIONS[0])
+        with pytest.raises(ValueError, match=message) as error:
+            evaluator.evaluate(POPULATIONS[0])
+        assert "\n" not in str(error.value)
+
+    refused(
+        folders.evaluator(*EVERY_GENERATION, "channels=3"),
+        r"checkpoint.pt is the checkpoint of space nasbench201 2x1, images \[1, 8, 8\], classes 10, not of "
+        r"space nasbench201 3x1, images \[1, 8, 8\], classes 10",
+    )
+    wider = NasBench201(image_shape=(1, 8, 8), num_classes=11)
+    refused(folders.evaluator(*EVERY_GENERATION, space=wider), "not of .* classes 11", wider)
+    refused(
+        folders.evaluator(*EVERY_GENERATION, "training.lr=0.01"),
+        "checkpoint.pt was trained with other settings or images",
+    )
+    assert path.is_file()
+
+
+def test_true_accuracies_are_for_reports(folders: Folders, table_path: Path) -> None:
+    evaluator = folders.evaluator("table=nasbench201.npz")
+    best = SPACE.from_str(
+        "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+    )
+    (row,) = evaluator.report([best])
+    assert row == pytest.approx({"table_val_acc": 0.9161, "test_acc": 0.9437}, abs=0.005)
+    assert set(answers(evaluator, [best])[1][0]) == {"val_acc"}
+    assert folders.evaluator().report([best]) == [{}]
+    with pytest.raises(ValueError, match="no column 'mnist_valid_200'"):
+        folders.evaluator("table=nasbench201.npz", "table_dataset=mnist")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["warmup_epochs=0"], "warmup_epochs and evaluator.epochs_per_generation are both 0"),
+        (["training.sampling=population"], "sampling=population trains on populations: it needs"),
+        ([*EVERY_GENERATION, "warmup_epochs=1"], "sampling=population trains on populations: it needs"),
+        (["decoding=medium"], "evaluator.decoding must be one of soft, hard, not 'medium'"),
+        (["eval_mode=x"], "evaluator.eval_mode must be one of running, batch, not 'x'"),
+        (["valid_transform=x"], "evaluator.valid_transform must be one of test, train, not 'x'"),
+        (["affine=1"], "evaluator.affine must be true or false, not 1"),
+        (["warmup_epochs=-1"], "evaluator.warmup_epochs must be a whole number of at least 0, not -1"),
+        (["cutout=-1"], "evaluator.cutout must be a whole number"),
+        (["valid_batch_size=1"], "evaluator.valid_batch_size must be a whole number of at least 2"),
+        (["channels=0"], "evaluator.channels must be a whole number of at least 1"),
+        (["training.lr=-1"], "evaluator.training.lr must be a number above 0"),
+        (["training.sampling=x"], "evaluator.training.sampling must be one of random_alpha"),
+    ],
+)
+def test_settings_are_checked(folders: Folders, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        folders.evaluator(*overrides)
+
+
+def test_spaces_and_images_are_needed(folders: Folders) -> None:
+    with pytest.raises(ValueError, match="the toy space has no supernet"):
+        folders.evaluator(space=Toy())
+    with pytest.raises(ValueError, match="evaluator=supernet needs images; choose a dataset"):
+        folders.evaluator(dataset=NoImages("none"))
+    evaluator = folders.evaluator("num_valid=720", "warmup_epochs=1")
+    evaluator.prepare(SPACE, [])
+    with pytest.raises(ValueError, match=r"evaluator\.num_valid 720 is more than the 719 validation images"):
+        evaluator.evaluate(POPULATIONS[0])
+    with pytest.raises(
+        ValueError, match=r"evaluator\.training\.batch_size 720 is more than the 719 training images"
+    ):
+        folders.evaluator("training.batch_size=720").prepare(SPACE, [])
+
+
+def test_the_widths_of_the_space_where_none_are_given(folders: Folders) -> None:
+    evaluator = folders.evaluator("channels=null", "num_cells=null", space=NasBench201(3, 2))
+    assert (evaluator.channels, evaluator.num_cells) == (3, 2)
+
+
+def test_too_little_memory_is_one_line(folders: Folders) -> None:
+    """A network that no machine has the memory for; torch raises its own kind of error."""
+    with pytest.raises(
+        ValueError, match=r"ran out of memory in training; a smaller .*evaluator.channels \(900000\)"
+    ):
+        folders.evaluator("channels=900000").prepare(SPACE, [])

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hwnas.data.images import Images
+from hwnas.models.recipe import SupernetRecipe
+from hwnas.models.supernet import SharedWeights, inherit, mixing_weights, mixture
+from hwnas.spaces.nasbench201 import NasBench201
+
+SPACE = NasBench201(2, 1, image_shape=(1, 8, 8))
+POPULATION = [(3, 1, 2, 0, 4, 3), (1,) * 6, (2, 3, 0, 1, 1, 1)]
+
+
+def digits(**settings: Any) -> Images:
+    settings = {"crop": 1, "valid_fraction": 0.5, **settings}
+    return Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, **settings)
+
+
+def shared(space: NasBench201 = SPACE, seed: int = 0, num_epochs: int = 4, **recipe: Any) -> SharedWeights:
+    return SharedWeights(
+        space,
+        digits(),
+        SupernetRecipe(**{"sampling": "random_alpha", "batch_size": 256, **recipe}),
+        num_epochs=num_epochs,
+        affine=False,
+        track_running_stats=True,
+        decoding="soft",
+        seed=seed,
+    )
+
+
+def test_decoded_weights_by_hand() -> None:
+    """e / (e + K - 1) for the chosen of K operations, 1 / (e + K - 1) for each other."""
+    (weights,) = mixing_weights(SPACE, [(0, 1, 2, 3, 4, 0)], "soft")
+    expected = np.full((6, 5), 0.14885)
+    expected[range(6), [0, 1, 2, 3, 4, 0]] = 0.40461
+    assert weights == pytest.approx(expected, abs=5e-6)
+    assert mixing_weights(SPACE, [(0, 1, 2, 3, 4, 0)], "hard")[0].sum() == 6
+
+
+def test_decoded_weights_of_fewer_operations() -> None:
+    pruned = SPACE.restrict([(0, 1, 3), (2, 4), (4,), *[(0, 1, 2, 3, 4)] * 3])
+    (weights,) = mixing_weights(pruned, [(3, 2, 4, 0, 0, 0)], "soft")
+    assert weights[0] == pytest.approx([0.21194, 0.21194, 0, 0.57612, 0], abs=5e-6)
+    assert weights[1] == pytest.approx([0, 0, 0.73106, 0, 0.26894], abs=5e-6)
+    assert weights[2].tolist() == [0, 0, 0, 0, 1]
+
+
+def test_mixtures_are_softmaxes_over_what_is_allowed() -> None:
+    pruned = SPACE.restrict([(0, 1), (1, 2, 3), *[(0, 1, 2, 3, 4)] * 4])
+    alphas = np.full((2, 6, 5), 1e4)  # no overflow, and pruned operations do not count
+    alphas[:, :, 0] -= np.log(3)
+    weights = mixture(pruned, alphas)
+    assert weights.sum(axis=2) == pytest.approx(np.ones((2, 6)))
+    assert weights[0, 0] == pytest.approx([0.25, 0.75, 0, 0, 0])
+    assert weights[1, 1] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0])
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lr"), [(0, 0.025), (10, 0.0227082), (25, 0.013), (40, 0.0032918), (50, 0.001), (70, 0.001)]
+)
+def test_the_cosine(epoch: int, lr: float) -> None:
+    assert SupernetRecipe("single_path").lr_at(epoch, 50) == pytest.approx(lr, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampling": "all"}, "sampling must be one of random_alpha, population, single_path, not 'all'"),
+        ({"lr": 0}, "lr must be a number above 0, not 0"),
+        ({"lr_min": 0.1}, r"lr_min must be at most lr \(0.025\), not 0.1"),
+        ({"batch_size": 1}, "batch_size must be a whole number of at least 2, not 1"),
+        ({"alpha_scale": -1}, "alpha_scale must be a number above 0"),
+        ({"nesterov": 1}, "nesterov must be true or false, not 1"),
+        ({"grad_clip": 0}, "grad_clip must be a number above 0"),
+    ],
+)
+def test_recipes_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SupernetRecipe(**{"sampling": "single_path", **settings})
+
+
+def test_the_population_is_trained_in_turn() -> None:
+    weights = list(shared(sampling="population", batch_size=100)._sampled(0, POPULATION))
+    decoded = mixing_weights(SPACE, POPULATION, "soft")
+    assert len(weights) == 7  # of 719 images
+    assert all(np.array_equal(row, decoded[step % 3]) for step, row in enumerate(weights))
+
+
+def test_random_alphas_and_single_paths() -> None:
+    first, again, other = (np.stack(list(shared(batch_size=16)._sampled(epoch, ()))) for epoch in (0, 0, 1))
+    assert first.shape == (44, 6, 5)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.min() > 1 / (1 + 4 * np.e)
+    assert first.max() < np.e / (np.e + 4)
+    assert first.std() > 0.03
+    nearly = np.stack(list(shared(batch_size=16, alpha_scale=1e-3)._sampled(0, ())))
+    assert nearly == pytest.approx(np.full((44, 6, 5), 0.2), abs=3e-4)
+    assert nearly.std() > 0
+    pruned = SPACE.restrict([(0, 1), (3,), *[(0, 1, 2, 3, 4)] * 4])
+    paths = np.stack(list(shared(pruned, batch_size=16, sampling="single_path")._sampled(0, ())))
+    assert set(np.unique(paths)) == {0.0, 1.0}
+    assert (paths.sum(axis=2) == 1).all()
+    assert paths[:, 0].mean(axis=0) == pytest.approx([0.5, 0.5, 0, 0, 0], abs=0.25)
+    assert paths[:, 1].mean(axis=0).tolist() == [0, 0, 0, 1, 0]
+
+
+def test_a_smaller_supernet_inherits() -> None:
+    """All parameters of kept operations, so that these compute the same; running statistics start anew."""
+    pruned = SPACE.restrict([(0, 3), (1, 2, 4), (3,), (2, 3), (1, 3, 4), (0, 1)])
+    large = shared()
+    large.train_epoch(0)
+    small = shared(pruned, seed=1)
+    assert inherit(small.supernet, large.supernet) == []
+    x = torch.rand(5, 1, 8, 8)
+    for weights in mixture(pruned, np.random.default_rng(0).random((3, 6, 5))):
+        for batch_statistics in (True, False):
+            a, b = (
+                net.supernet.compiled(weights, batch_statistics=batch_statistics)(x) for net in (large, small)
+            )
+            assert torch.equal(a, b) == batch_statistics
+    fresh = pruned.supernet(affine=False, track_running_stats=True)
+    assert all(
+        torch.equal(buffer, other)
+        for buffer, other in zip(small.supernet.buffers(), fresh.buffers(), strict=True)
+    )
+    assert set(inherit(large.supernet, small.supernet)) == {
+        name
+        for name, _ in large.supernet.named_parameters()
+        if name not in dict(small.supernet.named_parameters())
+    }
+
+
+@pytest.mark.parametrize("sampling", ["random_alpha", "population", "single_path"])
+def test_an_epoch_depends_on_nothing_but_its_number_and_the_state(sampling: str) -> None:
+    whole = shared(sampling=sampling)
+    figures = [whole.train_epoch(epoch, POPULATION) for epoch in range(2)]
+    state = copy.deepcopy(whole.state())
+    figures.append(whole.train_epoch(2, POPULATION))
+    assert [f["lr"] for f in figures] == pytest.approx([0.025, 0.0214853, 0.013], abs=1e-7)
+
+    torch.manual_seed(99)
+    resumed = shared(sampling=sampling)
+    resumed.load(state)
+    assert resumed.train_epoch(2, POPULATION) == figures[2]
+    for name, tensor in whole.supernet.state_dict().items():
+        assert torch.equal(resumed.supernet.state_dict()[name], tensor), name
+    other = shared(sampling=sampling, seed=1)
+    other.load(state)
+    assert other.train_epoch(2, POPULATION)["loss"] != figures[2]["loss"]
+
+
+def test_training_learns() -> None:
+    space = NasBench201(4, 1, image_shape=(1, 8, 8))
+    weights = shared(space, sampling="population", batch_size=32, lr=0.1)
+    judge = {"num_images": 300, "batch_size": 100, "transform_seed": None, "decoding": "soft"}
+    population = [(3,) * 6]
+    before = weights.accuracies(population, batch_statistics=True, **judge)
+    losses = [weights.train_epoch(epoch, population)["loss"] for epoch in range(4)]
+    assert losses[-1] < losses[0]
+    (after,) = weights.accuracies(population, batch_statistics=True, **judge)
+    assert after > max(0.4, before[0])
+
+
+def test_accuracies_do_not_depend_on_the_company() -> None:
+    weights = shared()
+    weights.train_epoch(0)
+    before = {name: tensor.clone() for name, tensor in weights.supernet.state_dict().items()}
+    for decoding in ("soft", "hard"):
+        for batch_statistics in (True, False):
+            judge = {
+                "num_images": None,
+                "batch_size": 256,
+                "transform_seed": 3,
+                "batch_statistics": batch_statistics,
+                "decoding": decoding,
+            }
+            together = weights.accuracies(POPULATION, **judge)
+            assert together == [weights.accuracies([g], **judge)[0] for g in POPULATION]
+    assert all(torch.equal(before[name], t) for name, t in weights.supernet.state_dict().items())
+    plain = weights.supernet.eval()
+    x, y = digits().split("valid")
+    mean, std = digits().normalisation()
+    (row,) = mixing_weights(SPACE, POPULATION[:1], "soft")
+    with torch.no_grad():
+        expected = (plain.plain((x - mean) / std, row).argmax(1) == y).double().mean().item()
+    judge |= {"decoding": "soft", "transform_seed": None}
+    assert weights.accuracies(POPULATION[:1], **judge) == pytest.approx([expected], abs=2 / 719)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    with pytest.raises(
+        ValueError, match=r"loss became (nan|inf) in step \d of epoch 1 at a learning rate of 1e\+30"
+    ):
+        shared(lr=1e30, grad_clip=None).train_epoch(0)
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(ValueError, match=r"evaluator.training.batch_size 720 is more than the 719 training"):
+        shared(batch_size=720)
