@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-
 Norm = Callable[[int], nn.Module]
 """Makes the BatchNorm of so many channels; `nn.BatchNorm2d`, or that with other settings."""
 

@@ -19,6 +19,7 @@ from hwnas.core import MOST_LISTED, FloatArray, Genotype, SearchSpace, whole_num
 
 if TYPE_CHECKING:
     from hwnas.spaces.darts_networks import DartsNetwork
+    from hwnas.spaces.darts_supernet import DartsSupernet
 
 OPS = (
     "none",
@@ -419,6 +420,22 @@ class Darts(SearchSpace):
         from hwnas.spaces.darts_networks import DartsNetwork
 
         return DartsNetwork(self, self.check(genotype))
+
+    def supernet(self, *, affine: bool, track_running_stats: bool) -> DartsSupernet:
+        """Every architecture of the space in one network, randomly initialised by torch's generator.
+
+        Args:
+            affine: Whether BatchNorm in the cells has a weight and a bias: it must not.
+            track_running_stats: Whether BatchNorm in the cells keeps running statistics.
+
+        Raises:
+            ValueError: BatchNorm with weights, or the stem for large images.
+        """
+        from hwnas.spaces.darts_supernet import DartsSupernet
+
+        if affine:
+            raise ValueError("evaluator.affine must be false for search_space=darts, as in all papers")
+        return DartsSupernet(self, track_running_stats=track_running_stats)
 
 
 def _half(size: int) -> int:

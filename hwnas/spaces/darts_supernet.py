@@ -1,8 +1,8 @@
 """One network that holds every DARTS architecture: plain, stacked for training, folded for evaluation.
 
-Architectures are told to it as mixing weights, an array (edges, ops), those of the normal cell first: every edge is
-the sum of its operations' outputs times their weights. An operation of weight 0 is not run. A softmax makes a soft
-mixture, the one-hot rows of the kept edges a hard choice; `hwnas.models.supernet` makes both.
+Architectures are told to it as mixing weights, an array (edges, ops), those of the normal cell first: every
+edge is the sum of its operations' outputs times their weights. An operation of weight 0 is not run. A softmax
+makes a soft mixture, the one-hot rows of the kept edges a hard choice; `hwnas.models.supernet` makes both.
 
 Source: Liu et al., DARTS, ICLR 2019 (code); Sinha & Chen, EvNAS, arXiv 2012.12540 (code).
 
@@ -24,8 +24,8 @@ from hwnas.spaces.blocks import Norm, ReLUConvBN, box_max, box_mean, folded_conv
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
-    MAX_POOL,
     CONVOLUTIONS,
+    MAX_POOL,
     NONE,
     NUM_NODES,
     OPS,
@@ -35,14 +35,14 @@ from hwnas.spaces.darts import (
 from hwnas.spaces.darts_networks import FactorizedReduce, operation
 
 IN_CACHE = 1 << 18
-"""Numbers of a stack of operations that stay in a core's cache: how many images a folded cell takes at a time."""
+"""Numbers of a stack of operations that stay in a core's cache: so few images a folded cell takes at once."""
 
 
 class _PointwiseNorm(torch.autograd.Function):
     """Stacks of 1x1 convolutions with BatchNorm by batch statistics, without their output before BatchNorm.
 
-    The statistics of a product Z W follow from those of Z: its mean is mean(Z) W, its variance the diagonal of
-    W' cov(Z) W. So BatchNorm becomes a change of W, and neither direction needs more than Z.
+    The statistics of a product Z W follow from those of Z: its mean is mean(Z) W, its variance the diagonal
+    of W' cov(Z) W. So BatchNorm becomes a change of W, and neither direction needs more than Z.
     """
 
     @staticmethod
@@ -101,7 +101,8 @@ class _AddPointwiseNorm(torch.autograd.Function):
         """
         batch = _Statistics(x_BCHW, W, eps)
         scale = batch.rstd * torch.tensor(mix, dtype=W.dtype, device=W.device)[:, None]
-        for node, Z, product, constant in zip(nodes, batch.Z, W * scale[:, None], batch.mean * scale, strict=True):
+        products, constants = W * scale[:, None], batch.mean * scale
+        for node, Z, product, constant in zip(nodes, batch.Z, products, constants, strict=True):
             node.addmm_(Z, product).sub_(constant)
         ctx.mix = mix
         ctx.save_for_backward(x_BCHW, W, *batch.small)
@@ -134,7 +135,7 @@ class _Statistics:
         num = once.shape[1]
         self.mean_in = _sum(rows(x_BCHW)).view(own, inputs) / num
         products = torch.stack([z.T @ z for z in once]) / num
-        self.covariance = torch.baddbmm(products, self.mean_in[:, :, None], self.mean_in[:, None, :], alpha=-1)
+        self.covariance = products - self.mean_in[:, :, None] * self.mean_in[:, None, :]
         self.mean = (self.mean_in[:, None] @ W)[:, 0]
         variance = (W * (self.covariance @ W)).sum(dim=1).clamp_min(0.0)
         self.unbiased = variance * (num / (num - 1))
@@ -281,9 +282,7 @@ class _MixedCell(nn.Module):
             states.append(total)
         return torch.cat(states[2:], dim=1)
 
-    def forward(
-        self, before_BCHW: Tensor, last_BCHW: Tensor, weights: FloatArray, update: bool
-    ) -> Tensor:
+    def forward(self, before_BCHW: Tensor, last_BCHW: Tensor, weights: FloatArray, update: bool) -> Tensor:
         """The cell with batch statistics, equal operations of a source's outgoing edges stacked.
 
         Args:
@@ -293,7 +292,8 @@ class _MixedCell(nn.Module):
             update: Whether to update running statistics, as training does.
         """
         statistics: list[tuple[nn.BatchNorm2d, Tensor, Tensor]] = []
-        first, second = self.preprocess_0, self.preprocess_1
+        first: Any = self.preprocess_0
+        second: Any = self.preprocess_1
         if isinstance(first, FactorizedReduce):
             one = self._normalised(shifted(before_BCHW), [factorized_matrix(first)], [first.norm], statistics)
         else:
@@ -321,7 +321,7 @@ class _MixedCell(nn.Module):
         self,
         x_BCHW: Tensor,
         matrices: list[Tensor],
-        norms: list[nn.BatchNorm2d],
+        norms: list[Any],
         statistics: list[Any],
         relu: bool = False,
     ) -> Tensor:
@@ -345,7 +345,9 @@ class _MixedCell(nn.Module):
             targets = _targets(edges)
             mix = weights[edges, op].tolist()
             mine = [nodes[target] for target in targets]
-            *mine, means, variances = _AddPointwiseNorm.apply(y, torch.stack(products), norms[0].eps, mix, *mine)
+            *mine, means, variances = _AddPointwiseNorm.apply(
+                y, torch.stack(products), norms[0].eps, mix, *mine
+            )
             for target, node in zip(targets, mine, strict=True):
                 nodes[target] = node
             statistics.extend(zip(norms, means, variances, strict=True))
@@ -359,8 +361,8 @@ class _MixedCell(nn.Module):
                 y = positive
                 if dilation == 2:
                     y = positive[:, :, ::2, ::2] if stride == 2 else quarters(positive)
-                wide[n, dilation] = torch.cat([y] * n, dim=1).contiguous(memory_format=torch.channels_last)
-            # Dilated convolutions are plain ones of every other row and column; torch is slow at their gradients.
+                wide[n, dilation] = _side_by_side(y, n)
+            # Dilated convolutions are plain ones of every other row and column: their gradients are slow.
             y = _depthwise(
                 wide[n, dilation],
                 _stacked([module[1].weight for module in modules]),
@@ -402,9 +404,9 @@ class _MixedCell(nn.Module):
     def folded(self, weights: FloatArray) -> Callable[[Tensor, Tensor], Tensor]:
         """The cell under running statistics for one architecture, as a function of its inputs after ReLU.
 
-        Depthwise convolutions of a kernel that leave one source are one convolution, 1x1 convolutions one product
-        of stacked matrices that adds to the nodes in place; pools and ReLU run once per source. Nodes begin as the
-        sum of all constants: those of BatchNorm.
+        Depthwise convolutions of a kernel that leave one source are one convolution, 1x1 convolutions one
+        product of stacked matrices that adds to the nodes in place; pools and ReLU run once per source. Nodes
+        begin as the sum of all constants: those of BatchNorm.
         """
         C = self.channels
         preprocess_0, preprocess_1 = self._folded_preprocess()
@@ -439,7 +441,8 @@ class _MixedCell(nn.Module):
 
     def _folded_preprocess(self) -> list[tuple[Tensor, Tensor]]:
         """Matrix (C_in, C) and constant (C,) of both inputs."""
-        first, second = self.preprocess_0, self.preprocess_1
+        first: Any = self.preprocess_0
+        second: Any = self.preprocess_1
         if isinstance(first, FactorizedReduce):
             one = folded(factorized_matrix(first), first.norm)
         else:
@@ -488,7 +491,9 @@ class _MixedCell(nn.Module):
             edges = running(SKIP)
             end = last(SKIP, edges, lambda module: (factorized_matrix(module), module.norm))
             reductions = (end, _targets(edges))
-        skips = [] if stride == 2 else [(CELL_EDGES[e][1] - 2, float(weights[e, SKIP])) for e in running(SKIP)]
+        skips = []
+        if stride == 1:
+            skips = [(CELL_EDGES[edge][1] - 2, float(weights[edge, SKIP])) for edge in running(SKIP)]
         pools = []
         for op in (MAX_POOL, AVG_POOL):
             scales = []
@@ -507,9 +512,9 @@ class _MixedCell(nn.Module):
                     n = len(depthwise) // C
                     thin = stride == 2 and dilation == 2  # only every other row and column is looked at
                     if (n, thin) not in wide:
-                        y = positive[:, :, ::2, ::2] if thin else positive
-                        wide[n, thin] = torch.cat([y] * n, dim=1).contiguous(memory_format=torch.channels_last)
-                    y = _depthwise(wide[n, thin], depthwise, kernel, *((1, 1) if thin else (stride, dilation)))
+                        wide[n, thin] = _side_by_side(positive[:, :, ::2, ::2] if thin else positive, n)
+                    how = (1, 1) if thin else (stride, dilation)
+                    y = _depthwise(wide[n, thin], depthwise, kernel, *how)
                     if middle is not None:
                         matrices, constant, second = middle
                         inner = torch.empty(len(rows(y)), n * C, dtype=y.dtype, device=y.device)
@@ -535,7 +540,8 @@ class _MixedCell(nn.Module):
 class DartsSupernet(nn.Module):
     """Every architecture of a DARTS space in one network with shared weights.
 
-    Pools are followed by BatchNorm, and BatchNorm in the cells has neither weight nor bias, as in the papers' code.
+    Pools are followed by BatchNorm, and BatchNorm in the cells has neither weight nor bias, as in the papers'
+    code.
 
     Args:
         space: Width, depth, image and class count; its `choices` say which operations exist.
@@ -583,7 +589,8 @@ class DartsSupernet(nn.Module):
         """The weights, checked, of the normal and of the reduction cells."""
         if weights.shape != self.allowed.shape or (weights[~self.allowed] != 0).any():
             raise ValueError(
-                f"mixing weights must have shape {self.allowed.shape}, and 0 where an operation is not allowed"
+                f"mixing weights must have shape {self.allowed.shape}, and 0 where an operation is not "
+                "allowed"
             )
         return weights[: len(CELL_EDGES)], weights[len(CELL_EDGES) :]
 
@@ -721,7 +728,7 @@ def factorized_matrix(module: FactorizedReduce) -> Tensor:
 
 
 def scale_of(norm: nn.Module, mix: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Scale and constant (C,) of a BatchNorm without weights under running statistics, times a mixing weight."""
+    """Scale and constant (C,) of a BatchNorm under running statistics, times a mixing weight."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -738,6 +745,10 @@ def folded(matrix_IO: Tensor, norm: nn.Module, mix: float = 1.0) -> tuple[Tensor
 def _linear(x_BCHW: Tensor, matrix_IO: Tensor, constant: Tensor) -> Tensor:
     B, _, H, W = x_BCHW.shape
     return images(torch.addmm(constant, rows(x_BCHW), matrix_IO), B, H, W)
+
+
+def _side_by_side(x_BCHW: Tensor, num: int) -> Tensor:
+    return torch.cat([x_BCHW] * num, dim=1).contiguous(memory_format=torch.channels_last)
 
 
 def _depthwise(x_BCHW: Tensor, kernels: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
