@@ -1,7 +1,7 @@
 """The DARTS supernet against its plain execution in the same run, on one core.
 
-`make bench` prints the ratios at the papers' size (C = 16, 8 cells, 32x32 images); as ordinary tests these run
-once on a tiny one and check that both ways agree.
+`make bench` prints the ratios at the papers' size (C = 16, 8 cells, 32x32 images); as ordinary tests these
+run once on a tiny one and check that both ways agree.
 """
 
 from __future__ import annotations
