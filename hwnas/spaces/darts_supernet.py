@@ -169,21 +169,20 @@ def _gradients(
     q = rstd * ((W * products).sum(dim=1) - mean * sums) / num
     scaled = s * q * rstd
     W_transposed = W.transpose(1, 2)
-    forward = (W * s[:, None]).transpose(1, 2)
-    back = (W * scaled[:, None]) @ W_transposed
+    forward = (W * s[:, None]).transpose(1, 2).contiguous()
+    back = (W * -scaled[:, None]) @ W_transposed
     constant = ((scaled * mean - s * sums / num)[:, None] @ W_transposed)[:, 0]
     dW = products * s[:, None] - mean_in[:, :, None] * (s * sums)[:, None]
     dW = dW - num * (covariance @ W) * scaled[:, None]
     if own < n:  # all share their input
-        dZ = torch.addmm(constant.sum(0), Z[0], back.sum(0), alpha=-1)
+        dZ = torch.addmm(constant.sum(0), Z[0], back.sum(0))
         for g, m in zip(grads, forward, strict=True):
             dZ.addmm_(g, m)
         return dZ, dW
     dZ = torch.empty(num, n, inputs, dtype=Z.dtype, device=Z.device)
     for e in range(n):
-        part = dZ[:, e]
-        torch.mm(grads[e], forward[e], out=part)
-        part.addmm_(Z[e], back[e], alpha=-1)
+        torch.mm(grads[e], forward[e], out=dZ[:, e])
+    dZ.transpose(0, 1).baddbmm_(Z, back)
     dZ = dZ.view(num, -1)
     return dZ.add_(constant.flatten()), dW
 
