@@ -38,6 +38,40 @@ IN_CACHE = 1 << 18
 """Numbers of a stack of operations that stay in a core's cache: so few images a folded cell takes at once."""
 
 
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution of stride 1 with gradients that are fast on a CPU.
+
+    The gradient of the input is a convolution by the mirrored kernel. At the gradient of
+    a kernel of five columns torch is ten times slower than at three: it is put together from three and two.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, kernels: Tensor) -> Tensor:
+        """Keeps (B, C, H, W); `kernels` are (C, 1, k, k) with k of 3 or 5."""
+        ctx.save_for_backward(x_BCHW, kernels)
+        return _depthwise(x_BCHW, kernels, kernels.shape[-1], 1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, kernels = ctx.saved_tensors
+        g = grads[0].contiguous(memory_format=torch.channels_last)
+        dx = _depthwise(g, kernels.flip(2, 3), kernels.shape[-1], 1, 1)
+        if kernels.shape[-1] == 3:
+            return dx, _kernel_gradient(x, g, kernels, 1)
+        left = _kernel_gradient(F.pad(x, (2, 0)), g, kernels[..., :3], 0)
+        right = _kernel_gradient(F.pad(x, (-1, 2)), g, kernels[..., 3:], 0)
+        return dx, torch.cat([left, right], dim=3)
+
+
+def _kernel_gradient(x_BCHW: Tensor, g_BCHW: Tensor, kernels: Tensor, columns: int) -> Tensor:
+    """Gradient of depthwise kernels, given the padding of columns; rows are padded to keep H."""
+    padding = [kernels.shape[2] // 2, columns]
+    return torch.ops.aten.convolution_backward(
+        *(g_BCHW, x_BCHW, kernels.contiguous(), None, [1, 1], padding, [1, 1]),
+        *(False, [0, 0], len(kernels), [False, True, False]),
+    )[1]
+
+
 class _PointwiseNorm(torch.autograd.Function):
     """Stacks of 1x1 convolutions with BatchNorm by batch statistics, without their output before BatchNorm.
 
@@ -351,7 +385,7 @@ class _MixedCell(nn.Module):
                 nodes[target] = node
             statistics.extend(zip(norms, means, variances, strict=True))
 
-        for op, (kernel, times) in CONVOLUTIONS.items():
+        for op, (_, times) in CONVOLUTIONS.items():
             modules: Any = [self.edges[edge][OPS[op]] for edge in leaving if weights[edge, op] != 0]  # type: ignore[index]
             if not modules:
                 continue
@@ -362,12 +396,10 @@ class _MixedCell(nn.Module):
                     y = positive[:, :, ::2, ::2] if stride == 2 else quarters(positive)
                 wide[n, dilation] = _side_by_side(y, n)
             # Dilated convolutions are plain ones of every other row and column: their gradients are slow.
-            y = _depthwise(
+            y = _trained(
                 wide[n, dilation],
                 _stacked([module[1].weight for module in modules]),
-                kernel,
                 stride if dilation == 1 else 1,
-                1,
             )
             if dilation == 2 and stride == 1:
                 y = whole(y, *positive.shape[2:])
@@ -375,7 +407,7 @@ class _MixedCell(nn.Module):
                 y = self._normalised(
                     y, [matrix(m[2]) for m in modules], [m[3] for m in modules], statistics, relu=True
                 )
-                y = _depthwise(y, _stacked([module[5].weight for module in modules]), kernel, 1, 1)
+                y = _trained(y, _stacked([module[5].weight for module in modules]), 1)
             add(op, y, lambda module: (matrix(module[-2]), module[-1]))
         if stride == 2 and weights[leaving, SKIP].any():
             add(SKIP, shifted(positive), lambda module: (factorized_matrix(module), module.norm))
@@ -752,6 +784,13 @@ def _side_by_side(x_BCHW: Tensor, num: int) -> Tensor:
 
 def _depthwise(x_BCHW: Tensor, kernels: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
     return F.conv2d(x_BCHW, kernels, None, stride, dilation * (kernel // 2), dilation, len(kernels))
+
+
+def _trained(x_BCHW: Tensor, kernels: Tensor, stride: int) -> Tensor:
+    """A depthwise convolution that gradients go through."""
+    if stride == 1 and x_BCHW.device.type == "cpu":
+        return _Depthwise.apply(x_BCHW, kernels)
+    return _depthwise(x_BCHW, kernels, kernels.shape[-1], stride, 1)
 
 
 def _stacked(kernels: list[Tensor]) -> Tensor:
