@@ -41,8 +41,8 @@ IN_CACHE = 1 << 18
 class _Depthwise(torch.autograd.Function):
     """A depthwise convolution of stride 1 with gradients that are fast on a CPU.
 
-    The gradient of the input is a convolution by the mirrored kernel. At the gradient of
-    a kernel of five columns torch is ten times slower than at three: it is put together from three and two.
+    The gradient of the input is a convolution by the mirrored kernel. That of a kernel of five columns takes
+    torch ten times as long as one of three, so that it is put together from three and two.
     """
 
     @staticmethod
