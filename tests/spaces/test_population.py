@@ -107,6 +107,12 @@ def test_box_mean_equals_the_pool(height: int, width: int) -> None:
     (expected_grad,) = torch.autograd.grad(expected, x, upstream)
     assert torch.allclose(grad, expected_grad, rtol=0, atol=1e-14)
     assert torch.autograd.gradcheck(box_mean, (x,))
+    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.allclose(box_mean(last), expected, rtol=0, atol=1e-14)
+    (grad,) = torch.autograd.grad(
+        box_mean(last), last, upstream.contiguous(memory_format=torch.channels_last)
+    )
+    assert torch.allclose(grad, expected_grad, rtol=0, atol=1e-14)
 
 
 def test_box_mean_by_hand() -> None:
