@@ -172,7 +172,7 @@ class _Statistics:
         self.covariance = products - self.mean_in[:, :, None] * self.mean_in[:, None, :]
         self.mean = (self.mean_in[:, None] @ W)[:, 0]
         variance = (W * (self.covariance @ W)).sum(dim=1).clamp_min(0.0)
-        self.unbiased = variance * (num / (num - 1))
+        self.unbiased = variance * (num / max(1, num - 1))
         self.rstd = (variance + eps).rsqrt()
 
     @property
@@ -421,7 +421,7 @@ class _MixedCell(nn.Module):
                 norms = [self.edges[edge][OPS[op]][1] for edge in edges]  # type: ignore[index]
                 pooled = F.max_pool2d(x, 3, stride, 1) if op == MAX_POOL else _mean(x, stride)
                 y = rows(pooled)
-                mean, var = y.new_empty(2, y.shape[1])
+                mean, var = y.new_zeros(2, y.shape[1])
                 # A momentum of 1 gives this batch's statistics; the edges differ in their buffers only.
                 terms.append(F.batch_norm(y, mean, var, training=True, momentum=1.0, eps=norms[0].eps))
                 shares.append(weights[leaving, op].tolist())
