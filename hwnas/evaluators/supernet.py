@@ -172,6 +172,10 @@ class Supernet(Evaluator):
             "evaluator.num_cells",
             space.num_cells if num_cells is None else num_cells,  # type: ignore[attr-defined]
         )
+        try:
+            space.resized(channels=self.channels, num_cells=self.num_cells)  # type: ignore[attr-defined]
+        except ValueError as error:  # the space checks what it needs
+            raise ValueError(str(error).replace("search_space.", "evaluator.")) from None
         if cutout is not None:
             dataset = copy.copy(dataset)
             dataset.cutout = whole_number("evaluator.cutout", cutout, least=0)

@@ -19,6 +19,7 @@ from hwnas.core import MOST_LISTED, FloatArray, Genotype, SearchSpace, whole_num
 
 if TYPE_CHECKING:
     from hwnas.spaces.darts_networks import DartsNetwork
+    from hwnas.spaces.darts_supernet import DartsSupernet
 
 OPS = (
     "none",
@@ -52,7 +53,8 @@ STEMS = ("auto", "cifar", "imagenet")
 LARGE_IMAGE = 128
 """Images of at least so many pixels per side get the ImageNet stem with `stem="auto"`."""
 
-_CONVOLUTIONS = {SEP_3X3: (3, 2), SEP_5X5: (5, 2), DIL_3X3: (3, 1), DIL_5X5: (5, 1)}  # kernel, repetitions
+CONVOLUTIONS = {SEP_3X3: (3, 2), SEP_5X5: (5, 2), DIL_3X3: (3, 1), DIL_5X5: (5, 1)}
+"""Kernel and repetitions of the convolutions; those without a repetition are dilated by 2."""
 
 
 def _cells(normal: str, reduce: str) -> str:
@@ -421,7 +423,7 @@ class Darts(SearchSpace):
                 row = edge + (len(CELL_EDGES) if reduction else 0)
                 strided = reduction and source < 2
                 pixels = halves if reduction else height * width
-                for op, (kernel, times) in _CONVOLUTIONS.items():
+                for op, (kernel, times) in CONVOLUTIONS.items():
                     weights = times * (kernel**2 * c + c * c)
                     params[row, op] += weights + 2 * times * c
                     flops[row, op] += weights * pixels
@@ -439,6 +441,22 @@ class Darts(SearchSpace):
         from hwnas.spaces.darts_networks import DartsNetwork
 
         return DartsNetwork(self, self.check(genotype))
+
+    def supernet(self, *, affine: bool, track_running_stats: bool) -> DartsSupernet:
+        """Every architecture of the space in one network, randomly initialised by torch's generator.
+
+        Args:
+            affine: Whether BatchNorm in the cells has a weight and a bias: it must not.
+            track_running_stats: Whether BatchNorm in the cells keeps running statistics.
+
+        Raises:
+            ValueError: BatchNorm with weights, or the stem for large images.
+        """
+        from hwnas.spaces.darts_supernet import DartsSupernet
+
+        if affine:
+            raise ValueError("evaluator.affine must be false for search_space=darts, as in all papers")
+        return DartsSupernet(self, track_running_stats=track_running_stats)
 
 
 def _half(size: int) -> int:

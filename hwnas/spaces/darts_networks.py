@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import ReLUConvBN
+from hwnas.spaces.blocks import Norm, ReLUConvBN
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
@@ -34,15 +34,15 @@ class FactorizedReduce(nn.Module):
     Args:
         in_channels: C_in.
         out_channels: C_out.
-        affine: Whether BatchNorm has weights.
+        norm: Makes the BatchNorm of so many channels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, affine: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         half = out_channels // 2
         self.conv_1 = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+        self.norm = norm(out_channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C_out, ceil(H / 2), ceil(W / 2))."""
@@ -62,7 +62,7 @@ class SeparableConv(nn.Sequential):
         stride: 1 or 2.
         dilation: Of the depthwise kernel.
         times: 2 for the `sep_conv` operations, 1 for `dil_conv`.
-        affine: Whether BatchNorm has weights.
+        norm: Makes the BatchNorm of so many channels.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SeparableConv(nn.Sequential):
         *,
         dilation: int = 1,
         times: int = 1,
-        affine: bool = True,
+        norm: Norm = nn.BatchNorm2d,
     ) -> None:
         padding = dilation * (kernel // 2)
         layers: list[nn.Module] = []
@@ -91,19 +91,19 @@ class SeparableConv(nn.Sequential):
                     bias=False,
                 ),
                 nn.Conv2d(channels, channels, 1, bias=False),
-                nn.BatchNorm2d(channels, affine=affine),
+                norm(channels),
             ]
         super().__init__(*layers)
 
 
-def operation(op: int, channels: int, stride: int, affine: bool = True) -> nn.Module:
+def operation(op: int, channels: int, stride: int, norm: Norm = nn.BatchNorm2d) -> nn.Module:
     """The module of an operation other than `none`: (B, C, H, W) to (B, C, ceil(H / stride), ...).
 
     Args:
         op: Its index.
         channels: C.
         stride: 1, or 2 on the edges that leave a reduction cell's inputs.
-        affine: Whether BatchNorm has weights.
+        norm: Makes the BatchNorm of so many channels.
 
     Raises:
         ValueError: `none`, which has no module.
@@ -113,11 +113,11 @@ def operation(op: int, channels: int, stride: int, affine: bool = True) -> nn.Mo
     if op == AVG_POOL:
         return nn.AvgPool2d(3, stride, 1, count_include_pad=False)
     if op == SKIP:
-        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, norm)
     if op in (SEP_3X3, SEP_5X5):
-        return SeparableConv(channels, 3 if op == SEP_3X3 else 5, stride, times=2, affine=affine)
+        return SeparableConv(channels, 3 if op == SEP_3X3 else 5, stride, times=2, norm=norm)
     if op in (DIL_3X3, DIL_5X5):
-        return SeparableConv(channels, 3 if op == DIL_3X3 else 5, stride, dilation=2, affine=affine)
+        return SeparableConv(channels, 3 if op == DIL_3X3 else 5, stride, dilation=2, norm=norm)
     raise ValueError(f"operation {op} has no module")
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import FloatArray
-from hwnas.spaces.blocks import ResidualBlock, box_mean, box_mean_adjoint
+from hwnas.spaces.blocks import ResidualBlock, box_mean, box_mean_adjoint, folded_convolution, normalisation
 from hwnas.spaces.nasbench201 import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, SKIP, NasBench201
 
 KERNELS = ((3, CONV_3X3), (1, CONV_1X1))
@@ -444,7 +444,7 @@ class NasBench201Supernet(nn.Module):
             ValueError: Weights of another shape, or of operations that are not allowed.
         """
         weights = self._effective(weights)
-        stem = _convolution(self.stem[0], self.stem[1], batch_statistics)
+        stem = folded_convolution(self.stem[0], self.stem[1], batch_statistics)
         whole = batch_statistics or not self.tracks
         steps: list[Callable[[Tensor], Tensor]] = []
         for part in self._body():
@@ -454,7 +454,7 @@ class NasBench201Supernet(nn.Module):
                 steps.append(partial(part, weights=weights, update=False))
             else:
                 steps.append(part.folded(weights))
-        last = _normalisation(self.last_norm, batch_statistics)
+        last = normalisation(self.last_norm, batch_statistics)
 
         def logits(x: Tensor) -> Tensor:
             x = stem(x.contiguous(memory_format=torch.channels_last))
@@ -471,34 +471,9 @@ class NasBench201Supernet(nn.Module):
         return run
 
 
-def _normalisation(norm: nn.BatchNorm2d, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
-    """BatchNorm with the batch's or with its running statistics, whatever its mode; never updates them."""
-    mean, var = (None, None) if batch_statistics else (norm.running_mean, norm.running_var)
-    return partial(
-        F.batch_norm,
-        running_mean=mean,
-        running_var=var,
-        weight=norm.weight,
-        bias=norm.bias,
-        training=batch_statistics,
-        eps=norm.eps,
-    )
-
-
-def _convolution(convolution: Any, norm: Any, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
-    """A convolution without bias and its BatchNorm, folded into it under running statistics."""
-    run = partial(F.conv2d, stride=convolution.stride, padding=convolution.padding)
-    if batch_statistics:
-        normalised = _normalisation(norm, True)
-        return lambda x: normalised(run(x, convolution.weight))
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = (convolution.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-    return partial(run, weight=weight, bias=norm.bias - norm.running_mean * scale)
-
-
 def _residual(block: ResidualBlock, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
     """The block between two stages."""
-    a, b = (_convolution(conv[1], conv[2], batch_statistics) for conv in (block.conv_a, block.conv_b))
+    a, b = (folded_convolution(conv[1], conv[2], batch_statistics) for conv in (block.conv_a, block.conv_b))
     return lambda x: b(F.relu_(a(F.relu(x)))).add_(block.downsample(x))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ import torch.nn.functional as F
 from hwnas.core import FloatArray
 from hwnas.models.supernet import mixing_weights
 from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 3
+SPACES = (NasBench201(16, 5), NasBench201(2, 1, image_shape=(3, 8, 8)))
 NUM_HARD = 6
 """Architectures that hard choices are averaged over."""
 
@@ -35,13 +36,22 @@ def one_core() -> Iterator[None]:
 
 
 class Bench:
-    """A supernet, images and architectures; small unless benchmarks are enabled."""
+    """A supernet, images and architectures; small unless benchmarks are enabled.
 
-    def __init__(self, enabled: bool, batch_size: int, *, track: bool = True) -> None:
-        space = NasBench201(16, 5) if enabled else NasBench201(2, 1, image_shape=(3, 8, 8))
+    Args:
+        enabled: Whether they are.
+        batch_size: Images.
+        track: Whether cells keep running statistics.
+        spaces: Of the published size, and a small one.
+    """
+
+    def __init__(
+        self, enabled: bool, batch_size: int, *, track: bool = True, spaces: tuple[Any, Any] = SPACES
+    ) -> None:
+        space = spaces[0 if enabled else 1]
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.network: NasBench201Supernet = space.supernet(affine=False, track_running_stats=track)
+            self.network = space.supernet(affine=False, track_running_stats=track)
             self.x = torch.randn(batch_size if enabled else 8, *space.image_shape)
         self.y = torch.arange(len(self.x)) % 10
         genotypes = space.sample(np.random.default_rng(0), NUM_HARD)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -485,7 +486,7 @@ def test_operations() -> None:
             assert tuple(module(x).shape) == (2, 6, *size)
             norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
             assert all(norm.affine for norm in norms)
-            plain = operation(op, 6, stride, affine=False)
+            plain = operation(op, 6, stride, partial(nn.BatchNorm2d, affine=False))
             assert not any(part.affine for part in plain.modules() if isinstance(part, nn.BatchNorm2d))
     kernels = {SEP_3X3: [3, 1, 3, 1], SEP_5X5: [5, 1, 5, 1], DIL_3X3: [3, 1], DIL_5X5: [5, 1]}
     for op, sides in kernels.items():
