@@ -62,7 +62,7 @@ def images(space: Darts, num: int = 5) -> torch.Tensor:
 def all_weights(space: Darts) -> list[FloatArray]:
     """Soft, decoded and hard ones."""
     rng = np.random.default_rng(0)
-    genotypes = space.sample(rng, 3)
+    genotypes = space.sample(rng, 2)
     return [
         *mixture(space, rng.random((1, *space.alpha_shape))),
         *mixing_weights(space, genotypes[:1], "soft"),
