@@ -353,6 +353,10 @@ def main(cfg: DictConfig) -> float | None:
         completed = True
         reported = {} if answer is None else described(answer)["metrics"]
         _say_answer(display, space, trials, objectives, limits, answer, reported, pareto, network)
+        if len(found) == 1 and answer is not None and found[0].genotype != answer.genotype:
+            returned = described(found[0])
+            values = ", ".join(f"{name} {value:.4g}" for name, value in returned["metrics"].items())
+            display.say(f"{names['strategy']} itself returns {returned['arch']}: {values}")
         if comparison is not None:
             points = ", ".join(
                 f"{name} {100 * value:.2f} points" for name, value in comparison["regret"].items()

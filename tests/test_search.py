@@ -398,8 +398,8 @@ BAD = [
     (["store.url=what"], "store.url 'what' cannot be used"),
     (["dataset=npz"], "dataset=npz needs dataset.path"),
     (["evaluator=table"], "file 'nasbench201.npz' not found; looked for"),
-    (["device=host"], "device=host: the toy space has no networks to measure"),
-    (["evaluator=rmi"], "evaluator=rmi: the toy space has no networks to train"),
+    (["device=host"], "device=host measures blocks of networks, which the toy space does not list"),
+    (["evaluator=rmi"], "evaluator=rmi trains whole populations, which the toy space does not build"),
     (
         ["search_space=darts", "dataset=digits", "trainer=darts"],
         "trainer.auxiliary_weight=0.4 needs a network with an auxiliary classifier",

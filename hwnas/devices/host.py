@@ -41,7 +41,10 @@ class Host(Evaluator):
         rounds: int,
     ) -> None:
         if not hasattr(space, "blocks"):
-            raise ValueError(f"device=host: the {space.name} space has no networks to measure")
+            raise ValueError(
+                f"device=host measures blocks of networks, which the {space.name} space does not list; "
+                "search_space=nasbench201 does"
+            )
         self.name = "host"
         self.exhaustive = True
         self.metrics = {"latency_ms": "min"}

@@ -110,7 +110,10 @@ class RMI(Evaluator):
         lookup: Lookup,
     ) -> None:
         if not hasattr(space, "population"):
-            raise ValueError(f"evaluator=rmi: the {space.name} space has no networks to train")
+            raise ValueError(
+                f"evaluator=rmi trains whole populations, which the {space.name} space does not build; "
+                "search_space=nasbench201 does"
+            )
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
         if not isinstance(reference, Recipe):

@@ -1,7 +1,7 @@
-"""The supernet against its plain execution in the same run, on one core.
+"""Supernets against their plain execution in the same run, on one core.
 
-`make bench` prints the ratios at the published size (C = 16, N = 5, 32x32 images); as ordinary tests these
-run once on a tiny one and check that both ways agree.
+`make bench` prints the ratios at the published sizes (C = 16, 32x32 images; N = 5, or 8 DARTS cells); as
+ordinary tests these run once on tiny ones and check that both ways agree.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ import torch.nn.functional as F
 
 from hwnas.core import FloatArray
 from hwnas.models.supernet import mixing_weights
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.nasbench201 import NasBench201
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 3
-SPACES = (NasBench201(16, 5), NasBench201(2, 1, image_shape=(3, 8, 8)))
+CASES = {
+    "nasbench201": (NasBench201(16, 5), NasBench201(2, 1, image_shape=(3, 8, 8)), 250, 64),
+    "darts": (Darts(16, 8), Darts(2, 3, image_shape=(3, 8, 8)), 125, 16),
+}
+"""Space of the published size and a small one, images of an evaluation and of a training step: the plain one
+of DARTS cells would need 10 GB for the papers' 64."""
 NUM_HARD = 6
 """Architectures that hard choices are averaged over."""
 
@@ -40,15 +46,15 @@ class Bench:
 
     Args:
         enabled: Whether they are.
-        batch_size: Images.
+        case: Of `CASES`.
+        training: Whether to take the images of a training step.
         track: Whether cells keep running statistics.
-        spaces: Of the published size, and a small one.
     """
 
-    def __init__(
-        self, enabled: bool, batch_size: int, *, track: bool = True, spaces: tuple[Any, Any] = SPACES
-    ) -> None:
-        space = spaces[0 if enabled else 1]
+    def __init__(self, enabled: bool, case: str, *, training: bool = False, track: bool = True) -> None:
+        large, small, *batch_sizes = CASES[case]
+        space: Any = large if enabled else small
+        batch_size = batch_sizes[training]
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = space.supernet(affine=False, track_running_stats=track)
@@ -98,14 +104,15 @@ def agree(a: torch.Tensor, b: torch.Tensor) -> None:
     assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_evaluation(benchmark) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("case", CASES)
+def test_evaluation(benchmark, case: str) -> None:  # type: ignore[no-untyped-def]
     """Under running statistics."""
-    bench = Bench(benchmark.enabled, 250)
+    bench = Bench(benchmark.enabled, case)
     bench.network.eval()
     for weights in (*bench.soft, *bench.hard):
         agree(bench.compiled(weights), bench.plain(weights))
     bench.ratios(
-        "plain soft evaluation",
+        f"{case}: plain soft evaluation",
         bench.plain,
         {
             "plain hard": (bench.plain, bench.hard),
@@ -116,8 +123,9 @@ def test_evaluation(benchmark) -> None:  # type: ignore[no-untyped-def]
     benchmark.pedantic(bench.compiled, (bench.hard[0],), rounds=1)
 
 
-def test_evaluation_with_batch_statistics(benchmark) -> None:  # type: ignore[no-untyped-def]
-    bench = Bench(benchmark.enabled, 250, track=False)
+@pytest.mark.parametrize("case", CASES)
+def test_evaluation_with_batch_statistics(benchmark, case: str) -> None:  # type: ignore[no-untyped-def]
+    bench = Bench(benchmark.enabled, case, track=False)
     bench.network.train()  # the plain way's batch statistics
 
     def compiled(weights: FloatArray) -> torch.Tensor:
@@ -126,7 +134,7 @@ def test_evaluation_with_batch_statistics(benchmark) -> None:  # type: ignore[no
     for weights in (*bench.soft, *bench.hard):
         agree(compiled(weights), bench.plain(weights))
     bench.ratios(
-        "plain soft evaluation with batch statistics",
+        f"{case}: plain soft evaluation with batch statistics",
         bench.plain,
         {
             "plain hard": (bench.plain, bench.hard),
@@ -137,9 +145,10 @@ def test_evaluation_with_batch_statistics(benchmark) -> None:  # type: ignore[no
     benchmark.pedantic(compiled, (bench.hard[0],), rounds=1)
 
 
-def test_training_step(benchmark) -> None:  # type: ignore[no-untyped-def]
-    """Forward and backward of one batch of 64."""
-    bench = Bench(benchmark.enabled, 64)
+@pytest.mark.parametrize("case", CASES)
+def test_training_step(benchmark, case: str) -> None:  # type: ignore[no-untyped-def]
+    """Forward and backward of one batch."""
+    bench = Bench(benchmark.enabled, case, training=True)
     network = bench.network.train()
 
     def plain(weights: FloatArray) -> torch.Tensor:
@@ -151,7 +160,7 @@ def test_training_step(benchmark) -> None:  # type: ignore[no-untyped-def]
     for weights in (*bench.soft, *bench.hard):
         agree(stacked(weights), plain(weights))
     bench.ratios(
-        "plain soft training step",
+        f"{case}: plain soft training step",
         plain,
         {
             "plain single path": (plain, bench.hard),

@@ -2,7 +2,7 @@
 
 Quality is the table's validation accuracy; nobody looks at test accuracies. The regret of a run is the best
 accuracy under a limit minus the best that the run has found under it, in points, averaged over the nine
-decile limits of the device. 20 seeds; mean and 95 % confidence interval.
+decile limits of the device. 20 seeds that no setting was tuned on; mean and 95 % confidence interval.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from study import Case, interval, show
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(20)
+SEEDS = range(1000, 1020)  # nobody tuned on these
 GENERATIONS = {"mo_hdnas": 100, "hw_evrsnas": 50}  # published (20 x 100); EvNAS' (50 x 50)
 
 
@@ -88,8 +88,8 @@ def test_one_run_per_limit(cases: list[Case]) -> None:
                     "random": case.run("random", 100 * seed + place, num_unique=n),
                 }
                 for name, genotypes in found.items():
-                    columns[name][seed].append(float(case.regrets(genotypes)[place]))
-                columns["unique"][seed].append(n)
+                    columns[name][seed - SEEDS.start].append(float(case.regrets(genotypes)[place]))
+                columns["unique"][seed - SEEDS.start].append(n)
         for name, runs in columns.items():
             table[name].append([float(np.mean(values)) for values in runs])
     show(
