@@ -453,6 +453,11 @@ def _looked_up(run: Run) -> str:
     parts = [
         f"{text(name, one['value'])} of {quantity(name).name}, where the best network that there is{within} "
         f"has {text(name, one['value'] + one['regret'])}"
+        + (
+            f" and the one with the most multiply-adds {text(name, one['by_flops'])}"
+            if one.get("by_flops") is not None
+            else ""
+        )
         for name, one in figures.items()
     ]
     return f"Looked up in a benchmark's table, which the search never saw: the best has {'; '.join(parts)}."

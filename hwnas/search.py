@@ -300,7 +300,11 @@ def main(cfg: DictConfig) -> float | None:
 
         known = best_reported(space, plain, limits) if truth is None and answer is not None else {}
         looked_up = {
-            name: {"value": value, "regret": known[name] - value}
+            name: {
+                "value": value,
+                "regret": known[name] - value,
+                "by_flops": known.get(f"{name} by flops"),
+            }
             for name, value in (tests[answer.genotype] if answer is not None else {}).items()
             if name in known
         }
@@ -369,6 +373,11 @@ def main(cfg: DictConfig) -> float | None:
             display.say(
                 f"looked up: {name} {figures['value']:.4f}; the best that there is, is better by "
                 f"{100 * figures['regret']:.2f} points"
+                + (
+                    ""
+                    if figures["by_flops"] is None
+                    else f"; the one with the most multiply-adds has {figures['by_flops']:.4f}"
+                )
             )
         display.say(
             f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s"

@@ -114,7 +114,8 @@ def best_reported(
 ) -> dict[str, float]:
     """The highest value of each metric that only reports know, among the networks that keep the limits.
 
-    Empty where the space is too large to list, or a limit or the support of a network is not known at once.
+    "<metric> by flops" is that of the network with the most multiply-adds among them, the plain guess that an
+    estimate of quality has to beat; of equal ones the mean. Empty where the space is too large to list, or a limit or the support of a network is not known at once.
 
     Args:
         space: The whole space is listed.
@@ -135,10 +136,20 @@ def best_reported(
         Trial(genotype, {name: value for row in rows for name, value in row.items()}, 0)
         for genotype, *rows in zip(genotypes, *answers, strict=True)
     ]
+    kept = [
+        (trial.metrics.get("flops"), report)
+        for trial, report, violation in zip(trials, reports, violations(trials, limits), strict=True)
+        if violation == 0
+    ]
     found: dict[str, float] = {}
-    for report, violation in zip(reports, violations(trials, limits), strict=True):
-        if violation == 0:
-            found |= {name: max(value, found.get(name, value)) for name, value in report.items()}
+    for _, report in kept:
+        found |= {name: max(value, found.get(name, value)) for name, value in report.items()}
+    most = max((flops for flops, _ in kept if flops is not None), default=None)
+    largest = [report for flops, report in kept if flops is not None and flops == most]
+    for name in list(found):
+        values = [report[name] for report in largest if name in report]
+        if values:
+            found[f"{name} by flops"] = float(np.mean(values))
     return found
 
 

@@ -92,6 +92,12 @@ def test_best_that_only_reports_know() -> None:
     assert best_reported(space, [reporter, cost], [Limit("latency_ms", 1e-9)]) == {}
     assert best_reported(space, [reporter, cost], [Limit("val_acc", 0.5, "max")]) == {}
     assert best_reported(space, [cost, reporter], []) == {}
+    flops = ToyCost(space, metric="latency_ms")
+    flops.name, flops.metrics = "flops", {"flops": "min"}
+    flops.evaluate = lambda genotypes: [{"flops": float(sum(g))} for g in genotypes]  # type: ignore[method-assign]
+    (largest,) = (row for row in reporter.report([(2,) * 4]))
+    known = best_reported(space, [reporter, flops], [])
+    assert known["test_acc by flops"] == largest["test_acc"]
     cost.exhaustive = False
     assert best_reported(space, [reporter, cost], []) == {}
     assert best_reported(Toy(), [Reporter(Toy(), metric="val_acc")], []) == {}
