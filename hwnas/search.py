@@ -299,7 +299,7 @@ def main(cfg: DictConfig) -> float | None:
             }
 
         known = best_reported(space, plain, limits) if truth is None and answer is not None else {}
-        looked_up = {
+        looked_up: dict[str, dict[str, Any]] = {
             name: {
                 "value": value,
                 "regret": known[name] - value,

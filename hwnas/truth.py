@@ -115,7 +115,8 @@ def best_reported(
     """The highest value of each metric that only reports know, among the networks that keep the limits.
 
     "<metric> by flops" is that of the network with the most multiply-adds among them, the plain guess that an
-    estimate of quality has to beat; of equal ones the mean. Empty where the space is too large to list, or a limit or the support of a network is not known at once.
+    estimate of quality has to beat; of equal ones the mean. Empty where the space is too large to list, or a
+    limit or the support of a network is not known at once.
 
     Args:
         space: The whole space is listed.
