@@ -139,8 +139,7 @@ class ProfileDevice(Evaluator):
             raise ValueError(f"{source} is a profile of the {profile.space} space, not of {space.name}")
         if metric not in profile.costs:
             raise ValueError(
-                f"device {profile.device} has no {metric} in {source}"
-                f"{suggestion(metric, list(profile.costs))}"
+                f"no {metric} of device {profile.device} in {source}{suggestion(metric, list(profile.costs))}"
             )
         for cost in profile.costs.values():
             if tuple(np.shape(cost.edges)) != space.alpha_shape:

@@ -57,7 +57,7 @@ class CostTable(Evaluator):
         self.name = name
         if metric not in columns:
             raise ValueError(
-                f"device {self.name} has no {metric} in {source}{suggestion(metric, list(columns))}"
+                f"no {metric} of device {self.name} in {source}{suggestion(metric, list(columns))}"
             )
         names = [metric, *(other for other in columns if other != metric)]
         self.metrics: dict[str, Goal] = {each: "min" for each in names}  # noqa: C420 - the type is narrower

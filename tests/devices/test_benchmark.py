@@ -48,7 +48,7 @@ def test_the_compact_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert gpu.prepare(NasBench201(), []) != tpu.prepare(NasBench201(), [])
     with pytest.raises(ValueError, match=r"device edgegpu has no row for \|avg_pool_3x3~0\|"):
         gpu.evaluate([(4,) * 6])
-    with pytest.raises(ValueError, match="device edgetpu has no energy_mj"):
+    with pytest.raises(ValueError, match="no energy_mj of device edgetpu"):
         device("edgetpu", metric="energy_mj")
     with pytest.raises(ValueError, match="has nothing of edgetpu for digits"):
         device("edgetpu", dataset="digits")
@@ -119,7 +119,7 @@ def test_four_devices_can_do_without_a_table(tmp_path: Path, monkeypatch: pytest
         assert predicted.evaluate([(3,) * 6])[0]["latency_ms"] > 5
     assert "of the CIFAR-10 networks" in device("fpga", dataset="digits").said[0]  # type: ignore[attr-defined]
     assert list(device("fpga", metric="energy_mj").metrics) == ["energy_mj", "latency_ms"]
-    with pytest.raises(ValueError, match="device raspi4 has no energy_mj"):
+    with pytest.raises(ValueError, match="no energy_mj of device raspi4"):
         device("raspi4", metric="energy_mj")
 
 

@@ -340,7 +340,7 @@ def test_a_device_by_its_profile(tmp_path: Path) -> None:
         (
             {"space": "nasbench201"},
             "energy_mj",
-            "device abacus has no energy_mj in .*did you mean latency_ms",
+            "no energy_mj of device abacus in .*did you mean latency_ms",
         ),
         ({"space": "nasbench201"}, "latency_ms", r"has costs of shape \(2, 3\), not \(6, 5\) as nasbench201"),
         (

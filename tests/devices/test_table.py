@@ -25,7 +25,7 @@ def test_a_csv_of_ones_own(tmp_path: Path) -> None:
         ("", "is empty"),
         ("arch,latency_ms\n", "has no rows"),
         ("name,latency_ms\nx,1\n", "has no column 'arch'"),
-        (f"arch,speed\n{CELL.format('none')},1\n", "has no latency_ms"),
+        (f"arch,speed\n{CELL.format('none')},1\n", "no latency_ms of device"),
         (f"arch,latency_ms\n{CELL.format('none')},\n", "row 0: 2 values are needed"),
         (f"arch,latency_ms\n{CELL.format('none')},fast\n", "latency_ms holds something that is no number"),
         (f"arch,latency_ms\n{CELL.format('none')},nan\n", "latency_ms is missing in row 0"),
