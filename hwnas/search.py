@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from hwnas.config import build, choices, suggestion
 from hwnas.core import (
     Evaluator,
+    Genotype,
     Goal,
     Interrupted,
     Limit,
@@ -219,9 +220,11 @@ def main(cfg: DictConfig) -> float | None:
         seen: list[Trial] = []
 
         version = ""
+        charged: set[Genotype] = set()  # architectures that the virtual clock has been charged for
+        clock = 0.0  # in seconds
 
         def log(generation: int, trials: list[Trial], replayed: bool) -> None:
-            nonlocal version
+            nonlocal version, clock
             if version != evaluators[0].version:  # other weights: older values cannot be compared
                 hypervolume.forget()
                 version = evaluators[0].version
@@ -233,9 +236,12 @@ def main(cfg: DictConfig) -> float | None:
                 "hypervolume": curve[-1],
                 "front_size": float(len(hypervolume.front)),
             }
-            spent = quality.seconds(list({trial.genotype for trial in seen}))
+            new = list({trial.genotype for trial in trials} - charged)
+            charged.update(new)
+            spent = quality.seconds(new)
             if spent is not None:
-                values["virtual_hours"] = spent / 3600
+                clock += spent
+                values["virtual_hours"] = clock / 3600
             for objective in objectives:
                 told = [trial.metrics[objective.metric] for trial in trials]
                 values[f"mean_{objective.metric}"] = sum(told) / len(told)
@@ -324,7 +330,7 @@ def main(cfg: DictConfig) -> float | None:
                 "cached": asked - paid,
             },
             "seconds": {},
-            "virtual_seconds": quality.seconds(list({trial.genotype for trial in trials})),
+            "virtual_seconds": None if quality.seconds([]) is None else clock,
             "objectives": [{"metric": o.metric, "goal": o.goal} for o in objectives],
             "result": [described(trial) for trial in found],
             "best": described(answer) if answer else None,
@@ -382,8 +388,8 @@ def main(cfg: DictConfig) -> float | None:
         display.say(
             f"{asked} evaluations, {asked - paid} of them from the store, {time.perf_counter() - start:.0f} s"
         )
-        if clock := virtual_clock(result):
-            display.say(clock)
+        if sentence := virtual_clock(result):
+            display.say(sentence)
         if network is not None:
             display.say(f"weights: {folder / network['weights']}")
         display.say(f"report: {folder / 'report.html'}")
