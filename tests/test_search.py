@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import contextlib
 import json
 import signal
 import struct
@@ -494,8 +495,11 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (journal.is_file() and journal.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    for _ in range(4):  # Python may swallow one that comes in a destructor; a user presses again
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, errors = process.communicate(timeout=20)
+            break
     assert process.returncode == 1
     assert f"interrupted; nothing is lost, go on with: hwnas search resume={journal.parent}" in errors
     assert "Traceback" not in errors
