@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Strategy, Trial
-from hwnas.strategies.evolution import check_genetic, check_told, evolve, fitness
+from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial
+from hwnas.strategies.evolution import GeneticAlgorithm, fitness, fittest
 
 
 class EvNAS(Strategy):
@@ -46,47 +44,25 @@ class EvNAS(Strategy):
     ) -> None:
         self.space = space
         self.objectives = objectives
-        self.population_size, self.tournament_size, self.num_elites, self.mutation_rate = check_genetic(
+        self._genetic = GeneticAlgorithm(
+            seed,
             population_size=population_size,
             tournament_size=tournament_size,
             num_elites=num_elites,
             mutation_rate=mutation_rate,
+            crossover=crossover,
         )
-        if not isinstance(crossover, bool):
-            raise ValueError(f"strategy.crossover must be true or false, not {crossover!r}")
-        self.crossover = crossover
-        self._rng = np.random.default_rng(seed)
-        self._alphas: FloatArray | None = None
-        self._asked = 0
         self._best: list[Trial] = []  # of the last generation, if it is supported
-        self._told = False
 
     def ask(self) -> list[Genotype]:
         """Random alphas first, then the elite and its children, decoded."""
-        if self._alphas is None:
-            self._alphas = self._rng.random((self.population_size, *self.space.alpha_shape))
-        elif self._told:
-            self._alphas = evolve(
-                self._alphas,
-                self._rng,
-                num_elites=self.num_elites,
-                tournament_size=self.tournament_size,
-                mutation_rate=self.mutation_rate,
-                crossover=self.crossover,
-            )
-        self._told = False
-        self._asked = self.population_size
-        return self.space.decode(self._alphas)
+        return self.space.decode(self._genetic.ask(self.space.allowed))
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Sort the population, best first; of equals those asked first, so elites stay."""
-        check_told(trials, self._asked)
+        """Take the answers; the next `ask` evolves."""
         F = fitness(trials, self.objectives)
-        order = np.argsort(-F, kind="stable")
-        assert self._alphas is not None
-        self._alphas = self._alphas[order]
-        self._best = [trials[order[0]]] if np.isfinite(F[order[0]]) else []
-        self._told = True
+        self._genetic.tell(trials, F)
+        self._best = fittest(trials, F)
 
     def result(self) -> list[Trial]:
         """The best trial of the last generation, none if the device supports none of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas.core import FloatArray, Objective, Trial, costs, share, violations, whole_number
 
@@ -19,6 +20,12 @@ def fitness(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatAr
     """The first objective as a fitness, shape (n,), higher is better; -inf for unsupported networks."""
     quality = -costs(trials, objectives[:1])[:, 0]
     return np.where(np.isfinite(violations(trials, ())), quality, -np.inf)
+
+
+def fittest(trials: Sequence[Trial], fitness: FloatArray) -> list[Trial]:
+    """The fittest trial, of equals the first; none if the device supports none of them."""
+    best = int(np.argmax(fitness))
+    return [trials[best]] if np.isfinite(fitness[best]) else []
 
 
 def cost_diversity(cost: FloatArray) -> FloatArray:
@@ -42,28 +49,6 @@ def tournament(num: int, size: int, rng: np.random.Generator) -> int:
         rng: Source of randomness.
     """
     return int(rng.choice(num, size=size, replace=False).min())
-
-
-def check_genetic(
-    *, population_size: int, tournament_size: int, num_elites: int, mutation_rate: float
-) -> tuple[int, int, int, float]:
-    """The settings of `evolve`, in this order.
-
-    Raises:
-        ValueError: A size or rate out of range; names the setting.
-    """
-    population = whole_number("strategy.population_size", population_size)
-    tournament_of = whole_number("strategy.tournament_size", tournament_size)
-    elites = whole_number("strategy.num_elites", num_elites, least=0)
-    if tournament_of > population:
-        raise ValueError(
-            f"strategy.tournament_size {tournament_size} is larger than the population of {population_size}"
-        )
-    if elites > population:
-        raise ValueError(
-            f"strategy.num_elites {num_elites} is larger than the population of {population_size}"
-        )
-    return population, tournament_of, elites, share("strategy.mutation_rate", mutation_rate)
 
 
 def evolve(
@@ -103,3 +88,89 @@ def evolve(
         mutated = rng.random((edges, 1)) < mutation_rate
         children[child] = np.where(mutated, rng.random((edges, ops)), rows)
     return children
+
+
+class GeneticAlgorithm:
+    """EvNAS' genetic algorithm over alphas, by ask and tell; what EvNAS, pEvoNAS and HW-EvRSNAS share.
+
+    Args:
+        seed: Seed of the generator.
+        population_size: Members of the population.
+        tournament_size: Members per tournament, at most `population_size`.
+        num_elites: Members that stay from generation to generation.
+        mutation_rate: Probability that the alphas of an edge are drawn anew.
+        crossover: As for `evolve`.
+
+    Attributes:
+        alphas: The population, shape (n, edges, ops), 0 where an operation is not allowed, best first once
+            told; None before the first `ask`.
+
+    Raises:
+        ValueError: A size or rate out of range; names the setting.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        population_size: int,
+        tournament_size: int,
+        num_elites: int,
+        mutation_rate: float,
+        crossover: bool = True,
+    ) -> None:
+        self.population_size = whole_number("strategy.population_size", population_size)
+        self.tournament_size = whole_number("strategy.tournament_size", tournament_size)
+        self.num_elites = whole_number("strategy.num_elites", num_elites, least=0)
+        for name, number in (("tournament_size", self.tournament_size), ("num_elites", self.num_elites)):
+            if number > self.population_size:
+                raise ValueError(
+                    f"strategy.{name} {number} is larger than the population of {population_size}"
+                )
+        self.mutation_rate = share("strategy.mutation_rate", mutation_rate)
+        if not isinstance(crossover, bool):
+            raise ValueError(f"strategy.crossover must be true or false, not {crossover!r}")
+        self.crossover = crossover
+        self.alphas: FloatArray | None = None
+        self._rng = np.random.default_rng(seed)
+        self._told = False
+
+    def ask(self, allowed: NDArray[np.bool_]) -> FloatArray:
+        """Uniform alphas first, then what `evolve` makes of those told, shape (n, edges, ops).
+
+        Args:
+            allowed: Which operation is allowed on which edge, shape (edges, ops).
+        """
+        alphas = self.alphas
+        if alphas is None:
+            alphas = self._rng.random((self.population_size, *allowed.shape))
+        elif self._told:
+            alphas = evolve(
+                alphas,
+                self._rng,
+                num_elites=self.num_elites,
+                tournament_size=self.tournament_size,
+                mutation_rate=self.mutation_rate,
+                crossover=self.crossover,
+            )
+        self.alphas, self._told = alphas * allowed, False
+        return self.alphas
+
+    def tell(self, trials: Sequence[Trial], fitness: FloatArray) -> None:
+        """Sort the population, best first; of equals those asked first, so elites stay.
+
+        Args:
+            trials: Those of the last `ask`, in order.
+            fitness: Of each, shape (n,), higher is better.
+
+        Raises:
+            ValueError: Another number of trials than `ask` returned.
+        """
+        check_told(trials, 0 if self.alphas is None else self.population_size)
+        assert self.alphas is not None
+        self.alphas = self.alphas[np.argsort(-fitness, kind="stable")]
+        self._told = True
+
+    def restart(self) -> None:
+        """Forget the population; the next `ask` draws another."""
+        self.alphas = None

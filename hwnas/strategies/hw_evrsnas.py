@@ -18,7 +18,7 @@ from hwnas.core import (
     costs,
     violations,
 )
-from hwnas.strategies.evolution import check_genetic, check_told, evolve
+from hwnas.strategies.evolution import GeneticAlgorithm, fittest
 
 PENALTIES = ("one_sided", "two_sided")
 
@@ -66,7 +66,8 @@ class HWEvRSNAS(Strategy):
     ) -> None:
         self.space = space
         self.objectives = objectives
-        self.population_size, self.tournament_size, self.num_elites, self.mutation_rate = check_genetic(
+        self._genetic = GeneticAlgorithm(
+            seed,
             population_size=population_size,
             tournament_size=tournament_size,
             num_elites=num_elites,
@@ -81,24 +82,11 @@ class HWEvRSNAS(Strategy):
         self.penalty = penalty
         self.penalty_weight = penalty_weight
         self._limits = limits
-        self._rng = np.random.default_rng(seed)
-        self._alphas = self._rng.random((self.population_size, *space.alpha_shape))
-        self._fitness: np.ndarray | None = None
         self._trials: list[Trial] = []
 
     def ask(self) -> list[Genotype]:
         """Random alphas first, then what the genetic algorithm makes of them, decoded."""
-        if self._fitness is not None:
-            order = np.argsort(-self._fitness, kind="stable")
-            self._alphas = evolve(
-                self._alphas[order],
-                self._rng,
-                num_elites=self.num_elites,
-                tournament_size=self.tournament_size,
-                mutation_rate=self.mutation_rate,
-            )
-            self._fitness = None
-        return self.space.decode(self._alphas)
+        return self.space.decode(self._genetic.ask(self.space.allowed))
 
     def fitness(self, trials: Sequence[Trial]) -> np.ndarray:
         """Quality minus penalty per trial, shape (n,)."""
@@ -121,8 +109,7 @@ class HWEvRSNAS(Strategy):
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take the answers; the next `ask` evolves."""
-        check_told(trials, self.population_size)
-        self._fitness = self.fitness(trials)
+        self._genetic.tell(trials, self.fitness(trials))
         self._trials.extend(trials)
 
     def result(self) -> list[Trial]:
@@ -132,5 +119,4 @@ class HWEvRSNAS(Strategy):
         feasible = best(self._trials, self.objectives, self._limits)
         if feasible is not None:
             return [feasible]
-        fitness = self.fitness(self._trials)
-        return [self._trials[int(np.argmax(fitness))]] if np.isfinite(fitness).any() else []
+        return fittest(self._trials, self.fitness(self._trials))

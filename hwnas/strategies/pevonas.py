@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Strategy, Trial, whole_number
-from hwnas.strategies.evolution import check_genetic, check_told, evolve, fitness
+from hwnas.strategies.evolution import GeneticAlgorithm, fitness, fittest
 
 
 class PEvoNAS(Strategy):
@@ -73,20 +73,18 @@ class PEvoNAS(Strategy):
             )
         self.max_generations = whole_number("strategy.max_generations", max_generations)
         self.convergence = whole_number("strategy.convergence", convergence)
-        self.population_size, self.tournament_size, self.num_elites, self.mutation_rate = check_genetic(
+        self._genetic = GeneticAlgorithm(
+            seed,
             population_size=population_size,
             tournament_size=tournament_size,
             num_elites=num_elites,
             mutation_rate=mutation_rate,
         )
         self.stage = 0
-        self._rng = np.random.default_rng(seed)
         self._num_left = generations
-        self._alphas: FloatArray | None = None  # of the stage, best first once told; 0 where not allowed
         self._leaders: list[Genotype] = []  # best of each generation of the stage
         self._most = self._share()
-        self._stage_is_over = self._told = False
-        self._asked = 0
+        self._stage_is_over = False
         self._best: list[Trial] = []
 
     def _share(self) -> int:
@@ -97,39 +95,22 @@ class PEvoNAS(Strategy):
     def ask(self) -> list[Genotype]:
         """Random alphas where a stage starts, else the elite and its children, decoded."""
         if self._stage_is_over and not self.done:
-            assert self._alphas is not None
-            self.space = self.space.restrict(keep(self._alphas[0], self.space, self.num_ops[self.stage]))
+            assert self._genetic.alphas is not None
+            best = self._genetic.alphas[0]
+            self.space = self.space.restrict(keep(best, self.space, self.num_ops[self.stage]))
+            self._genetic.restart()
             self.stage += 1
             self._most = self._share()
-            self._alphas, self._leaders, self._stage_is_over = None, [], False
-        if self._alphas is None:
-            alphas = self._rng.random((self.population_size, *self.space.alpha_shape))
-        elif self._told:
-            alphas = evolve(
-                self._alphas,
-                self._rng,
-                num_elites=self.num_elites,
-                tournament_size=self.tournament_size,
-                mutation_rate=self.mutation_rate,
-            )
-        else:
-            alphas = self._alphas
-        self._alphas = alphas * self.space.allowed
-        self._told = False
-        self._asked = self.population_size
-        return self.space.decode(self._alphas)
+            self._leaders, self._stage_is_over = [], False
+        return self.space.decode(self._genetic.ask(self.space.allowed))
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Sort the population, best first, and see whether the stage is over."""
-        check_told(trials, self._asked)
+        """Take the answers, and see whether the stage is over."""
         F = fitness(trials, self.objectives)
-        order = np.argsort(-F, kind="stable")
-        assert self._alphas is not None
-        self._alphas = self._alphas[order]
-        self._best = [trials[order[0]]] if np.isfinite(F[order[0]]) else []
-        self._told = True
+        self._genetic.tell(trials, F)
+        self._best = fittest(trials, F)
         self._num_left -= 1
-        self._leaders.append(trials[order[0]].genotype)
+        self._leaders.append(trials[int(np.argmax(F))].genotype)
         # The code for NAS-Bench-201 also counts an architecture from before the first generation, so that it
         # can stop one generation earlier than the one for DARTS, which is followed here.
         converged = (

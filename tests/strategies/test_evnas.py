@@ -31,15 +31,15 @@ def step(strategy: EvNAS, accuracies: list[float], generation: int = 0) -> list[
 
 
 def test_published_settings() -> None:
-    strategy = create()
-    assert (strategy.population_size, strategy.tournament_size) == (50, 10)
-    assert (strategy.num_elites, strategy.mutation_rate, strategy.crossover) == (1, 0.1, True)
+    genetic = create()._genetic
+    assert (genetic.population_size, genetic.tournament_size) == (50, 10)
+    assert (genetic.num_elites, genetic.mutation_rate, genetic.crossover) == (1, 0.1, True)
 
 
 def test_first_alphas_are_uniform_in_0_1() -> None:
     strategy = create(population_size=500)
     strategy.ask()
-    alphas = strategy._alphas
+    alphas = strategy._genetic.alphas
     assert alphas is not None
     assert alphas.shape == (500, 16, 5)
     assert alphas.min() >= 0
@@ -68,12 +68,12 @@ def test_of_equals_the_elite_stays() -> None:
 def rows_of_one_parent(strategy: EvNAS) -> list[bool]:
     """For every child of a first generation: whether all its inherited rows have the same parent."""
     strategy.ask()
-    parents = strategy._alphas
+    parents = strategy._genetic.alphas
     assert parents is not None
     answers = np.random.default_rng(0).random(len(parents)).tolist()
     step(strategy, answers)
     strategy.ask()
-    children = strategy._alphas
+    children = strategy._genetic.alphas
     assert children is not None
     single = []
     for child in children[1:]:
@@ -93,11 +93,11 @@ def test_crossover_and_its_ablations() -> None:
 def test_without_mutation_no_row_is_new() -> None:
     strategy = create(mutation_rate=0)
     strategy.ask()
-    parents = strategy._alphas
+    parents = strategy._genetic.alphas
     assert parents is not None
     step(strategy, np.random.default_rng(0).random(50).tolist())
     strategy.ask()
-    children = strategy._alphas
+    children = strategy._genetic.alphas
     assert children is not None
     for edge in range(16):
         known = {tuple(row) for row in parents[:, edge].tolist()}

@@ -50,8 +50,9 @@ def lengths(told: list[tuple[int, SearchSpace, list[Trial]]]) -> list[int]:
 def test_published_settings() -> None:
     strategy = create()
     assert (strategy.num_ops, strategy.max_generations, strategy.convergence) == ((3, 2), 100, 10)
-    assert (strategy.population_size, strategy.tournament_size) == (20, 5)
-    assert (strategy.num_elites, strategy.mutation_rate) == (1, 0.1)
+    genetic = strategy._genetic
+    assert (genetic.population_size, genetic.tournament_size) == (20, 5)
+    assert (genetic.num_elites, genetic.mutation_rate) == (1, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_every_stage_starts_from_random_alphas_of_allowed_operations() -> None:
     strategy = create(max_generations=2, population_size=400, tournament_size=5)
     for generation in range(6):
         population = strategy.ask()
-        alphas, allowed = strategy._alphas, strategy.space.allowed
+        alphas, allowed = strategy._genetic.alphas, strategy.space.allowed
         assert alphas is not None
         assert (alphas[:, ~allowed] == 0).all()
         if generation % 2 == 0:
