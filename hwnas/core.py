@@ -69,6 +69,22 @@ class Trial:
     generation: int
 
 
+def trials_of(
+    genotypes: Sequence[Genotype], answers: Sequence[Sequence[Mapping[str, float]]], generation: int
+) -> list[Trial]:
+    """One trial per genotype, with the metrics of all evaluators.
+
+    Args:
+        genotypes: The architectures.
+        answers: Per evaluator the metrics of every genotype, in order.
+        generation: Who asked for them.
+    """
+    return [
+        Trial(genotype, {name: value for row in rows for name, value in row.items()}, generation)
+        for genotype, *rows in zip(genotypes, *answers, strict=True)
+    ]
+
+
 def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArray:
     """Objective values as costs, shape (trials, objectives): always minimised.
 

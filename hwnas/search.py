@@ -31,10 +31,11 @@ from hwnas.core import (
     closest,
     front,
     positive,
+    trials_of,
     whole_number,
 )
 from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_result, to_json
-from hwnas.truth import Truth, best_reported, exact, quantile
+from hwnas.truth import Truth, best_reported, exact, largest_reported, quantile, reported
 
 
 def search(
@@ -64,10 +65,7 @@ def search(
         replayed = trials is not None
         if trials is None:
             answers = [evaluator.evaluate(population) for evaluator in evaluators]
-            trials = [
-                Trial(genotype, {name: value for row in rows for name, value in row.items()}, generation)
-                for genotype, *rows in zip(population, *answers, strict=True)
-            ]
+            trials = trials_of(population, answers, generation)
             archive.extend(trials)
         strategy.tell(trials)
         log(generation, trials, replayed)
@@ -304,16 +302,15 @@ def main(cfg: DictConfig) -> float | None:
                 "front": [[trial.metrics[o.metric] for o in objectives] for trial in truth.front],
             }
 
-        known = best_reported(space, plain, limits) if truth is None and answer is not None else {}
-        looked_up: dict[str, dict[str, Any]] = {
-            name: {
-                "value": value,
-                "regret": known[name] - value,
-                "by_flops": known.get(f"{name} by flops"),
+        looked_up: dict[str, dict[str, Any]] = {}
+        if truth is None and answer is not None:
+            known = reported(space, plain, limits)
+            highest, largest = best_reported(known), largest_reported(known)
+            looked_up = {
+                name: {"value": value, "regret": highest[name] - value, "by_flops": largest.get(name)}
+                for name, value in tests[answer.genotype].items()
+                if name in highest
             }
-            for name, value in (tests[answer.genotype] if answer is not None else {}).items()
-            if name in known
-        }
 
         result = {
             "status": "finished",
@@ -361,8 +358,8 @@ def main(cfg: DictConfig) -> float | None:
         partial.write_text(json.dumps(json.loads(to_json(result)), indent=1) + "\n")
         os.replace(partial, finished)
         completed = True
-        reported = {} if answer is None else described(answer)["metrics"]
-        _say_answer(display, space, trials, objectives, limits, answer, reported, pareto, network)
+        metrics_of_answer = {} if answer is None else described(answer)["metrics"]
+        _say_answer(display, space, trials, objectives, limits, answer, metrics_of_answer, pareto, network)
         if len(found) == 1 and answer is not None and found[0].genotype != answer.genotype:
             returned = described(found[0])
             values = ", ".join(f"{name} {value:.4g}" for name, value in returned["metrics"].items())
@@ -482,7 +479,7 @@ def _say_answer(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     answer: Trial | None,
-    reported: Mapping[str, float],
+    metrics: Mapping[str, float],
     pareto: Sequence[Trial],
     network: Mapping[str, Any] | None,
 ) -> None:
@@ -512,6 +509,6 @@ def _say_answer(
             )
         return
     display.say(f"best: {space.to_str(answer.genotype)}")
-    display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in reported.items()))
+    display.say("      " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     if network is not None:
         display.say(f"      trained from scratch: test accuracy {network['test_acc']:.2%}")

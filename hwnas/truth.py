@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from hwnas.core import (
     costs,
     front,
     non_dominated,
+    trials_of,
     violations,
 )
 
@@ -92,11 +93,7 @@ def exact(
     if space.size > MOST_LISTED or not all(evaluator.exhaustive for evaluator in evaluators):
         return None
     genotypes = space.all()
-    answers = [evaluator.evaluate(genotypes) for evaluator in evaluators]
-    trials = [
-        Trial(genotype, {name: value for row in rows for name, value in row.items()}, 0)
-        for genotype, *rows in zip(genotypes, *answers, strict=True)
-    ]
+    trials = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in evaluators], 0)
     answer = best(trials, objectives, limits)
     tests = [
         Trial(trial.genotype, {**trial.metrics, **report}, 0)
@@ -109,14 +106,13 @@ def exact(
     )
 
 
-def best_reported(
+def reported(
     space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit]
-) -> dict[str, float]:
-    """The highest value of each metric that only reports know, among the networks that keep the limits.
+) -> list[tuple[Trial, dict[str, float]]]:
+    """All networks that keep the limits, each with what only reports know of it.
 
-    "<metric> by flops" is that of the network with the most multiply-adds among them, the plain guess that an
-    estimate of quality has to beat; of equal ones the mean. Empty where the space is too large to list, or a
-    limit or the support of a network is not known at once.
+    Empty where nobody reports, where the space is too large to list, or where a limit or the support of a
+    network is not known at once.
 
     Args:
         space: The whole space is listed.
@@ -125,33 +121,39 @@ def best_reported(
     """
     reporter, *others = evaluators
     if space.size > MOST_LISTED or not all(evaluator.exhaustive for evaluator in others):
-        return {}
+        return []
     if any(limit.metric in reporter.metrics for limit in limits):
-        return {}
+        return []
     genotypes = space.all()
     reports = reporter.report(genotypes)
     if not any(reports):
-        return {}
-    answers = [evaluator.evaluate(genotypes) for evaluator in others]
-    trials = [
-        Trial(genotype, {name: value for row in rows for name, value in row.items()}, 0)
-        for genotype, *rows in zip(genotypes, *answers, strict=True)
-    ]
-    kept = [
-        (trial.metrics.get("flops"), report)
-        for trial, report, violation in zip(trials, reports, violations(trials, limits), strict=True)
-        if violation == 0
-    ]
+        return []
+    trials = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in others], 0)
+    kept = violations(trials, limits) == 0
+    return [pair for pair, keeps in zip(zip(trials, reports, strict=True), kept, strict=True) if keeps]
+
+
+def best_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
+    """The highest value of each metric among what `reported` gives."""
     found: dict[str, float] = {}
-    for _, report in kept:
+    for _, report in known:
         found |= {name: max(value, found.get(name, value)) for name, value in report.items()}
-    most = max((flops for flops, _ in kept if flops is not None), default=None)
-    largest = [report for flops, report in kept if flops is not None and flops == most]
-    for name in list(found):
-        values = [report[name] for report in largest if name in report]
-        if values:
-            found[f"{name} by flops"] = float(np.mean(values))
     return found
+
+
+def largest_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
+    """Each metric of the network with the most multiply-adds, of equal ones the mean; empty without `flops`.
+
+    The plain guess that an estimate of quality has to beat.
+    """
+    sized = [(trial.metrics["flops"], report) for trial, report in known if "flops" in trial.metrics]
+    most = max((flops for flops, _ in sized), default=0.0)
+    largest = [report for flops, report in sized if flops == most]
+    values: dict[str, list[float]] = {}
+    for report in largest:
+        for name, value in report.items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(many)) for name, many in values.items()}
 
 
 def listed(space: SearchSpace) -> list[Genotype]:
