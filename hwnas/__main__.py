@@ -108,6 +108,8 @@ def _complete(arguments: list[str]) -> int:
         if command not in COMMANDS or command in ("report", "data"):
             return 0
         rest = line.split(command, 1)[1]
+        if command == "profile":
+            rest = re.sub(r"^ +\w+ ", " ", rest)  # the action, which Hydra does not know
         os.environ["COMP_LINE"] = words[0] + rest
         os.environ["COMP_POINT"] = str(len(words[0] + rest))
         return config.run(lambda cfg: None, command, arguments)

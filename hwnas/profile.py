@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hwnas.config import build, suggestion
-from hwnas.core import SearchSpace, whole_number
+from hwnas.core import Evaluator, SearchSpace, whole_number
 from hwnas.devices.profile import fit, network_shape
 from hwnas.devices.table import CostTable
 
@@ -28,11 +28,13 @@ def main(cfg: DictConfig) -> None:
     display = Display()
     if cfg.action not in ACTIONS:
         raise ValueError(f"action={cfg.action} is not known{suggestion(str(cfg.action), ACTIONS)}")
+    if cfg.to is not None and not isinstance(cfg.to, str):
+        raise ValueError(f"to must be a file, not {cfg.to!r}")
     dataset = build(cfg.dataset)
     space: SearchSpace = build(
-        cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes
+        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
-    device = build(cfg.device, space=space, dataset=dataset, announce=display.say)
+    device = build(cfg.device, Evaluator, space=space, dataset=dataset, announce=display.say)
     if not isinstance(device, CostTable):
         chosen = HydraConfig.get().runtime.choices["device"]
         raise ValueError(f"device={chosen} has no table of measured networks to fit to")

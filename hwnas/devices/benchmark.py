@@ -9,7 +9,7 @@ from hwnas.config import data_folder, find_file
 from hwnas.core import Evaluator, SearchSpace
 from hwnas.data.tables import read_table
 from hwnas.devices.profile import Profile, ProfileDevice
-from hwnas.devices.table import UNITS, CostTable, check_metric
+from hwnas.devices.table import CostTable, check_metric, costs_of
 
 PROFILES = Path(__file__).parent / "profiles"
 """Profiles that come with the package, fitted by `hwnas profile fit`."""
@@ -50,14 +50,13 @@ def benchmark_device(
     whole, part = folder / "hwnasbench_nasbench201.npz", folder / "nasbench201_cifar10_devices.npz"
     if whole.is_file():
         arrays = read_table(whole)
-        prefix = f"{name}_{device}_"
-        columns = {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+        columns = costs_of(f"{name}_{device}", arrays, whole)
         if not columns:
             raise ValueError(f"{whole} has nothing of {device} for {name}; dataset=cifar10 | cifar100 | ...")
         return CostTable(space, device, arrays["arch_ops"], columns, metric=metric, source=whole)
     if part.is_file():
         arrays = read_table(part)
-        columns = {unit: arrays[key] for unit in UNITS for key in arrays if key.lower() == f"{device}_{unit}"}
+        columns = costs_of(device, arrays, part)
         if columns:
             genotypes = read_table(find_file("nasbench201.npz"))["arch_ops"]
             if name != "cifar10":

@@ -41,8 +41,8 @@ class Additive:
     pairs: dict[str, list[list[float]]] = field(default_factory=dict)
     floor: float = 0.0
 
-    def __call__(self, genotypes: Sequence[Genotype]) -> FloatArray:
-        """Predicted cost per genotype, shape (n,)."""
+    def __call__(self, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
+        """Predicted cost per genotype, shape (n,); genotypes as tuples or as an array (n, edges)."""
         G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.edges))
         cost = self.base + np.asarray(self.edges)[np.arange(G.shape[1]), G].sum(axis=1)
         for names, added in self.pairs.items():
@@ -192,7 +192,7 @@ def profile_device(
 
 
 def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
-    """How well predictions agree: "networks", "r2", "spearman", "median_error" (relative)."""
+    """How well predictions agree: "networks", "r2", "spearman", "median_error" (relative, where above 0)."""
     from scipy.stats import spearmanr
 
     residual, spread = predicted - actual, actual - actual.mean()
@@ -200,7 +200,7 @@ def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
         "networks": len(actual),
         "r2": float(1 - (residual @ residual) / (spread @ spread)),
         "spearman": float(spearmanr(predicted, actual).statistic),
-        "median_error": float(np.median(np.abs(residual) / actual)),
+        "median_error": float(np.median(np.abs(residual[actual > 0]) / actual[actual > 0])),
     }
 
 
@@ -236,7 +236,7 @@ def fit(
         origin: Kept in the profile.
 
     Raises:
-        ValueError: A share outside 0..1, or fewer than 20 networks on either side.
+        ValueError: A share outside 0..1, fewer than 20 networks on either side, or costs that are all equal.
     """
     share("fraction", fraction)
     known = np.all([np.isfinite(values) for values in columns.values()], axis=0)
@@ -253,9 +253,11 @@ def fit(
     costs, check = {}, {}
     for metric, values in columns.items():
         y = values[known]
+        if np.ptp(y[unseen]) == 0 or np.ptp(y[seen]) == 0:
+            raise ValueError(f"device {device}: all networks have the same {metric}; there is nothing to fit")
         cost = _additive(space, _ridge(features, y, seen, num_plain), floor=float(y[seen].min()))
         costs[metric] = cost
-        check[metric] = agreement(cost(list(map(tuple, G[unseen]))), y[unseen])
+        check[metric] = agreement(cost(G[unseen]), y[unseen])
     return Profile(
         schema=SCHEMA_VERSION,
         device=device,

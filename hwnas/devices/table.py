@@ -131,7 +131,10 @@ def table_device(
     check_metric(metric)
     file = find_file(path)
     columns = read_csv(file) if file.suffix == ".csv" else read_table(file)
-    metrics = _metrics(file, columns, device)
+    metrics = costs_of(device, columns, file)
+    if device is not None and not metrics:
+        known = [name.rpartition("_latency")[0] for name in columns if name.endswith("_latency_ms")]
+        raise ValueError(f"{file} has no columns of device {device!r}{suggestion(device, known)}")
     genotypes = _genotypes(file, columns, space, {len(values) for values in metrics.values()})
     for name, values in metrics.items():
         if values.shape != (len(genotypes),):
@@ -142,19 +145,21 @@ def table_device(
     return CostTable(space, name, genotypes, metrics, metric=metric, source=file)
 
 
-def _metrics(file: Path, columns: Mapping[str, np.ndarray], device: str | None) -> dict[str, FloatArray]:
-    prefix = "" if device is None else f"{device}_".lower()
+def costs_of(device: str | None, columns: Mapping[str, np.ndarray], source: Path) -> dict[str, FloatArray]:
+    """The columns `<device>_latency_ms`, ... by metric, in any case of letters; None: `latency_ms`, ...
+
+    Raises:
+        ValueError: A column holds something that is no number.
+    """
+    prefix = "" if device is None else f"{device}_"
+    units = {f"{prefix}{unit}".lower(): unit for unit in UNITS}
     found = {}
     for name, values in columns.items():
-        unit = name.lower().removeprefix(prefix)
-        if unit in UNITS and name.lower() == prefix + unit:
+        if name.lower() in units:
             try:
-                found[unit] = np.asarray(values, dtype=np.float64)
+                found[units[name.lower()]] = np.asarray(values, dtype=np.float64)
             except ValueError as error:
-                raise ValueError(f"{file}: {name} holds something that is no number ({error})") from None
-    if device is not None and not found:
-        known = [name.rpartition("_latency")[0] for name in columns if name.endswith("_latency_ms")]
-        raise ValueError(f"{file} has no columns of device {device!r}{suggestion(device, known)}")
+                raise ValueError(f"{source}: {name} holds something that is no number ({error})") from None
     return found
 
 
