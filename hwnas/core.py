@@ -217,6 +217,24 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
+def checked_choices(
+    choices: Sequence[Sequence[int]] | None, num_edges: int, num_ops: int
+) -> tuple[tuple[int, ...], ...]:
+    """Operation indices per edge, sorted, without repetitions; None allows all.
+
+    Raises:
+        ValueError: Not a list of lists, another number of edges, none for an edge, or an unknown operation.
+    """
+    if choices is None:
+        return (tuple(range(num_ops)),) * num_edges
+    if not isinstance(choices, Sequence) or any(not isinstance(ops, Sequence) for ops in choices):
+        raise ValueError(f"search_space.choices must be a list of lists of operations, not {choices!r}")
+    checked = tuple(tuple(sorted(set(ops))) for ops in choices)
+    if len(checked) != num_edges or any(not ops or not set(ops) <= set(range(num_ops)) for ops in checked):
+        raise ValueError(f"choices must be {num_edges} non-empty sets of 0..{num_ops - 1}, not {choices}")
+    return checked
+
+
 class SearchSpace(ABC):
     """A set of architectures, one operation per edge; plain numpy, networks are built on demand.
 
@@ -263,6 +281,10 @@ class SearchSpace(ABC):
         """
         if self.size > MOST_LISTED:
             raise ValueError(f"the {self.name} space has {self.size:.3g} architectures, too many to list")
+        return self._every()
+
+    def _every(self) -> list[Genotype]:
+        """What `all` lists."""
         return list(itertools.product(*self.choices))
 
     def decode(self, alphas: FloatArray) -> list[Genotype]:

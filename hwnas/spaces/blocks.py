@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from hwnas.core import FloatArray
 
 Norm = Callable[[int], nn.Module]
 """Makes the BatchNorm of so many channels; `nn.BatchNorm2d`, or that with other settings."""
@@ -127,6 +131,14 @@ class BoxMean(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The mean of every pixel's neighbourhood inside the image."""
         return F.avg_pool2d(x_BCHW, 3, 1, 1, count_include_pad=False)
+
+
+def check_mixing(weights: FloatArray, allowed: NDArray[np.bool_]) -> None:
+    """Raise ValueError unless mixing weights (edges, ops) are 0 wherever an operation is not allowed."""
+    if weights.shape != allowed.shape or (weights[~allowed] != 0).any():
+        raise ValueError(
+            f"mixing weights must have shape {allowed.shape}, 0 where an operation is not allowed"
+        )
 
 
 def normalisation(norm: nn.BatchNorm2d, batch_statistics: bool) -> Callable[[Tensor], Tensor]:

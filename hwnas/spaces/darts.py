@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.core import MOST_LISTED, FloatArray, Genotype, SearchSpace, whole_number
+from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
 
 if TYPE_CHECKING:
     from hwnas.spaces.darts_networks import DartsNetwork
@@ -154,7 +154,7 @@ class Darts(SearchSpace):
             raise ValueError(f"search_space.stem {stem!r} is not one of {', '.join(STEMS)}")
         large = min(image_shape[1:]) >= LARGE_IMAGE
         self.stem = ("imagenet" if large else "cifar") if stem == "auto" else stem
-        self.choices = _checked(choices)
+        self.choices = checked_choices(choices, len(EDGES), len(OPS))
         self._nodes = [_options([self.choices[edge] for edge in edges]) for edges in NODES]
         for node, options in enumerate(self._nodes):
             if len(options) == 0:
@@ -198,14 +198,7 @@ class Darts(SearchSpace):
         columns = [options[rng.integers(len(options), size=num)] for options in self._nodes]
         return [tuple(row) for row in np.concatenate(columns, axis=1).tolist()]
 
-    def all(self) -> list[Genotype]:
-        """Every architecture, in lexicographic order.
-
-        Raises:
-            ValueError: More than `MOST_LISTED` architectures.
-        """
-        if self.size > MOST_LISTED:
-            raise ValueError(f"the {self.name} space has {self.size:.3g} architectures, too many to list")
+    def _every(self) -> list[Genotype]:
         nodes = [[tuple(option) for option in options.tolist()] for options in self._nodes]
         return [tuple(itertools.chain(*parts)) for parts in itertools.product(*nodes)]
 
@@ -467,18 +460,6 @@ def _last_row(value: float) -> FloatArray:
     row = np.zeros((len(EDGES) + 1, 1))
     row[-1] = value
     return row
-
-
-def _checked(choices: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...]:
-    """The choices, sorted, without repetitions."""
-    if choices is None:
-        return (tuple(range(len(OPS))),) * len(EDGES)
-    if not isinstance(choices, Sequence) or any(not isinstance(ops, Sequence) for ops in choices):
-        raise ValueError(f"search_space.choices must be a list of lists of operations, not {choices!r}")
-    checked = tuple(tuple(sorted(set(ops))) for ops in choices)
-    if len(checked) != len(EDGES) or any(not ops or not set(ops) <= set(range(len(OPS))) for ops in checked):
-        raise ValueError(f"choices must be {len(EDGES)} non-empty sets of 0..{len(OPS) - 1}, not {choices}")
-    return checked
 
 
 def _options(choices: Sequence[Sequence[int]]) -> NDArray[np.intp]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import FloatArray
-from hwnas.spaces.blocks import Norm, ReLUConvBN, box_max, box_mean, folded_convolution
+from hwnas.spaces.blocks import Norm, ReLUConvBN, box_max, box_mean, check_mixing, folded_convolution
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
@@ -618,11 +618,7 @@ class DartsSupernet(nn.Module):
 
     def _split(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The weights, checked, of the normal and of the reduction cells."""
-        if weights.shape != self.allowed.shape or (weights[~self.allowed] != 0).any():
-            raise ValueError(
-                f"mixing weights must have shape {self.allowed.shape}, and 0 where an operation is not "
-                "allowed"
-            )
+        check_mixing(weights, self.allowed)
         return weights[: len(CELL_EDGES)], weights[len(CELL_EDGES) :]
 
     def plain(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, SearchSpace, whole_number
+from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,19 +60,7 @@ class NasBench201(SearchSpace):
         self.num_cells = whole_number("search_space.num_cells", num_cells)
         self.image_shape = image_shape
         self.num_classes = num_classes
-        allowed = [range(len(OPS))] * len(EDGES) if choices is None else choices
-        if any(
-            not isinstance(ops, Sequence)
-            for ops in (allowed, *(allowed if isinstance(allowed, Sequence) else ()))
-        ):
-            raise ValueError(f"search_space.choices must be a list of lists of operations, not {choices!r}")
-        self.choices = tuple(tuple(sorted(set(ops))) for ops in allowed)
-        if len(self.choices) != len(EDGES) or any(
-            not ops or not set(ops) <= set(range(len(OPS))) for ops in self.choices
-        ):
-            raise ValueError(
-                f"choices must be {len(EDGES)} non-empty sets of 0..{len(OPS) - 1}, not {allowed}"
-            )
+        self.choices = checked_choices(choices, len(EDGES), len(OPS))
 
     def resized(self, *, channels: int, num_cells: int) -> NasBench201:
         """The same space with networks of another width and depth."""

@@ -20,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import FloatArray
-from hwnas.spaces.blocks import ResidualBlock, box_mean, box_mean_adjoint, folded_convolution, normalisation
+from hwnas.spaces.blocks import (
+    ResidualBlock,
+    box_mean,
+    box_mean_adjoint,
+    check_mixing,
+    folded_convolution,
+    normalisation,
+)
 from hwnas.spaces.nasbench201 import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, SKIP, NasBench201
 
 KERNELS = ((3, CONV_3X3), (1, CONV_1X1))
@@ -383,10 +390,7 @@ class NasBench201Supernet(nn.Module):
 
     def _effective(self, weights: FloatArray) -> FloatArray:
         """The weights, checked, with 0 for `none` and for whatever does not lead to the output."""
-        if weights.shape != self.allowed.shape or (weights[~self.allowed] != 0).any():
-            raise ValueError(
-                f"mixing weights must have shape {self.allowed.shape}, 0 where an operation is not allowed"
-            )
+        check_mixing(weights, self.allowed)
         weights = np.where(np.arange(weights.shape[1]) == NONE, 0.0, weights)
         live = [False, False, False, True]
         for edge in reversed(range(len(EDGES))):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, whole_number
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, checked_choices, whole_number
 
 
 class Toy(SearchSpace):
@@ -32,12 +32,7 @@ class Toy(SearchSpace):
         if count > 26:
             raise ValueError(f"search_space.num_ops must be at most 26, not {num_ops}")
         self.ops = tuple(chr(ord("a") + op) for op in range(count))
-        allowed = [range(count)] * edges if choices is None else choices
-        self.choices = tuple(tuple(sorted(set(ops))) for ops in allowed)
-        if len(self.choices) != edges or any(
-            not ops or not set(ops) <= set(range(count)) for ops in self.choices
-        ):
-            raise ValueError(f"choices must be {edges} non-empty sets of 0..{count - 1}, not {allowed}")
+        self.choices = checked_choices(choices, edges, count)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Toy:
         """The sub-space with only the operations `keep[edge]` on each edge."""

@@ -235,7 +235,7 @@ def test_autocast_does_not_change_a_training_step() -> None:
 def test_weights_are_checked() -> None:
     network = supernet(PRUNED)
     for weights in (np.zeros((28, 7)), np.full((28, 8), 0.125)):
-        with pytest.raises(ValueError, match=r"mixing weights must have shape \(28, 8\), and 0 where"):
+        with pytest.raises(ValueError, match=r"mixing weights must have shape \(28, 8\), 0 where"):
             network.plain(images(PRUNED), weights)
         with pytest.raises(ValueError, match="mixing weights must have shape"):
             network.compiled(weights)
