@@ -179,8 +179,11 @@ class RMI(Evaluator):
             self._device = device
             for tensor in model.network.state_dict().values():
                 digest.update(tensor.numpy().tobytes())
-            settings = [self._candidates.channels, self._candidates.num_cells, self.batch_size, self.steps]
-            settings += [
+            settings = [
+                self._candidates.channels,
+                self._candidates.num_cells,
+                self.batch_size,
+                self.steps,
                 SCORE_VERSION,
                 device.type,
                 self.lr,
@@ -237,7 +240,7 @@ class RMI(Evaluator):
                 f"diverged (evaluator.lr={self.lr:g}), or their features are the same for all images"
             )
         if self._sorted_flops is not None:
-            scores = hinted(
+            scores = rmi_flops(
                 scores, self.flops_weight, quantiles(self._sorted_flops, _flops(self._space, genotypes))
             )
         return [{self._metric: score} for score in scores.tolist()]
@@ -282,7 +285,7 @@ def _flops(space: SearchSpace, genotypes: Sequence[Genotype]) -> FloatArray:
     return np.asarray(space.static_metrics(genotypes)["flops"], dtype=np.float64)
 
 
-def hinted(scores: FloatArray, weight: float, shares: FloatArray) -> FloatArray:
+def rmi_flops(scores: FloatArray, weight: float, shares: FloatArray) -> FloatArray:
     """`rmi_flops` of similarities in 0..3 and shares of cheaper networks in 0..1, shape (n,) each."""
     return 3.0 - (3.0 - scores) * np.exp(-weight * shares)
 

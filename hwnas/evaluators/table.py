@@ -74,7 +74,10 @@ class Table(Evaluator):
                 )
             column = f"{column}_seeds"
         arrays = by_genotype(
-            space, path, [c for c in (column, test_column) if c is not None], optional=[seconds_column or ""]
+            space,
+            path,
+            [c for c in (column, test_column) if c is not None],
+            optional=[] if seconds_column is None else [seconds_column],
         )
         self._values = arrays[column] * scale
         if training_seed is not None:
@@ -87,7 +90,7 @@ class Table(Evaluator):
                 )
             column = f"{column}-{training_seed}"
         self._test = None if test_column is None else arrays[test_column] * scale
-        self._seconds = arrays.get(seconds_column or "")
+        self._seconds = None if seconds_column is None else arrays.get(seconds_column)
         self.exhaustive = not np.isnan(self._values).any()
         digest = hashlib.sha256(self._values.tobytes())
         digest.update(metric.encode())

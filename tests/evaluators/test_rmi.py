@@ -54,11 +54,11 @@ def test_similarity_of_cells_and_of_none(tmp_path: Path) -> None:
 def test_flops_weight_scales_what_similarity_lacks(tmp_path: Path) -> None:
     """n 1x1 convolutions count 1, n 3x3 ones 9: nothing is below the 729 cells without convolutions (3^6 of
     15,625), one cell is at the top."""
-    plain, hinted = create(tmp_path), create(tmp_path, flops_weight=2.0)
-    assert hinted.metrics == {"rmi_flops": "max"}
+    plain, rmi_flops = create(tmp_path), create(tmp_path, flops_weight=2.0)
+    assert rmi_flops.metrics == {"rmi_flops": "max"}
     shares = [
         np.log((3 - base["rmi"]) / (3 - row["rmi_flops"])) / 2
-        for row, base in zip(hinted.evaluate(CELLS), plain.evaluate(CELLS), strict=True)
+        for row, base in zip(rmi_flops.evaluate(CELLS), plain.evaluate(CELLS), strict=True)
     ]
     # Two 1x1 and one 3x3 cost 11: below are all with fewer than one 3x3 (4^6 = 4096), and those of one 3x3
     # with at most one 1x1 (6 * (3^5 + 5 * 3^4) = 3888); equal are 6 * C(5, 2) * 3^3 = 1620.
