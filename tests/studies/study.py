@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from scipy.stats import kendalltau
 
 from hwnas.config import build, conf_folder
 from hwnas.core import Genotype, Limit, Objective, Strategy, Trial
@@ -17,6 +22,7 @@ from hwnas.search import search
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.store import Archive
 
+NUM_RESAMPLES = 500
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
 SPACE = NasBench201(image_shape=(3, 32, 32))
 
@@ -120,15 +126,55 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
         print(f"| {' | '.join(row)} |")
 
 
-def kendall(score: np.ndarray, truth: np.ndarray, num_resamples: int = 500) -> tuple[str, str]:
-    """Kendall's tau over all rows, and over the better half, with 95 % bootstrap intervals over rows."""
-    from scipy.stats import kendalltau
+@dataclass(frozen=True)
+class Tau:
+    """Kendall's tau of a score with the truth over rows, as a function of these.
 
-    rng = np.random.default_rng(0)
-    better = np.flatnonzero(truth >= np.median(truth))
-    shown = []
-    for rows in (np.arange(len(truth)), better):
-        resampled = rng.choice(rows, size=(num_resamples, len(rows)))
-        low, high = np.quantile([kendalltau(score[r], truth[r])[0] for r in resampled], [0.025, 0.975])
-        shown.append(f"{kendalltau(score[rows], truth[rows])[0]:.2f} [{low:.2f}, {high:.2f}]")
-    return shown[0], shown[1]
+    Args:
+        score: Shape (n,).
+        truth: Shape (n,).
+        counted: Rows that count, shape (n,), bool.
+    """
+
+    score: np.ndarray
+    truth: np.ndarray
+    counted: np.ndarray
+
+    def __call__(self, rows: np.ndarray) -> float:
+        rows = rows[self.counted[rows]]
+        return float(kendalltau(self.score[rows], self.truth[rows])[0])
+
+
+def tau(score: np.ndarray, truth: np.ndarray) -> tuple[Tau, Tau]:
+    """Over all rows, and over the better half of them."""
+    return Tau(score, truth, np.full(len(truth), True)), Tau(score, truth, truth >= np.median(truth))
+
+
+def bootstrap(one: Tau, minus: Tau | None = None) -> str:
+    """A tau, or the difference of two, with its 95 % interval over resampled rows."""
+
+    def value(rows: np.ndarray) -> float:
+        return one(rows) - (0.0 if minus is None else minus(rows))
+
+    rng, n = np.random.default_rng(0), len(one.truth)
+    low, high = np.quantile([value(rng.integers(n, size=n)) for _ in range(NUM_RESAMPLES)], [0.025, 0.975])
+    return f"{value(np.arange(n)):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def estimator(store: Path, *settings: str) -> tuple[Any, Any, Any]:
+    """Prepared evaluator, images and space, as `hwnas search dataset=cifar10_16x16 <settings>` has them."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("search", ["dataset=cifar10_16x16", *settings])
+    dataset = build(cfg.dataset)
+    space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+    evaluator = build(
+        cfg.evaluator,
+        space=space,
+        dataset=dataset,
+        store_dir=store,
+        folder=store,
+        announce=print,
+        warn=pytest.fail,
+    )
+    evaluator.prepare(space, [])
+    return evaluator, dataset, space

@@ -11,18 +11,17 @@ cifar10_16x16.npz; about 10 CPU minutes for each size of images on a busy server
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from scipy.stats import kendalltau
+from study import bootstrap, estimator, tau
 
-from hwnas.config import build, conf_folder, data_folder
+from hwnas.config import data_folder
 from hwnas.core import FloatArray, Genotype
-from hwnas.evaluators.rmi import RMI, hinted, listed, quantiles
+from hwnas.evaluators.rmi import RMI, listed, quantiles, rmi_flops
 from hwnas.evaluators.table import by_genotype
 from hwnas.models.classifier import accuracy
 from hwnas.models.reference import reference_model
@@ -32,11 +31,8 @@ pytestmark = pytest.mark.slow
 
 SEED = 2026  # of the cells; settings were chosen on cells of other seeds
 NUM_CELLS = 500
-NUM_RESAMPLES = 500
 REFERENCE = ["evaluator.reference.epochs=20", "evaluator.reference.max_steps=4000"]
 FLOPS_WEIGHT = 1.5
-
-Tau = Callable[[np.ndarray], float]
 
 
 @pytest.fixture(scope="module")
@@ -61,38 +57,8 @@ def truth(cells: list[Genotype]) -> FloatArray:
 
 def create(store: Path, *settings: str) -> tuple[RMI, Any]:
     """The evaluator and its images, as `hwnas search dataset=cifar10_16x16 <settings>` makes them."""
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = compose("search", ["dataset=cifar10_16x16", "evaluator=rmi", *REFERENCE, *settings])
-    dataset = build(cfg.dataset)
-    space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
-    rmi = build(
-        cfg.evaluator,
-        space=space,
-        dataset=dataset,
-        store_dir=store,
-        announce=print,
-        warn=pytest.fail,
-    )
-    rmi.prepare(space, [])
+    rmi, dataset, _ = estimator(store, "evaluator=rmi", *REFERENCE, *settings)
     return rmi, dataset
-
-
-def tau(score: FloatArray, truth: FloatArray) -> tuple[Tau, Tau]:
-    """Kendall's tau of resampled rows: over all cells, and over the better half of them."""
-    better = truth >= np.median(truth)
-
-    def over_all(rows: np.ndarray) -> float:
-        return float(kendalltau(score[rows], truth[rows])[0])
-
-    return over_all, lambda rows: over_all(rows[better[rows]])
-
-
-def interval(statistic: Tau) -> str:
-    """Its value on all cells, and the 95 % interval over resampled cells."""
-    rng = np.random.default_rng(0)
-    values = [statistic(rng.integers(NUM_CELLS, size=NUM_CELLS)) for _ in range(NUM_RESAMPLES)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return f"{statistic(np.arange(NUM_CELLS)):.3f} [{low:.3f}, {high:.3f}]"
 
 
 SMALLER = ("dataset.image_shape=[3,8,8]", "dataset.crop=1")
@@ -132,13 +98,13 @@ def test_similarity_ranks_cells(cells: list[Genotype], truth: FloatArray, tmp_pa
         begin = time.process_time()
         plain = np.array([row["rmi"] for row in rmi.evaluate(cells)])
         spent = (time.process_time() - begin) / len(cells)
-        scores |= {f"rmi, {name}": plain, f"rmi_flops, {name}": hinted(plain, FLOPS_WEIGHT, shares)}
+        scores |= {f"rmi, {name}": plain, f"rmi_flops, {name}": rmi_flops(plain, FLOPS_WEIGHT, shares)}
         seconds |= {f"rmi, {name}": spent, f"rmi_flops, {name}": spent}
 
     print(f"\n| {size}, {NUM_CELLS} cells | CPU s per network | tau, all | tau, better half |")
     print("|---|---|---|---|")
     for name, score in scores.items():
-        print(f"| {name} | {seconds[name]:.3f} | {' | '.join(map(interval, tau(score, truth)))} |")
+        print(f"| {name} | {seconds[name]:.3f} | {' | '.join(map(bootstrap, tau(score, truth)))} |")
 
     first, *others = ROWS[size]
     pairs = [("rmi, " + first, "multiply-adds, as parameters")]
@@ -147,7 +113,7 @@ def test_similarity_ranks_cells(cells: list[Genotype], truth: FloatArray, tmp_pa
     print(f"\n| {size}, difference of tau on the same cells | all | better half |\n|---|---|---|")
     for one, other in pairs:
         both = zip(tau(scores[one], truth), tau(scores[other], truth), strict=True)
-        differences = [interval(lambda rows, a=a, b=b: a(rows) - b(rows)) for a, b in both]
+        differences = [bootstrap(a, b) for a, b in both]
         print(f"| ({one}) - ({other}) | {' | '.join(differences)} |")
     print(f"\n{(time.process_time() - start) / 60:.1f} CPU minutes in all")
 

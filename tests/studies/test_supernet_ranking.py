@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from study import kendall, show
+from study import bootstrap, estimator, show, tau
 
-from hwnas.config import build, conf_folder, data_folder
+from hwnas.config import data_folder
 from hwnas.core import Genotype
 from hwnas.evaluators.table import by_genotype
 from hwnas.spaces.nasbench201 import NasBench201
@@ -56,27 +55,14 @@ def test_supernets_rank_cells(cells: list[Genotype], tmp_path: Path) -> None:
     values = by_genotype(NasBench201(), "nasbench201.npz", ["cifar10_valid_200"])["cifar10_valid_200"]
     truth = np.array([values[cell] for cell in cells])
     flops = NasBench201().static_metrics(cells)["flops"]
-    rows = [["multiply-adds", "0", *kendall(flops, truth)]]
+    rows = [["multiply-adds", "0", *map(bootstrap, tau(flops, truth))]]
     found = {}
     for name, settings in ROWS.items():
         begin = time.process_time()
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            cfg = compose("search", ["dataset=cifar10_16x16", "evaluator=supernet", *settings])
-        dataset = build(cfg.dataset)
-        space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
-        evaluator = build(
-            cfg.evaluator,
-            space=space,
-            dataset=dataset,
-            store_dir=tmp_path,
-            folder=tmp_path,
-            announce=lambda text: None,
-        )
-        evaluator.num_valid = 5000
-        evaluator.prepare(space, [])
+        evaluator, _, _ = estimator(tmp_path, "evaluator=supernet", "evaluator.num_valid=5000", *settings)
         score = np.array([row["val_acc"] for row in evaluator.evaluate(cells)])
         minutes = (time.process_time() - begin) / 60
-        rows.append([name, f"{minutes:.1f}", *kendall(score, truth)])
+        rows.append([name, f"{minutes:.1f}", *map(bootstrap, tau(score, truth))])
         found[name] = score
         print(
             f"{name}: accuracies {score.min():.3f} to {score.max():.3f}, {minutes:.1f} CPU minutes",
