@@ -82,6 +82,7 @@ def _run(command: str, arguments: list[str]) -> int:
     try:
         if any(argument.startswith("resume=") for argument in arguments):
             arguments = config.resume_arguments(arguments)
+        arguments = config.device_arguments(arguments)
         if command == "train":
             arguments = config.train_arguments(arguments)
         if command == "profile" and arguments and re.fullmatch(r"\w+", arguments[0]):

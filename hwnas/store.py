@@ -31,6 +31,9 @@ from hwnas.core import (
 
 SCHEMA_VERSION = 1
 
+PLAN = "plan.json"
+"""A run's objectives, and its limits as numbers, in the run's folder from its start."""
+
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)  # whatever a line that is no trial can raise
 
 
@@ -47,6 +50,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON, whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(json.loads(to_json(value)), indent=1) + "\n")
+    os.replace(partial, path)
 
 
 def metrics_from_json(metrics: Mapping[str, Any]) -> dict[str, float]:
