@@ -169,7 +169,8 @@ class ProfileDevice(Evaluator):
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted costs per genotype."""
-        columns = {metric: self.profile.costs[metric](genotypes).tolist() for metric in self.metrics}
+        flat = np.fromiter(itertools.chain.from_iterable(genotypes), dtype=np.intp)  # faster than asarray
+        columns = {metric: self.profile.costs[metric](flat).tolist() for metric in self.metrics}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
