@@ -169,9 +169,12 @@ class ProfileDevice(Evaluator):
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted costs per genotype."""
-        flat = np.fromiter(itertools.chain.from_iterable(genotypes), dtype=np.intp)  # faster than asarray
-        columns = {metric: self.profile.costs[metric](flat).tolist() for metric in self.metrics}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        G = np.frombuffer(b"".join(map(bytes, genotypes)), dtype=np.uint8)  # half the time of asarray
+        rows: list[dict[str, float]] = [{} for _ in genotypes]
+        for metric in self.metrics:
+            for row, value in zip(rows, self.profile.costs[metric](G).tolist(), strict=True):
+                row[metric] = value
+        return rows
 
 
 def profile_device(
