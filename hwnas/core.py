@@ -235,6 +235,23 @@ def checked_choices(
     return checked
 
 
+@dataclass(frozen=True)
+class Sum:
+    """A metric that is a constant plus what each operation adds.
+
+    Attributes:
+        base: The constant, in the metric's unit.
+        added: Shape (edges, ops); `inf` marks an operation that a device does not support.
+    """
+
+    base: float
+    added: FloatArray
+
+    def __call__(self, genotype: Genotype) -> float:
+        """The metric of a network."""
+        return self.base + math.fsum(self.added[edge, op] for edge, op in enumerate(genotype))
+
+
 class SearchSpace(ABC):
     """A set of architectures, one operation per edge; plain numpy, networks are built on demand.
 
@@ -359,6 +376,10 @@ class SearchSpace(ABC):
         """`flops` (multiply-adds) and `params` per genotype where the space knows them in closed form."""
         return {}
 
+    def static_sums(self) -> dict[str, Sum]:
+        """The `static_metrics` that are sums over operations."""
+        return {}
+
     @abstractmethod
     def restrict(self, keep: Sequence[Sequence[int]]) -> SearchSpace:
         """The sub-space with only the operations `keep[edge]` on each edge."""
@@ -418,6 +439,10 @@ class Evaluator(ABC):
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics that only reports may show (test accuracy of tables); never told to a strategy."""
         return [{} for _ in genotypes]
+
+    def separable(self, metric: str) -> Sum | None:
+        """The metric as a constant plus what each operation adds, where it is such a sum; else None."""
+        return None
 
     def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
         """Seconds of the trainings that a benchmark's answers stand for; None: there is no such clock."""

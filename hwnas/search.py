@@ -48,11 +48,20 @@ from hwnas.truth import (
     best_reported,
     device_limits,
     exact,
+    extent,
     largest_reported,
     quantile,
     reported,
     transfers,
+    yardsticks,
 )
+
+YARDSTICKS = {
+    "cheapest": "the network of the lowest cost",
+    "best": "the best network within the limit",
+    "largest": "the network of the most multiply-adds within the limit",
+}
+"""What `truth.yardsticks` finds, in words."""
 
 
 def search(
@@ -240,6 +249,9 @@ def main(cfg: DictConfig) -> float | None:
             f"{' and '.join(o.metric for o in objectives)} of {names['dataset']} on {names['device']}, "
             f"{generations} generations, seed {seed}"
         )
+        for (name, bound), limit in zip(_by_device(cfg.limits or {}, metrics), limits, strict=True):
+            if isinstance(bound, str):
+                display.say(f"limits.{name}={bound} is {limit.bound:.4g}, a quantile over {extent(space)}")
         if archive.trials:
             display.say(f"resuming after {len(archive.trials)} evaluations")
         with display.phase("quality", f"preparing {names['evaluator']}"):
@@ -337,6 +349,12 @@ def main(cfg: DictConfig) -> float | None:
                 "front": [[trial.metrics[o.metric] for o in objectives] for trial in truth.front],
             }
 
+        knowing = [evaluator for evaluator in plain if evaluator.exhaustive]
+        yardstick = {
+            name: described(*trials_of([genotype], [e.evaluate([genotype]) for e in knowing], 0))
+            for name, genotype in yardsticks(space, knowing, objectives, limits).items()
+        }
+
         looked_up: dict[str, dict[str, Any]] = {}
         if truth is None and answer is not None:
             known = reported(space, plain, limits)
@@ -391,6 +409,7 @@ def main(cfg: DictConfig) -> float | None:
             "hypervolume": curve,
             "truth": comparison,
             "transfer": transfer,
+            "yardsticks": yardstick or None,
             "looked_up": looked_up or None,
             "versions": {evaluator.name: evaluator.version for evaluator in evaluators},
         }
@@ -426,6 +445,9 @@ def main(cfg: DictConfig) -> float | None:
                 f"exact: hypervolume {ratios[-1]:.1%} of the true front's"
                 + (f"; the best network there is, is better by {points}" if points else "")
             )
+        for name, known_network in yardstick.items():
+            values = ", ".join(f"{metric} {value:.4g}" for metric, value in known_network["metrics"].items())
+            display.say(f"exact: {YARDSTICKS[name]} is {known_network['arch']}: {values}")
         for name, figures in looked_up.items():
             display.say(
                 f"looked up: {name} {figures['value']:.4f}; the best that there is, is better by "

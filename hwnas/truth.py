@@ -23,6 +23,7 @@ from hwnas.core import (
     trials_of,
     violations,
 )
+from hwnas.knapsack import cheapest, optimum
 
 NUM_SAMPLED = 20_000
 
@@ -134,6 +135,47 @@ def reported(
     return [pair for pair, keeps in zip(zip(trials, reports, strict=True), kept, strict=True) if keeps]
 
 
+def yardsticks(
+    space: SearchSpace,
+    evaluators: Sequence[Evaluator],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+) -> dict[str, Genotype]:
+    """Exact answers about a space too large to list, where metrics are sums over operations.
+
+    Args:
+        space: The space.
+        evaluators: Asked for `Evaluator.separable`.
+        objectives: Of the run, quality first.
+        limits: Of the run.
+
+    Returns:
+        "cheapest": the network of the lowest cost, the limited one if there is a limit, else the last
+        objective. With a single limit, on a cost, also "best", the network of the highest quality that keeps
+        it, and "largest", the one of the most multiply-adds: the plain guess that a search has to beat.
+        Each only where it is known, and nothing for a space that `exact` lists.
+    """
+    if space.size <= MOST_LISTED:
+        return {}
+    sums = {
+        metric: total
+        for evaluator in evaluators
+        for metric in evaluator.metrics
+        if (total := evaluator.separable(metric)) is not None
+    }
+    cost = limits[0].metric if limits else objectives[-1].metric
+    if cost not in sums or len(limits) > 1 or (limits and limits[0].goal == "max"):
+        return {}
+    found = {"cheapest": cheapest(space, sums[cost])}
+    if limits:
+        quality = objectives[0]
+        if quality.metric in sums and quality.goal == "max":
+            found["best"] = optimum(space, sums[quality.metric], sums[cost], limits[0].bound)
+        if "flops" in sums and cost != "flops":
+            found["largest"] = optimum(space, sums["flops"], sums[cost], limits[0].bound)
+    return {name: genotype for name, genotype in found.items() if genotype is not None}
+
+
 @dataclass(frozen=True)
 class Transfer:
     """What becomes of the best network for one device on another.
@@ -233,6 +275,11 @@ def largest_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict
 def listed(space: SearchSpace) -> list[Genotype]:
     """All architectures of a space that can be listed, a seeded sample of `NUM_SAMPLED` of a larger one."""
     return space.all() if space.size <= MOST_LISTED else space.sample(np.random.default_rng(0), NUM_SAMPLED)
+
+
+def extent(space: SearchSpace) -> str:
+    """What `listed` lists, in words."""
+    return "all networks" if space.size <= MOST_LISTED else f"a seeded sample of {NUM_SAMPLED:,} networks"
 
 
 def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, share: float) -> float:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from hwnas.core import Genotype, Limit, Objective, Trial
+from hwnas.devices.flops import Flops
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.truth import Truth, best_reported, exact, largest_reported, reported
+from hwnas.truth import Truth, best_reported, exact, largest_reported, reported, yardsticks
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
 
@@ -101,3 +103,35 @@ def test_best_that_only_reports_know() -> None:
     cost.exhaustive = False
     assert best_reported(reported(space, [reporter, cost], [])) == {}
     assert best_reported(reported(Toy(), [Reporter(Toy(), metric="val_acc")], [])) == {}
+
+
+def test_yardsticks_of_a_large_space() -> None:
+    """The best is at least as good as any of many random networks; the cheapest costs 1 by construction."""
+    space = Toy()
+    evaluators = [ToyCost(space, metric=objective.metric) for objective in OBJECTIVES]
+    quality, latency = evaluators
+    found = yardsticks(space, evaluators, OBJECTIVES, [Limit("latency_ms", 4.0)])
+    assert list(found) == ["cheapest", "best"]
+    assert latency.evaluate([found["cheapest"]])[0]["latency_ms"] == 1.0
+    assert latency.evaluate([found["best"]])[0]["latency_ms"] <= 4.0
+    best_value = quality.evaluate([found["best"]])[0]["val_acc"]
+    sampled = space.sample(np.random.default_rng(0), 50_000)
+    kept = np.array([row["latency_ms"] for row in latency.evaluate(sampled)]) <= 4.0
+    assert kept.any()
+    assert np.array([row["val_acc"] for row in quality.evaluate(sampled)])[kept].max() <= best_value
+    assert list(yardsticks(space, evaluators, OBJECTIVES, [])) == ["cheapest"]
+    assert list(yardsticks(space, evaluators, OBJECTIVES, [Limit("latency_ms", 0.5)])) == ["cheapest"]
+    assert yardsticks(space, evaluators, OBJECTIVES, [Limit("val_acc", 0.5, "max")]) == {}
+    assert yardsticks(Toy(4, 3), evaluators, OBJECTIVES, []) == {}
+
+
+def test_the_largest_network_within_a_limit() -> None:
+    space = FBNet()
+    evaluators = [ToyCost(space, metric="latency_ms"), Flops(space)]
+    found = yardsticks(space, evaluators, (Objective("rmi", "max"), OBJECTIVES[1]), [Limit("latency_ms", 9)])
+    assert list(found) == ["cheapest", "largest"]
+    sampled = space.sample(np.random.default_rng(0), 20_000)
+    kept = np.array([row["latency_ms"] for row in evaluators[0].evaluate(sampled)]) <= 9
+    assert kept.any()
+    most = space.static_metrics([found["largest"]])["flops"][0]
+    assert space.static_metrics(sampled)["flops"][kept].max() <= most

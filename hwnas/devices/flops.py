@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from hwnas.core import Evaluator, Genotype, SearchSpace
+from hwnas.core import Evaluator, Genotype, SearchSpace, Sum
 
 
 class Flops(Evaluator):
@@ -34,6 +34,10 @@ class Flops(Evaluator):
         """The version: a hash of what architectures with every operation cost, which tells networks apart."""
         values = self._space.static_metrics(examples(self._space))
         return hashlib.sha256(str([value.tolist() for value in values.values()]).encode()).hexdigest()[:16]
+
+    def separable(self, metric: str) -> Sum | None:
+        """Where the space's closed form is a sum over operations."""
+        return self._space.static_sums().get(metric)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Multiply-adds and parameters per genotype."""

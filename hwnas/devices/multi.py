@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hwnas.core import Evaluator, Genotype, Goal, SearchSpace
+from hwnas.core import Evaluator, Genotype, Goal, SearchSpace, Sum
 from hwnas.truth import listed
 
 OBJECTIVES = ("worst", "all")
@@ -85,6 +85,11 @@ class Multi(Evaluator):
             content = json.dumps([versions, self.typical], sort_keys=True)
             self._version = hashlib.sha256(content.encode()).hexdigest()[:16]
         return self._version
+
+    def separable(self, metric: str) -> Sum | None:
+        """A device's own cost, where it is a sum; `relative_cost` is none."""
+        own, _, name = metric.partition("@")
+        return self.devices[name].separable(own) if name else None
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Costs per genotype; all `inf` where one of the devices does not support the network."""

@@ -61,13 +61,13 @@ class CostTable(Evaluator):
             )
         names = [metric, *(other for other in columns if other != metric)]
         self.metrics: dict[str, Goal] = {each: "min" for each in names}  # noqa: C420 - the type is narrower
-        self._size = len(space.ops)
-        codes = _codes(genotypes, self._size)
+        codes = _codes(genotypes)
         order = np.argsort(codes)
         self._codes = codes[order]
         self.exhaustive = len(codes) == space.size
-        if len(codes) > 1 and (np.diff(self._codes) == 0).any():
-            twice = genotypes[order[int(np.argmin(np.diff(self._codes)))]]
+        repeated = np.flatnonzero(self._codes[1:] == self._codes[:-1])
+        if len(repeated):
+            twice = genotypes[order[repeated[0]]]
             raise ValueError(f"{source} has two rows for {space.to_str(tuple(twice.tolist()))}")
         self.genotypes = genotypes
         self.columns = {}
@@ -98,7 +98,7 @@ class CostTable(Evaluator):
         Raises:
             ValueError: The table has no row for a genotype; names it.
         """
-        codes = _codes(np.asarray(genotypes), self._size)
+        codes = _codes(np.asarray(genotypes))
         rows = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         missing = np.flatnonzero(self._codes[rows] != codes)
         if len(missing):
@@ -211,7 +211,7 @@ def read_csv(file: Path) -> dict[str, np.ndarray]:
     return {name: np.array([row[column] for row in body]) for column, name in enumerate(header)}
 
 
-def _codes(genotypes: np.ndarray, num_ops: int) -> np.ndarray:
-    """One whole number per genotype."""
-    weights = num_ops ** np.arange(genotypes.shape[1], dtype=np.int64)
-    return genotypes.astype(np.int64) @ weights
+def _codes(genotypes: np.ndarray) -> np.ndarray:
+    """A string of bytes per genotype, to sort and compare; a number would not hold those of large spaces."""
+    G = np.ascontiguousarray(genotypes + 1, dtype=np.uint8)  # numpy drops zeros at the end of strings
+    return G.view(f"S{G.shape[1]}").ravel()

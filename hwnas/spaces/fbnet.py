@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwnas.config import suggestion
-from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
+from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, whole_number
 
 if TYPE_CHECKING:
     from hwnas.spaces.blocks import Blocks
@@ -192,12 +192,16 @@ class FBNet(SearchSpace):
         Convolutions and the classifier with its bias count; BatchNorm counts for the parameters only.
         """
         G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
-        flops, params = self._added
         rows = np.arange(len(self.choices))
-        base_flops, base_params = self._base
         return {
-            "flops": base_flops + flops[rows, G].sum(axis=1),
-            "params": base_params + params[rows, G].sum(axis=1),
+            name: total.base + total.added[rows, G].sum(axis=1) for name, total in self.static_sums().items()
+        }
+
+    def static_sums(self) -> dict[str, Sum]:
+        """`flops` and `params` as sums over operations."""
+        return {
+            name: Sum(base, added)
+            for name, base, added in zip(("flops", "params"), self._base, self._added, strict=True)
         }
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, checked_choices, whole_number
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, checked_choices, whole_number
 
 
 class Toy(SearchSpace):
@@ -87,6 +87,10 @@ class ToyCost(Evaluator):
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The version never changes."""
         return f"1-{space.alpha_shape[0]}x{space.alpha_shape[1]}"
+
+    def separable(self, metric: str) -> Sum:
+        """It is a sum."""
+        return Sum(self._offset, self.table)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """The sum over edges of what the chosen operations contribute."""

@@ -16,13 +16,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hwnas.config import build, conf_folder
+from hwnas.config import build, conf_folder, data_folder
 from hwnas.core import Evaluator, Genotype, Goal, Objective, SearchSpace
 from hwnas.devices.benchmark import benchmark_device
 from hwnas.evaluators.rmi import RMI
 from hwnas.evaluators.table import Table
 from hwnas.models.recipe import Recipe
 from hwnas.search import search
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.nasbench201_networks import initial_weights
 from hwnas.store import Archive, CachedEvaluator, EvaluationStore
@@ -245,3 +246,27 @@ def test_a_look_up_of_ten_thousand(table_path: Path, benchmark) -> None:  # type
         alone = (time.perf_counter() - start) / 20
         median = benchmark.stats.stats.median
         print(f"\n10,000 look-ups: {1e3 * median:.1f} ms, {median / alone:.2f} times a dictionary's")
+
+
+def test_costs_of_a_hundred_thousand_fbnet_networks(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """A look-up device against a dictionary's entry per layer and network, the plain way."""
+    if not (data_folder() / "fbnet_cifar100_latency_lut.npz").is_file():
+        pytest.skip("fbnet_cifar100_latency_lut.npz is not in the data folder")
+    space = FBNet()
+    device = benchmark_device(space, None, print, device="raspi4", metric="latency_ms")
+    genotypes = space.sample(np.random.default_rng(0), 100_000)
+    total = device.separable("latency_ms")
+    assert total is not None
+    look_up = {(edge, op): float(total.added[edge, op]) for edge in range(22) for op in range(9)}
+
+    def plain() -> list[float]:
+        return [total.base + sum(look_up[place] for place in enumerate(g)) for g in genotypes]
+
+    answers = benchmark.pedantic(device.evaluate, (genotypes,), rounds=5)
+    start = time.perf_counter()
+    expected = plain()
+    alone = time.perf_counter() - start
+    assert [row["latency_ms"] for row in answers] == pytest.approx(expected)
+    if benchmark.enabled:
+        median = benchmark.stats.stats.median
+        print(f"\n100,000 networks: {median:.3f} s, {alone / median:.1f} times as fast as a dictionary")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 from hwnas.config import data_folder
-from hwnas.core import Evaluator
+from hwnas.core import Evaluator, Genotype
+from hwnas.data.tables import fbnet_operations
 from hwnas.devices.benchmark import PROFILES, benchmark_device
 from hwnas.devices.profile import Profile, agreement
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import OPS, NasBench201
+from hwnas.spaces.toy import Toy
 
 
 def device(name: str, dataset: str = "cifar10", metric: str = "latency_ms") -> Evaluator:
@@ -139,3 +143,160 @@ def test_shipped_profiles_predict_the_table(
         said = Profile.load(PROFILES / f"{name}.json").check["latency_ms"]
         assert found["r2"] == pytest.approx(said["r2"], abs=0.005)
         assert found["spearman"] == pytest.approx(said["spearman"], abs=0.005)
+
+
+FBNET_PUBLISHED = {
+    "raspi4": (17.618579145142576, None),
+    "pixel3": (7.788973100000002, None),
+    "eyeriss": (3.9408960000000004, 3.2420080000000002),
+    "fpga": (10.739520000000002, 75.17664),
+}
+"""Latency and energy of the CIFAR-100 network of operations 0, as HW-NAS-Bench's example prints them."""
+
+PIECES = "raspi4", "pixel3", "eyeriss", "fpga"
+
+
+def on_fbnet(
+    name: str, space: FBNet | None = None, metric: str = "latency_ms"
+) -> tuple[Evaluator, list[str]]:
+    said: list[str] = []
+    dataset = SimpleNamespace(name="cifar100")
+    return benchmark_device(space or FBNet(), dataset, said.append, device=name, metric=metric), said
+
+
+@pytest.fixture
+def pieces() -> None:
+    if not (data_folder() / "fbnet_cifar100_latency_lut.npz").is_file():
+        pytest.skip("fbnet_cifar100_latency_lut.npz is not in the data folder")
+
+
+@pytest.fixture
+def published() -> list[dict]:
+    path = data_folder() / "hwnasbench_published_examples.json"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not in the data folder")
+    return [record for record in json.loads(path.read_text()) if record["space"] == "fbnet"]
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_the_published_record_of_fbnet(pieces: None, name: str) -> None:
+    device, _ = on_fbnet(name)
+    (answer,) = device.evaluate([(0,) * 22])
+    assert answer["latency_ms"] == pytest.approx(FBNET_PUBLISHED[name][0], abs=1e-9)
+    if name == "fpga":
+        assert answer["energy_mj"] == pytest.approx(FBNET_PUBLISHED[name][1], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_all_published_records_of_fbnet(pieces: None, published: list[dict], name: str) -> None:
+    device, said = on_fbnet(name)
+    records = [record for record in published if record["dataset"] == "cifar100"]
+    assert len(records) == 3
+    answers = device.evaluate([tuple(record["arch"]) for record in records])
+    for record, answer in zip(records, answers, strict=True):
+        assert answer["latency_ms"] == pytest.approx(record["metrics"][f"{name}_latency"], abs=1e-9)
+        if name == "fpga":
+            assert answer["energy_mj"] == pytest.approx(record["metrics"]["fpga_energy"], abs=1e-9)
+    assert list(device.metrics) == ["latency_ms"] + ["energy_mj"] * (name == "fpga")
+    assert said == ["energy of fpga: 7 W times its latency, as in every published record"] * (name == "fpga")
+
+
+def look_up(folder: Path, unsupported: str = "") -> dict[str, dict[str, float]]:
+    """The layout that `hwnas data hwnasbench` writes for FBNet, with random costs; returns them by column."""
+    rng = np.random.default_rng(0)
+    names = sorted(
+        {
+            operation
+            for network in ("cifar100", "ImageNet")
+            for op in range(9)
+            for operation in fbnet_operations((op,) * 22, network)
+        }
+    )
+    columns = ("edgegpu_latency_ms", "edgegpu_energy_mj", "raspi4_latency_ms")
+    costs = {column: dict(zip(names, rng.random(len(names)), strict=True)) for column in columns}
+    if unsupported:
+        costs["raspi4_latency_ms"][unsupported] = -1.0
+    arrays = {column: np.array(list(costs[column].values())) for column in columns}
+    np.savez(
+        folder / "hwnasbench_fbnet.npz",
+        **{column: np.where(values == -1, np.inf, values) for column, values in arrays.items()},
+        **{f"{column}_ops": np.array(names) for column in columns},
+    )
+    return costs
+
+
+@pytest.mark.parametrize("variant", ["cifar100", "imagenet"])
+def test_costs_are_sums_of_the_look_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    costs = look_up(tmp_path)
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    shape, classes, name = {
+        "cifar100": ((3, 32, 32), 100, "cifar100"),
+        "imagenet": ((3, 224, 224), 1000, "ImageNet"),
+    }[variant]
+    space = FBNet(variant, image_shape=shape, num_classes=classes)
+    device, said = on_fbnet("edgegpu", space, metric="energy_mj")
+    assert list(device.metrics) == ["energy_mj", "latency_ms"]
+    assert said == []
+    genotypes = space.sample(np.random.default_rng(1), 20)
+    for genotype, answer in zip(genotypes, device.evaluate(genotypes), strict=True):
+        operations = fbnet_operations(genotype, name)
+        for metric in device.metrics:
+            column = costs[f"edgegpu_{metric}"]
+            assert answer[metric] == pytest.approx(sum(column[operation] for operation in operations))
+
+
+def test_an_operation_that_the_device_does_not_support(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation = fbnet_operations((3,) * 22, "cifar100")[1]  # the first layer's
+    look_up(tmp_path, unsupported=operation)
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    device, _ = on_fbnet("raspi4")
+    genotypes: list[Genotype] = [(3,) * 22, (2, *(3,) * 21)]
+    first, second = device.evaluate(genotypes)
+    assert math.isinf(first["latency_ms"])
+    assert math.isfinite(second["latency_ms"])
+
+
+def test_networks_that_are_not_the_published_ones(pieces: None) -> None:
+    _, said = on_fbnet("raspi4", FBNet(channels=8, image_shape=(1, 8, 8), num_classes=10))
+    assert said == [
+        "costs of raspi4 are those of the published cifar100 networks: 16 channels, 32x32 images, 100 classes"
+    ]
+
+
+def test_fbnet_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    how = r"get HW-NAS-Bench-v1_0\.pickle from .*: hwnas data hwnasbench source=<file>"
+    with pytest.raises(ValueError, match=rf"no costs of raspi4 on fbnet: looked for .* and .*; {how}"):
+        on_fbnet("raspi4")
+    with pytest.raises(ValueError, match="HW-NAS-Bench has no costs of edgetpu on fbnet"):
+        on_fbnet("edgetpu")
+    with pytest.raises(ValueError, match="covers nasbench201 and fbnet, not the toy space"):
+        benchmark_device(Toy(), None, print, device="raspi4", metric="latency_ms")
+    look_up(tmp_path)
+    with pytest.raises(ValueError, match=r"no latency_ms of device pixel3 in .*hwnasbench_fbnet\.npz"):
+        on_fbnet("pixel3")
+    table = dict(np.load(tmp_path / "hwnasbench_fbnet.npz"))
+    table = {key: values[1:] for key, values in table.items()}
+    np.savez(tmp_path / "hwnasbench_fbnet.npz", **table)
+    with pytest.raises(ValueError, match="raspi4_latency_ms has no AvgP_"):
+        on_fbnet("raspi4")
+
+
+def test_pieces_have_no_edgegpu_and_no_imagenet(pieces: None, tmp_path, monkeypatch) -> None:
+    file = data_folder() / "fbnet_cifar100_latency_lut.npz"
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"has nothing of edgegpu; get HW-NAS-Bench"):
+        on_fbnet("edgegpu")
+    with pytest.raises(ValueError, match=r"no energy_mj of device raspi4"):
+        on_fbnet("raspi4", metric="energy_mj")
+    with pytest.raises(ValueError, match=r"looked for [^ ]*hwnasbench_fbnet\.npz;"):
+        on_fbnet("raspi4", FBNet("imagenet", image_shape=(3, 224, 224), num_classes=1000))
+    np.savez(tmp_path / file.name, ops=["skip"], raspi4_delta_ms=np.zeros((22, 1)))
+    with pytest.raises(ValueError, match="raspi4_allskip_ms is missing"):
+        on_fbnet("raspi4")
+    np.savez(tmp_path / file.name, ops=["skip"], raspi4_delta_ms=np.zeros((22, 1)), raspi4_allskip_ms=1.0)
+    with pytest.raises(ValueError, match=r"ops are .*skip.*, not"):
+        on_fbnet("raspi4")

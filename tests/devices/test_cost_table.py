@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwnas.devices.table import table_device
+from hwnas.devices.table import CostTable, table_device
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
 
 CELL = "|none~0|+|none~0|none~1|+|{}~0|none~1|none~2|"
@@ -81,3 +82,18 @@ def test_networks_by_their_official_index(
     np.savez(whole, latency_ms=np.arange(15625.0))
     ordered = table_device(NasBench201(), path=str(whole), metric="latency_ms")
     assert ordered.evaluate(genotypes) == [{"latency_ms": 284.0}, {"latency_ms": 11.0}]
+
+
+def test_networks_of_a_large_space_are_told_apart(tmp_path: Path) -> None:
+    """9^22 networks do not fit 64-bit numbers; operations 0 at the end are no exception."""
+    space = FBNet()
+    genotypes = np.array([*space.sample(np.random.default_rng(0), 500), (1, *[0] * 21), (0,) * 22])
+    latency = np.arange(502.0)
+    device = CostTable(
+        space, "mine", genotypes, {"latency_ms": latency}, metric="latency_ms", source=tmp_path
+    )
+    answers = device.evaluate([tuple(row) for row in genotypes.tolist()])
+    assert [row["latency_ms"] for row in answers] == latency.tolist()
+    assert not device.exhaustive
+    with pytest.raises(ValueError, match="device mine has no row for"):
+        device.evaluate([(8,) * 22])
