@@ -6,7 +6,7 @@ ICLR 2021 (code).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,23 @@ CHANNELS = (16, 24, 32, 64, 112, 184, 352)
 
 TAPS = (5, 9, 17)
 """After how many layers the similarity to a reference is taken: the last at 32, 16 and 8 pixels of CIFAR."""
+
+PRESETS = {
+    "fbnet_a": (
+        "skip-k3_e3-k3_e1-skip-skip-k5_e6-k3_e3-k5_e1-k3_e3-k5_e6-k5_e3-k5_e1_g2-k5_e6-"
+        "k3_e6-k5_e1_g2-k5_e3-k3_e1_g2-k5_e6-k5_e6-k5_e3-k5_e6-k5_e6"
+    ),
+    "fbnet_b": (
+        "k3_e1-k3_e6-k5_e1-k3_e1-k3_e1-k5_e6-k5_e3-k3_e6-k5_e6-k5_e6-k5_e6-skip-k5_e3-"
+        "k5_e6-k3_e1-k5_e1-k5_e3-k5_e6-k5_e1-k5_e6-k5_e6-k3_e6"
+    ),
+    "fbnet_c": (
+        "k3_e1-k3_e6-skip-k3_e1-k3_e1-k5_e6-k5_e3-k5_e6-k3_e6-k5_e6-k5_e3-k5_e6-k5_e6-"
+        "k5_e6-k5_e6-k5_e6-k5_e3-k5_e6-k5_e6-k5_e6-k5_e6-k3_e6"
+    ),
+}
+"""Found by FBNet for ImageNet, as its authors released them (mobile-vision). Their blocks of expansion 1
+have no first convolution, those of HW-NAS-Bench have one; the head of their FBNet-A has 1504 channels."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,8 @@ class FBNet(SearchSpace):
         ValueError: An unknown variant, a width that is odd or below 2, or choices that are empty or name an
             unknown operation.
     """
+
+    presets: Mapping[str, str] = PRESETS
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from hwnas.data.tables import FBNET_OPS, fbnet_operations
 from hwnas.spaces.blocks import count
 from hwnas.spaces.fbnet import BLOCKS, OPS, SKIP, FBNet
 from hwnas.spaces.fbnet_networks import FBNetNetwork, InvertedResidual, operation
+from hwnas.train import architecture
 
 IMAGENET = FBNet("imagenet", image_shape=(3, 224, 224), num_classes=1000)
 
@@ -55,6 +56,14 @@ def test_malformed_text(text: str, message: str) -> None:
 def test_settings_are_checked(settings, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FBNet(**settings)
+
+
+def test_commands_take_names_and_texts() -> None:
+    genotype = IMAGENET.from_str(IMAGENET.presets["fbnet_c"])
+    assert architecture(IMAGENET, "fbnet_c") == architecture(IMAGENET, IMAGENET.to_str(genotype)) == genotype
+    for name in ("fbnet_d", "fbnet-c"):
+        with pytest.raises(ValueError, match=f"arch={name} is no published .* did you mean fbnet_"):
+            architecture(IMAGENET, name)
 
 
 def test_restricted() -> None:
@@ -117,18 +126,16 @@ def by_hand(kernel: int, expansion: int, groups: int) -> tuple[int, int]:
     ("name", "block", "params", "flops"),
     [
         ("k3_e1", (3, 1, 1), 1_170_676, 31_322_340),
-        ("k5_e1_g2", (5, 1, 2), None, None),
-        ("k5_e6", (5, 6, 1), None, None),
+        ("k5_e1_g2", (5, 1, 2), 967_220, 24_102_628),
+        ("k5_e6", (5, 6, 1), 3_749_652, 160_926_180),
     ],
 )
-def test_networks_worked_out_by_hand(name: str, block, params: int | None, flops: int | None) -> None:
+def test_networks_worked_out_by_hand(name: str, block, params: int, flops: int) -> None:
     space = FBNet()
-    expected = by_hand(*block)
-    if params is not None:
-        assert expected == (params, flops)
+    assert by_hand(*block) == (params, flops)
     closed = space.static_metrics([only(name)])
-    assert (closed["params"][0], closed["flops"][0]) == expected
-    assert count(space.network(only(name)), space.image_shape) == expected
+    assert (closed["params"][0], closed["flops"][0]) == (params, flops)
+    assert count(space.network(only(name)), space.image_shape) == (params, flops)
 
 
 def test_a_network_of_skips_by_hand() -> None:
@@ -138,6 +145,33 @@ def test_a_network_of_skips_by_hand() -> None:
     flops = 27 * 16 * 1024 + 352 * 1504 * 16 + 1505 * 100 + sum(a * b * n * n for a, b, n in shapes)
     closed = FBNet().static_metrics([only("skip")])
     assert (closed["params"][0], closed["flops"][0]) == (params, flops)
+    assert (params, flops) == (780_660, 11_609_060)
+
+
+# Not in the released networks: the first convolutions of blocks of expansion 1 (channels, groups, pixels).
+WITHOUT = {
+    "fbnet_a": [(24, 1, 56**2), (32, 1, 28**2), (64, 2, 14**2), (112, 2, 14**2), (112, 2, 14**2)],
+    "fbnet_b": [(16, 1, 112**2), *[(24, 1, 56**2)] * 3, *[(112, 1, 14**2)] * 2, (184, 1, 7**2)],
+    "fbnet_c": [(16, 1, 112**2), *[(24, 1, 56**2)] * 2],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "flops_m", "params_m"),
+    [("fbnet_a", 244.5, 4.3), ("fbnet_b", 291.1, 4.8), ("fbnet_c", 378.2, 5.6)],
+)
+def test_published_networks_have_their_published_size(name: str, flops_m: float, params_m: float) -> None:
+    """Millions of multiply-adds and parameters of the authors' model zoo (C: 5.5; timm's card: 5.6)."""
+    closed = IMAGENET.static_metrics([IMAGENET.from_str(IMAGENET.presets[name])])
+    flops, params = closed["flops"][0], closed["params"][0]
+    for channels, groups, pixels in WITHOUT[name]:
+        flops -= channels**2 // groups * pixels
+        params -= channels**2 // groups + 2 * channels
+    if name == "fbnet_a":  # the other channels of the head
+        flops -= 480 * (352 * 7**2 + 1000)
+        params -= 480 * (352 + 2 + 1000)
+    assert flops / 1e6 == pytest.approx(flops_m, abs=0.1)
+    assert params / 1e6 == pytest.approx(params_m, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +215,21 @@ def test_residuals_and_skips() -> None:
 
 
 def test_groups_exchange_channels() -> None:
-    """With two groups and a shuffle every output depends on every input."""
+    """With two groups and a shuffle every output depends on every input; without the shuffle on its half."""
     layer = FBNet().layers[2]
     block = operation(OPS.index("k3_e1_g2"), layer).eval()
-    x = torch.randn(1, layer.in_channels, 5, 5, dtype=torch.float32, requires_grad=True)
-    (block(x) - x)[0, 0, 2, 2].backward()
-    assert x.grad is not None
-    assert (x.grad.abs().sum(dim=(0, 2, 3)) > 0).sum() > layer.in_channels // 2
+    for norm in (block.expand[1], block.depthwise[1]):
+        torch.nn.init.constant_(norm.bias, 100.0)  # no ReLU is at zero
+
+    def seen() -> int:
+        x = torch.randn(1, layer.in_channels, 5, 5, requires_grad=True)
+        block(x)[0, 0, 2, 2].backward()
+        assert x.grad is not None
+        return int((x.grad.abs().sum(dim=(0, 2, 3)) > 0).sum())
+
+    assert seen() == layer.in_channels == 24
+    block.shuffle = torch.nn.Identity()
+    assert seen() == 12
 
 
 def test_blocks_add_up_to_the_network() -> None:
