@@ -16,8 +16,10 @@ from hwnas.config import suggestion
 from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hwnas.spaces.blocks import Blocks
-    from hwnas.spaces.fbnet_networks import FBNetNetwork
+    from hwnas.spaces.fbnet_networks import FBNetNetwork, FBNetPopulation
 
 OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 """Kernel of the depthwise convolution, expansion and groups of the pointwise ones."""
@@ -233,9 +235,26 @@ class FBNet(SearchSpace):
 
     def network(self, genotype: Genotype) -> FBNetNetwork:
         """The network of one architecture, randomly initialised by torch's generator."""
-        from hwnas.spaces.fbnet_networks import FBNetNetwork
+        from hwnas.spaces.fbnet_networks import FBNetNetwork, FBNetPopulation
 
         return FBNetNetwork(self, self.check(genotype))
+
+    def initial_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights of all operations in all layers, drawn with a seed, for `population`."""
+        from hwnas.spaces.fbnet_networks import initial_weights
+
+        return initial_weights(self, seed)
+
+    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> FBNetPopulation:
+        """The networks of many architectures as one module that batches equal operations.
+
+        Args:
+            genotypes: K architectures.
+            weights: Initial weights of all operations, from `initial_weights`.
+        """
+        from hwnas.spaces.fbnet_networks import FBNetPopulation
+
+        return FBNetPopulation(self, genotypes, weights)
 
     def blocks(self) -> Blocks:
         """What a device has to be asked for: each operation at each place, and how networks add them up."""
