@@ -16,6 +16,7 @@ import numpy as np
 
 from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, positive, share, whole_number
 from hwnas.data.images import Images, augment
+from hwnas.devices.flops import fingerprint
 from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
 from hwnas.truth import listed
@@ -140,9 +141,9 @@ class RMI(Evaluator):
         self.batch_choice = batch_choice
         self.reference = reference
         self._lookup = lookup
-        self._num_cells = whole_number("evaluator.num_cells", num_cells)
         self._candidates: Any = space.resized(  # type: ignore[attr-defined]
-            channels=whole_number("evaluator.channels", channels), num_cells=self._num_cells
+            channels=whole_number("evaluator.channels", channels),
+            num_cells=whole_number("evaluator.num_cells", num_cells),
         )
         self._dataset = dataset
         self._store_dir = store_dir
@@ -180,8 +181,7 @@ class RMI(Evaluator):
             for tensor in model.network.state_dict().values():
                 digest.update(tensor.numpy().tobytes())
             settings = [
-                self._candidates.channels,
-                self._num_cells,
+                fingerprint(self._candidates),
                 self.batch_size,
                 self.steps,
                 SCORE_VERSION,

@@ -166,21 +166,10 @@ def folded_convolution(convolution: Any, norm: Any, batch_statistics: bool) -> C
     return partial(run, weight=weight, bias=norm.bias - norm.running_mean * scale)
 
 
-class StackedNorm(nn.Module):
-    """BatchNorm with batch statistics over the channels of all networks at once, starting at 1 and 0."""
-
-    def __init__(self, channels: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(channels, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Keeps (B, C, H, W)."""
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
-
-
 class SeparateNetworks(nn.Module):
-    """K networks as one module, run one after another: what a faster execution is compared with.
+    """K networks as one module, run one after another, in the memory format that is fastest on a CPU.
+
+    For blocks of depthwise and pointwise convolutions that beats one grouped convolution across networks.
 
     Args:
         networks: The networks, with `features` and `load`.
@@ -193,10 +182,12 @@ class SeparateNetworks(nn.Module):
         self.networks = nn.ModuleList(network.to(example.device, example.dtype) for network in networks)
         for network in self.networks:
             network.load(weights)  # type: ignore[operator]
+        self.to(memory_format=torch.channels_last)
 
     def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features of all networks per stage, each (B, K, C, H, W), and logits (K, B, classes)."""
-        taps, logits = zip(*(network.features(x_BCHW) for network in self.networks), strict=True)  # type: ignore[operator]
+        x = x_BCHW.contiguous(memory_format=torch.channels_last)
+        taps, logits = zip(*(network.features(x) for network in self.networks), strict=True)  # type: ignore[operator]
         return [torch.stack(stage, dim=1) for stage in zip(*taps, strict=True)], torch.stack(logits)
 
 
@@ -219,7 +210,9 @@ def draw(
         }
 
 
-def load(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "", skip: Sequence[str] = ()) -> None:
+def load(
+    module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "", skip: Sequence[str] = ()
+) -> None:
     """Copy weights into a module's parameters.
 
     Args:

@@ -340,9 +340,7 @@ class DartsNetwork(nn.Module):
         return logits, self.auxiliary(outputs[self.auxiliary_at])
 
 
-def initial_weights(
-    space: Darts, seed: int, *, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+def initial_weights(space: Darts, seed: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Random weights for every operation on every edge of every cell, by torch's default rule.
 
     Architectures share the draw of an operation that they share, so that they are compared with common

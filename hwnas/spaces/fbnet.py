@@ -18,8 +18,8 @@ from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hwnas.spaces.blocks import Blocks
-    from hwnas.spaces.fbnet_networks import FBNetNetwork, FBNetPopulation
+    from hwnas.spaces.blocks import Blocks, SeparateNetworks
+    from hwnas.spaces.fbnet_networks import FBNetNetwork
 
 OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 """Kernel of the depthwise convolution, expansion and groups of the pointwise ones."""
@@ -152,7 +152,15 @@ class FBNet(SearchSpace):
         return VARIANTS[self.variant].stem_stride
 
     def resized(self, *, channels: int, num_cells: int | None = None) -> FBNet:
-        """The same space with networks of another width; their depth is fixed, `num_cells` means nothing."""
+        """The same space with networks of another width; their depth is fixed, `num_cells` means nothing.
+
+        Raises:
+            ValueError: A width that is odd or below 2.
+        """
+        if channels % 2 or channels < 2:
+            raise ValueError(
+                f"evaluator.channels must be even and at least 2 for search_space=fbnet, not {channels}"
+            )
         return self._like(channels=channels)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> FBNet:
@@ -235,7 +243,7 @@ class FBNet(SearchSpace):
 
     def network(self, genotype: Genotype) -> FBNetNetwork:
         """The network of one architecture, randomly initialised by torch's generator."""
-        from hwnas.spaces.fbnet_networks import FBNetNetwork, FBNetPopulation
+        from hwnas.spaces.fbnet_networks import FBNetNetwork
 
         return FBNetNetwork(self, self.check(genotype))
 
@@ -245,16 +253,16 @@ class FBNet(SearchSpace):
 
         return initial_weights(self, seed)
 
-    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> FBNetPopulation:
-        """The networks of many architectures as one module that batches equal operations.
+    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> SeparateNetworks:
+        """The networks of many architectures as one module, run one after another.
 
         Args:
             genotypes: K architectures.
             weights: Initial weights of all operations, from `initial_weights`.
         """
-        from hwnas.spaces.fbnet_networks import FBNetPopulation
+        from hwnas.spaces.blocks import SeparateNetworks
 
-        return FBNetPopulation(self, genotypes, weights)
+        return SeparateNetworks(map(self.network, genotypes), weights)
 
     def blocks(self) -> Blocks:
         """What a device has to be asked for: each operation at each place, and how networks add them up."""

@@ -6,14 +6,13 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Blocks, StackedNorm, draw, load
+from hwnas.spaces.blocks import Blocks, draw, load
 from hwnas.spaces.fbnet import BLOCKS, OPS, SKIP, TAPS, FBNet, Layer
 
 
@@ -132,127 +131,6 @@ def initial_weights(space: FBNet, seed: int, *, dtype: torch.dtype = torch.float
                 yield f"layers.{index}.{name}.", operation(op, layer)
 
     return draw(modules, seed, dtype)
-
-
-class _Stack(nn.Module):
-    """P equal convolutions with BatchNorm and perhaps ReLU, of P networks side by side.
-
-    Args:
-        weights: Where the convolution's and the norm's weights are.
-        prefix: Beginning of their names.
-        num: P.
-        stride: Of the convolution.
-        groups: Groups of one network's convolution.
-        relu: Whether ReLU follows.
-    """
-
-    def __init__(
-        self, weights: dict[str, Tensor], prefix: str, num: int, *, stride: int, groups: int, relu: bool
-    ) -> None:
-        super().__init__()
-        weight = weights[f"{prefix}0.weight"]
-        self.weight = nn.Parameter(weight.repeat(num, 1, 1, 1))
-        self.norm = StackedNorm(len(self.weight), weight.dtype)
-        self.stride, self.groups, self.relu = stride, groups, relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, P * C_in, H, W) to (B, P * C_out, H / stride, W / stride)."""
-        padding = self.weight.shape[-1] // 2
-        x = self.norm(F.conv2d(x, self.weight, None, self.stride, padding, groups=self.groups))
-        return F.relu(x, inplace=True) if self.relu else x
-
-
-class _Layer(nn.Module):
-    """One layer of K networks: equal operations run together.
-
-    Args:
-        ops: Operation per network.
-        layer: Where it stands.
-        weights: `initial_weights` of the space.
-        prefix: Beginning of the layer's names in them.
-    """
-
-    def __init__(self, ops: Sequence[int], layer: Layer, weights: dict[str, Tensor], prefix: str) -> None:
-        super().__init__()
-        self.layer = layer
-        self.members: list[tuple[int, list[int]]] = [
-            (op, [k for k, own in enumerate(ops) if own == op]) for op in sorted(set(ops))
-        ]
-        order = [k for _, networks in self.members for k in networks]
-        self.back = [order.index(k) for k in range(len(ops))]
-        self.stacks = nn.ModuleList()
-        for op, networks in self.members:
-            P, place = len(networks), f"{prefix}{OPS[op]}."
-            if op == SKIP:
-                parts = [] if layer.identity else [("", layer.stride, P, True)]
-            else:
-                _, expansion, groups = BLOCKS[op]
-                inner = layer.in_channels * expansion
-                parts = [
-                    ("expand.", 1, P * groups, True),
-                    ("depthwise.", layer.stride, P * inner, True),
-                    ("project.", 1, P * groups, False),
-                ]
-            self.stacks.append(
-                nn.ModuleList(
-                    _Stack(weights, place + part, P, stride=stride, groups=groups, relu=relu)
-                    for part, stride, groups, relu in parts
-                )
-            )
-
-    def forward(self, x_BKCHW: Tensor) -> Tensor:
-        """(B, K, C_in, H, W) to (B, K, C_out, H / stride, W / stride)."""
-        B, _, _, H, W = x_BKCHW.shape
-        outputs = []
-        for (op, networks), stacks in zip(self.members, self.stacks, strict=True):
-            own = x_BKCHW[:, networks]
-            x = own.reshape(B, -1, H, W)
-            for number, stack in enumerate(stacks):
-                x = stack(x)
-                if number == 0 and op != SKIP and (groups := BLOCKS[op][2]) > 1:
-                    x = x.view(B, len(networks), groups, -1, H, W).transpose(2, 3).reshape(x.shape)
-            x = x.view(B, len(networks), -1, *x.shape[2:])
-            outputs.append(own + x if op != SKIP and self.layer.identity else x)
-        return torch.cat(outputs, dim=1)[:, self.back]
-
-
-class FBNetPopulation(nn.Module):
-    """K architectures' networks as one module, each with weights of its own.
-
-    In each layer equal operations run as one grouped convolution. BatchNorm always uses batch statistics;
-    meant for short training, not for deployment.
-
-    Args:
-        space: Width, image and class count.
-        genotypes: K architectures.
-        weights: `initial_weights` of the space.
-    """
-
-    def __init__(self, space: FBNet, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        K = self.num_networks = len(genotypes)
-        self.stem = _Stack(weights, "stem.", K, stride=space.stem_stride, groups=1, relu=True)
-        self.layers = nn.ModuleList(
-            _Layer(ops, layer, weights, f"layers.{index}.")
-            for index, (ops, layer) in enumerate(zip(zip(*genotypes, strict=True), space.layers, strict=True))
-        )
-        self.head = _Stack(weights, "head.0.", K, stride=1, groups=K, relu=True)
-        self.classifier_weight = nn.Parameter(weights["head.3.weight"].T.repeat(K, 1, 1))
-        self.classifier_bias = nn.Parameter(weights["head.3.bias"].repeat(K, 1, 1))
-
-    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Outputs (B, K, C, H, W) at the taps of `FBNetNetwork`, and logits (K, B, classes)."""
-        B, K = len(x_BCHW), self.num_networks
-        x = self.stem(x_BCHW)
-        x = x.view(B, K, -1, *x.shape[2:])
-        taps = []
-        for number, layer in enumerate(self.layers, start=1):
-            x = layer(x)
-            if number in TAPS:
-                taps.append(x)
-        x = self.head(x.reshape(B, -1, *x.shape[3:]))
-        pooled_KBC = x.mean(dim=(2, 3)).view(B, K, -1).transpose(0, 1)
-        return taps, torch.baddbmm(self.classifier_bias, pooled_KBC, self.classifier_weight)
 
 
 def measurable_blocks(space: FBNet) -> Blocks:

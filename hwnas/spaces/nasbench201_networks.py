@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Blocks, BoxMean, ReLUConvBN, ResidualBlock, StackedNorm, box_mean
+from hwnas.spaces.blocks import Blocks, BoxMean, ReLUConvBN, ResidualBlock, box_mean
 from hwnas.spaces.nasbench201 import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, OPS, SKIP, NasBench201
 
 
@@ -158,6 +158,18 @@ def initial_weights(
     return weights
 
 
+class _Norm(nn.Module):
+    """BatchNorm with batch statistics over the channels of all networks at once."""
+
+    def __init__(self, channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(channels, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+
 class _Plan:
     """Which (network, edge) pairs leave one source node, and where a target finds its inputs.
 
@@ -208,7 +220,7 @@ class _Convolutions(nn.Module):
             weights[f"cell{cell}.{k}x{k}"][edges].flatten(0, 1) for k, _, edges in plan.convs
         )
         num_pairs = sum(len(edges) for _, _, edges in plan.convs)
-        self.norm = StackedNorm(num_pairs * channels, weights["stem"].dtype)
+        self.norm = _Norm(num_pairs * channels, weights["stem"].dtype)
 
     def forward(self, x_BKCHW: Tensor) -> Tensor:
         """(B, K, C, H, W) to (B, P, C, H, W), one slot per (network, edge) pair."""
@@ -264,8 +276,8 @@ class _ReductionPopulation(nn.Module):
         self.a, self.b, self.skip = (
             _repeat(weights[f"reduction{stage}.{part}"], num_networks) for part in ("a", "b", "skip")
         )
-        self.norm_a = StackedNorm(len(self.a), weights["stem"].dtype)
-        self.norm_b = StackedNorm(len(self.b), weights["stem"].dtype)
+        self.norm_a = _Norm(len(self.a), weights["stem"].dtype)
+        self.norm_b = _Norm(len(self.b), weights["stem"].dtype)
 
     def forward(self, x_BKCHW: Tensor) -> Tensor:
         """(B, K, C, H, W) to (B, K, 2C, ceil(H / 2), ceil(W / 2))."""
@@ -303,7 +315,7 @@ class NasBench201Population(nn.Module):
 
         plans = [_Plan(genotypes, source, weights["stem"].device) for source in range(3)]
         self.stem = _repeat(weights["stem"], K)
-        self.stem_norm = StackedNorm(K * C, dtype)
+        self.stem_norm = _Norm(K * C, dtype)
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *([_ReductionPopulation(weights, stage - 1, K)] if stage else []),
@@ -311,7 +323,7 @@ class NasBench201Population(nn.Module):
             )
             for stage in range(3)
         )
-        self.last_norm = StackedNorm(4 * K * C, dtype)
+        self.last_norm = _Norm(4 * K * C, dtype)
         self.classifier_weight = nn.Parameter(weights["classifier.weight"].T.repeat(K, 1, 1))
         self.classifier_bias = nn.Parameter(weights["classifier.bias"].repeat(K, 1, 1))
 
