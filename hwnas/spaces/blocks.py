@@ -167,9 +167,7 @@ def folded_convolution(convolution: Any, norm: Any, batch_statistics: bool) -> C
 
 
 class SeparateNetworks(nn.Module):
-    """K networks as one module, run one after another, in the memory format that is fastest on a CPU.
-
-    For blocks of depthwise and pointwise convolutions that beats one grouped convolution across networks.
+    """K networks as one module, run one after another, channels last, which is faster on a CPU.
 
     Args:
         networks: The networks, with `features` and `load`.
