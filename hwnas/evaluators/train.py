@@ -17,8 +17,6 @@ from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
 
 TRAIN_VERSION = 1  # raised whenever the same settings come to give other accuracies
-MAY_CHANGE = ("channels_last", "compile", "strategy")
-"""Settings of a recipe that are about speed only."""
 
 
 class Train(Evaluator):
@@ -95,6 +93,8 @@ class Train(Evaluator):
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
         import torch
+
+        from hwnas.models.classifier import MAY_CHANGE
 
         data, recipe = self._dataset, asdict(self.training)
         settings = [

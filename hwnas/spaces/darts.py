@@ -186,7 +186,7 @@ class Darts(SearchSpace):
             ValueError: A size that is too small.
         """
         whole_number("evaluator.channels", channels, least=2)
-        whole_number("evaluator.num_cells (cells of search_space=darts)", num_cells, least=3)
+        whole_number("evaluator.num_cells", num_cells, least=3)
         return self._like(channels=channels, num_cells=num_cells, auxiliary=False)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Darts:

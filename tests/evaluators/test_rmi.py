@@ -170,7 +170,7 @@ def test_versions_tell_variants_apart(tmp_path: Path) -> None:
     ("space", "settings", "message"),
     [
         (Toy(4, 3), {}, "the toy space does not build; nasbench201, darts and fbnet do"),
-        (Darts(), {"num_cells": 1}, r"evaluator\.num_cells .* must be a whole number of at least 3, not 1"),
+        (Darts(), {"num_cells": 1}, r"evaluator\.num_cells must be a whole number of at least 3, not 1"),
         (FBNet(), {"channels": 7}, r"evaluator\.channels must be even and at least 2 .* not 7"),
     ],
 )
