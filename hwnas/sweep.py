@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -167,6 +168,8 @@ def summarise(folder: Path, before: Jobs) -> int:
     print(f"sweep {folder}: {'; '.join(parts)}")
     for name, reason in jobs.failed.items():
         print(f"  {name} failed: {reason}", file=sys.stderr)
+    if any(folder.glob("*/archive.jsonl")):
+        print(f"next: hwnas report {shlex.quote(str(folder))}")
     for name in sorted(jobs.torn):
         print(f"  {name} is unfinished; the same command goes on with it", file=sys.stderr)
     return int(bool(jobs.failed or jobs.torn))

@@ -27,6 +27,7 @@ ROOMS = {
     "devices": 4,
     "display": 4,
     "track": 4,
+    "sweep_report": 4,
     "report": 5,
     "train": 5,
     "profile": 6,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -66,6 +68,44 @@ def test_repeating_a_sweep_runs_what_is_missing(run_hwnas, tmp_path: Path) -> No
     # The same job with another setting is another job.
     run_hwnas(*TOY, "seed=0", "strategy.population_size=6,8", sweep)
     assert len(state(tmp_path / "sweep")) == 5
+
+
+def test_the_page_of_a_sweep(run_hwnas, tmp_path: Path) -> None:
+    """Means over seeds, limits as columns, failed runs, and links that lead somewhere."""
+    run_hwnas(
+        *TOY,
+        "strategy=random,mo_hdnas",
+        "limits.latency_ms=5,8,0.001",
+        "seed=0,1",
+        "generations=6",
+        "hydra.sweep.dir=my sweep",
+    )
+    run_hwnas(*TOY, "generations=-2,-1", "hydra.sweep.dir=my sweep", code=1)
+    path = Path(run_hwnas("report", "my sweep").stdout.strip())
+    page = (tmp_path / path).read_text()
+    results = [json.loads(path.read_text()) for path in (tmp_path / "my sweep").glob("*/result.json")]
+    assert len(results) == 12
+    assert "12</dd>" in page
+    assert "finished runs, 2 failed" in page
+    assert "generations must be a whole number of at least 1, not -1" in page
+    values = [
+        result["best"]["metrics"]["val_acc"]
+        for result in results
+        if result["strategy"] == "random" and result["limits"] == {"latency_ms": 8.0}
+    ]
+    assert len(values) == 2
+    assert f"{100 * sum(values) / 2:.2f} % ± {50 * abs(values[0] - values[1]):.2g}" in page
+    assert page.count(">none<small>") == 4  # nobody keeps 0.001 ms: in the matrix and by setting
+    links = re.findall(r'<a href="([^"]+)"', page)
+    assert len(links) == 12
+    assert all((tmp_path / "my sweep" / unquote(link)).is_file() for link in links)
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+
+
+def test_a_sweep_without_a_finished_run_has_no_page(run_hwnas, tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "a").mkdir(parents=True)
+    (tmp_path / "sweep" / "a" / "archive.jsonl").touch()
+    assert "sweep holds no finished search" in run_hwnas("report", "sweep", code=1).stderr
 
 
 def test_a_failing_job_does_not_stop_the_others(run_hwnas, tmp_path: Path) -> None:
