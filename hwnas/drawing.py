@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hwnas.core import Limit, Objective, SearchSpace, Trial, front
+from hwnas.spaces import fbnet
 from hwnas.spaces.nasbench201 import EDGES, OPS
 
 NAMES = {
@@ -376,10 +377,12 @@ _LOOKS = {
 
 
 def drawing(space: SearchSpace) -> Drawing:
-    """The drawing of a space: a graph for NAS-Bench-201, else a strip with a box per decision."""
+    """The drawing of a space: NAS-Bench-201's graph, FBNet's stages, else a strip with a box per decision."""
     if space.ops == OPS and len(space.choices) == len(EDGES):
         slots = tuple(_edge(source, target) for source, target in EDGES)
         return Drawing(350, 158, slots, _NODES, tuple(_LOOKS[op] for op in OPS), OPS)
+    if space.ops == fbnet.OPS and len(space.choices) == sum(fbnet.LAYERS):
+        return _stages()
     size, per_row, count = 20, 16, len(space.choices)
     boxes = []
     for i in range(count):
@@ -389,6 +392,24 @@ def drawing(space: SearchSpace) -> Drawing:
     ops = tuple((f"c{index % NUM_COLOURS}", label) for index, label in enumerate(labels))
     rows = -(-count // per_row)
     return Drawing(min(count, per_row) * (size + 2), rows * (size + 2), tuple(boxes), (), ops, space.ops)
+
+
+def _stages() -> Drawing:
+    """FBNet: a column per stage, its layers from top to bottom, each a box with kernel and expansion."""
+    width, height, gap = 46, 20, 4
+    boxes = []
+    for stage, number in enumerate(fbnet.LAYERS):
+        for layer in range(number):
+            x, y = 1 + stage * (width + gap), 1 + layer * (height + gap)
+            path = f"M{x} {y}h{width}v{height}h-{width}z"
+            boxes.append(Slot("box", path, x + width / 2, y + height / 2))
+    looks = [
+        (f"c{index}", f"{kernel}×{kernel} " + (f"g{groups}" if groups > 1 else f"e{expansion}"))
+        for index, (kernel, expansion, groups) in enumerate(fbnet.BLOCKS)
+    ]
+    looks.append(("ghost", "skip"))
+    size = len(fbnet.LAYERS) * (width + gap), max(fbnet.LAYERS) * (height + gap)
+    return Drawing(*size, tuple(boxes), (), tuple(looks), fbnet.OPS)
 
 
 def _edge(source: int, target: int) -> Slot:

@@ -19,6 +19,7 @@ import pytest
 from hwnas.core import Limit, Objective
 from hwnas.drawing import axis, drawing, quantity, scatter, text
 from hwnas.report import MAX_DOMINATED, command, write_report
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
@@ -351,6 +352,18 @@ def test_edges_leave_one_circle_and_end_before_the_other():
     shape = drawing(NasBench201())
     assert len(shape.slots) == 6
     assert shape.slots[1].path == "M36.0 92.0Q122.0 92.0 206.0 92.0"  # in at x = 22, node 2 at x = 222
+
+
+def test_fbnet_is_drawn_by_stages():
+    """A column per stage: layers 1 and 2 are neighbours, layers 2 to 5 lie below each other."""
+    shape = drawing(FBNet())
+    assert (shape.width, shape.height, len(shape.slots)) == (350, 96, 22)
+    assert [(slot.x, slot.y) for slot in shape.slots[:3]] == [(24.0, 11.0), (74.0, 11.0), (74.0, 35.0)]
+    assert (shape.slots[-1].x, shape.slots[-1].y) == (324.0, 11.0)
+    assert [label for _, label in shape.ops] == [
+        *("3×3 e1", "3×3 g2", "3×3 e3", "3×3 e6", "5×5 e1", "5×5 g2", "5×5 e3", "5×5 e6", "skip")
+    ]
+    assert shape.ops[8][0] == "ghost"
 
 
 def test_strips_wrap():

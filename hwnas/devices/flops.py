@@ -32,8 +32,7 @@ class Flops(Evaluator):
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The version: a hash of what architectures with every operation cost, which tells networks apart."""
-        values = self._space.static_metrics(examples(self._space))
-        return hashlib.sha256(str([value.tolist() for value in values.values()]).encode()).hexdigest()[:16]
+        return fingerprint(self._space)
 
     def separable(self, metric: str) -> Sum | None:
         """Where the space's closed form is a sum over operations."""
@@ -51,3 +50,9 @@ class Flops(Evaluator):
 def examples(space: SearchSpace) -> list[Genotype]:
     """A few architectures in which every allowed operation of every edge occurs."""
     return [tuple(ops[number % len(ops)] for ops in space.choices) for number in range(len(space.ops))]
+
+
+def fingerprint(space: SearchSpace) -> str:
+    """A hash of what a few architectures cost, which tells spaces with other networks apart."""
+    values = space.static_metrics(examples(space))
+    return hashlib.sha256(str([value.tolist() for value in values.values()]).encode()).hexdigest()[:16]

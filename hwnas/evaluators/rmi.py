@@ -16,6 +16,7 @@ import numpy as np
 
 from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, positive, share, whole_number
 from hwnas.data.images import Images, augment
+from hwnas.devices.flops import fingerprint
 from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
 from hwnas.truth import listed
@@ -54,14 +55,14 @@ class RMI(Evaluator):
     population's scores in one transaction, so an interrupted population is evaluated in the same group again.
 
     Args:
-        space: A space with `resized` and `population`.
+        space: A space with `resized`, `initial_weights` and `population`.
         dataset: Images; only training images are looked at.
         store_dir: Folder of the store, for the reference model.
         announce: Called with a sentence about the reference model.
         warn: Called with a sentence when a whole population scores 0.
-        channels: C of the candidates (RMI-NAS: 16).
-        num_cells: N of the candidates (RMI-NAS: 5).
-        batch_size: B, images of the batch (RMI-NAS: 32).
+        channels: C of the candidates (RMI-NAS: 16); FBNet: of the stem, all widths are in proportion.
+        num_cells: N of the candidates (RMI-NAS: 5); DARTS: cells in all (RMI-NAS: 8); FBNet: without meaning.
+        batch_size: B, images of the batch (RMI-NAS: 32; DARTS: 128).
         batch_choice: "easiest": of 16 B augmented images those with the reference's lowest cross-entropy
             (RMI-NAS); "random": any.
         steps: Training steps per candidate (RMI-NAS: 150); 0 scores untrained networks.
@@ -112,7 +113,7 @@ class RMI(Evaluator):
         if not hasattr(space, "population"):
             raise ValueError(
                 f"evaluator=rmi trains whole populations, which the {space.name} space does not build; "
-                "search_space=nasbench201 does"
+                "nasbench201, darts and fbnet do"
             )
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
@@ -180,8 +181,7 @@ class RMI(Evaluator):
             for tensor in model.network.state_dict().values():
                 digest.update(tensor.numpy().tobytes())
             settings = [
-                self._candidates.channels,
-                self._candidates.num_cells,
+                fingerprint(self._candidates),
                 self.batch_size,
                 self.steps,
                 SCORE_VERSION,
@@ -222,13 +222,11 @@ class RMI(Evaluator):
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Scores per genotype; groups of at most `group_size` train together."""
-        from hwnas.spaces.nasbench201_networks import initial_weights
-
         totals = np.zeros(len(genotypes))
         for batch in self._batches:
             weights = {
                 name: tensor.to(self._device)
-                for name, tensor in initial_weights(self._candidates, batch.seed).items()
+                for name, tensor in self._candidates.initial_weights(batch.seed).items()
             }
             for start in range(0, len(genotypes), self.group_size):
                 group = genotypes[start : start + self.group_size]
@@ -266,7 +264,7 @@ class RMI(Evaluator):
             population.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         labels = batch.y.repeat(len(genotypes))
-        x = batch.x.to(weights["stem"].dtype)
+        x = batch.x.to(next(iter(weights.values())).dtype)
         for _ in range(self.steps):
             taps, logits = population.features(x)
             similarity = similarities(taps, batch.grams).sum()

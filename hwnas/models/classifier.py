@@ -26,6 +26,10 @@ MAY_CHANGE = {"channels_last", "compile", "strategy"}
 Batch = tuple[Tensor, Tensor]
 
 
+class DivergedError(ValueError):
+    """A loss that is not finite."""
+
+
 class Passes(Protocol):
     """Batches for training or evaluation; `epoch` chooses shuffle and augmentation of the next pass."""
 
@@ -142,7 +146,7 @@ class Classifier(pl.LightningModule):
             logits = self(x)
             loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
         if not torch.isfinite(loss):
-            raise ValueError(
+            raise DivergedError(
                 f"the loss became {loss.item()} in step {self.step} at a learning rate of "
                 f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
             )
@@ -343,12 +347,14 @@ def _explained(error: Exception, module: Classifier, path: Path | None) -> Excep
             f"out of memory in step {module.step}: lower trainer.batch_size "
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
         )
-    if not isinstance(error, ValueError) and "ValueError: " not in text:
+    if not isinstance(error, ValueError) and not re.search("(ValueError|DivergedError): ", text):
         return error
-    text = text.partition("ValueError: ")[2] or text
-    if path is not None and path.is_file() and "the loss became" in text:
+    text = re.split("(?:ValueError|DivergedError): ", text, maxsplit=1)[-1]
+    if "the loss became" not in text:
+        return ValueError(text)
+    if path is not None and path.is_file():
         text += f"; the last finished epoch is kept in {path}"
-    return ValueError(text)
+    return DivergedError(text)
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -164,6 +164,65 @@ def folded_convolution(convolution: Any, norm: Any, batch_statistics: bool) -> C
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = (convolution.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
     return partial(run, weight=weight, bias=norm.bias - norm.running_mean * scale)
+
+
+class SeparateNetworks(nn.Module):
+    """K networks as one module, run one after another, channels last, which is faster on a CPU.
+
+    Args:
+        networks: The networks, with `features` and `load`.
+        weights: Initial weights of the space, which are copied.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        example = next(iter(weights.values()))
+        self.networks = nn.ModuleList(network.to(example.device, example.dtype) for network in networks)
+        for network in self.networks:
+            network.load(weights)  # type: ignore[operator]
+        self.to(memory_format=torch.channels_last)
+
+    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features of all networks per stage, each (B, K, C, H, W), and logits (K, B, classes)."""
+        x = x_BCHW.contiguous(memory_format=torch.channels_last)
+        taps, logits = zip(*(network.features(x) for network in self.networks), strict=True)  # type: ignore[operator]
+        return [torch.stack(stage, dim=1) for stage in zip(*taps, strict=True)], torch.stack(logits)
+
+
+def draw(
+    modules: Callable[[], Iterable[tuple[str, nn.Module]]], seed: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Parameters of newly made modules, initialised with a seed; torch's own generator stays as it is.
+
+    Args:
+        modules: Makes them, each with the beginning of its parameters' names.
+        seed: Seed of the draw.
+        dtype: Type of the parameters; the values are the same up to its precision.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {
+            prefix + name: parameter.detach().to(dtype)
+            for prefix, module in modules()
+            for name, parameter in module.named_parameters()
+        }
+
+
+def load(
+    module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "", skip: Sequence[str] = ()
+) -> None:
+    """Copy weights into a module's parameters.
+
+    Args:
+        module: The module.
+        weights: By name.
+        prefix: Beginning of the parameters' names in `weights`.
+        skip: Children that keep their own.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.partition(".")[0] not in skip:
+                parameter.copy_(weights[prefix + name])
 
 
 def count(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, int]:

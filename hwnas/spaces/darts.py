@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hwnas.spaces.blocks import SeparateNetworks
     from hwnas.spaces.darts_networks import DartsNetwork
     from hwnas.spaces.darts_supernet import DartsSupernet
 
@@ -177,7 +180,13 @@ class Darts(SearchSpace):
         return Darts(**{**settings, **changes})  # type: ignore[arg-type]
 
     def resized(self, *, channels: int, num_cells: int) -> Darts:
-        """The same space with networks of another width and depth, without an auxiliary classifier."""
+        """The same space with networks of another width and depth, without an auxiliary classifier.
+
+        Raises:
+            ValueError: A size that is too small.
+        """
+        whole_number("evaluator.channels", channels, least=2)
+        whole_number("evaluator.num_cells", num_cells, least=3)
         return self._like(channels=channels, num_cells=num_cells, auxiliary=False)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Darts:
@@ -434,6 +443,23 @@ class Darts(SearchSpace):
         from hwnas.spaces.darts_networks import DartsNetwork
 
         return DartsNetwork(self, self.check(genotype))
+
+    def initial_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights of all operations on all edges of all cells, drawn with a seed, for `population`."""
+        from hwnas.spaces.darts_networks import initial_weights
+
+        return initial_weights(self, seed)
+
+    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> SeparateNetworks:
+        """The networks of many architectures as one module, run one after another.
+
+        Args:
+            genotypes: K architectures.
+            weights: Initial weights of all operations, from `initial_weights`.
+        """
+        from hwnas.spaces.blocks import SeparateNetworks
+
+        return SeparateNetworks(map(self.network, genotypes), weights)
 
     def supernet(self, *, affine: bool, track_running_stats: bool) -> DartsSupernet:
         """Every architecture of the space in one network, randomly initialised by torch's generator.

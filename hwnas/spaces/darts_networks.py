@@ -5,12 +5,15 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Norm, ReLUConvBN
+from hwnas.spaces.blocks import Norm, ReLUConvBN, draw, load
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
@@ -19,6 +22,7 @@ from hwnas.spaces.darts import (
     MAX_POOL,
     NONE,
     NUM_NODES,
+    OPS,
     SEP_3X3,
     SEP_5X5,
     SKIP,
@@ -163,10 +167,11 @@ class Cell(nn.Module):
             else ReLUConvBN(channels_before, channels, 1)
         )
         self.preprocess_1 = ReLUConvBN(channels_last, channels, 1)
-        kept = [edge for edge, op in enumerate(ops) if op != NONE]
-        self.wiring = tuple(CELL_EDGES[edge] for edge in kept)
+        self.kept = tuple((edge, op) for edge, op in enumerate(ops) if op != NONE)
+        self.wiring = tuple(CELL_EDGES[edge] for edge, _ in self.kept)
         self.edges = nn.ModuleList(
-            operation(ops[edge], channels, 2 if reduction and CELL_EDGES[edge][0] < 2 else 1) for edge in kept
+            operation(op, channels, 2 if reduction and CELL_EDGES[edge][0] < 2 else 1)
+            for edge, op in self.kept
         )
 
     def forward(self, before_BCHW: Tensor, last_BCHW: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -293,6 +298,15 @@ class DartsNetwork(nn.Module):
         self.drops_path = prob > 0
         self.keep.fill_(1 - prob)
 
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Copy this architecture's share of `initial_weights` into the network."""
+        load(self, weights, skip=("cells", "auxiliary"))
+        for index, cell in enumerate(self.cells):
+            assert isinstance(cell, Cell)
+            load(cell, weights, f"cells.{index}.", skip=("edges",))
+            for (edge, op), module in zip(cell.kept, cell.edges, strict=True):
+                load(module, weights, f"cells.{index}.{edge}.{OPS[op]}.")
+
     def _run(self, x_BCHW: Tensor) -> list[Tensor]:
         """Outputs of all cells."""
         if self.stem_0 is None:
@@ -324,3 +338,36 @@ class DartsNetwork(nn.Module):
             return logits
         assert self.auxiliary is not None
         return logits, self.auxiliary(outputs[self.auxiliary_at])
+
+
+def initial_weights(space: Darts, seed: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random weights for every operation on every edge of every cell, by torch's default rule.
+
+    Architectures share the draw of an operation that they share, so that they are compared with common
+    random numbers.
+
+    Args:
+        space: Width, depth, image and class count.
+        seed: Seed of the draw.
+        dtype: Type of the weights; the values are the same up to its precision.
+
+    Returns:
+        Parameters under their names in a `DartsNetwork`; those of an operation under
+        "cells.<cell>.<edge>.<operation>.<name>", with the edge's index in its kind of cell.
+    """
+
+    def modules() -> Iterator[tuple[str, nn.Module]]:
+        skeleton = DartsNetwork(space, space.sample(np.random.default_rng(0), 1)[0])
+        for cell in skeleton.cells:
+            cell.edges = nn.ModuleList()  # drawn below, on all edges
+        yield "", skeleton
+        channels = space.channels
+        for index in range(space.num_cells):
+            reduction = index in space.reductions()
+            channels *= 2 if reduction else 1
+            for edge, (source, _) in enumerate(CELL_EDGES):
+                for op in range(NONE + 1, len(OPS)):
+                    stride = 2 if reduction and source < 2 else 1
+                    yield f"cells.{index}.{edge}.{OPS[op]}.", operation(op, channels, stride)
+
+    return draw(modules, seed, dtype)

@@ -16,7 +16,9 @@ from hwnas.config import suggestion
 from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, whole_number
 
 if TYPE_CHECKING:
-    from hwnas.spaces.blocks import Blocks
+    from torch import Tensor
+
+    from hwnas.spaces.blocks import Blocks, SeparateNetworks
     from hwnas.spaces.fbnet_networks import FBNetNetwork
 
 OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
@@ -169,7 +171,15 @@ class FBNet(SearchSpace):
         return VARIANTS[self.variant].stem_stride
 
     def resized(self, *, channels: int, num_cells: int | None = None) -> FBNet:
-        """The same space with networks of another width; their depth is fixed, `num_cells` means nothing."""
+        """The same space with networks of another width; their depth is fixed, `num_cells` means nothing.
+
+        Raises:
+            ValueError: A width that is odd or below 2.
+        """
+        if channels % 2 or channels < 2:
+            raise ValueError(
+                f"evaluator.channels must be even and at least 2 for search_space=fbnet, not {channels}"
+            )
         return self._like(channels=channels)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> FBNet:
@@ -259,6 +269,23 @@ class FBNet(SearchSpace):
         from hwnas.spaces.fbnet_networks import FBNetNetwork
 
         return FBNetNetwork(self, self.check(genotype))
+
+    def initial_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights of all operations in all layers, drawn with a seed, for `population`."""
+        from hwnas.spaces.fbnet_networks import initial_weights
+
+        return initial_weights(self, seed)
+
+    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> SeparateNetworks:
+        """The networks of many architectures as one module, run one after another.
+
+        Args:
+            genotypes: K architectures.
+            weights: Initial weights of all operations, from `initial_weights`.
+        """
+        from hwnas.spaces.blocks import SeparateNetworks
+
+        return SeparateNetworks(map(self.network, genotypes), weights)
 
     def blocks(self) -> Blocks:
         """What a device has to be asked for: each operation at each place, and how networks add them up."""

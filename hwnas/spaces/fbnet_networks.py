@@ -6,11 +6,13 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Blocks
+from hwnas.spaces.blocks import Blocks, draw, load
 from hwnas.spaces.fbnet import BLOCKS, OPS, SKIP, TAPS, FBNet, Layer
 
 
@@ -69,9 +71,16 @@ class FBNetNetwork(nn.Module):
 
     def __init__(self, space: FBNet, genotype: Genotype) -> None:
         super().__init__()
+        self.genotype = genotype
         self.stem = ConvBNReLU(space.image_shape[0], space.channels, 3, space.stem_stride)
         self.layers = nn.ModuleList(map(operation, genotype, space.layers))
         self.head = head(space)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Copy this architecture's share of `initial_weights` into the network."""
+        load(self, weights, skip=("layers",))
+        for index, (op, layer) in enumerate(zip(self.genotype, self.layers, strict=True)):
+            load(layer, weights, f"layers.{index}.{OPS[op]}.")
 
     def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
         """Outputs after the layers of `TAPS`, each (B, C, H, W), and the logits (B, classes)."""
@@ -96,6 +105,32 @@ def head(space: FBNet) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(space.head, space.num_classes),
     )
+
+
+def initial_weights(space: FBNet, seed: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random weights for every operation in every layer, by torch's default rule.
+
+    Architectures share the draw of an operation that they share, so that they are compared with common
+    random numbers.
+
+    Args:
+        space: Width, image and class count.
+        seed: Seed of the draw.
+        dtype: Type of the weights; the values are the same up to its precision.
+
+    Returns:
+        Parameters under their names in an `FBNetNetwork`; those of a layer under
+        "layers.<layer>.<operation>.<name>".
+    """
+
+    def modules() -> Iterator[tuple[str, nn.Module]]:
+        yield "stem.", ConvBNReLU(space.image_shape[0], space.channels, 3, space.stem_stride)
+        yield "head.", head(space)
+        for index, layer in enumerate(space.layers):
+            for op, name in enumerate(OPS):
+                yield f"layers.{index}.{name}.", operation(op, layer)
+
+    return draw(modules, seed, dtype)
 
 
 def measurable_blocks(space: FBNet) -> Blocks:

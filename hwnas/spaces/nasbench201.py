@@ -152,12 +152,18 @@ class NasBench201(SearchSpace):
 
         return NasBench201Network(self, self.check(genotype))
 
+    def initial_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights of all operations on all edges of all cells, drawn with a seed, for `population`."""
+        from hwnas.spaces.nasbench201_networks import initial_weights
+
+        return initial_weights(self, seed)
+
     def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> NasBench201Population:
         """The networks of many architectures as one module that batches equal operations.
 
         Args:
             genotypes: K architectures.
-            weights: Initial weights of all operations, from `nasbench201_networks.initial_weights`.
+            weights: Initial weights of all operations, from `initial_weights`.
         """
         from hwnas.spaces.nasbench201_networks import NasBench201Population
 

@@ -8,17 +8,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hwnas.core import SearchSpace
 from hwnas.data.images import Images
 from hwnas.evaluators.rmi import RMI, quantiles
 from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.toy import Toy
 
 SPACE = NasBench201(image_shape=(1, 8, 8))
 CELLS = [(3, 3, 3, 3, 3, 3), (1, 1, 1, 1, 1, 1), (2, 0, 4, 3, 1, 2), (0, 0, 0, 0, 0, 0)]
 
 
-def create(folder: Path, *, warn: Any = pytest.fail, table: Path | None = None, **settings: Any) -> RMI:
+def create(
+    folder: Path,
+    *,
+    space: SearchSpace = SPACE,
+    warn: Any = pytest.fail,
+    table: Path | None = None,
+    **settings: Any,
+) -> RMI:
     defaults: dict[str, Any] = {
         "channels": 2,
         "num_cells": 1,
@@ -37,9 +48,9 @@ def create(folder: Path, *, warn: Any = pytest.fail, table: Path | None = None, 
     }
     images = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10)
     path = None if table is None else str(table)
-    lookup = Lookup(SPACE, path=path, val_column=None, test_column="test", scale=1.0)
-    rmi = RMI(SPACE, images, folder, lambda text: None, warn, **{**defaults, **settings}, lookup=lookup)
-    rmi.prepare(SPACE, [])
+    lookup = Lookup(space, path=path, val_column=None, test_column="test", scale=1.0)
+    rmi = RMI(space, images, folder, lambda text: None, warn, **{**defaults, **settings}, lookup=lookup)
+    rmi.prepare(space, [])
     return rmi
 
 
@@ -131,3 +142,38 @@ def test_true_accuracy_only_shows_in_the_report(tmp_path: Path) -> None:
 def test_bad_weight(tmp_path: Path, weight: Any) -> None:
     with pytest.raises(ValueError, match=r"evaluator\.flops_weight must be a number above 0, not"):
         create(tmp_path, flops_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("space", "num_cells"),
+    [(FBNet(image_shape=(1, 8, 8)), 1), (Darts(image_shape=(1, 8, 8)), 3)],
+    ids=["fbnet", "darts"],
+)
+def test_networks_one_after_another(tmp_path: Path, space: SearchSpace, num_cells: int) -> None:
+    """A network scores the same alone, and in any group."""
+    genotypes = space.sample(np.random.default_rng(0), 3)
+    rmi = create(tmp_path, space=space, num_cells=num_cells)
+    rows = rmi.evaluate(genotypes)
+    assert all(0 < row["rmi"] <= 3 for row in rows)
+    assert len({row["rmi"] for row in rows}) == 3
+    again = create(tmp_path, space=space, num_cells=num_cells, group_size=1)
+    for row, alone in zip(rows, again.evaluate(genotypes), strict=True):
+        assert alone["rmi"] == pytest.approx(row["rmi"], abs=1e-5)
+
+
+def test_versions_tell_variants_apart(tmp_path: Path) -> None:
+    spaces = [FBNet(name, image_shape=(1, 8, 8)) for name in ("cifar100", "imagenet")]
+    assert len({create(tmp_path, space=space).prepare(space, []) for space in spaces}) == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "message"),
+    [
+        (Toy(4, 3), {}, "the toy space does not build; nasbench201, darts and fbnet do"),
+        (Darts(), {"num_cells": 1}, r"evaluator\.num_cells must be a whole number of at least 3, not 1"),
+        (FBNet(), {"channels": 7}, r"evaluator\.channels must be even and at least 2 .* not 7"),
+    ],
+)
+def test_bad_candidates(tmp_path: Path, space: SearchSpace, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(tmp_path, space=space, **settings)

@@ -1,0 +1,149 @@
+"""Validation accuracy after a short training from scratch: the honest estimate, and the expensive one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
+from hwnas.data.images import Images
+from hwnas.devices.flops import fingerprint
+from hwnas.evaluators.table import Lookup
+from hwnas.models.recipe import Recipe
+
+TRAIN_VERSION = 1  # raised whenever the same settings come to give other accuracies
+
+
+class Train(Evaluator):
+    """`val_acc`: validation accuracy in 0..1 of each network, trained alone on the training images.
+
+    Initial weights, shuffles and augmentation of a network follow from `seed` and its architecture, not from
+    the population that it is in. A network whose loss stops being finite has the accuracy 0.
+
+    Args:
+        space: A space with `network`.
+        dataset: Images; the validation part of the training images judges, test images are not touched.
+        store_dir: Folder of the store, the trainings' working folder.
+        announce: Called once with a sentence on how long a training takes.
+        warn: Called with a sentence when trainings diverge.
+        channels: Width of the trained networks; null: the search space's.
+        num_cells: Their depth; null: the search space's. FBNet's is fixed.
+        training: How each is trained.
+        seed: Seed of the trainings; not the run's seed, so that runs share accuracies.
+        lookup: True accuracies, for reports.
+
+    Raises:
+        ValueError: A value out of range, a space without networks, no images, or a recipe of 0 epochs or for
+            what the networks lack.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: Images,
+        store_dir: Path,
+        announce: Callable[[str], None],
+        warn: Callable[[str], None],
+        *,
+        channels: int | None,
+        num_cells: int | None,
+        training: Recipe,
+        seed: int,
+        lookup: Lookup,
+    ) -> None:
+        if not hasattr(space, "network"):
+            raise ValueError(f"evaluator=train: the {space.name} space has no networks to train")
+        if not isinstance(dataset, Images):
+            raise ValueError("evaluator=train needs images; choose a dataset")
+        if not isinstance(training, Recipe):
+            raise ValueError(f"evaluator.training must be a recipe of training, not {training!r}")
+        if not training.epochs:
+            raise ValueError("evaluator.training.epochs must be at least 1, not 0")
+        if not isinstance(lookup, Lookup):
+            raise ValueError(f"evaluator.lookup must be true accuracies of a benchmark, not {lookup!r}")
+        sizes = {
+            name: whole_number(f"evaluator.{name}", size)
+            for name, size in (("channels", channels), ("num_cells", num_cells))
+            if size is not None
+        }
+        own = {name: getattr(space, name) for name in ("channels", "num_cells") if hasattr(space, name)}
+        if sizes and not hasattr(space, "resized"):
+            raise ValueError(f"evaluator.{next(iter(sizes))} must be null: {space.name} has one size only")
+        self._networks = space.resized(**{**own, **sizes}) if sizes else space  # type: ignore[attr-defined]
+        training.check(
+            auxiliary=getattr(self._networks, "auxiliary", False),
+            drop_path=getattr(self._networks, "drop_path", False),
+        )
+        self.name = "train"
+        self.metrics = {"val_acc": "max"}
+        self.training = training
+        self.seed = whole_number("evaluator.seed", seed, least=0)
+        self._dataset = dataset
+        self._folder = store_dir / "trainings"
+        self._announce = announce
+        self._warn = warn
+        self._lookup = lookup
+        self._said = False
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
+        import torch
+
+        from hwnas.models.classifier import MAY_CHANGE
+
+        data, recipe = self._dataset, asdict(self.training)
+        settings = [
+            TRAIN_VERSION,
+            fingerprint(self._networks),
+            [data.fingerprint(), data.valid_fraction, data.crop, data.flip, data.cutout],
+            {name: value for name, value in recipe.items() if name not in MAY_CHANGE},
+            self.seed,
+            "cuda" if torch.cuda.is_available() else "cpu",
+        ]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Validation accuracy per genotype, one training after another."""
+        start = time.perf_counter()
+        accuracies = [self.train(genotype) for genotype in genotypes]
+        seconds = time.perf_counter() - start
+        if genotypes and not self._said:
+            self._said = True
+            self._announce(f"training takes {seconds / len(genotypes):.1f} s per network")
+        if diverged := sum(map(math.isnan, accuracies)):
+            self._warn(
+                f"the training of {diverged} of {len(accuracies)} new networks diverged "
+                f"(evaluator.training.lr={self.training.lr:g}); their accuracy counts as 0"
+            )
+        return [{"val_acc": 0.0 if math.isnan(accuracy) else accuracy} for accuracy in accuracies]
+
+    def train(self, genotype: Genotype) -> float:
+        """Train one network; its validation accuracy in 0..1, NaN if the loss stopped being finite."""
+        import torch
+
+        from hwnas.models.classifier import DivergedError, accuracy, fit
+
+        seed = self.seed_of(genotype)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = self._networks.network(genotype)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            module = fit(network, self._dataset, self.training, part="train", seed=seed, folder=self._folder)
+        except DivergedError:
+            return math.nan
+        return accuracy(module, self._dataset, "valid")
+
+    def seed_of(self, genotype: Genotype) -> int:
+        """A network's own seed, below 2^31."""
+        text = f"{self.seed} {self._networks.to_str(genotype)}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """True accuracies per genotype, where a benchmark's table was given."""
+        return self._lookup.report(genotypes)

@@ -1,0 +1,135 @@
+"""Trainings from scratch on scikit-learn's digits, of tiny networks: seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hwnas.core import SearchSpace
+from hwnas.data.images import Images
+from hwnas.evaluators.table import Lookup
+from hwnas.evaluators.train import Train
+from hwnas.models.classifier import accuracy, fit
+from hwnas.models.recipe import Recipe
+from hwnas.spaces.darts import PRESETS, Darts
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.toy import Toy
+
+IMAGES = {"image_shape": (1, 8, 8), "num_classes": 10}
+SPACE = NasBench201(4, 1, **IMAGES)
+CELLS = [(3, 3, 3, 3, 3, 3), (1, 1, 1, 1, 1, 1), (2, 0, 4, 3, 1, 2)]
+RECIPE = Recipe(epochs=2, lr=0.05)
+
+
+def digits(**changes: Any) -> Images:
+    return Images("digits", **{"source": "digits", "image_shape": [1, 8, 8], "num_classes": 10, **changes})
+
+
+def create(
+    folder: Path,
+    space: SearchSpace = SPACE,
+    *,
+    said: list[str] | None = None,
+    warn: Any = pytest.fail,
+    **own: Any,
+) -> Train:
+    defaults: dict[str, Any] = {"channels": None, "num_cells": None, "training": RECIPE, "seed": 0}
+    lookup = Lookup(space, path=None, val_column=None, test_column=None, scale=1.0)
+    dataset = own.pop("dataset", None) or digits()
+    say = (lambda text: None) if said is None else said.append
+    return Train(space, dataset, folder, say, warn, **{**defaults, "lookup": lookup, **own})
+
+
+def test_accuracy_is_that_of_a_training_by_hand(tmp_path: Path) -> None:
+    said: list[str] = []
+    train = create(tmp_path, said=said)
+    assert train.metrics == {"val_acc": "max"}
+    rows = train.evaluate(CELLS)
+    for genotype, row in zip(CELLS[:2], rows, strict=False):
+        seed = train.seed_of(genotype)
+        torch.manual_seed(seed)
+        network = SPACE.network(genotype)
+        module = fit(network, digits(), RECIPE, part="train", seed=seed, folder=tmp_path)
+        assert row == {"val_acc": accuracy(module, digits(), "valid")}
+    assert rows[0]["val_acc"] > 0.6  # ten classes
+    assert len(said) == 1
+    assert said[0].startswith("training takes ")
+    assert said[0].endswith(" s per network")
+
+
+def test_a_network_does_not_depend_on_its_company(tmp_path: Path) -> None:
+    together = create(tmp_path).evaluate(CELLS)
+    torch.manual_seed(123)
+    assert create(tmp_path).evaluate([CELLS[2], CELLS[0]]) == [together[2], together[0]]
+    assert len({create(tmp_path).seed_of(genotype) for genotype in CELLS}) == 3
+    assert create(tmp_path, seed=1).evaluate(CELLS[:1]) != together[:1]
+
+
+@pytest.mark.parametrize(
+    ("space", "genotype"),
+    [
+        (FBNet(channels=4, **IMAGES), (0, 8) * 11),
+        (Darts(4, 3, **IMAGES), Darts().from_str(PRESETS["evnas_a"])),
+    ],
+    ids=["fbnet", "darts"],
+)
+def test_every_space_with_networks(tmp_path: Path, space: SearchSpace, genotype: tuple[int, ...]) -> None:
+    (row,) = create(tmp_path, space, training=Recipe(epochs=1, max_steps=3)).evaluate([genotype])
+    assert 0 <= row["val_acc"] <= 1
+
+
+def test_a_training_that_diverges_counts_as_0_and_is_said(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    train = create(tmp_path, warn=warnings.append, training=Recipe(epochs=1, lr=1e30, grad_clip=None))
+    assert train.evaluate(CELLS[:2]) == [{"val_acc": 0.0}] * 2
+    assert warnings == [
+        "the training of 2 of 2 new networks diverged (evaluator.training.lr=1e+30); "
+        "their accuracy counts as 0"
+    ]
+
+
+def test_version_tells_apart_whatever_changes_accuracies(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"seed": 1},
+        {"channels": 8},
+        {"num_cells": 2},
+        {"training": Recipe(epochs=3, lr=0.05)},
+        {"training": Recipe(epochs=2, lr=0.06)},
+        {"dataset": digits(valid_fraction=0.3)},
+        {"dataset": digits(crop=1)},
+    ]
+    versions = [create(tmp_path, **one).prepare(SPACE, []) for one in settings]
+    assert len(set(versions)) == len(versions)
+    faster = create(tmp_path, training=Recipe(epochs=2, lr=0.05, channels_last=False))
+    assert versions[0] == create(tmp_path).prepare(SPACE, []) == faster.prepare(SPACE, [])
+    variants = [FBNet(name, **IMAGES) for name in ("cifar100", "imagenet")]
+    assert len({create(tmp_path, space).prepare(space, []) for space in variants}) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"space": Toy(4, 3)}, "evaluator=train: the toy space has no networks to train"),
+        ({"dataset": "none"}, "evaluator=train needs images; choose a dataset"),
+        ({"training": 3}, r"evaluator\.training must be a recipe of training, not 3"),
+        ({"training": Recipe(epochs=0)}, r"evaluator\.training\.epochs must be at least 1, not 0"),
+        ({"lookup": "x"}, r"evaluator\.lookup must be true accuracies of a benchmark, not 'x'"),
+        ({"channels": 0}, r"evaluator\.channels must be a whole number of at least 1, not 0"),
+        ({"num_cells": 1.5}, r"evaluator\.num_cells must be a whole number of at least 1, not 1.5"),
+        ({"seed": -1}, r"evaluator\.seed must be a whole number of at least 0, not -1"),
+        ({"training": Recipe(epochs=1, drop_path=0.1)}, "drop_path=0.1 needs a network with drop-path"),
+    ],
+)
+def test_bad_input(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(tmp_path, **settings)
+
+
+def test_fewer_images_than_a_batch_is_an_error_not_an_accuracy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="5000"):
+        create(tmp_path, training=Recipe(epochs=1, batch_size=5000)).evaluate(CELLS[:1])
