@@ -359,6 +359,17 @@ class SearchSpace(ABC):
         """`flops` (multiply-adds) and `params` per genotype where the space knows them in closed form."""
         return {}
 
+    def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes as an array (n, edges), with `none` on edges that no path from input to output uses.
+
+        Compilers leave out what lies there. Here every edge is used.
+        """
+        return np.array(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
+
+    def is_connected(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Whether a path leads from input to output, shape (n,); here always."""
+        return np.ones(len(genotypes), dtype=bool)
+
     @abstractmethod
     def restrict(self, keep: Sequence[Sequence[int]]) -> SearchSpace:
         """The sub-space with only the operations `keep[edge]` on each edge."""

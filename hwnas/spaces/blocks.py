@@ -184,13 +184,44 @@ def count(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, int]:
     return params, counter.get_total_flops() // 2 + biases
 
 
+class Addition(nn.Module):
+    """What a node costs for each input after its first: keeps (B, C, H, W)."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Twice the input."""
+        return x_BCHW + x_BCHW
+
+
+class Concatenation(nn.Module):
+    """What it costs to lay tensors side by side: (B, C, H, W) to (B, times * C, H, W)."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The input, `times` times."""
+        return torch.cat([x_BCHW] * self.times, dim=1)
+
+
+class SpatialMean(nn.Module):
+    """Global average pooling: (B, C, H, W) to (B, C)."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The mean over all pixels."""
+        return x_BCHW.mean(dim=(2, 3))
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A space's networks as sums of blocks that a device can be asked for one by one.
 
+    A block's name is its kind and its place, e.g. "nor_conv_3x3@stage1"; blocks of one kind are expected to
+    be faster or slower in a network than alone by a similar factor.
+
     Attributes:
         modules: Module and its input shape (without the batch) per block name.
-        always: How often each block occurs in every network.
+        always: How often each block occurs in every network; less than 0 where edges are charged too much.
         edges: `edges[edge][op]` is how often each block occurs when `op` is chosen on `edge`.
     """
 

@@ -5,12 +5,16 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Norm, ReLUConvBN
+from hwnas.spaces.blocks import Addition, Blocks, Concatenation, Norm, ReLUConvBN, SpatialMean
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
@@ -19,6 +23,7 @@ from hwnas.spaces.darts import (
     MAX_POOL,
     NONE,
     NUM_NODES,
+    OPS,
     SEP_3X3,
     SEP_5X5,
     SKIP,
@@ -324,3 +329,57 @@ class DartsNetwork(nn.Module):
             return logits
         assert self.auxiliary is not None
         return logits, self.auxiliary(outputs[self.auxiliary_at])
+
+
+def measurable_blocks(space: Darts) -> Blocks:
+    """Each operation at each resolution, by stride in reduction cells, and what is the same in every network.
+
+    A block's place is the channels and the side of its input, e.g. "sep_conv_3x3@16x32", with "/2" where it
+    has stride 2. Every node adds its two inputs, every cell lays four nodes side by side: both are charged to
+    every network.
+    """
+    network = DartsNetwork(space, space.sample(np.random.default_rng(0), 1)[0])
+    modules: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+    always: Counter[str] = Counter()
+    edges: list[list[Counter[str]]] = [[Counter() for _ in OPS] for _ in range(2 * len(CELL_EDGES))]
+
+    def block(kind: str, module: Callable[[], nn.Module], shape: tuple[int, ...], stride: int = 1) -> str:
+        size = "x".join(map(str, shape[:2] if shape[1] == shape[2] else shape))
+        name = f"{kind}@{size}{'/2' if stride == 2 else ''}"
+        if name not in modules:
+            modules[name] = module(), shape
+        return name
+
+    def half(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], -(-shape[1] // 2), -(-shape[2] // 2))
+
+    C, (_, height, width) = space.channels, space.image_shape
+    if network.stem_0 is None:
+        stem, before = network.stem, (3 * C, height, width)
+        last = before
+    else:
+        stem = nn.Sequential(network.stem_0, network.stem)
+        last = (C, -(-height // 8), -(-width // 8))
+        before = (C, -(-height // 4), -(-width // 4))
+    always[block("stem", lambda: stem, space.image_shape)] += 1
+    for index, cell in enumerate(network.cells):
+        reduction = index in space.reductions()
+        C *= 2 if reduction else 1
+        halves = before[1:] != last[1:]
+        always[block(f"preprocess_to_{C}", lambda c=cell: c.preprocess_0, before, 2 if halves else 1)] += 1
+        always[block(f"preprocess_to_{C}", lambda c=cell: c.preprocess_1, last)] += 1
+        inputs = (C, *last[1:])
+        nodes = half(inputs) if reduction else inputs
+        always[block("add", Addition, nodes)] += NUM_NODES
+        always[block("concatenation", lambda: Concatenation(NUM_NODES), nodes)] += 1
+        for edge, (source, _) in enumerate(CELL_EDGES):
+            stride = 2 if reduction and source < 2 else 1
+            shape = inputs if source < 2 else nodes
+            for op in range(1, len(OPS)):
+                if op != SKIP or stride == 2:
+                    name = block(OPS[op], lambda o=op, c=C, s=stride: operation(o, c, s), shape, stride)
+                    edges[edge + len(CELL_EDGES) * reduction][op][name] += 1
+        before, last = last, (NUM_NODES * C, *nodes[1:])
+    head = nn.Sequential(SpatialMean(), network.classifier)
+    always[block("head", lambda: head, last)] += 1
+    return Blocks(modules, always, edges)
