@@ -360,9 +360,9 @@ class SearchSpace(ABC):
         return {}
 
     def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
-        """Genotypes as an array (n, edges), with `none` on edges that no path from input to output uses.
+        """Genotypes (n, edges) as a compiler leaves them, which drops what no path from input to output uses.
 
-        Compilers leave out what lies there. Here every edge is used.
+        Here every edge is used.
         """
         return np.array(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
 

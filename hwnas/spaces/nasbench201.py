@@ -191,7 +191,11 @@ class NasBench201(SearchSpace):
         return reached[:, 3]
 
     def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
-        """Genotypes (n, edges) with `none` on edges that lie on no path from input to output."""
+        """Genotypes (n, edges) as a compiler leaves them.
+
+        Edges from which no path leads to the output become `none`. Those that leave a node which nothing
+        reaches become `skip_connect`: their output is a constant, and what remains is to add it.
+        """
         G = np.array(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
         before, after = np.zeros((2, len(G), 4), dtype=bool)
         before[:, 0] = after[:, 3] = True
@@ -200,5 +204,6 @@ class NasBench201(SearchSpace):
         for edge, (source, target) in sorted(enumerate(EDGES), key=lambda item: -item[1][0]):
             after[:, source] |= after[:, target] & (G[:, edge] != NONE)
         for edge, (source, target) in enumerate(EDGES):
-            G[~(before[:, source] & after[:, target]), edge] = NONE
+            G[~after[:, target], edge] = NONE
+            G[~before[:, source] & (G[:, edge] != NONE), edge] = SKIP
         return G
