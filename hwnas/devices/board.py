@@ -17,7 +17,8 @@ import os
 import platform
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ SCHEMA_VERSION = 1
 Timer = Callable[[int], float]
 """Runs so many forward passes and returns the seconds that they took."""
 
-Figures = Dict[str, List[float]]
+Figures = dict[str, list[float]]
 """Milliseconds per forward pass, one figure per round, by model."""
 
 ROUND_MS = 5.0

@@ -24,7 +24,9 @@ class Rapl:
 
     def __init__(self, root: Path) -> None:
         # "intel-rapl:0" is a package, "intel-rapl:0:1" a part of it that is counted there already.
-        self._files = [folder / "energy_uj" for folder in sorted(root.glob("intel-rapl:[0-9]*")) if _whole(folder)]
+        self._files = [
+            folder / "energy_uj" for folder in sorted(root.glob("intel-rapl:[0-9]*")) if _whole(folder)
+        ]
         if not self._files:
             raise FileNotFoundError(f"{root} has no counter of a processor package")
         self._range = [int((file.parent / "max_energy_range_uj").read_text()) for file in self._files]

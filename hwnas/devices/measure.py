@@ -212,7 +212,9 @@ def _torch_timer(name: str, module: nn.Module, shape: Sequence[int], cuda: bool)
         module(x)
     except RuntimeError as error:
         size = "x".join(map(str, shape))
-        raise ValueError(f"torch cannot run {name} with input {size} ({str(error).splitlines()[0]})") from None
+        raise ValueError(
+            f"torch cannot run {name} with input {size} ({str(error).splitlines()[0]})"
+        ) from None
     return _cuda_timer(module, x) if cuda else _cpu_timer(module, x)
 
 
@@ -270,9 +272,7 @@ def _content(
     content = {
         "schema": board.SCHEMA_VERSION,
         "plan": plan,
-        "settings": {
-            name: getattr(settings, name) for name in ("provider", "threads", "rounds", "noise")
-        },
+        "settings": {name: getattr(settings, name) for name in ("provider", "threads", "rounds", "noise")},
         "origin": dict(origin),
         "complete": True,
         "latency_ms": latency,
@@ -393,11 +393,10 @@ def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profil
         if len(rows) < FEWEST // 2:
             raise ValueError(f"{len(rows)} networks are too few to fit; set networks to more")
         alone = np.array([median[name] for name in blocks.modules])
-        weights, offset = in_network(blocks, alone, space.live(G[rows]) if live else G[rows], y[rows])
-        costs[metric] = _additive(blocks, weights, offset, floor=float(y.min()))
+        seen = space.live(G[rows]) if live else G[rows]
+        weights, costs[metric] = in_network(space, blocks, alone, seen, y[rows])
         measured[metric] = y.tolist()
         unit = metric.rpartition("_")[2]
-        origin[f"offset_{unit}"] = offset
         for name, weight in zip(blocks.modules, weights.tolist(), strict=True):
             low, high = np.percentile(content[metric][name], [25, 75])
             row = {f"median_{unit}": median[name], f"iqr_{unit}": float(high - low)}
@@ -424,29 +423,42 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 """Ridge penalties of what sets blocks apart that a fit tries; infinite: one factor for all."""
 
 
+PAIR_SCALE = 0.1
+"""A pair of operations is expected to matter as much as this share of a network, times a block's deviation."""
+
+
 def in_network(
-    blocks: Blocks, alone: FloatArray, G: np.ndarray, y: FloatArray
-) -> tuple[FloatArray, float]:
-    """What each block adds to a network's cost, shape (blocks,), and what is left for the network itself.
+    space: Any, blocks: Blocks, alone: FloatArray, G: np.ndarray, y: FloatArray
+) -> tuple[FloatArray, Additive]:
+    """What each block adds to a network's cost, shape (blocks,), and the cost of networks.
 
     A block costs its time alone times a factor, by the least squares of relative errors: one factor and one
-    constant for all, and deviations from it per kind of block, per occurrence of a kind, and per block. How
-    much the deviations are trusted (a ridge penalty, or not at all) is decided by five-fold cross-validation.
+    constant for all, and deviations from it per kind of block, per occurrence of a kind, per block, and per
+    pair of operations on edges that meet. How much the deviations are trusted (a ridge penalty, or not at
+    all) is decided by five-fold cross-validation.
 
     Args:
+        space: For its operations.
         blocks: How often each occurs.
         alone: Cost of each block measured alone, shape (blocks,).
         G: Networks, shape (n, edges).
         y: Their measured cost, shape (n,).
     """
-    names = list(blocks.modules)
+    names, num_ops = list(blocks.modules), len(space.ops)
     kinds = [name.partition("@")[0] for name in names]
     member = np.array([[kind == other for other in dict.fromkeys(kinds)] for kind in kinds], dtype=float)
     typical = member * ((alone @ member) / member.sum(axis=0))
     # Columns of `parts` are what one unit of each coefficient adds to each block.
     parts = np.concatenate([alone[:, None], alone[:, None] * member, typical, np.diag(alone)], axis=1)
-    counts = np.array([_counts(blocks, row) for row in G.tolist()])
-    features = np.concatenate([np.full((len(y), 1), y.mean()), counts @ parts], axis=1) / y[:, None]
+    always = np.array([blocks.always.get(name, 0) for name in names])
+    edges = np.array([[[counts.get(name, 0) for name in names] for counts in ops] for ops in blocks.edges])
+    counts = always + edges[np.arange(G.shape[1]), G].sum(axis=1)
+    together = [_together(pairs, G, num_ops) for pairs in blocks.pairs.values()]
+    features = np.concatenate(
+        [np.full((len(y), 1), y.mean()), counts @ parts, *(PAIR_SCALE * y.mean() * t for t in together)],
+        axis=1,
+    )
+    features /= y[:, None]
 
     def solve(rows: np.ndarray, penalty: float) -> FloatArray:
         width = features.shape[1] if np.isfinite(penalty) else 2
@@ -458,21 +470,24 @@ def in_network(
 
     penalty = cross_validated(lambda rows, p: features @ solve(rows, p), np.ones(len(y)), PENALTIES)
     solved = solve(np.arange(len(y)), penalty)
-    return parts @ solved[1:], float(solved[0] * y.mean())
+    weights = parts @ solved[1 : 1 + parts.shape[1]]
+    added: dict[str, FloatArray] = {}
+    for number, pairs in enumerate(blocks.pairs.values()):
+        values = PAIR_SCALE * y.mean() * solved[1 + parts.shape[1] :].reshape(-1, num_ops, num_ops)[number]
+        for a, b in pairs if values.any() else ():
+            added[f"{a},{b}"] = added.get(f"{a},{b}", 0) + values
+    cost = Additive(
+        float(solved[0] * y.mean() + always @ weights),
+        (edges @ weights).tolist(),
+        {pair: values.tolist() for pair, values in added.items()},
+        floor=float(y.min()),
+    )
+    return weights, cost
 
 
-def _counts(blocks: Blocks, genotype: Sequence[int]) -> list[int]:
-    """How often each block occurs in a network."""
-    parts = [blocks.always, *(blocks.edges[edge][op] for edge, op in enumerate(genotype))]
-    return [sum(part.get(name, 0) for part in parts) for name in blocks.modules]
-
-
-def _additive(blocks: Blocks, weights: FloatArray, offset: float, floor: float) -> Additive:
-    """The cost of networks by edges and operations from that of blocks."""
-    cost = dict(zip(blocks.modules, weights.tolist(), strict=True))
-
-    def total(counts: Mapping[str, int]) -> float:
-        return sum(number * cost[name] for name, number in counts.items())
-
-    edges = [[total(counts) for counts in ops] for ops in blocks.edges]
-    return Additive(total(blocks.always) + offset, edges, floor=floor)
+def _together(pairs: Sequence[tuple[int, int]], G: np.ndarray, num_ops: int) -> FloatArray:
+    """How often each two operations meet on pairs of edges, shape (n, ops * ops)."""
+    counts = np.zeros((len(G), num_ops, num_ops))
+    for a, b in pairs:
+        counts[np.arange(len(G)), G[:, a], G[:, b]] += 1
+    return counts.reshape(len(G), -1)

@@ -99,7 +99,9 @@ class Profile:
     live: bool = False
     networks: Networks | None = None
 
-    def predict(self, space: SearchSpace, metric: str, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
+    def predict(
+        self, space: SearchSpace, metric: str, genotypes: Sequence[Genotype] | np.ndarray
+    ) -> FloatArray:
         """Predicted cost per genotype, shape (n,); genotypes as tuples or as an array (n, edges)."""
         cost = self.costs[metric]
         if not self.live:
@@ -120,6 +122,17 @@ class Profile:
             f"On {number:,} networks that the profile of {self.device} was not fitted to: {'; '.join(parts)}"
             f"{marked}"
         )
+
+    def check_space(self, space: SearchSpace, source: Path) -> None:
+        """Raise ValueError unless the profile, read from `source`, is one of the space."""
+        if self.space != space.name:
+            raise ValueError(f"{source} is a profile of the {self.space} space, not of {space.name}")
+        for cost in self.costs.values():
+            if tuple(np.shape(cost.edges)) != space.alpha_shape:
+                raise ValueError(
+                    f"{source} has costs of shape {np.shape(cost.edges)}, not {space.alpha_shape} as "
+                    f"{space.name}"
+                )
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, whole or not at all."""
@@ -176,18 +189,11 @@ class ProfileDevice(Evaluator):
     """
 
     def __init__(self, space: SearchSpace, profile: Profile, source: Path, *, metric: str) -> None:
-        if profile.space != space.name:
-            raise ValueError(f"{source} is a profile of the {profile.space} space, not of {space.name}")
+        profile.check_space(space, source)
         if metric not in profile.costs:
             raise ValueError(
                 f"no {metric} of device {profile.device} in {source}{suggestion(metric, list(profile.costs))}"
             )
-        for cost in profile.costs.values():
-            if tuple(np.shape(cost.edges)) != space.alpha_shape:
-                raise ValueError(
-                    f"{source} has costs of shape {np.shape(cost.edges)}, not {space.alpha_shape} as "
-                    f"{space.name}"
-                )
         self.name = profile.device
         self.exhaustive = True
         names = [metric, *(other for other in profile.costs if other != metric)]
@@ -395,7 +401,9 @@ def _additive(space: SearchSpace, weights: FloatArray, floor: float) -> Additive
 
 def network_shape(space: Any, batch_size: int) -> dict[str, Any]:
     """What the latency of a space's networks depends on, besides the architecture and the machine."""
-    settings = {name: getattr(space, name) for name in ("channels", "num_cells", "stem") if hasattr(space, name)}
+    settings = {
+        name: getattr(space, name) for name in ("channels", "num_cells", "stem") if hasattr(space, name)
+    }
     return {
         **settings,
         "image_shape": list(space.image_shape),

@@ -6,8 +6,9 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -223,8 +224,32 @@ class Blocks:
         modules: Module and its input shape (without the batch) per block name.
         always: How often each block occurs in every network; less than 0 where edges are charged too much.
         edges: `edges[edge][op]` is how often each block occurs when `op` is chosen on `edge`.
+        pairs: Pairs of edges by how they lie to each other. Operations of such a pair may cost more or less
+            together than one by one: what they read is computed once, additions vanish in convolutions.
     """
 
     modules: Mapping[str, tuple[nn.Module, tuple[int, ...]]]
     always: Mapping[str, int]
     edges: Sequence[Sequence[Mapping[str, int]]]
+    pairs: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+
+
+def adjacent(edges: Sequence[tuple[Any, ...]]) -> dict[str, list[tuple[int, int]]]:
+    """Pairs of a cell's edges that meet at a node, as `Blocks.pairs`.
+
+    Args:
+        edges: (cell, source, target) of each; edges of different cells do not meet.
+    """
+    pairs: dict[str, list[tuple[int, int]]] = {"same source": [], "same target": [], "in a row": []}
+    for (a, (*cell_a, source_a, target_a)), (b, (*cell_b, source_b, target_b)) in combinations(
+        enumerate(edges), 2
+    ):
+        if cell_a == cell_b:
+            for kind, meet in (
+                ("same source", source_a == source_b),
+                ("same target", target_a == target_b),
+                ("in a row", target_a == source_b),
+            ):
+                if meet:
+                    pairs[kind].append((a, b))
+    return pairs

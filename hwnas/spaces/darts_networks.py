@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Addition, Blocks, Concatenation, Norm, ReLUConvBN, SpatialMean
+from hwnas.spaces.blocks import Addition, Blocks, Concatenation, Norm, ReLUConvBN, SpatialMean, adjacent
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
     DIL_3X3,
     DIL_5X5,
+    EDGES,
     MAX_POOL,
     NONE,
     NUM_NODES,
@@ -382,4 +383,4 @@ def measurable_blocks(space: Darts) -> Blocks:
         before, last = last, (NUM_NODES * C, *nodes[1:])
     head = nn.Sequential(SpatialMean(), network.classifier)
     always[block("head", lambda: head, last)] += 1
-    return Blocks(modules, always, edges)
+    return Blocks(modules, always, edges, adjacent(EDGES))

@@ -20,6 +20,7 @@ from hwnas.spaces.blocks import (
     ReLUConvBN,
     ResidualBlock,
     SpatialMean,
+    adjacent,
     box_mean,
 )
 from hwnas.spaces.nasbench201 import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, OPS, SKIP, NasBench201
@@ -384,6 +385,5 @@ def measurable_blocks(space: NasBench201) -> Blocks:
         names = [OPS[op]] * (op != SKIP) + ["add"] * (edge > 0)
         return {f"{name}@stage{stage + 1}": N for name in names for stage in range(3)}
 
-    return Blocks(
-        modules, always, [[counts(op, edge) for op in range(len(OPS))] for edge in range(len(EDGES))]
-    )
+    edges = [[counts(op, edge) for op in range(len(OPS))] for edge in range(len(EDGES))]
+    return Blocks(modules, always, edges, adjacent(EDGES))
