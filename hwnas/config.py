@@ -354,15 +354,15 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         os.chdir(cwd)  # relative paths of the run mean what they meant
     elif "store" in config and not Path(str(OmegaConf.select(config, "store.dir"))).is_absolute():
         print("warning: the run's working folder is gone; its store is looked for here", file=sys.stderr)
-    quoted = quoted(str(folder))
+    run_dir = quoted(str(folder))
     return [
         f"--config-path={folder / '.hydra'}",
         "--config-name=config",
         f"--config-dir={conf_folder()}",  # where the logging of jobs is configured
         "hydra/job_logging=hwnas",
         "hydra.output_subdir=null",  # what is stored there stays
-        f"hydra.run.dir={quoted}",
-        f"resume={quoted}",
+        f"hydra.run.dir={run_dir}",
+        f"resume={run_dir}",
     ]
 
 

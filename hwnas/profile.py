@@ -128,8 +128,8 @@ def _export(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     display.say(f"{number} models and measure.py, {size:.1f} MB: {folder}")
     display.say(
-        "next: copy the folder to the board; there: pip install onnxruntime numpy; python measure.py; then here: "
-        "hwnas profile import measurements.json to=mine.json"
+        "next: copy the folder to the board; there: pip install onnxruntime numpy; python measure.py; "
+        "then here: hwnas profile import measurements.json to=mine.json"
     )
 
 

@@ -163,8 +163,8 @@ def _additivity(profile: Profile, metric: str) -> Additivity:
     check = profile.check[metric]
     error = np.mean([abs(p - m) / m for m, p in zip(measured, predicted, strict=True) if m > 0])
     note = (
-        f"R² {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error {check['median_error']:.1%} on "
-        f"{check['networks']:,} networks that were not fitted to; mean error of all that are drawn {error:.1%}"
+        f"R² {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error {check['median_error']:.1%} "
+        f"on {check['networks']:,} networks that were not fitted to; mean error of all drawn {error:.1%}"
     )
     points = [
         (axes[0].at(m), round(100 - axes[1].at(p), 2), number < profile.networks.fitted, arch)
@@ -227,8 +227,8 @@ def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list
     for metric in metrics:
         first, second = a.predict(space, metric, genotypes), b.predict(space, metric, genotypes)
         lines.append(
-            f"{metric} of {len(genotypes):,} random networks: Spearman {spearmanr(first, second).statistic:.3f}, "
-            f"median ratio b / a {np.median(second / np.maximum(first, 1e-12)):.2f}"
+            f"{metric} of {len(genotypes):,} random networks: "
+            f"Spearman {spearmanr(first, second).statistic:.3f}, median ratio b / a {np.median(second / np.maximum(first, 1e-12)):.2f}"
         )
         lines += _disagreements(metric, first, second, [space.to_str(genotype) for genotype in genotypes])
     return lines
@@ -239,9 +239,10 @@ def _disagreements(metric: str, first: FloatArray, second: FloatArray, names: Se
     ranks = [values.argsort().argsort() / (len(values) - 1) for values in (first, second)]
     difference = ranks[1] - ranks[0]
     lines = []
-    for index, side in ((int(difference.argmax()), "a"), (int(difference.argmin()), "b")):
-        lines.append(
-            f"cheaper on {side} than expected: rank {ranks[0][index]:.0%} on a ({text(metric, first[index])}), "
-            f"{ranks[1][index]:.0%} on b ({text(metric, second[index])}): {names[index]}"
+    for i, side in ((int(difference.argmax()), "a"), (int(difference.argmin()), "b")):
+        places = ", ".join(
+            f"{rank[i]:.0%} on {name} ({text(metric, values[i])})"
+            for name, rank, values in (("a", ranks[0], first), ("b", ranks[1], second))
         )
+        lines.append(f"cheaper on {side} than expected, by rank {places}: {names[i]}")
     return lines

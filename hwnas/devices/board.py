@@ -68,7 +68,7 @@ def time_rounds(
     passes = {}
     for name, timer in timers.items():
         timer(1)  # warm up
-        passes[name] = max(1, int(round(ROUND_MS / 1e3 / timer(2) * 2)))
+        passes[name] = max(1, round(ROUND_MS / 1e3 / timer(2) * 2))
     for number in range(rounds):
         missing = [name for name in timers if len(figures[name]) <= number]
         for name in missing:
@@ -246,7 +246,7 @@ def measure_folder(
             same = before["plan"] == plan and before["settings"] == content["settings"]
             known = before["latency_ms"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{resume} is not readable; delete it to start anew")
+            raise ValueError(f"{resume} is not readable; delete it to start anew") from None
         if not same:
             raise ValueError(f"{resume} is of other models or settings; delete it to start anew")
         if before["complete"]:
@@ -258,9 +258,8 @@ def measure_folder(
                 os.path.join(folder, model["file"]), model["input"], provider, threads
             )
         except RuntimeError as error:
-            raise ValueError(
-                f"{provider} cannot run {model['name']} with input {'x'.join(map(str, model['input']))} ({error})"
-            ) from None
+            shape = "x".join(map(str, model["input"]))
+            raise ValueError(f"{provider} cannot run {model['name']} with input {shape} ({error})") from None
         if (number + 1) % 20 == 0:
             say(f"{number + 1} of {len(plan['models'])} models loaded")
 

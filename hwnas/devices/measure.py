@@ -369,8 +369,8 @@ def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profil
     shape = network_shape(space, plan["network"].get("batch_size", 1))
     if plan["space"] != space.name or plan["network"] != shape:
         raise ValueError(
-            f"measurements of {plan['space']} networks {plan['network']} do not fit search_space={space.name} "
-            f"with {shape}"
+            f"measurements of {plan['space']} networks {plan['network']} do not fit "
+            f"search_space={space.name} with {shape}"
         )
     blocks: Blocks = space.blocks()
     inputs = {model["name"]: model["input"] for model in plan["models"] if "genotype" not in model}
@@ -424,7 +424,7 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 
 
 PAIR_SCALE = 0.1
-"""A pair of operations is expected to matter as much as this share of a network, times a block's deviation."""
+"""How much a pair of operations may add, as a share of a network, where a block may double."""
 
 
 def in_network(

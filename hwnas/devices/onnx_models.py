@@ -75,7 +75,7 @@ def _exported(name: str, module: nn.Module, shape: Sequence[int]) -> bytes:
             torch.onnx.export(
                 module.eval(),
                 (torch.zeros(*shape),),
-                stream,
+                stream,  # type: ignore[arg-type]
                 input_names=["x"],
                 output_names=["y"],
                 opset_version=OPSET,

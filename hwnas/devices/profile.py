@@ -262,7 +262,7 @@ def checked_on(
 def cross_validated(
     predict: Callable[[np.ndarray, float], FloatArray], y: FloatArray, penalties: Sequence[float]
 ) -> float:
-    """The largest of rising penalties whose five-fold cross-validated squared error is within 1 % of the least.
+    """The largest of rising penalties whose cross-validated error (five folds) is near the least.
 
     Args:
         predict: From rows to fit to and a penalty to predictions for all rows.

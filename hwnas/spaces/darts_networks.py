@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -344,17 +346,19 @@ def measurable_blocks(space: Darts) -> Blocks:
     always: Counter[str] = Counter()
     edges: list[list[Counter[str]]] = [[Counter() for _ in OPS] for _ in range(2 * len(CELL_EDGES))]
 
-    def block(kind: str, module: Callable[[], nn.Module], shape: tuple[int, ...], stride: int = 1) -> str:
+    def block(kind: str, module: Callable[..., Any], shape: tuple[int, ...], stride: int = 1) -> str:
         size = "x".join(map(str, shape[:2] if shape[1] == shape[2] else shape))
         name = f"{kind}@{size}{'/2' if stride == 2 else ''}"
         if name not in modules:
-            modules[name] = module(), shape
+            modules[name] = (module if isinstance(module, nn.Module) else module()), shape
         return name
 
     def half(shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[0], -(-shape[1] // 2), -(-shape[2] // 2))
 
     C, (_, height, width) = space.channels, space.image_shape
+    before: tuple[int, ...]
+    last: tuple[int, ...]
     if network.stem_0 is None:
         stem, before = network.stem, (3 * C, height, width)
         last = before
@@ -362,25 +366,26 @@ def measurable_blocks(space: Darts) -> Blocks:
         stem = nn.Sequential(network.stem_0, network.stem)
         last = (C, -(-height // 8), -(-width // 8))
         before = (C, -(-height // 4), -(-width // 4))
-    always[block("stem", lambda: stem, space.image_shape)] += 1
-    for index, cell in enumerate(network.cells):
+    always[block("stem", stem, space.image_shape)] += 1
+    cells: list[Any] = list(network.cells)
+    for index, cell in enumerate(cells):
         reduction = index in space.reductions()
         C *= 2 if reduction else 1
         halves = before[1:] != last[1:]
-        always[block(f"preprocess_to_{C}", lambda c=cell: c.preprocess_0, before, 2 if halves else 1)] += 1
-        always[block(f"preprocess_to_{C}", lambda c=cell: c.preprocess_1, last)] += 1
+        always[block(f"preprocess_to_{C}", cell.preprocess_0, before, 2 if halves else 1)] += 1
+        always[block(f"preprocess_to_{C}", cell.preprocess_1, last)] += 1
         inputs = (C, *last[1:])
         nodes = half(inputs) if reduction else inputs
         always[block("add", Addition, nodes)] += NUM_NODES
-        always[block("concatenation", lambda: Concatenation(NUM_NODES), nodes)] += 1
+        always[block("concatenation", partial(Concatenation, NUM_NODES), nodes)] += 1
         for edge, (source, _) in enumerate(CELL_EDGES):
             stride = 2 if reduction and source < 2 else 1
             shape = inputs if source < 2 else nodes
             for op in range(1, len(OPS)):
                 if op != SKIP or stride == 2:
-                    name = block(OPS[op], lambda o=op, c=C, s=stride: operation(o, c, s), shape, stride)
+                    name = block(OPS[op], partial(operation, op, C, stride), shape, stride)
                     edges[edge + len(CELL_EDGES) * reduction][op][name] += 1
         before, last = last, (NUM_NODES * C, *nodes[1:])
     head = nn.Sequential(SpatialMean(), network.classifier)
-    always[block("head", lambda: head, last)] += 1
+    always[block("head", head, last)] += 1
     return Blocks(modules, always, edges, adjacent(EDGES))
