@@ -20,8 +20,8 @@ from hwnas.drawing import Axis, axis, quantity, text
 NUM_COMPARED = 1000
 """Random networks that a comparison ranks."""
 
-MOST_LISTED = 10
-"""Operations and networks where devices disagree most that are listed."""
+NUM_FURTHEST = 3
+"""Operations that differ most from the typical ratio and are named."""
 
 
 @dataclass(frozen=True)
@@ -218,17 +218,18 @@ def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list
             first, second = a.operations[name]["median_ms"], b.operations[name]["median_ms"]
             lines.append(f"{name:{width}}  {first:8.4f}  {second:8.4f}  {ratios[name]:6.2f}")
         typical = float(np.median(list(ratios.values())))
-        far = sorted(ratios, key=lambda name: -abs(np.log(ratios[name] / typical)))[:MOST_LISTED]
+        far = sorted(ratios, key=lambda name: -abs(np.log(ratios[name] / typical)))[:NUM_FURTHEST]
         lines.append(
-            f"half of the operations are {typical:.2f} times as slow on b; furthest from that: "
-            + ", ".join(f"{name} ({ratios[name] / typical:.2f})" for name in far[:3])
+            f"an operation typically takes {typical:.2f} times as long on b; furthest from that: "
+            + ", ".join(f"{name} ({ratios[name] / typical:.2f})" for name in far)
         )
     genotypes = space.sample(np.random.default_rng(seed), NUM_COMPARED)
     for metric in metrics:
         first, second = a.predict(space, metric, genotypes), b.predict(space, metric, genotypes)
+        agree, ratio = spearmanr(first, second).statistic, np.median(second / np.maximum(first, 1e-12))
         lines.append(
-            f"{metric} of {len(genotypes):,} random networks: "
-            f"Spearman {spearmanr(first, second).statistic:.3f}, median ratio b / a {np.median(second / np.maximum(first, 1e-12)):.2f}"
+            f"{metric} of {len(genotypes):,} random networks: Spearman {agree:.3f}, "
+            f"typically {ratio:.2f} times as much on b"
         )
         lines += _disagreements(metric, first, second, [space.to_str(genotype) for genotype in genotypes])
     return lines

@@ -42,6 +42,11 @@ def variation(figures: list[float]) -> float:
     return float((high - low) / 1.349 / middle)
 
 
+def settled(figures: list[float]) -> float:
+    """The lower quartile of timings: other programs only ever add to them."""
+    return float(np.percentile(figures, 25))
+
+
 def time_rounds(
     timers: dict[str, Timer],
     rounds: int,

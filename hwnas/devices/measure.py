@@ -386,20 +386,20 @@ def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profil
     for metric in ("latency_ms", "energy_mj"):
         if metric not in content:
             continue
-        median = {name: float(np.median(figures)) for name, figures in content[metric].items()}
-        y = np.array([median[model["name"]] for model in networks])
+        least = {name: board.settled(figures) for name, figures in content[metric].items()}
+        y = np.array([least[model["name"]] for model in networks])
         rows = np.flatnonzero(space.is_connected(G))[:fitted] if live else np.arange(fitted)
         rows = rows[rows < fitted]
         if len(rows) < FEWEST // 2:
             raise ValueError(f"{len(rows)} networks are too few to fit; set networks to more")
-        alone = np.array([median[name] for name in blocks.modules])
+        alone = np.array([least[name] for name in blocks.modules])
         seen = space.live(G[rows]) if live else G[rows]
         weights, costs[metric] = in_network(space, blocks, alone, seen, y[rows])
         measured[metric] = y.tolist()
         unit = metric.rpartition("_")[2]
         for name, weight in zip(blocks.modules, weights.tolist(), strict=True):
-            low, high = np.percentile(content[metric][name], [25, 75])
-            row = {f"median_{unit}": median[name], f"iqr_{unit}": float(high - low)}
+            low, middle, high = np.percentile(content[metric][name], [25, 50, 75])
+            row = {f"median_{unit}": float(middle), f"iqr_{unit}": float(high - low)}
             operations[name].update(row, **{f"network_{unit}": weight})
     for name, row in operations.items():
         spread = board.variation(content["latency_ms"][name])

@@ -55,7 +55,7 @@ class Networks:
     Attributes:
         archs: In the space's text form.
         fitted: The first so many were seen by the fit.
-        measured: Per metric, a figure per network.
+        measured: Per metric, a figure per network; of timings the lower quartile of the rounds.
         predicted: Per metric, a figure per network.
     """
 
