@@ -89,6 +89,7 @@ def _run(command: str, arguments: list[str]) -> int:
             from hwnas.profile import arguments as prepared
 
             arguments = prepared(arguments)
+        arguments = config.sweep.sweep_arguments(command, arguments)
     except (ValueError, OSError) as error:
         print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
         return 1

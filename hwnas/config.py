@@ -17,6 +17,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hwnas import sweep
+
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
 MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
 RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
@@ -236,18 +238,25 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     )
 
     def job(cfg: DictConfig) -> Any:
+        folder, swept = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            return main(cfg)
-        except expected as error:
+            return sweep.once(main, cfg, folder) if swept else main(cfg)
+        except (Exception, KeyboardInterrupt) as error:
+            if not (swept or isinstance(error, expected)):
+                raise
             logging.getLogger("hwnas").error(explain(error, config_name, arguments), exc_info=error)
-            # In a sweep Hydra collects the failures of its jobs; a single run ends here.
-            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
+            if swept and isinstance(error, Exception):  # the others go on, the end says which failed
+                sweep.failed(folder, explain(error, config_name, arguments))
+            if full or swept:
                 raise
             _say(error, config_name, arguments)
             raise SystemExit(1) from None
 
+    folder = sweep.sweep_folder(arguments)
+    before = None if folder is None else sweep.Jobs.read(folder)
     argv = sys.argv
     sys.argv = [f"hwnas {config_name}", *arguments]
+    code = 0
     try:
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
     except BrokenPipeError:
@@ -255,11 +264,14 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     except expected as error:
         if full:
             raise
-        _say(error, config_name, arguments)
-        return 1
+        if folder is None or not sweep.Jobs.read(folder).failed or isinstance(error, KeyboardInterrupt):
+            _say(error, config_name, arguments)
+        code = 1
     finally:
         sys.argv = argv
-    return 0
+        if folder is not None and before is not None and folder.is_dir():
+            code = max(code, sweep.summarise(folder, before))
+    return code
 
 
 def _say(error: BaseException, config_name: str, arguments: Sequence[str]) -> None:

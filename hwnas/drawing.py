@@ -24,6 +24,7 @@ NAMES = {
     "flops": "multiply-adds",
     "params": "parameters",
     "relative_cost": "relative cost, worst device",
+    "hypervolume_ratio": "share of the true hypervolume",
 }
 SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -245,35 +246,41 @@ def scatter(
     quality, cost = (objective.metric for objective in objectives)
 
     def place(metrics: Mapping[str, float]) -> tuple[float, float]:
-        return x.at(metrics[cost]), _from_top(y.at(metrics[quality]))
+        return x.at(metrics[cost]), from_top(y.at(metrics[quality]))
 
     beyond = [
         not (x.low <= metrics[cost] <= x.high and y.low <= metrics[quality] <= y.high) for metrics in points
     ]
 
-    def steps(networks: Sequence[Mapping[str, float]]) -> str:
+    def line(networks: Sequence[Mapping[str, float]]) -> str:
         joined = front([Trial((index,), metrics, 0) for index, metrics in enumerate(networks)], objectives)
-        if not joined:
-            return ""
-        (start_x, start_y), *rest = [place(trial.metrics) for trial in joined]
-        return f"M{start_x} {start_y}" + "".join(f"H{a}V{b}" for a, b in rest) + "H100"
+        return steps([place(trial.metrics) for trial in joined])
 
     shaded, lines = [], []
     for limit in limits:
         if limit.metric not in (quality, cost):
             continue
         vertical = limit.metric == cost
-        at = x.at(limit.bound) if vertical else _from_top(y.at(limit.bound))
+        at = x.at(limit.bound) if vertical else from_top(y.at(limit.bound))
         after = vertical == (limit.goal == "min")  # y points down: a lower bound excludes what is below it
         begin, size = (at, round(100 - at, 2)) if after else (0.0, at)
         shaded.append((begin, 0.0, size, 100.0) if vertical else (0.0, begin, 100.0, size))
         if 0 < at < 100:
             lines.append((vertical, at, f"limit {text(limit.metric, limit.bound, exact=True)}"))
     places = [place(metrics) for metrics in points]
-    return Scatter(x, y, places, beyond, steps(optimal), steps(true_front), shaded, lines)
+    return Scatter(x, y, places, beyond, line(optimal), line(true_front), shaded, lines)
 
 
-def _from_top(percent: float) -> float:
+def steps(places: Sequence[tuple[float, float]]) -> str:
+    """The line of a front through its networks' places, cheapest first, as SVG path data."""
+    if not places:
+        return ""
+    (x, y), *rest = places
+    return f"M{x} {y}" + "".join(f"H{a}V{b}" for a, b in rest) + "H100"
+
+
+def from_top(percent: float) -> float:
+    """A height in percent as SVG counts it, from the top."""
     return round(100 - percent, 2)
 
 
@@ -313,7 +320,7 @@ def line_chart(
     known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
     x = axis(horizontal, xs)
     y = axis(metric, [b for _, b in known], num_ticks=5)
-    places = [(x.at(a), _from_top(y.at(b))) for a, b in known]
+    places = [(x.at(a), from_top(y.at(b))) for a, b in known]
     path = "M" + "L".join(f"{a} {b}" for a, b in places)
     return LineChart(title, x, y, path, places[-1], text(metric, known[-1][1]))
 

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hwnas import sweep_report
 from hwnas.config import build, choices, explain
 from hwnas.core import (
     Genotype,
@@ -104,7 +105,22 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
     """
-    run = read_run(folder, result)
+    return _write(folder, "report.html.j2", page(read_run(folder, result)))
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Draw the page of a sweep; returns the path of its report.html.
+
+    Args:
+        folder: The sweep's folder, with a folder per run.
+
+    Raises:
+        ValueError: No search has finished in it yet, or a file is corrupt; says which.
+    """
+    return _write(folder, "sweep.html.j2", sweep_report.page(folder))
+
+
+def _write(folder: Path, template: str, values: Mapping[str, Any]) -> Path:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -114,22 +130,27 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     )
     path = folder / "report.html"
     partial = path.with_suffix(".tmp")
-    partial.write_text(templates.get_template("report.html.j2").render(page(run)), encoding="utf-8")
+    partial.write_text(templates.get_template(template).render(values), encoding="utf-8")
     os.replace(partial, path)
     return path
 
 
 def command(arguments: list[str]) -> int:
     """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
-    parser = argparse.ArgumentParser(prog="hwnas report", description="Draw the page of a run again.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="folder of a search")
+    parser = argparse.ArgumentParser(
+        prog="hwnas report", description="Draw the page of a run, or of all runs of a sweep."
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="folder", help="folder of a search or a sweep"
+    )
     try:
         given = parser.parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        for folder in given.folders:
-            print(write_report(folder.expanduser()))
+        for folder in map(Path.expanduser, given.folders):
+            sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
+            print(write_sweep_report(folder) if sweep else write_report(folder))
     except (ValueError, OSError) as error:
         print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
         return 1

@@ -221,7 +221,8 @@ def main(cfg: DictConfig) -> float | None:
             "objectives": [{"metric": o.metric, "goal": o.goal} for o in objectives],
             "limits": {limit.metric: limit.bound for limit in limits},
         }
-        write_json(folder / PLAN, plan)
+        if not (folder / PLAN).is_file():
+            write_json(folder / PLAN, plan)
         # Offline logs of jobs in one process must end up in runs of their own: finish() whatever happens.
         tracker = Tracker(
             folder,

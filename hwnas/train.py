@@ -18,6 +18,9 @@ from hwnas.core import Genotype, Interrupted, SearchSpace, whole_number
 from hwnas.display import Display
 from hwnas.store import read_result
 
+SIZES = ("channels", "num_cells", "variant")
+"""Settings of spaces that a network is rebuilt from; spaces have some of them."""
+
 
 def train_network(
     space: Any, genotype: Genotype, dataset: Any, recipe: Any, *, seed: int, folder: Path, display: Display
@@ -60,8 +63,7 @@ def train_network(
         "genotype": list(genotype),
         "search_space": space.name,
         "dataset": dataset.name,
-        "channels": space.channels,
-        "num_cells": space.num_cells,
+        **{name: getattr(space, name) for name in SIZES if hasattr(space, name)},
         "image_shape": list(space.image_shape),
         "num_classes": space.num_classes,
     }
@@ -228,7 +230,7 @@ def architecture(space: SearchSpace, text: str) -> Genotype:
     """
     if text in space.presets:
         return space.from_str(space.presets[text])
-    if space.presets and re.fullmatch(r"[\w-]+", text):
+    if space.presets and re.fullmatch(r"\w+(-\w+)?", text):  # texts of 22 blocks have more dashes
         raise ValueError(
             f"arch={text} is no published architecture of the {space.name} space"
             f"{suggestion(text, list(space.presets))}"

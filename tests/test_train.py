@@ -23,6 +23,7 @@ from PIL import Image
 from hwnas.__main__ import main
 from hwnas.models.classifier import Classifier
 from hwnas.spaces.darts import PRESETS, Darts
+from hwnas.spaces.fbnet import FBNet
 
 TINY = [
     *("search_space=darts", "search_space.channels=4", "search_space.num_cells=3", "logger=csv"),
@@ -156,6 +157,18 @@ def test_a_training_of_a_search_resumes_without_the_search(folder: Path) -> None
     network = json.loads((folder / "it" / "network" / "architecture.json").read_text())
     assert (network["channels"], network["num_cells"], network["epochs"]) == (6, 3, 2)
     assert Darts().from_str(network["arch"]) == Darts().from_str(PRESETS["evnas_c"])
+
+
+@pytest.mark.parametrize("arch", ["fbnet_c", "-".join(["k3_e1_g2", "skip"] * 11)])
+def test_fbnet_by_name_and_by_its_blocks(folder: Path, arch: str) -> None:
+    small = ("search_space=fbnet", "search_space.channels=4", "logger=csv", "trainer.epochs=1")
+    run(*small, f"arch={arch}", "trainer.batch_size=400", "hydra.run.dir=it")
+    network = json.loads((folder / "it" / "network" / "architecture.json").read_text())
+    assert (network["channels"], network["variant"], network["image_shape"]) == (4, "cifar100", [1, 8, 8])
+    space = FBNet(network["variant"], network["channels"], image_shape=(1, 8, 8), num_classes=10)
+    assert space.from_str(network["arch"]) == space.from_str(space.presets.get(arch, arch))
+    rebuilt = space.network(tuple(network["genotype"]))
+    rebuilt.load_state_dict(weights(folder / "it"))
 
 
 @pytest.mark.parametrize(

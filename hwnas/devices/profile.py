@@ -402,7 +402,9 @@ def _additive(space: SearchSpace, weights: FloatArray, floor: float) -> Additive
 def network_shape(space: Any, batch_size: int) -> dict[str, Any]:
     """What the latency of a space's networks depends on, besides the architecture and the machine."""
     settings = {
-        name: getattr(space, name) for name in ("channels", "num_cells", "stem") if hasattr(space, name)
+        name: getattr(space, name)
+        for name in ("channels", "num_cells", "stem", "variant")
+        if hasattr(space, name)
     }
     return {
         **settings,
