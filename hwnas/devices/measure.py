@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -395,6 +396,9 @@ def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profil
         alone = np.array([least[name] for name in blocks.modules])
         seen = space.live(G[rows]) if live else G[rows]
         weights, costs[metric] = in_network(space, blocks, alone, seen, y[rows])
+        if live and not space.is_connected(G).all():
+            nothing = float(np.median(y[~space.is_connected(G)]))
+            costs[metric] = dataclasses.replace(costs[metric], floor=nothing)
         measured[metric] = y.tolist()
         unit = metric.rpartition("_")[2]
         for name, weight in zip(blocks.modules, weights.tolist(), strict=True):
@@ -480,7 +484,7 @@ def in_network(
         float(solved[0] * y.mean() + always @ weights),
         (edges @ weights).tolist(),
         {pair: values.tolist() for pair, values in added.items()},
-        floor=float(y.min()),
+        floor=float(y.min()) / 2,
     )
     return weights, cost
 
