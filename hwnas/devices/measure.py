@@ -365,6 +365,8 @@ def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profil
     Raises:
         ValueError: Measurements of another space or other networks.
     """
+    import torch
+
     require_blocks(space)
     plan, origin, settings = content["plan"], dict(content["origin"]), content["settings"]
     shape = network_shape(space, plan["network"].get("batch_size", 1))
@@ -373,7 +375,8 @@ def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profil
             f"measurements of {plan['space']} networks {plan['network']} do not fit "
             f"search_space={space.name} with {shape}"
         )
-    blocks: Blocks = space.blocks()
+    with torch.random.fork_rng(devices=[]):
+        blocks: Blocks = space.blocks()
     inputs = {model["name"]: model["input"] for model in plan["models"] if "genotype" not in model}
     if set(inputs) != set(blocks.modules):
         raise ValueError(f"measurements of other blocks than those of this version's {space.name} space")

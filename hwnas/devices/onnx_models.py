@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -65,13 +66,30 @@ def _kernels(proto: Any) -> list[Any]:
     return [tensor for tensor in proto.graph.initializer if len(tensor.dims) >= 2]
 
 
+def _channel_shuffle(graph: Any, x: Any, groups: Any) -> Any:
+    """`torch.channel_shuffle` in ONNX, for which torch's exporter has no form."""
+    import torch
+
+    batch, channels, height, width = x.type().sizes()
+    num = int(groups.node().t("value"))
+
+    def constant(*values: int) -> Any:
+        return graph.op("Constant", value_t=torch.tensor(values))
+
+    split = graph.op("Reshape", x, constant(batch, num, channels // num, height, width))
+    mixed = graph.op("Transpose", split, perm_i=[0, 2, 1, 3, 4])
+    return graph.op("Reshape", mixed, constant(batch, channels, height, width))
+
+
 def _exported(name: str, module: nn.Module, shape: Sequence[int]) -> bytes:
     import torch
 
     stream = io.BytesIO()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        # On an error the exporter prints the whole graph.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")  # of the exporter's own code
+            torch.onnx.register_custom_op_symbolic("aten::channel_shuffle", _channel_shuffle, OPSET)
             torch.onnx.export(
                 module.eval(),
                 (torch.zeros(*shape),),

@@ -189,11 +189,11 @@ class ProfileDevice(Evaluator):
     """
 
     def __init__(self, space: SearchSpace, profile: Profile, source: Path, *, metric: str) -> None:
-        profile.check_space(space, source)
         if metric not in profile.costs:
             raise ValueError(
                 f"no {metric} of device {profile.device} in {source}{suggestion(metric, list(profile.costs))}"
             )
+        profile.check_space(space, source)
         self.name = profile.device
         self.exhaustive = True
         names = [metric, *(other for other in profile.costs if other != metric)]

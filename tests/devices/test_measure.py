@@ -30,7 +30,7 @@ TINY = NasBench201(4, 1, image_shape=(1, 8, 8))
 SPACES = [
     TINY,
     Darts(4, 3, image_shape=(3, 8, 8)),
-    Darts(4, 6, image_shape=(3, 64, 64), stem="imagenet"),
+    Darts(4, 3, image_shape=(3, 64, 64), stem="imagenet"),
     FBNet(variant="cifar100", channels=4, image_shape=(3, 32, 32), num_classes=10),
 ]
 
@@ -165,9 +165,12 @@ def test_energy_is_measured_where_there_is_a_counter(tmp_path: Path, monkeypatch
     for name, value in (("name", "package-0"), ("energy_uj", "0"), ("max_energy_range_uj", str(10**12))):
         (folder / name).write_text(value)
 
-    class Ticking(Rapl):  # the files of a machine that takes 5 mJ between two readings
+    rng = np.random.default_rng(0)
+
+    class Ticking(Rapl):  # the files of a machine that takes some energy between two readings
         def read(self) -> float:
-            (folder / "energy_uj").write_text(str(int((folder / "energy_uj").read_text()) + 5000))
+            used = int((folder / "energy_uj").read_text()) + int(rng.integers(5000, 9000))
+            (folder / "energy_uj").write_text(str(used))
             return super().read()
 
     monkeypatch.setattr(measure, "counter", lambda provider: Ticking(tmp_path))
