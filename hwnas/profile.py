@@ -100,7 +100,7 @@ def _keep(cfg: DictConfig, profile: Profile, display: Display) -> None:
     profile.save(path)
     display.say(profile.summary())
     display.say(f"profile: {path}")
-    display.say(f"next: hwnas profile show {path}, hwnas search device=profile device.path={path}")
+    display.say(f"next: hwnas search device=profile device.path={path}; hwnas profile show {path}")
 
 
 def _settings(cfg: DictConfig) -> Any:
