@@ -45,7 +45,7 @@ def test_fit_and_use(run_hwnas, tmp_path: Path) -> None:
         (["fit", "device.path=mine.csv", "fraction=2"], "fraction must be a number in 0..1, not 2"),
         (["fit", "device.path=mine.csv", "fraction=0.01"], "20 of each are needed"),
         (["fit", "device=flops"], "device=flops has no table of measured networks to fit to"),
-        (["measrue"], "action=measrue is not known; did you mean measure?"),
+        (["measrue"], "action=measrue is not known; did you mean measure or compare?"),
         (["show"], "hwnas profile show needs path=<file>"),
         (["compare", "mine.csv"], "hwnas profile compare needs b=<file>"),
         (["import"], "hwnas profile import needs path=<file>"),
