@@ -291,6 +291,9 @@ def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
     }
 
 
+MOST_SHOWN = 200
+"""Networks of a fit's check that a profile keeps, to be drawn."""
+
 PENALTIES = (1e-6, 0.1, 1.0, 10.0, 100.0, np.inf)
 """Ridge penalties of the pairs that a fit tries; infinite: no pairs."""
 
@@ -337,7 +340,7 @@ def fit(
             "20 of each are needed"
         )
     features, num_plain = _features(space, G), 1 + int(np.prod(space.alpha_shape))
-    costs, check = {}, {}
+    costs, check, shown = {}, {}, unseen[:MOST_SHOWN]
     for metric, values in columns.items():
         y = values[known]
         if np.ptp(y[unseen]) == 0 or np.ptp(y[seen]) == 0:
@@ -353,6 +356,12 @@ def fit(
         origin={**origin, "fitted_to": len(seen), "fraction": fraction, "seed": seed},
         costs=costs,
         check=check,
+        networks=Networks(
+            archs=[space.to_str(tuple(row)) for row in G[shown].tolist()],
+            fitted=0,
+            measured={metric: values[known][shown].tolist() for metric, values in columns.items()},
+            predicted={metric: cost(G[shown]).tolist() for metric, cost in costs.items()},
+        ),
     )
 
 

@@ -45,7 +45,8 @@ def test_two_hundred_networks(device: str, spearman: float, error: float) -> Non
     mean, spread = np.mean(found, axis=0), np.std(found, axis=0)
     print(
         f"\n{device}: Spearman {mean[0]:.3f} +- {spread[0]:.3f}, "
-        f"median error {mean[1]:.1%} +- {spread[1]:.1%}, mean error of connected cells {mean[2]:.1%} +- {spread[2]:.1%}"
+        f"median error {mean[1]:.1%} +- {spread[1]:.1%}, "
+        f"mean error of connected cells {mean[2]:.1%} +- {spread[2]:.1%}"
     )
     assert mean[0] > spearman
     assert mean[1] < error
