@@ -85,8 +85,10 @@ def _run(command: str, arguments: list[str]) -> int:
         arguments = config.device_arguments(arguments)
         if command == "train":
             arguments = config.train_arguments(arguments)
-        if command == "profile" and arguments and re.fullmatch(r"\w+", arguments[0]):
-            arguments = [f"action={arguments[0]}", *arguments[1:]]
+        if command == "profile":
+            from hwnas.profile import arguments as prepared
+
+            arguments = prepared(arguments)
         arguments = config.sweep.sweep_arguments(command, arguments)
     except (ValueError, OSError) as error:
         print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)

@@ -366,15 +366,15 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         os.chdir(cwd)  # relative paths of the run mean what they meant
     elif "store" in config and not Path(str(OmegaConf.select(config, "store.dir"))).is_absolute():
         print("warning: the run's working folder is gone; its store is looked for here", file=sys.stderr)
-    quoted = _quoted(str(folder))
+    run_dir = quoted(str(folder))
     return [
         f"--config-path={folder / '.hydra'}",
         "--config-name=config",
         f"--config-dir={conf_folder()}",  # where the logging of jobs is configured
         "hydra/job_logging=hwnas",
         "hydra.output_subdir=null",  # what is stored there stays
-        f"hydra.run.dir={quoted}",
-        f"resume={quoted}",
+        f"hydra.run.dir={run_dir}",
+        f"resume={run_dir}",
     ]
 
 
@@ -416,7 +416,7 @@ def _device_file(path: str) -> tuple[str, str]:
     except ValueError as error:
         known = sorted(option.stem for option in (conf_folder() / "device").glob("*.yaml"))
         raise ValueError(f"device={path}: {error}{suggestion(Path(path).stem, known)}") from None
-    return FILES[Path(path).suffix], _quoted(path)
+    return FILES[Path(path).suffix], quoted(path)
 
 
 def _members(devices: Sequence[str]) -> list[str]:
@@ -446,7 +446,7 @@ def train_arguments(arguments: list[str]) -> list[str]:
         ValueError: `run=` names no run.
     """
     prepared = [
-        f"arch={_quoted(argument.removeprefix('arch='))}"
+        f"arch={quoted(argument.removeprefix('arch='))}"
         if argument.startswith("arch=") and argument[5:6] not in ("'", '"') and argument != "arch=null"
         else argument
         for argument in arguments
@@ -493,7 +493,7 @@ def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
         cfg[group] = tree
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Text as one value in Hydra's grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

@@ -380,6 +380,17 @@ class SearchSpace(ABC):
         """The `static_metrics` that are sums over operations."""
         return {}
 
+    def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes (n, edges) as a compiler leaves them, which drops what no path from input to output uses.
+
+        Here every edge is used.
+        """
+        return np.array(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
+
+    def is_connected(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Whether a path leads from input to output, shape (n,); here always."""
+        return np.ones(len(genotypes), dtype=bool)
+
     @abstractmethod
     def restrict(self, keep: Sequence[Sequence[int]]) -> SearchSpace:
         """The sub-space with only the operations `keep[edge]` on each edge."""

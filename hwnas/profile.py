@@ -2,38 +2,149 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from hwnas.config import build, suggestion
+from hwnas.config import build, find_file, quoted, suggestion
 from hwnas.core import Evaluator, SearchSpace, whole_number
-from hwnas.devices.profile import fit, network_shape
+from hwnas.devices.profile import Profile, fit, network_shape
 from hwnas.devices.table import CostTable
 
-ACTIONS = ("fit",)
+if TYPE_CHECKING:
+    from hwnas.display import Display
+
+ACTIONS = ("measure", "fit", "show", "compare", "export", "import")
+FILES = {"show": ("path",), "compare": ("a", "b"), "import": ("path",)}
+"""Settings that name files which exist; an action that has them also takes the files alone."""
+
+
+def arguments(given: list[str]) -> list[str]:
+    """Hydra's arguments for `hwnas profile <action> [file ...]`; the files tell the search space.
+
+    Raises:
+        ValueError: A file that is missing or holds no JSON.
+    """
+    if not given or not re.fullmatch(r"\w+", given[0]):
+        return given
+    action, rest = given[0], given[1:]
+    names = list(FILES.get(action, ()))
+    prepared = [f"action={action}"]
+    for argument in rest:
+        alone = names and "=" not in argument and not argument.startswith("-")
+        prepared.append(f"{names.pop(0)}={quoted(argument)}" if alone else argument)
+    settings = dict(argument.split("=", 1) for argument in prepared if "=" in argument)
+    file = next((settings[name].strip("'\"") for name in FILES.get(action, ()) if name in settings), None)
+    if file and "search_space" not in settings:
+        space = _space_of(find_file(file))
+        prepared += [f"search_space={space}"] if space else []
+    return prepared
+
+
+def _space_of(file: Path) -> str | None:
+    """Name of the space of a profile or of measurements, if the file tells it."""
+    try:
+        content = json.loads(file.read_text())
+        content = content.get("plan", content)
+        return content["space"] if re.fullmatch(r"\w+", content["space"]) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # what is wrong is said where the file is read
 
 
 def main(cfg: DictConfig) -> None:
-    """The command: fit a profile to the device's table, write it, say how well it predicts.
+    """The command: what the action asks for.
 
     Raises:
-        ValueError: An unknown action, a device without a table, or too few networks.
+        ValueError: An unknown action, a file that is missing or wrong, or settings that do not fit.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     from hwnas.display import Display
 
     display = Display()
     if cfg.action not in ACTIONS:
         raise ValueError(f"action={cfg.action} is not known{suggestion(str(cfg.action), ACTIONS)}")
-    if cfg.to is not None and not isinstance(cfg.to, str):
-        raise ValueError(f"to must be a file, not {cfg.to!r}")
+    for name in ("to", "path", "a", "b"):
+        if cfg[name] is not None and not isinstance(cfg[name], str):
+            raise ValueError(f"{name} must be a file, not {cfg[name]!r}")
+    for name in ("to",) if cfg.action == "export" else FILES.get(cfg.action, ()):
+        if cfg[name] is None:
+            what = "folder" if cfg.action == "export" else "file"
+            raise ValueError(f"hwnas profile {cfg.action} needs {name}=<{what}>")
     dataset = build(cfg.dataset)
     space: SearchSpace = build(
         cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
+    action = {
+        "measure": _measure,
+        "fit": _fit,
+        "show": _show,
+        "compare": _compare,
+        "export": _export,
+        "import": _import,
+    }[cfg.action]
+    action(cfg, space, dataset, display)
+
+
+def _target(cfg: DictConfig, name: str) -> Path:
+    """Where a result is written: `to`, or in the run's folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(cfg.to or Path(HydraConfig.get().runtime.output_dir) / name).expanduser()
+
+
+def _keep(cfg: DictConfig, profile: Profile, display: Display) -> None:
+    path = _target(cfg, "profile.json")
+    profile.save(path)
+    display.say(profile.summary())
+    display.say(f"profile: {path}")
+    display.say(f"next: hwnas search device=profile device.path={path}; hwnas profile show {path}")
+
+
+def _settings(cfg: DictConfig) -> Any:
+    from hwnas.devices.measure import Settings
+
+    names = (
+        *("backend", "provider", "threads", "batch_size"),
+        *("rounds", "networks", "check", "noise", "seed"),
+    )
+    return Settings.checked(**{name: cfg[name] for name in names})
+
+
+def _measure(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
+    from hwnas.devices.measure import measure
+
+    settings = _settings(cfg)
+    _keep(cfg, measure(space, settings, device=cfg.name or "host", say=display.say), display)
+
+
+def _export(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
+    from hwnas.devices.measure import export
+
+    folder = Path(cfg.to).expanduser()
+    number = export(space, _settings(cfg), folder)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    display.say(f"{number} models and measure.py, {size:.1f} MB: {folder}")
+    display.say(
+        "next: copy the folder to the board; there: pip install onnxruntime numpy; python measure.py; "
+        "then here: hwnas profile import measurements.json to=mine.json"
+    )
+
+
+def _import(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
+    from hwnas.devices.measure import profile_of, read_measurements
+
+    path = find_file(cfg.path)
+    content = read_measurements(path)
+    name = cfg.name or content["origin"].get("processor") or path.stem
+    _keep(cfg, profile_of(space, content, device=name), display)
+
+
+def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
     device = build(cfg.device, Evaluator, space=space, dataset=dataset, announce=display.say)
     if not isinstance(device, CostTable):
         chosen = HydraConfig.get().runtime.choices["device"]
@@ -42,14 +153,36 @@ def main(cfg: DictConfig) -> None:
         space,
         device.genotypes,
         device.columns,
-        device=device.name,
+        device=cfg.name or device.name,
         fraction=cfg.fraction,
         seed=whole_number("seed", cfg.seed, least=0),
         network=network_shape(space, 1) if hasattr(space, "network") else {},
         origin={"table": device.source.name, "dataset": dataset.name, "fitted": time.strftime("%Y-%m-%d")},
     )
-    path = Path(cfg.to or Path(HydraConfig.get().runtime.output_dir) / "profile.json").expanduser()
-    profile.save(path)
+    _keep(cfg, profile, display)
+
+
+def _show(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
+    from hwnas.profile_page import table, write_page
+
+    profile = _read(cfg.path, space)
+    for line in table(profile, space):
+        display.say(line)
+    path = write_page(profile, space, _target(cfg, "profile.html"))
     display.say(profile.summary())
-    display.say(f"profile: {path}")
-    display.say(f"next: hwnas search device=profile device.path={path}")
+    display.say(f"page: {path}")
+
+
+def _compare(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
+    from hwnas.profile_page import comparison
+
+    a, b = _read(cfg.a, space), _read(cfg.b, space)
+    for line in comparison(a, b, space, seed=whole_number("seed", cfg.seed, least=0)):
+        display.say(line)
+
+
+def _read(path: str, space: SearchSpace) -> Profile:
+    file = find_file(path)
+    profile = Profile.load(file)
+    profile.check_space(space, file)
+    return profile

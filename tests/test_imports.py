@@ -32,6 +32,7 @@ ROOMS = {
     "report": 5,
     "train": 5,
     "profile": 6,
+    "profile_page": 6,
     "search": 6,
     "__main__": 7,
     "__init__": 0,

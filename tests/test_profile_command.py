@@ -45,6 +45,16 @@ def test_fit_and_use(run_hwnas, tmp_path: Path) -> None:
         (["fit", "device.path=mine.csv", "fraction=2"], "fraction must be a number in 0..1, not 2"),
         (["fit", "device.path=mine.csv", "fraction=0.01"], "20 of each are needed"),
         (["fit", "device=flops"], "device=flops has no table of measured networks to fit to"),
+        (["measrue"], "action=measrue is not known; did you mean measure or compare?"),
+        (["show"], "hwnas profile show needs path=<file>"),
+        (["compare", "mine.csv"], "hwnas profile compare needs b=<file>"),
+        (["import"], "hwnas profile import needs path=<file>"),
+        (["export"], "hwnas profile export needs to=<folder>"),
+        (["show", "mine.csv"], "mine.csv is not a device profile"),
+        (["import", "mine.csv"], "mine.csv holds no measurements"),
+        (["show", "nowhere.json"], "file 'nowhere.json' not found"),
+        (["measure", "backend=tflite"], "backend=tflite is not known; known: torch, onnxruntime"),
+        (["measure", "search_space=toy"], "which the toy space does not list"),
         (["fit"], "device=table needs device.path="),
         (["fit", "device.path=same.csv"], "all networks have the same latency_ms; there is nothing to fit"),
     ],
@@ -57,6 +67,47 @@ def test_wrong_input_gets_one_line(run_hwnas, tmp_path: Path, arguments: list[st
     done = run_hwnas("profile", *arguments, code=1)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+SMALL = ("search_space.channels=4", "search_space.num_cells=1", "dataset=digits")
+
+
+def test_measure_show_and_compare(run_hwnas, tmp_path: Path) -> None:
+    quick = (*SMALL, "rounds=3", "networks=20", "check=5", "noise=10")
+    done = run_hwnas("profile", "measure", *quick, "name=box", "to=a.json")
+    assert "On 5 networks that the profile of box was not fitted to" in done.stdout
+    run_hwnas("profile", "measure", *quick, "seed=1", "to=b.json")
+    shown = run_hwnas("profile", "show", "a.json", "to=a.html").stdout
+    assert "nor_conv_3x3@stage1" in shown
+    page = (tmp_path / "a.html").read_text()
+    assert "box on nasbench201" in page
+    assert page.count('class="unseen"') == 5 + 1  # the networks of the check, and the key
+    assert page.count('class="seen"') == 20 + 1
+    assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded
+    compared = run_hwnas("profile", "compare", "a.json", "b.json").stdout
+    assert "a: box, b: host" in compared
+    assert "latency_ms of 1,000 random networks: Spearman" in compared
+    assert "cheaper on a than expected" in compared
+    written = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "cut.json").write_text((tmp_path / "a.json").read_text()[:-200])
+    assert "cut.json is not a device profile" in run_hwnas("profile", "show", "cut.json", code=1).stderr
+    other = run_hwnas("profile", "show", "a.json", "search_space=darts", code=1).stderr
+    assert "a.json is a profile of the nasbench201 space, not of darts" in other
+    assert written["schema"] == 3
+
+
+def test_a_profile_against_itself_agrees(run_hwnas, tmp_path: Path) -> None:
+    write_csv(tmp_path / "mine.csv")
+    run_hwnas("profile", "fit", "device.path=mine.csv", "fraction=0.5", "to=mine.json")
+    done = run_hwnas("profile", "compare", "mine.json", "mine.json")
+    assert "Spearman 1.000, typically 1.00 times as much on b" in done.stdout
+    assert "edge" in run_hwnas("profile", "show", "mine.json", "to=mine.html").stdout
+
+
+def test_help_names_every_action(run_hwnas) -> None:
+    done = run_hwnas("profile", "--help")
+    for action in ("measure", "fit", "show", "compare", "export", "import"):
+        assert f"hwnas profile {action} " in done.stdout
 
 
 def test_settings_complete_after_the_action(run_hwnas) -> None:

@@ -436,7 +436,7 @@ def check_nasbench201(table: Table) -> str:
         ValueError: What is wrong with it.
     """
     genotypes = _check_cells(table)
-    connected = NasBench201().is_connected(genotypes)  # type: ignore[arg-type]
+    connected = NasBench201().is_connected(genotypes)
     names = table["arch_str"].tolist() if "arch_str" in table else []
     if names != [NasBench201().to_str(tuple(row)) for row in genotypes.tolist()]:
         raise ValueError("arch_str and arch_ops are not the same architectures")

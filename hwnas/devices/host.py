@@ -8,8 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
-from hwnas.devices.profile import SCHEMA_VERSION, Profile, measure, network_shape, processor
+from hwnas.core import Evaluator, Genotype, SearchSpace
+from hwnas.devices.board import processor
+from hwnas.devices.measure import Settings, measure, require_blocks
+from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
+
+NUM_NETWORKS, NUM_CHECK, NOISE = 40, 20, 0.1
+"""Networks that are measured whole for the fit and for its check; when a figure is measured again."""
 
 
 class Host(Evaluator):
@@ -40,17 +45,22 @@ class Host(Evaluator):
         threads: int,
         rounds: int,
     ) -> None:
-        if not hasattr(space, "blocks"):
-            raise ValueError(
-                f"device=host measures blocks of networks, which the {space.name} space does not list; "
-                "search_space=nasbench201 does"
-            )
+        require_blocks(space)
         self.name = "host"
         self.exhaustive = True
         self.metrics = {"latency_ms": "min"}
-        self.batch_size = whole_number("device.batch_size", batch_size)
-        self.threads = whole_number("device.threads", threads)
-        self.rounds = whole_number("device.rounds", rounds, least=3)
+        self.settings = Settings.checked(
+            "device.",
+            backend="torch",
+            provider="cpu",
+            threads=threads,
+            batch_size=batch_size,
+            rounds=rounds,
+            networks=NUM_NETWORKS,
+            check=NUM_CHECK,
+            noise=NOISE,
+            seed=0,
+        )
         self.profile: Profile | None = None
         self._space = space
         self._store_dir = store_dir
@@ -65,9 +75,7 @@ class Host(Evaluator):
                 self.profile = Profile.load(path)
                 verb = "from"
             else:
-                self.profile = measure(
-                    self._space, batch_size=self.batch_size, threads=self.threads, rounds=self.rounds
-                )
+                self.profile = measure(self._space, self.settings, device="host", say=lambda text: None)
                 self.profile.save(path)
                 verb = "measured, kept in"
             self._announce(f"host profile {verb} {path}. {self.profile.summary()}")
@@ -78,13 +86,14 @@ class Host(Evaluator):
         """Where the profile of this machine and these networks is kept."""
         import torch
 
-        key: list[Any] = [SCHEMA_VERSION, self._space.name, network_shape(self._space, self.batch_size)]
-        key += [self.threads, self.rounds, processor(), torch.__version__]
+        settings = self.settings
+        key: list[Any] = [SCHEMA_VERSION, self._space.name, network_shape(self._space, settings.batch_size)]
+        key += [settings.threads, settings.rounds, processor(), torch.__version__]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
         return self._store_dir / "profiles" / f"host-{self._space.name}-{digest}.json"
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted latency per genotype."""
         assert self.profile is not None, "prepare comes first"
-        predicted = self.profile.costs["latency_ms"](genotypes)
+        predicted = self.profile.predict(self._space, "latency_ms", genotypes)
         return [{"latency_ms": value} for value in predicted.tolist()]

@@ -7,22 +7,19 @@ import hashlib
 import itertools
 import json
 import os
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hwnas.config import find_file, suggestion
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, share
 
-if TYPE_CHECKING:
-    from torch import nn
-
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, 3)
+"""Schema versions that are read; 2 had neither networks nor `live`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,23 @@ class Additive:
 
 
 @dataclass(frozen=True)
+class Networks:
+    """Measured whole networks, and what the profile predicts for them.
+
+    Attributes:
+        archs: In the space's text form.
+        fitted: The first so many were seen by the fit.
+        measured: Per metric, a figure per network; of timings the lower quartile of the rounds.
+        predicted: Per metric, a figure per network.
+    """
+
+    archs: list[str]
+    fitted: int
+    measured: dict[str, list[float]]
+    predicted: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
 class Profile:
     """What the networks of a space cost on a device, as sums over operations.
 
@@ -65,8 +79,13 @@ class Profile:
         costs: Per metric, e.g. "latency_ms".
         check: Per metric, predictions against networks that the fit has not seen: "networks", "r2",
             "spearman", "median_error" (relative).
-        operations: Of a measurement: per block "median_ms", "iqr_ms" (interquartile range) and "rounds",
-            measured alone.
+        operations: Of a measurement, per block and measured alone: "median_ms", "iqr_ms" (interquartile
+            range), "variation" (coefficient of variation), "noisy" (above the threshold, measured again and
+            still so), "rounds", "passes" per round, "input" (shape); and "network_ms", what the block adds to
+            a network. Likewise "median_mj" and so on where energy was measured.
+        live: Whether the device leaves out operations whose output nobody uses; a network without a path
+            then costs the least that is ever predicted.
+        networks: Whole networks that were measured, if any.
     """
 
     schema: int
@@ -76,7 +95,18 @@ class Profile:
     origin: dict[str, Any]
     costs: dict[str, Additive]
     check: dict[str, dict[str, float]]
-    operations: dict[str, dict[str, float]] = field(default_factory=dict)
+    operations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    live: bool = False
+    networks: Networks | None = None
+
+    def predict(
+        self, space: SearchSpace, metric: str, genotypes: Sequence[Genotype] | np.ndarray
+    ) -> FloatArray:
+        """Predicted cost per genotype, shape (n,); genotypes as tuples or as an array (n, edges)."""
+        cost = self.costs[metric]
+        if not self.live:
+            return cost(genotypes)
+        return np.where(space.is_connected(genotypes), cost(space.live(genotypes)), cost.floor)
 
     def summary(self) -> str:
         """A sentence on how well it predicts."""
@@ -86,9 +116,23 @@ class Profile:
             for metric, check in self.check.items()
         ]
         number = next(iter(self.check.values()))["networks"]
+        noisy = sum(bool(row.get("noisy")) for row in self.operations.values())
+        marked = f"; {noisy} of {len(self.operations)} operations are noisy" if noisy else ""
         return (
             f"On {number:,} networks that the profile of {self.device} was not fitted to: {'; '.join(parts)}"
+            f"{marked}"
         )
+
+    def check_space(self, space: SearchSpace, source: Path) -> None:
+        """Raise ValueError unless the profile, read from `source`, is one of the space."""
+        if self.space != space.name:
+            raise ValueError(f"{source} is a profile of the {self.space} space, not of {space.name}")
+        for cost in self.costs.values():
+            if tuple(np.shape(cost.edges)) != space.alpha_shape:
+                raise ValueError(
+                    f"{source} has costs of shape {np.shape(cost.edges)}, not {space.alpha_shape} as "
+                    f"{space.name}"
+                )
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, whole or not at all."""
@@ -108,15 +152,25 @@ class Profile:
             content = json.loads(path.read_text())
             if not isinstance(content, dict) or "schema" not in content:
                 raise ValueError("it has no schema")
-            if content["schema"] != SCHEMA_VERSION:
-                raise ValueError(f"schema version {content['schema']}, this hwnas needs {SCHEMA_VERSION}")
+            if content["schema"] not in READABLE:
+                raise ValueError(
+                    f"schema version {content['schema']}, this hwnas reads {' and '.join(map(str, READABLE))}"
+                )
             costs = {metric: Additive(**cost) for metric, cost in content["costs"].items()}
             for cost in costs.values():
                 figures = [cost.base, cost.floor, *itertools.chain(*cost.edges)]
                 figures += itertools.chain(*itertools.chain(*cost.pairs.values()))
                 if not np.isfinite(np.array(figures, dtype=np.float64)).all():
                     raise ValueError("it holds a cost that is no number")
-            return Profile(**{**content, "costs": costs})
+            for name, row in content.get("operations", {}).items():
+                for key in ("median_ms", "median_mj"):
+                    if key in row and not 0 < row[key] < np.inf:
+                        raise ValueError(f"{key} of {name} is {row[key]}; it must be above 0")
+            networks = Networks(**content["networks"]) if content.get("networks") else None
+            for metric, values in networks.measured.items() if networks else ():
+                if not all(0 <= value < np.inf for value in values):
+                    raise ValueError(f"a network has a {metric} that is no cost: {min(values)}")
+            return Profile(**{**content, "schema": SCHEMA_VERSION, "costs": costs, "networks": networks})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a device profile ({error})") from None
 
@@ -135,23 +189,17 @@ class ProfileDevice(Evaluator):
     """
 
     def __init__(self, space: SearchSpace, profile: Profile, source: Path, *, metric: str) -> None:
-        if profile.space != space.name:
-            raise ValueError(f"{source} is a profile of the {profile.space} space, not of {space.name}")
         if metric not in profile.costs:
             raise ValueError(
                 f"no {metric} of device {profile.device} in {source}{suggestion(metric, list(profile.costs))}"
             )
-        for cost in profile.costs.values():
-            if tuple(np.shape(cost.edges)) != space.alpha_shape:
-                raise ValueError(
-                    f"{source} has costs of shape {np.shape(cost.edges)}, not {space.alpha_shape} as "
-                    f"{space.name}"
-                )
+        profile.check_space(space, source)
         self.name = profile.device
         self.exhaustive = True
         names = [metric, *(other for other in profile.costs if other != metric)]
         self.metrics: dict[str, Goal] = {name: "min" for name in names}  # noqa: C420 - the type is narrower
         self.profile = profile
+        self._space = space
         content = json.dumps(dataclasses.asdict(profile), sort_keys=True)
         self._version = hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -160,8 +208,10 @@ class ProfileDevice(Evaluator):
         return self._version
 
     def separable(self, metric: str) -> Sum | None:
-        """Unless pairs of operations count, or the floor does."""
+        """Unless pairs of operations count, or operations that nobody uses do not, or the floor does."""
         cost = self.profile.costs[metric]
+        if self.profile.live and type(self._space).live is not SearchSpace.live:
+            return None
         added = np.asarray(cost.edges, dtype=np.float64)
         if cost.pairs or cost.base + added.min(axis=1).sum() < cost.floor:
             return None
@@ -170,9 +220,10 @@ class ProfileDevice(Evaluator):
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted costs per genotype."""
         G = np.frombuffer(b"".join(map(bytes, genotypes)), dtype=np.uint8)  # half the time of asarray
+        G = G.reshape(len(genotypes), -1)
         rows: list[dict[str, float]] = [{} for _ in genotypes]
         for metric in self.metrics:
-            for row, value in zip(rows, self.profile.costs[metric](G).tolist(), strict=True):
+            for row, value in zip(rows, self.profile.predict(self._space, metric, G).tolist(), strict=True):
                 row[metric] = value
         return rows
 
@@ -203,6 +254,45 @@ def profile_device(
     return device
 
 
+def checked_on(
+    profile: Profile, space: SearchSpace, G: np.ndarray, measured: Mapping[str, Sequence[float]], fitted: int
+) -> Profile:
+    """The profile with measured networks, of which the fit has seen the first `fitted`, and its check."""
+    predicted = {metric: profile.predict(space, metric, G) for metric in measured}
+    return dataclasses.replace(
+        profile,
+        check={
+            metric: agreement(values[fitted:], np.array(measured[metric][fitted:]))
+            for metric, values in predicted.items()
+        },
+        networks=Networks(
+            archs=[space.to_str(tuple(row)) for row in G.tolist()],
+            fitted=fitted,
+            measured={metric: list(values) for metric, values in measured.items()},
+            predicted={metric: values.tolist() for metric, values in predicted.items()},
+        ),
+    )
+
+
+def cross_validated(
+    predict: Callable[[np.ndarray, float], FloatArray], y: FloatArray, penalties: Sequence[float]
+) -> float:
+    """The largest of rising penalties whose cross-validated error (five folds) is near the least.
+
+    Args:
+        predict: From rows to fit to and a penalty to predictions for all rows.
+        y: What is predicted, shape (n,).
+        penalties: To choose from.
+    """
+    rows = np.arange(len(y))
+    errors = np.zeros(len(penalties))
+    for test in (rows[k::5] for k in range(5)):
+        rest = np.setdiff1d(rows, test)
+        errors += [float(((predict(rest, penalty) - y)[test] ** 2).sum()) for penalty in penalties]
+    good = np.flatnonzero(errors <= 1.01 * errors.min() + 1e-8 * ((y - y.mean()) ** 2).sum())
+    return penalties[good[-1]]
+
+
 def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
     """How well predictions agree: "networks", "r2", "spearman", "median_error" (relative, where above 0)."""
     from scipy.stats import spearmanr
@@ -215,6 +305,9 @@ def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
         "median_error": float(np.median(np.abs(residual[actual > 0]) / actual[actual > 0])),
     }
 
+
+MOST_SHOWN = 200
+"""Networks of a fit's check that a profile keeps, to be drawn."""
 
 PENALTIES = (1e-6, 0.1, 1.0, 10.0, 100.0, np.inf)
 """Ridge penalties of the pairs that a fit tries; infinite: no pairs."""
@@ -262,7 +355,7 @@ def fit(
             "20 of each are needed"
         )
     features, num_plain = _features(space, G), 1 + int(np.prod(space.alpha_shape))
-    costs, check = {}, {}
+    costs, check, shown = {}, {}, unseen[:MOST_SHOWN]
     for metric, values in columns.items():
         y = values[known]
         if np.ptp(y[unseen]) == 0 or np.ptp(y[seen]) == 0:
@@ -278,6 +371,12 @@ def fit(
         origin={**origin, "fitted_to": len(seen), "fraction": fraction, "seed": seed},
         costs=costs,
         check=check,
+        networks=Networks(
+            archs=[space.to_str(tuple(row)) for row in G[shown].tolist()],
+            fitted=0,
+            measured={metric: values[known][shown].tolist() for metric, values in columns.items()},
+            predicted={metric: cost(G[shown]).tolist() for metric, cost in costs.items()},
+        ),
     )
 
 
@@ -302,14 +401,8 @@ def _ridge(features: FloatArray, y: FloatArray, rows: np.ndarray, num_plain: int
         weights[: A.shape[1]] = np.linalg.solve(A.T @ A + np.diag(ridge), A.T @ y[rows])
         return weights
 
-    folds = [(np.delete(rows, np.s_[k::5]), rows[k::5]) for k in range(5)]
-    errors = [
-        sum(float(((features[test] @ solve(rest, penalty) - y[test]) ** 2).sum()) for rest, test in folds)
-        for penalty in PENALTIES
-    ]
-    spread = float(((y[rows] - y[rows].mean()) ** 2).sum())
-    good = np.flatnonzero(np.array(errors) <= 1.01 * min(errors) + 1e-8 * spread)
-    return solve(rows, PENALTIES[good[-1]])  # the simplest of those that are as good
+    penalty = cross_validated(lambda seen, p: features[rows] @ solve(rows[seen], p), y[rows], PENALTIES)
+    return solve(rows, penalty)
 
 
 def _additive(space: SearchSpace, weights: FloatArray, floor: float) -> Additive:
@@ -330,134 +423,16 @@ def _additive(space: SearchSpace, weights: FloatArray, floor: float) -> Additive
     return Additive(rounded(weights[:1])[0], edges, pairs, floor)
 
 
-def time_modules(
-    modules: Sequence[tuple[nn.Module, Sequence[int]]], *, batch_size: int, rounds: int, round_ms: float
-) -> FloatArray:
-    """Milliseconds per forward pass, shape (modules, rounds), after a warm-up.
-
-    Every round visits every module, so that a drift of the machine's speed meets all of them alike.
-
-    Args:
-        modules: Modules and their input shapes without the batch; run in evaluation and inference mode.
-        batch_size: Images per pass.
-        rounds: Number of figures per module.
-        round_ms: In a round, a module's pass is repeated until about this long, at least twice.
-    """
-    import torch
-
-    figures = np.empty((len(modules), rounds))
-    with torch.inference_mode():
-        passes = []
-        for module, shape in modules:
-            module.eval()
-            x = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
-            module(x)
-            start = time.perf_counter()
-            for _ in range(3):
-                module(x)
-            once = (time.perf_counter() - start) / 3
-            passes.append((module, x, max(2, round(round_ms / 1e3 / once))))
-        for index in range(rounds):
-            for row, (module, x, repeats) in enumerate(passes):
-                module(x)  # bring its weights back into the caches
-                start = time.perf_counter()
-                for _ in range(repeats):
-                    module(x)
-                figures[row, index] = (time.perf_counter() - start) / repeats
-    return figures * 1e3
-
-
-def measure(
-    space: Any, *, batch_size: int, threads: int, rounds: int, num_networks: int = 24, seed: int = 0
-) -> Profile:
-    """Profile a space's networks on this machine with torch on the CPU.
-
-    Every block is timed alone; half of `num_networks` random whole networks then fit one factor and one
-    constant (in a network an operation meets colder caches), the other half tell the error that is left.
-
-    Args:
-        space: A space with `blocks()` and networks.
-        batch_size: Images per forward pass.
-        threads: Processor threads.
-        rounds: Timing rounds per block; the median counts.
-        num_networks: Whole networks to measure.
-        seed: Seed of their choice.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        genotypes = space.sample(np.random.default_rng(seed), num_networks)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            blocks = space.blocks()
-            networks = [(space.network(genotype), space.image_shape) for genotype in genotypes]
-        figures = time_modules(
-            [*blocks.modules.values(), *networks], batch_size=batch_size, rounds=rounds, round_ms=5
-        )
-    finally:
-        torch.set_num_threads(before)
-    low, middle, high = np.percentile(figures, [25, 50, 75], axis=1)
-    operations = {
-        name: {"median_ms": float(middle[row]), "iqr_ms": float(high[row] - low[row]), "rounds": rounds}
-        for row, name in enumerate(blocks.modules)
-    }
-    measured = middle[len(operations) :]
-
-    def cost(counts: Any) -> float:
-        return sum(number * operations[name]["median_ms"] for name, number in counts.items())
-
-    base = cost(blocks.always)
-    edges = np.array([[cost(counts) for counts in ops] for ops in blocks.edges])
-    G = np.array(genotypes)
-    summed = edges[np.arange(G.shape[1]), G].sum(axis=1) + base
-    seen, unseen = slice(0, None, 2), slice(1, None, 2)
-    scale, offset = np.polyfit(summed[seen], measured[seen], 1, w=1 / measured[seen])  # relative errors
-    return Profile(
-        schema=SCHEMA_VERSION,
-        device="host",
-        space=space.name,
-        network=network_shape(space, batch_size),
-        origin={**host(threads), "scale": float(scale), "offset_ms": float(offset)},
-        costs={"latency_ms": Additive(float(scale * base + offset), (scale * edges).tolist())},
-        check={"latency_ms": agreement(scale * summed[unseen] + offset, measured[unseen])},
-        operations=operations,
-    )
-
-
 def network_shape(space: Any, batch_size: int) -> dict[str, Any]:
     """What the latency of a space's networks depends on, besides the architecture and the machine."""
+    settings = {
+        name: getattr(space, name)
+        for name in ("channels", "num_cells", "stem", "variant")
+        if hasattr(space, name)
+    }
     return {
-        "channels": space.channels,
-        "num_cells": space.num_cells,
+        **settings,
         "image_shape": list(space.image_shape),
         "num_classes": space.num_classes,
         "batch_size": batch_size,
     }
-
-
-def host(threads: int) -> dict[str, Any]:
-    """This machine: processor, threads, versions, time."""
-    import torch
-
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "measured": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -6,8 +6,9 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -243,16 +244,71 @@ def count(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, int]:
     return params, counter.get_total_flops() // 2 + biases
 
 
+class Addition(nn.Module):
+    """What a node costs for each input after its first: keeps (B, C, H, W)."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Twice the input."""
+        return x_BCHW + x_BCHW
+
+
+class Concatenation(nn.Module):
+    """What it costs to lay tensors side by side: (B, C, H, W) to (B, times * C, H, W)."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The input, `times` times."""
+        return torch.cat([x_BCHW] * self.times, dim=1)
+
+
+class SpatialMean(nn.Module):
+    """Global average pooling: (B, C, H, W) to (B, C)."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The mean over all pixels."""
+        return x_BCHW.mean(dim=(2, 3))
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A space's networks as sums of blocks that a device can be asked for one by one.
 
+    A block's name is its kind and its place, e.g. "nor_conv_3x3@stage1"; blocks of one kind are expected to
+    be faster or slower in a network than alone by a similar factor.
+
     Attributes:
         modules: Module and its input shape (without the batch) per block name.
-        always: How often each block occurs in every network.
+        always: How often each block occurs in every network; less than 0 where edges are charged too much.
         edges: `edges[edge][op]` is how often each block occurs when `op` is chosen on `edge`.
+        pairs: Pairs of edges by how they lie to each other. Operations of such a pair may cost more or less
+            together than one by one: what they read is computed once, additions vanish in convolutions.
     """
 
     modules: Mapping[str, tuple[nn.Module, tuple[int, ...]]]
     always: Mapping[str, int]
     edges: Sequence[Sequence[Mapping[str, int]]]
+    pairs: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+
+
+def adjacent(edges: Sequence[tuple[Any, ...]]) -> dict[str, list[tuple[int, int]]]:
+    """Pairs of a cell's edges that meet at a node, as `Blocks.pairs`.
+
+    Args:
+        edges: (cell, source, target) of each; edges of different cells do not meet.
+    """
+    pairs: dict[str, list[tuple[int, int]]] = {"same source": [], "same target": [], "in a row": []}
+    for (a, (*cell_a, source_a, target_a)), (b, (*cell_b, source_b, target_b)) in combinations(
+        enumerate(edges), 2
+    ):
+        if cell_a == cell_b:
+            for kind, meet in (
+                ("same source", source_a == source_b),
+                ("same target", target_a == target_b),
+                ("in a row", target_a == source_b),
+            ):
+                if meet:
+                    pairs[kind].append((a, b))
+    return pairs

@@ -20,7 +20,7 @@ from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hwnas.spaces.blocks import SeparateNetworks
+    from hwnas.spaces.blocks import Blocks, SeparateNetworks
     from hwnas.spaces.darts_networks import DartsNetwork
     from hwnas.spaces.darts_supernet import DartsSupernet
 
@@ -476,6 +476,12 @@ class Darts(SearchSpace):
         if affine:
             raise ValueError("evaluator.affine must be false for search_space=darts, as in all papers")
         return DartsSupernet(self, track_running_stats=track_running_stats)
+
+    def blocks(self) -> Blocks:
+        """What a device has to be asked for: each operation at each place, and how networks add them up."""
+        from hwnas.spaces.darts_networks import measurable_blocks
+
+        return measurable_blocks(self)
 
 
 def _half(size: int) -> int:

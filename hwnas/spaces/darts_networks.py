@@ -5,7 +5,10 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Norm, ReLUConvBN, draw, load
+from hwnas.spaces.blocks import (
+    Addition,
+    Blocks,
+    Concatenation,
+    Norm,
+    ReLUConvBN,
+    SpatialMean,
+    adjacent,
+    draw,
+    load,
+)
 from hwnas.spaces.darts import (
     AVG_POOL,
     CELL_EDGES,
     DIL_3X3,
     DIL_5X5,
+    EDGES,
     MAX_POOL,
     NONE,
     NUM_NODES,
@@ -371,3 +385,60 @@ def initial_weights(space: Darts, seed: int, *, dtype: torch.dtype = torch.float
                     yield f"cells.{index}.{edge}.{OPS[op]}.", operation(op, channels, stride)
 
     return draw(modules, seed, dtype)
+
+
+def measurable_blocks(space: Darts) -> Blocks:
+    """Each operation at each resolution, by stride in reduction cells, and what is the same in every network.
+
+    A block's place is the channels and the side of its input, e.g. "sep_conv_3x3@16x32", with "/2" where it
+    has stride 2. Every node adds its two inputs, every cell lays four nodes side by side: both are charged to
+    every network.
+    """
+    network = DartsNetwork(space, space.sample(np.random.default_rng(0), 1)[0])
+    modules: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+    always: Counter[str] = Counter()
+    edges: list[list[Counter[str]]] = [[Counter() for _ in OPS] for _ in range(2 * len(CELL_EDGES))]
+
+    def block(kind: str, module: Callable[..., Any], shape: tuple[int, ...], stride: int = 1) -> str:
+        size = "x".join(map(str, shape[:2] if shape[1] == shape[2] else shape))
+        name = f"{kind}@{size}{'/2' if stride == 2 else ''}"
+        if name not in modules:
+            modules[name] = (module if isinstance(module, nn.Module) else module()), shape
+        return name
+
+    def half(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], -(-shape[1] // 2), -(-shape[2] // 2))
+
+    C, (_, height, width) = space.channels, space.image_shape
+    before: tuple[int, ...]
+    last: tuple[int, ...]
+    if network.stem_0 is None:
+        stem, before = network.stem, (3 * C, height, width)
+        last = before
+    else:
+        stem = nn.Sequential(network.stem_0, network.stem)
+        last = (C, -(-height // 8), -(-width // 8))
+        before = (C, -(-height // 4), -(-width // 4))
+    always[block("stem", stem, space.image_shape)] += 1
+    cells: list[Any] = list(network.cells)
+    for index, cell in enumerate(cells):
+        reduction = index in space.reductions()
+        C *= 2 if reduction else 1
+        halves = before[1:] != last[1:]
+        always[block(f"preprocess_to_{C}", cell.preprocess_0, before, 2 if halves else 1)] += 1
+        always[block(f"preprocess_to_{C}", cell.preprocess_1, last)] += 1
+        inputs = (C, *last[1:])
+        nodes = half(inputs) if reduction else inputs
+        always[block("add", Addition, nodes)] += NUM_NODES
+        always[block("concatenation", partial(Concatenation, NUM_NODES), nodes)] += 1
+        for edge, (source, _) in enumerate(CELL_EDGES):
+            stride = 2 if reduction and source < 2 else 1
+            shape = inputs if source < 2 else nodes
+            for op in range(1, len(OPS)):
+                if op != SKIP or stride == 2:
+                    name = block(OPS[op], partial(operation, op, C, stride), shape, stride)
+                    edges[edge + len(CELL_EDGES) * reduction][op][name] += 1
+        before, last = last, (NUM_NODES * C, *nodes[1:])
+    head = nn.Sequential(SpatialMean(), network.classifier)
+    always[block("head", head, last)] += 1
+    return Blocks(modules, always, edges, adjacent(EDGES))

@@ -158,4 +158,5 @@ def measurable_blocks(space: FBNet) -> Blocks:
                 modules[block] = operation(op, layer), (layer.in_channels, layer.height, layer.width)
             row.append(Counter({block: 1}))
         edges.append(row)
-    return Blocks(modules, {"stem": 1, "head": 1}, edges)
+    in_a_row = [(layer, layer + 1) for layer in range(len(edges) - 1)]
+    return Blocks(modules, {"stem": 1, "head": 1}, edges, {"in a row": in_a_row})

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
 
@@ -186,11 +187,29 @@ class NasBench201(SearchSpace):
 
         return measurable_blocks(self)
 
-    def is_connected(self, genotypes: Sequence[Genotype]) -> np.ndarray:
-        """Whether a path of operations other than `none` leads from input to output, shape (n,), bool."""
+    def is_connected(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Whether a path of operations other than `none` leads from input to output, shape (n,)."""
         G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
         reached = np.zeros((len(G), 4), dtype=bool)
         reached[:, 0] = True
         for edge, (source, target) in enumerate(EDGES):
             reached[:, target] |= reached[:, source] & (G[:, edge] != NONE)
         return reached[:, 3]
+
+    def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes (n, edges) as a compiler leaves them.
+
+        Edges from which no path leads to the output become `none`. Those that leave a node which nothing
+        reaches become `skip_connect`: their output is a constant, and what remains is to add it.
+        """
+        G = np.array(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
+        before, after = np.zeros((2, len(G), 4), dtype=bool)
+        before[:, 0] = after[:, 3] = True
+        for edge, (source, target) in enumerate(EDGES):  # in the order of their targets
+            before[:, target] |= before[:, source] & (G[:, edge] != NONE)
+        for edge, (source, target) in sorted(enumerate(EDGES), key=lambda item: -item[1][0]):
+            after[:, source] |= after[:, target] & (G[:, edge] != NONE)
+        for edge, (source, target) in enumerate(EDGES):
+            G[~after[:, target], edge] = NONE
+            G[~before[:, source] & (G[:, edge] != NONE), edge] = SKIP
+        return G

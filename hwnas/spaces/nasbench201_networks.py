@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Blocks, BoxMean, ReLUConvBN, ResidualBlock, box_mean
+from hwnas.spaces.blocks import (
+    Addition,
+    Blocks,
+    BoxMean,
+    ReLUConvBN,
+    ResidualBlock,
+    SpatialMean,
+    adjacent,
+    box_mean,
+)
 from hwnas.spaces.nasbench201 import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, OPS, SKIP, NasBench201
 
 
@@ -345,33 +354,36 @@ class NasBench201Population(nn.Module):
         return self.features(x_BCHW)[1]
 
 
-class _Add(nn.Module):
-    """What a node costs for each input after its first."""
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW + x_BCHW
-
-
 def measurable_blocks(space: NasBench201) -> Blocks:
-    """Each operation at each stage, the addition at a node, and the skeleton (stem, reductions, head).
+    """Each operation at each stage, the addition at a node, and what is the same in every network.
 
-    Every edge but a node's first is charged with one addition; that is exact for nodes without `none`.
+    A node of k inputs takes k - 1 additions: every edge but the first is charged with one, and every network
+    with two fewer. That is exact unless a node has no input at all.
     """
     C, N = space.channels, space.num_cells
+    network = NasBench201Network(space, (NONE,) * len(EDGES))
     _, height, width = space.image_shape
+    shapes = [(C << stage, -(-height // 2**stage), -(-width // 2**stage)) for stage in range(3)]
+    head = nn.Sequential(network.last_norm, nn.ReLU(), SpatialMean(), network.classifier)
     modules: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-        "skeleton": (NasBench201Network(space, (NONE,) * len(EDGES)), space.image_shape)
+        "stem": (network.stem, space.image_shape),
+        "head": (head, shapes[2]),
     }
-    for stage in range(3):
-        shape = (C << stage, -(-height // 2**stage), -(-width // 2**stage))
-        modules[f"add@stage{stage + 1}"] = _Add(), shape
-        for op in range(1, len(OPS)):
+    always = {"stem": 1, "head": 1}
+    for stage, shape in enumerate(shapes):
+        modules[f"add@stage{stage + 1}"] = Addition(), shape
+        always[f"add@stage{stage + 1}"] = -2 * N
+        for op in (CONV_1X1, CONV_3X3, AVG_POOL):
             modules[f"{OPS[op]}@stage{stage + 1}"] = operation(op, shape[0]), shape
+        if stage > 0:
+            modules[f"reduction@stage{stage + 1}"] = network.reductions[stage - 1], shapes[stage - 1]
+            always[f"reduction@stage{stage + 1}"] = 1
 
-    def counts(op: int, source: int) -> dict[str, int]:
-        names = [] if op == NONE else [OPS[op]] if source == 0 else [OPS[op], "add"]
+    def counts(op: int, edge: int) -> dict[str, int]:
+        if op == NONE:
+            return {}
+        names = [OPS[op]] * (op != SKIP) + ["add"] * (edge > 0)
         return {f"{name}@stage{stage + 1}": N for name in names for stage in range(3)}
 
-    return Blocks(
-        modules, {"skeleton": 1}, [[counts(op, source) for op in range(len(OPS))] for source, _ in EDGES]
-    )
+    edges = [[counts(op, edge) for op in range(len(OPS))] for edge in range(len(EDGES))]
+    return Blocks(modules, always, edges, adjacent(EDGES))

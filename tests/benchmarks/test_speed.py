@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from hwnas.config import build, conf_folder, data_folder
 from hwnas.core import Evaluator, Genotype, Goal, Objective, SearchSpace
 from hwnas.devices.benchmark import benchmark_device
+from hwnas.devices.profile import Additive
 from hwnas.evaluators.rmi import RMI
 from hwnas.evaluators.table import Table
 from hwnas.models.recipe import Recipe
@@ -270,3 +271,24 @@ def test_costs_of_a_hundred_thousand_fbnet_networks(benchmark) -> None:  # type:
     if benchmark.enabled:
         median = benchmark.stats.stats.median
         print(f"\n100,000 networks: {median:.3f} s, {alone / median:.1f} times as fast as a dictionary")
+
+
+def test_a_profile_of_a_hundred_thousand_fbnet_networks(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """A profile's costs of 100,000 genotypes, against looking operations up one by one."""
+    space = FBNet(variant="cifar100", channels=16, image_shape=(3, 32, 32), num_classes=100)
+    rng = np.random.default_rng(0)
+    cost = Additive(1.0, rng.random(space.alpha_shape).tolist(), {"0,1": rng.random((9, 9)).tolist()})
+    G = np.array(space.sample(rng, 100_000))
+    predicted = benchmark(lambda: cost(G))
+    start = time.perf_counter()
+    plain = [
+        cost.base + sum(cost.edges[e][op] for e, op in enumerate(g)) + cost.pairs["0,1"][g[0]][g[1]]
+        for g in G[:2000].tolist()
+    ]
+    seconds = 50 * (time.perf_counter() - start)
+    assert predicted[:2000] == pytest.approx(plain, rel=1e-12)
+    start = time.perf_counter()
+    cost(G)
+    own = time.perf_counter() - start
+    print(f"\n100,000 fbnet networks: {own:.3f} s, {seconds / own:.0f} times faster than one by one")
+    assert own < seconds / 3

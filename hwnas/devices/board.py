@@ -1,0 +1,317 @@
+"""Time ONNX models with nothing but onnxruntime and numpy (Python 3.8 or newer).
+
+`hwnas profile export` puts this file beside models and their `plan.json`. Copy the folder to a board, then
+
+    pip install onnxruntime numpy
+    python measure.py                    # writes measurements.json; start it again if it was interrupted
+    python measure.py --help             # threads, provider, rounds
+
+and take measurements.json back to `hwnas profile import path=measurements.json to=mine.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+Timer = Callable[[int], float]
+"""Runs so many forward passes and returns the seconds that they took."""
+
+Figures = dict[str, list[float]]
+"""Milliseconds per forward pass, one figure per round, by model."""
+
+ROUND_MS = 5.0
+"""In a round, a model's pass is repeated until about this long, at least once."""
+
+REMEASURED = 2
+"""How often a noisy model is measured anew before it stays marked."""
+
+
+def variation(figures: list[float]) -> float:
+    """Coefficient of variation of timings, from their quartiles: a single outlier does not count."""
+    low, middle, high = np.percentile(figures, [25, 50, 75])
+    return float((high - low) / 1.349 / middle)
+
+
+def settled(figures: list[float]) -> float:
+    """The lower quartile of timings: other programs only ever add to them."""
+    return float(np.percentile(figures, 25))
+
+
+def time_rounds(
+    timers: dict[str, Timer],
+    rounds: int,
+    noise: float,
+    *,
+    save: Callable[[Figures, dict[str, int]], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    known: Figures | None = None,
+) -> tuple[Figures, dict[str, int]]:
+    """Milliseconds per forward pass, `rounds` figures per model, and how many passes a figure is of.
+
+    Every round visits every model, so that a drift of the machine's speed meets all of them alike. Models
+    whose coefficient of variation is above `noise` are measured anew, and keep the less noisy figures.
+
+    Args:
+        timers: By model.
+        rounds: Number of figures per model.
+        noise: Coefficient of variation above which a model counts as noisy.
+        save: Called with all figures and passes after every round.
+        say: Called with a sentence about the progress.
+        known: Figures of an interrupted measurement, which are not taken again.
+    """
+    figures = {name: list((known or {}).get(name, []))[:rounds] for name in timers}
+    passes = {}
+    for name, timer in timers.items():
+        timer(1)  # warm up
+        passes[name] = max(1, round(ROUND_MS / 1e3 / timer(2) * 2))
+    for number in range(rounds):
+        missing = [name for name in timers if len(figures[name]) <= number]
+        for name in missing:
+            figures[name].append(_figure(timers[name], passes[name]))
+        if missing and save:
+            save(figures, passes)
+        if missing and say:
+            say(f"round {number + 1} of {rounds}, {len(missing)} models")
+    for _ in range(REMEASURED):
+        noisy = [name for name in timers if variation(figures[name]) > noise]
+        if not noisy:
+            break
+        if say:
+            say(f"{len(noisy)} models are noisy and are measured again")
+        again: Figures = {name: [] for name in noisy}
+        for _ in range(rounds):
+            for name in noisy:
+                again[name].append(_figure(timers[name], passes[name]))
+        for name in noisy:
+            figures[name] = min(figures[name], again[name], key=variation)
+        if save:
+            save(figures, passes)
+    return figures, passes
+
+
+def _figure(timer: Timer, passes: int) -> float:
+    if passes > 1:
+        timer(1)  # bring its weights back into the caches
+    return timer(passes) / passes * 1e3
+
+
+def onnx_timer(path: str, inputs: list[int], provider: str, threads: int) -> Timer:
+    """The timer of a model.
+
+    Raises:
+        RuntimeError: The provider cannot run the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    image = np.random.RandomState(0).randn(*inputs).astype(np.float32)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        # A network without a path from its input is exported as a constant without an input.
+        feeds = {entry.name: image for entry in session.get_inputs()}
+        session.run(None, feeds)
+    except Exception as error:  # onnxruntime has no common class for its errors
+        raise RuntimeError(str(error).strip().splitlines()[0]) from None
+
+    def timer(passes: int) -> float:
+        start = time.perf_counter()
+        for _ in range(passes):
+            session.run(None, feeds)
+        return time.perf_counter() - start
+
+    return timer
+
+
+def check_provider(provider: str) -> None:
+    """Raise ValueError, with those there are, if onnxruntime has not this execution provider."""
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ValueError(
+            f"provider {provider} is not available in onnxruntime {onnxruntime.__version__}; "
+            f"there are {', '.join(available)}"
+        )
+
+
+def processor() -> str:
+    """The processor's name, and that of the board where the system tells it."""
+    names = []
+    for path, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", None)):
+        try:
+            with open(path, errors="replace") as stream:
+                text = stream.read()
+        except OSError:
+            continue
+        lines = [line.partition(":")[2] for line in text.splitlines() if key and line.startswith(key)]
+        names += [name.strip("\0 \t") for name in (lines[:1] if key else [text])]
+    return ", ".join(dict.fromkeys(names)) or platform.processor() or platform.machine()
+
+
+def clock_mhz() -> int | None:
+    """The first processor's clock frequency in MHz, or None where the system does not tell it."""
+    try:
+        with open("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq") as stream:
+            return round(int(stream.read()) / 1e3)
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/proc/cpuinfo", errors="replace") as stream:
+            for line in stream:
+                if line.startswith("cpu MHz"):
+                    return round(float(line.partition(":")[2]))
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def host(threads: int) -> dict[str, Any]:
+    """This machine: processor, clock, threads, versions, time."""
+    return {
+        "processor": processor(),
+        "clock_mhz": clock_mhz(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "measured": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def write_json(path: str, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = f"{path}.{os.getpid()}.tmp"
+    with open(partial, "w") as stream:
+        json.dump(content, stream)
+    os.replace(partial, path)
+
+
+def measure_folder(
+    folder: str,
+    *,
+    provider: str,
+    threads: int,
+    rounds: int,
+    noise: float,
+    say: Callable[[str], None],
+    resume: str | None = None,
+    energy: Callable[[dict[str, Timer], Figures], Figures | None] | None = None,
+) -> dict[str, Any]:
+    """Time all models of an exported folder; returns what measurements.json holds.
+
+    Args:
+        folder: Has plan.json and the models.
+        provider: onnxruntime's execution provider.
+        threads: Processor threads of a model.
+        rounds: Timing rounds per model.
+        noise: Coefficient of variation above which a model is measured again.
+        say: Called with a sentence about the progress.
+        resume: A file that is written after every round, and read if it is there.
+        energy: Tells the energy of all models in mJ, or None.
+
+    Raises:
+        ValueError: The provider is not there, it cannot run a model (named with its shape), or `resume`
+            holds something else.
+    """
+    import onnxruntime
+
+    check_provider(provider)
+    with open(os.path.join(folder, "plan.json")) as stream:
+        plan = json.load(stream)
+    content = {
+        "schema": SCHEMA_VERSION,
+        "plan": plan,
+        "settings": {"provider": provider, "threads": threads, "rounds": rounds, "noise": noise},
+        "origin": dict(
+            host(threads), backend="onnxruntime", provider=provider, onnxruntime=onnxruntime.__version__
+        ),
+        "complete": False,
+        "latency_ms": {},
+        "passes": {},
+    }
+    known: Figures = {}
+    if resume and os.path.exists(resume):
+        try:
+            with open(resume) as stream:
+                before = json.load(stream)
+            same = before["plan"] == plan and before["settings"] == content["settings"]
+            known = before["latency_ms"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{resume} is not readable; delete it to start anew") from None
+        if not same:
+            raise ValueError(f"{resume} is of other models or settings; delete it to start anew")
+        if before["complete"]:
+            return before
+    timers: dict[str, Timer] = {}
+    for number, model in enumerate(plan["models"]):
+        try:
+            timers[model["name"]] = onnx_timer(
+                os.path.join(folder, model["file"]), model["input"], provider, threads
+            )
+        except RuntimeError as error:
+            shape = "x".join(map(str, model["input"]))
+            raise ValueError(f"{provider} cannot run {model['name']} with input {shape} ({error})") from None
+        if (number + 1) % 20 == 0:
+            say(f"{number + 1} of {len(plan['models'])} models loaded")
+
+    def save(figures: Figures, passes: dict[str, int]) -> None:
+        content.update(latency_ms=figures, passes=passes)
+        if resume:
+            write_json(resume, content)
+
+    save(*time_rounds(timers, rounds, noise, save=save, say=say, known=known))
+    measured = energy(timers, content["latency_ms"]) if energy else None
+    if measured:
+        content["energy_mj"] = measured
+    content["complete"] = True
+    if resume:
+        write_json(resume, content)
+    return content
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Time the models of this folder on this machine.")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads of a model (1)")
+    parser.add_argument("--provider", default="CPUExecutionProvider", help="onnxruntime's execution provider")
+    parser.add_argument("--rounds", type=int, default=10, help="timing rounds per model (10)")
+    parser.add_argument("--noise", type=float, default=0.1, help="variation from which one is measured again")
+    arguments = parser.parse_args()
+    folder = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(folder, "measurements.json")
+    try:
+        if arguments.threads < 1 or arguments.rounds < 3:
+            raise ValueError("--threads must be at least 1, --rounds at least 3")
+        content = measure_folder(
+            folder,
+            provider=arguments.provider,
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            noise=arguments.noise,
+            say=lambda text: print(text, flush=True),
+            resume=path,
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    noisy = [name for name, values in content["latency_ms"].items() if variation(values) > arguments.noise]
+    print(f"{len(content['latency_ms'])} models, {len(noisy)} of them noisy: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

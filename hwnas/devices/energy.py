@@ -1,0 +1,106 @@
+"""Energy counters: Intel RAPL through sysfs, NVIDIA GPUs through NVML. What has none is never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+RAPL_ROOT = Path("/sys/class/powercap")
+
+
+class Rapl:
+    """Energy of all processor packages in mJ, from Intel's running average power limit counters.
+
+    The counters start over at `max_energy_range_uj`; reading at least once per turn (minutes) is enough.
+
+    Args:
+        root: Folder with one folder per counter, "intel-rapl:0" and so on.
+
+    Raises:
+        OSError: A counter cannot be read: on most systems only root may.
+    """
+
+    name = "Intel RAPL, packages"
+
+    def __init__(self, root: Path) -> None:
+        # "intel-rapl:0" is a package, "intel-rapl:0:1" a part of it that is counted there already.
+        self._files = [
+            folder / "energy_uj" for folder in sorted(root.glob("intel-rapl:[0-9]*")) if _whole(folder)
+        ]
+        if not self._files:
+            raise FileNotFoundError(f"{root} has no counter of a processor package")
+        self._range = [int((file.parent / "max_energy_range_uj").read_text()) for file in self._files]
+        self._last = self._raw()
+        self._total = 0
+
+    def _raw(self) -> list[int]:
+        return [int(file.read_text()) for file in self._files]
+
+    def read(self) -> float:
+        """Energy since the object was made, in mJ."""
+        now = self._raw()
+        for index, (value, before) in enumerate(zip(now, self._last, strict=True)):
+            turn = self._range[index] if value < before else 0
+            self._total += value - before + turn
+        self._last = now
+        return self._total / 1e3
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        return folder.name.count(":") == 1 and (folder / "name").read_text().startswith("package")
+    except OSError:
+        return False
+
+
+class Nvml:
+    """Energy of an NVIDIA GPU in mJ since its driver was loaded (Volta or newer).
+
+    Args:
+        index: Which GPU.
+
+    Raises:
+        OSError: No pynvml (extra `energy`), no driver, or a GPU without the counter.
+    """
+
+    name = "NVML, whole GPU"
+
+    def __init__(self, index: int) -> None:
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        except ImportError as error:
+            raise OSError(str(error)) from None
+        except pynvml.NVMLError as error:
+            raise OSError(str(error)) from None
+        self._read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+
+    def read(self) -> float:
+        """The counter, in mJ."""
+        return float(self._read())
+
+
+def counter(provider: str, root: Path = RAPL_ROOT) -> Rapl | Nvml | None:
+    """The energy counter of what a backend runs on, or None where there is none that can be read.
+
+    Args:
+        provider: "cpu", "cuda", or one of onnxruntime's execution providers.
+        root: Where Linux shows RAPL's counters.
+    """
+    try:
+        if provider.lower().startswith(("cuda", "tensorrt")):
+            return Nvml(0)
+        return Rapl(root) if provider in ("cpu", "CPUExecutionProvider") else None
+    except (OSError, ValueError):
+        return None
+
+
+def energy_per_pass(timer: Callable[[int], float], source: Rapl | Nvml, passes: int) -> float:
+    """Energy of a forward pass in mJ, everything that the counter sees included, idle power too."""
+    timer(1)
+    before = source.read()
+    timer(passes)
+    return (source.read() - before) / passes

@@ -1,0 +1,500 @@
+"""Measure a device: every block of a space alone, some whole networks, and what the sum of blocks lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hwnas.config import suggestion
+from hwnas.core import FloatArray, Genotype, positive, whole_number
+from hwnas.devices import board
+from hwnas.devices.energy import counter, energy_per_pass
+from hwnas.devices.profile import (
+    SCHEMA_VERSION,
+    Additive,
+    Profile,
+    checked_on,
+    cross_validated,
+    network_shape,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hwnas.spaces.blocks import Blocks
+
+BACKENDS = ("torch", "onnxruntime")
+TORCH_PROVIDERS = ("cpu", "cuda")
+LEAVES_OUT = ("onnxruntime",)
+"""Backends that leave out operations whose output nobody uses."""
+
+FEWEST = 20
+"""Networks that a fit needs."""
+
+ENERGY_MS, ENERGY_ROUNDS = 100.0, 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a device is measured.
+
+    Attributes:
+        backend: "torch" or "onnxruntime".
+        provider: What runs it: "cpu" or "cuda" of torch, an execution provider of onnxruntime.
+        threads: Processor threads of a network.
+        batch_size: Images per forward pass.
+        rounds: Timing rounds per block and network; the median counts.
+        networks: Random whole networks that the model of networks is fitted to.
+        check: Others that tell how well it predicts.
+        noise: Coefficient of variation above which a figure is measured again, then marked.
+        seed: Of the choice of networks.
+    """
+
+    backend: str
+    provider: str
+    threads: int
+    batch_size: int
+    rounds: int
+    networks: int
+    check: int
+    noise: float
+    seed: int
+
+    @staticmethod
+    def checked(prefix: str = "", **given: Any) -> Settings:
+        """Settings of a user, whose provider may be None, the backend's first.
+
+        Raises:
+            ValueError: An unknown backend or provider of torch, or a number that is too small.
+        """
+        least = {"threads": 1, "batch_size": 1, "rounds": 3, "networks": FEWEST, "check": 5, "seed": 0}
+        for name, smallest in least.items():
+            whole_number(prefix + name, given[name], least=smallest)
+        positive(prefix + "noise", given["noise"])
+        backend, provider = given["backend"], given["provider"]
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend} is not known{suggestion(str(backend), BACKENDS)}")
+        if provider is None:
+            provider = "cpu" if backend == "torch" else "CPUExecutionProvider"
+        if backend == "torch" and provider not in TORCH_PROVIDERS:
+            raise ValueError(f"provider={provider} is none of torch: {', '.join(TORCH_PROVIDERS)}")
+        return Settings(**{**given, "provider": str(provider)})
+
+
+def measure(space: Any, settings: Settings, *, device: str, say: Callable[[str], None]) -> Profile:
+    """Profile a space's networks on this machine.
+
+    Every block is timed alone, and random whole networks beside them, in interleaved rounds. What the sum of
+    blocks lacks (fusion, colder caches, the framework's overhead) is fitted to some of the networks; the
+    others tell the error that is left. Energy is measured where there is a counter.
+
+    Args:
+        space: A space with `blocks()` and networks.
+        settings: What is measured with, and how often.
+        device: Name of the device, kept in the profile.
+        say: Called with sentences about the progress.
+
+    Raises:
+        ValueError: A space without blocks, a backend or provider that is not there, or a block that it
+            cannot run (named with its shape).
+    """
+    start = time.perf_counter()
+    require_blocks(space)
+    content = (_measure_torch if settings.backend == "torch" else _measure_onnx)(space, settings, say)
+    content["origin"]["seconds"] = round(time.perf_counter() - start, 1)
+    return profile_of(space, content, device=device)
+
+
+def require_blocks(space: Any) -> None:
+    """Raise ValueError for a space whose networks are not described by blocks."""
+    if not hasattr(space, "blocks"):
+        raise ValueError(
+            f"devices are measured by blocks of networks, which the {space.name} space does not list; "
+            "search_space=nasbench201 does"
+        )
+
+
+def plan_of(space: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+    """What is to be measured, as JSON, and the modules by name.
+
+    The weights are drawn so that activations neither vanish nor overflow: numbers too small for the usual
+    format would slow processors down.
+    """
+    import torch
+
+    batch_size = settings.batch_size
+    genotypes = distinct_sample(space, settings.networks + settings.check, settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        blocks: Blocks = space.blocks()
+        modules = {name: module for name, (module, _) in blocks.modules.items()}
+        modules.update({f"network {i}": space.network(genotype) for i, genotype in enumerate(genotypes)})
+        for module in modules.values():
+            _draw_weights(module)
+    models: list[dict[str, Any]] = [
+        {"name": name, "input": [batch_size, *shape]} for name, (_, shape) in blocks.modules.items()
+    ]
+    models += [
+        {"name": f"network {i}", "input": [batch_size, *space.image_shape], "genotype": list(genotype)}
+        for i, genotype in enumerate(genotypes)
+    ]
+    plan = {
+        "space": space.name,
+        "network": network_shape(space, batch_size),
+        "fitted": settings.networks,
+        "models": models,
+    }
+    return plan, modules
+
+
+def distinct_sample(space: Any, num: int, seed: int) -> list[Genotype]:
+    """`num` different random architectures; fewer where a small space has no more."""
+    rng = np.random.default_rng(seed)
+    found: dict[Genotype, None] = {}
+    for _ in range(20):
+        found.update(dict.fromkeys(space.sample(rng, num)))
+        if len(found) >= num:
+            break
+    return list(found)[:num]
+
+
+def _draw_weights(module: nn.Module) -> None:
+    import torch
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+
+
+def _measure_torch(space: Any, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+    """What a board's script writes, by torch."""
+    import torch
+
+    cuda = settings.provider == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise ValueError("provider=cuda is not available to torch on this machine; there is cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        plan, modules = plan_of(space, settings)
+        with torch.inference_mode():
+            timers = {
+                model["name"]: _torch_timer(model["name"], modules[model["name"]], model["input"], cuda)
+                for model in plan["models"]
+            }
+            latency, passes = board.time_rounds(timers, settings.rounds, settings.noise, say=say)
+            energy = _energy(timers, latency, settings.provider, say)
+    finally:
+        torch.set_num_threads(before)
+    origin = {**board.host(settings.threads), "backend": "torch", "provider": settings.provider}
+    origin["torch"] = torch.__version__
+    if cuda:
+        origin["gpu"] = torch.cuda.get_device_name()
+    return _content(plan, settings, origin, latency, passes, energy)
+
+
+def _torch_timer(name: str, module: nn.Module, shape: Sequence[int], cuda: bool) -> board.Timer:
+    import torch
+
+    target = torch.device("cuda" if cuda else "cpu")
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(target)
+    module = module.eval().to(target)
+    try:
+        module(x)
+    except RuntimeError as error:
+        size = "x".join(map(str, shape))
+        raise ValueError(
+            f"torch cannot run {name} with input {size} ({str(error).splitlines()[0]})"
+        ) from None
+    return _cuda_timer(module, x) if cuda else _cpu_timer(module, x)
+
+
+def _cpu_timer(module: nn.Module, x: Tensor) -> board.Timer:
+    def timer(passes: int) -> float:
+        start = time.perf_counter()
+        for _ in range(passes):
+            module(x)
+        return time.perf_counter() - start
+
+    return timer
+
+
+def _cuda_timer(module: nn.Module, x: Tensor) -> board.Timer:
+    import torch
+
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def timer(passes: int) -> float:
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(passes):
+            module(x)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return timer
+
+
+def _energy(
+    timers: Mapping[str, board.Timer], latency: board.Figures, provider: str, say: Callable[[str], None]
+) -> board.Figures | None:
+    """Energy per pass in mJ, a figure per round, or None without a counter."""
+    source = counter(provider)
+    if source is None:
+        return None
+    say(f"energy by {source.name}")
+    figures: board.Figures = {name: [] for name in timers}
+    for _ in range(ENERGY_ROUNDS):
+        for name, timer in timers.items():
+            passes = math.ceil(ENERGY_MS / float(np.median(latency[name])))
+            figures[name].append(energy_per_pass(timer, source, passes))
+    return figures
+
+
+def _content(
+    plan: Mapping[str, Any],
+    settings: Settings,
+    origin: Mapping[str, Any],
+    latency: board.Figures,
+    passes: Mapping[str, int],
+    energy: board.Figures | None,
+) -> dict[str, Any]:
+    content = {
+        "schema": board.SCHEMA_VERSION,
+        "plan": plan,
+        "settings": {name: getattr(settings, name) for name in ("provider", "threads", "rounds", "noise")},
+        "origin": dict(origin),
+        "complete": True,
+        "latency_ms": latency,
+        "passes": passes,
+    }
+    return content if energy is None else {**content, "energy_mj": energy}
+
+
+def _measure_onnx(space: Any, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+    try:
+        board.check_provider(settings.provider)
+    except ImportError:
+        raise ValueError("backend=onnxruntime needs the extra onnx: pip install 'hwnas[onnx]'") from None
+    with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+        export(space, settings, Path(folder))
+        say("models written")
+        return board.measure_folder(
+            folder,
+            provider=settings.provider,
+            threads=settings.threads,
+            rounds=settings.rounds,
+            noise=settings.noise,
+            say=say,
+            energy=lambda timers, latency: _energy(timers, latency, settings.provider, say),
+        )
+
+
+def export(space: Any, settings: Settings, folder: Path) -> int:
+    """Write blocks and networks as ONNX files, and the script that times them; returns their number.
+
+    Args:
+        space: A space with `blocks()` and networks.
+        settings: Which networks, and the batch; the script asks for the others.
+        folder: Written into; made if it is not there.
+
+    Raises:
+        ValueError: A space without blocks, no onnx package, or a module without an ONNX form.
+    """
+    from hwnas.devices.onnx_models import write_models
+
+    require_blocks(space)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan, modules = plan_of(space, settings)
+    for number, model in enumerate(plan["models"]):
+        model["file"] = f"{number:03d}.onnx"
+    write_models(
+        {model["name"]: (modules[model["name"]], model["input"], model["file"]) for model in plan["models"]},
+        folder,
+    )
+    board.write_json(str(folder / "plan.json"), plan)
+    (folder / "measure.py").write_text(Path(board.__file__).read_text())
+    return len(plan["models"])
+
+
+def read_measurements(path: Path) -> dict[str, Any]:
+    """What a board's script wrote.
+
+    Raises:
+        ValueError: Cut off, of another schema, unfinished, or with times that are not above 0.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or "plan" not in content:
+            raise ValueError("it has no plan")
+        if content.get("schema") != board.SCHEMA_VERSION:
+            raise ValueError(f"schema version {content.get('schema')}, not {board.SCHEMA_VERSION}")
+        names = [model["name"] for model in content["plan"]["models"]]
+        missing = [name for name in names if not content["latency_ms"].get(name)]
+        if missing or not content["complete"]:
+            raise ValueError("the measurement is unfinished; start its script again")
+        for metric in ("latency_ms", "energy_mj"):
+            for name, figures in content.get(metric, {}).items():
+                wrong = [value for value in figures if not (math.isfinite(value) and value > 0)]
+                if wrong:
+                    raise ValueError(f"{metric} of {name} is {wrong[0]}; it must be above 0")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} holds no measurements ({error})") from None
+    return content
+
+
+def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profile:
+    """The profile of measurements.
+
+    Args:
+        space: The space that they are of.
+        content: What a board's script wrote, or `measure` in its form.
+        device: Name of the device.
+
+    Raises:
+        ValueError: Measurements of another space or other networks.
+    """
+    import torch
+
+    require_blocks(space)
+    plan, origin, settings = content["plan"], dict(content["origin"]), content["settings"]
+    shape = network_shape(space, plan["network"].get("batch_size", 1))
+    if plan["space"] != space.name or plan["network"] != shape:
+        raise ValueError(
+            f"measurements of {plan['space']} networks {plan['network']} do not fit "
+            f"search_space={space.name} with {shape}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        blocks: Blocks = space.blocks()
+    inputs = {model["name"]: model["input"] for model in plan["models"] if "genotype" not in model}
+    if set(inputs) != set(blocks.modules):
+        raise ValueError(f"measurements of other blocks than those of this version's {space.name} space")
+    networks = [model for model in plan["models"] if "genotype" in model]
+    G = np.array([space.check(model["genotype"]) for model in networks])
+    live = origin["backend"] in LEAVES_OUT
+    fitted = int(plan["fitted"])
+    costs: dict[str, Additive] = {}
+    operations: dict[str, dict[str, Any]] = {name: {"input": inputs[name]} for name in blocks.modules}
+    measured: dict[str, list[float]] = {}
+    for metric in ("latency_ms", "energy_mj"):
+        if metric not in content:
+            continue
+        least = {name: board.settled(figures) for name, figures in content[metric].items()}
+        y = np.array([least[model["name"]] for model in networks])
+        rows = np.flatnonzero(space.is_connected(G))[:fitted] if live else np.arange(fitted)
+        rows = rows[rows < fitted]
+        if len(rows) < FEWEST // 2:
+            raise ValueError(f"{len(rows)} networks are too few to fit; set networks to more")
+        alone = np.array([least[name] for name in blocks.modules])
+        seen = space.live(G[rows]) if live else G[rows]
+        weights, costs[metric] = in_network(space, blocks, alone, seen, y[rows])
+        if live and not space.is_connected(G).all():
+            nothing = float(np.median(y[~space.is_connected(G)]))
+            costs[metric] = dataclasses.replace(costs[metric], floor=nothing)
+        measured[metric] = y.tolist()
+        unit = metric.rpartition("_")[2]
+        for name, weight in zip(blocks.modules, weights.tolist(), strict=True):
+            low, middle, high = np.percentile(content[metric][name], [25, 50, 75])
+            row = {f"median_{unit}": float(middle), f"iqr_{unit}": float(high - low)}
+            operations[name].update(row, **{f"network_{unit}": weight})
+    for name, row in operations.items():
+        spread = board.variation(content["latency_ms"][name])
+        row.update(rounds=len(content["latency_ms"][name]), passes=content["passes"][name])
+        row.update(variation=spread, noisy=spread > settings["noise"])
+    profile = Profile(
+        schema=SCHEMA_VERSION,
+        device=device,
+        space=space.name,
+        network=plan["network"],
+        origin={**origin, "noise": settings["noise"]},
+        costs=costs,
+        check={},
+        operations=operations,
+        live=live,
+    )
+    return checked_on(profile, space, G, measured, fitted)
+
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
+"""Ridge penalties of what sets blocks apart that a fit tries; infinite: one factor for all."""
+
+
+PAIR_SCALE = 0.1
+"""How much a pair of operations may add, as a share of a network, where a block may double."""
+
+
+def in_network(
+    space: Any, blocks: Blocks, alone: FloatArray, G: np.ndarray, y: FloatArray
+) -> tuple[FloatArray, Additive]:
+    """What each block adds to a network's cost, shape (blocks,), and the cost of networks.
+
+    A block costs its time alone times a factor, by the least squares of relative errors: one factor and one
+    constant for all, and deviations from it per kind of block, per occurrence of a kind, per block, and per
+    pair of operations on edges that meet. How much the deviations are trusted (a ridge penalty, or not at
+    all) is decided by five-fold cross-validation.
+
+    Args:
+        space: For its operations.
+        blocks: How often each occurs.
+        alone: Cost of each block measured alone, shape (blocks,).
+        G: Networks, shape (n, edges).
+        y: Their measured cost, shape (n,).
+    """
+    names, num_ops = list(blocks.modules), len(space.ops)
+    kinds = [name.partition("@")[0] for name in names]
+    member = np.array([[kind == other for other in dict.fromkeys(kinds)] for kind in kinds], dtype=float)
+    typical = member * ((alone @ member) / member.sum(axis=0))
+    # Columns of `parts` are what one unit of each coefficient adds to each block.
+    parts = np.concatenate([alone[:, None], alone[:, None] * member, typical, np.diag(alone)], axis=1)
+    always = np.array([blocks.always.get(name, 0) for name in names])
+    edges = np.array([[[counts.get(name, 0) for name in names] for counts in ops] for ops in blocks.edges])
+    counts = always + edges[np.arange(G.shape[1]), G].sum(axis=1)
+    together = [_together(pairs, G, num_ops) for pairs in blocks.pairs.values()]
+    features = np.concatenate(
+        [np.full((len(y), 1), y.mean()), counts @ parts, *(PAIR_SCALE * y.mean() * t for t in together)],
+        axis=1,
+    )
+    features /= y[:, None]
+
+    def solve(rows: np.ndarray, penalty: float) -> FloatArray:
+        width = features.shape[1] if np.isfinite(penalty) else 2
+        A, ridge = features[rows, :width], np.full(width, 1e-9)
+        ridge[2:] = penalty
+        solved = np.zeros(features.shape[1])
+        solved[:width] = np.linalg.solve(A.T @ A + np.diag(ridge) * len(rows), A.sum(axis=0))
+        return solved
+
+    penalty = cross_validated(lambda rows, p: features @ solve(rows, p), np.ones(len(y)), PENALTIES)
+    solved = solve(np.arange(len(y)), penalty)
+    weights = parts @ solved[1 : 1 + parts.shape[1]]
+    added: dict[str, FloatArray] = {}
+    for number, pairs in enumerate(blocks.pairs.values()):
+        values = PAIR_SCALE * y.mean() * solved[1 + parts.shape[1] :].reshape(-1, num_ops, num_ops)[number]
+        for a, b in pairs if values.any() else ():
+            added[f"{a},{b}"] = added.get(f"{a},{b}", 0) + values
+    cost = Additive(
+        float(solved[0] * y.mean() + always @ weights),
+        (edges @ weights).tolist(),
+        {pair: values.tolist() for pair, values in added.items()},
+        floor=float(y.min()) / 2,
+    )
+    return weights, cost
+
+
+def _together(pairs: Sequence[tuple[int, int]], G: np.ndarray, num_ops: int) -> FloatArray:
+    """How often each two operations meet on pairs of edges, shape (n, ops * ops)."""
+    counts = np.zeros((len(G), num_ops, num_ops))
+    for a, b in pairs:
+        counts[np.arange(len(G)), G[:, a], G[:, b]] += 1
+    return counts.reshape(len(G), -1)
