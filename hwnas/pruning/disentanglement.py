@@ -150,7 +150,7 @@ def dci(codes_NL: FloatArray, factors_NF: NDArray[np.int64], *, seed: int = 0) -
         importances.append(forest.feature_importances_)
         accuracies.append(forest.score(codes_NL[unseen], factor[unseen]))
     R = np.array(importances).T  # (L, F)
-    weights = R.sum(axis=1) / R.sum()
+    weights = R.sum(axis=1) / max(R.sum(), np.finfo(float).tiny)
     return {
         "dci_disentanglement": float(weights @ (1 - _entropy(R))),
         "dci_completeness": float((1 - _entropy(R.T)).mean()),

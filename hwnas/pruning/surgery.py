@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import io
+import logging
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +116,13 @@ def latency_ms(
     return np.median(figures, axis=1).tolist()
 
 
+def require_onnx() -> None:
+    """Raise ValueError if the extra "export" is not installed."""
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise ValueError(f"onnx=true needs {', '.join(lacking)}: pip install 'hwnas[export]'")
+
+
 def export_onnx(network: Deployed, path: Path, x_NCHW: Tensor) -> float:
     """Write a network as ONNX, for any number of images, and run it; returns the largest difference to torch's.
 
@@ -123,14 +134,8 @@ def export_onnx(network: Deployed, path: Path, x_NCHW: Tensor) -> float:
     Raises:
         ValueError: The extra "export" is not installed.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - what torch exports with
-    except ImportError as error:
-        raise ValueError(f"onnx=true needs the extra: pip install 'hwnas[export]' ({error})") from None
-    import contextlib
-    import logging
-    import warnings
+    require_onnx()
+    import onnxruntime
 
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
