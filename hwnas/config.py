@@ -18,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
+SWEEP = "multirun.yaml"
+"""Hydra's file of a sweep, in its folder."""
+
 RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
 
 
@@ -288,7 +291,7 @@ def working_folder(folder: Path) -> Path | None:
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
-    """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
+    """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration, or its sweep's.
 
     Other overrides may only repeat what the folder's configuration says.
 
@@ -306,6 +309,8 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     stored = folder / ".hydra" / "config.yaml"
     if not folder.is_dir():
         raise ValueError(f"resume={path} is not a folder")
+    if (folder / SWEEP).is_file():
+        return _sweep_arguments(folder, [a for a in arguments if not a.startswith("resume=")])
     if not stored.is_file():
         raise ValueError(f"resume={path} holds no run: {stored.relative_to(folder)} is missing")
     config = read_yaml(stored)
@@ -347,6 +352,25 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         f"hydra.run.dir={quoted}",
         f"resume={quoted}",
     ]
+
+
+def _sweep_arguments(folder: Path, others: Sequence[str]) -> list[str]:
+    """Hydra's arguments that started the sweep in `folder`; its runs see for themselves what is finished.
+
+    Raises:
+        ValueError: Other overrides were given, or the sweep's file is no such.
+    """
+    if others:
+        raise ValueError(f"resume={folder}, a sweep, takes no other settings, not {' '.join(others)}")
+    stored = read_yaml(folder / SWEEP)
+    given: Any = OmegaConf.select(stored, "hydra.overrides")
+    cwd = OmegaConf.select(stored, "hydra.runtime.cwd")
+    if given is None:
+        raise ValueError(f"{folder / SWEEP} does not say what the sweep was started with")
+    if cwd and Path(cwd).is_dir():
+        os.chdir(cwd)  # relative paths of the sweep mean what they meant
+    hydra = [o for o in given.hydra if not o.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    return ["--multirun", *hydra, *given.task, f"hydra.sweep.dir={_quoted(str(folder))}"]
 
 
 def train_arguments(arguments: list[str]) -> list[str]:

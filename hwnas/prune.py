@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from hwnas.config import build, choices, find_file, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
-from hwnas.store import read_result, to_json
+from hwnas.pruning.study import read_pruned, results
+from hwnas.store import to_json
 
 WEIGHTS = "weights.pt"
 """File of the trained network, in the run's folder."""
@@ -31,7 +32,9 @@ LIMITS = ("params", "flops", "latency_ms")
 def main(cfg: DictConfig) -> float:
     """The command; returns the area under the test accuracy by sparsity, in 0..1, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
+    from hwnas.pruning.report import write_study
     from hwnas.track import Tracker
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -43,7 +46,7 @@ def main(cfg: DictConfig) -> float:
     }
     finished = folder / "result.json"
     if finished.is_file():
-        result = read_result(finished)
+        result = read_pruned(finished)
         if result.get("settings") != json.loads(json.dumps(settings)):
             raise ValueError(f"{folder} holds a finished run with other settings; choose another folder")
         display.say(f"this run is finished already; see {finished}")
@@ -76,6 +79,8 @@ def main(cfg: DictConfig) -> float:
         completed = True
         for name in ("checkpoint.pt", "curve.jsonl"):
             (folder / name).unlink(missing_ok=True)
+        if HydraConfig.get().mode == RunMode.RUN:
+            display.say(f"report: {write_study(folder)[0]}")
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on: hwnas prune resume={folder}") from None
     finally:
@@ -507,7 +512,7 @@ class StudyReport(Callback):
         from hwnas.pruning.report import write_study
 
         folder = Path(config.hydra.sweep.dir)
-        if len(list(folder.rglob("result.json"))) > 1:
+        if len(results(folder)) > 1:
             path, study = write_study(folder, logger=config.logger)
             print(study.conclusion)
             print(f"report: {path}")

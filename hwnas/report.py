@@ -51,6 +51,8 @@ from hwnas.drawing import (
     scatter,
     text,
 )
+from hwnas.pruning.report import write_study
+from hwnas.pruning.study import results
 from hwnas.store import Hypervolume, metrics_from_json, read_archive, to_json
 from hwnas.strategies.evolution import cost_diversity
 
@@ -121,15 +123,20 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
 
 def command(arguments: list[str]) -> int:
     """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
-    parser = argparse.ArgumentParser(prog="hwnas report", description="Draw the page of a run again.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="folder of a search")
+    parser = argparse.ArgumentParser(prog="hwnas report", description="Draw the page of a run, or of a pruning study, again.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="folder of a search, or of runs of hwnas prune")
     try:
         given = parser.parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        for folder in given.folders:
-            print(write_report(folder.expanduser()))
+        for folder in map(Path.expanduser, given.folders):
+            if not (folder / "archive.jsonl").is_file() and results(folder):
+                path, study = write_study(folder)
+                print(study.conclusion)
+                print(path)
+            else:
+                print(write_report(folder))
     except (ValueError, OSError) as error:
         print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
         return 1
