@@ -107,9 +107,10 @@ class _Run:
                 "needs images of at least two classes"
             )
         self.limits = limits(cfg.limits)
-        if not isinstance(cfg.host, DictConfig) or set(cfg.host) != {"batch_size", "threads", "rounds"}:
-            raise ValueError(f"host takes batch_size, threads and rounds, not {cfg.host}")
-        self.host = {key: whole_number(f"host.{key}", value) for key, value in cfg.host.items()}
+        self.host = {
+            key: whole_number(f"host.{key}", OmegaConf.select(cfg, f"host.{key}"))
+            for key in ("batch_size", "threads", "rounds")
+        }
         if not isinstance(cfg.onnx, bool):
             raise ValueError(f"onnx must be true or false, not {cfg.onnx!r}")
         self.onnx = cfg.onnx
@@ -344,7 +345,10 @@ class _Run:
         for other in (self.folder / "networks").glob("*.pt"):
             other.unlink()
         (self.folder / "networks").rmdir()
-        kept: dict[str, Any] = {"weights": str(path.relative_to(self.folder)), "file_bytes": path.stat().st_size}
+        kept: dict[str, Any] = {
+            "weights": str(path.relative_to(self.folder)),
+            "file_bytes": path.stat().st_size,
+        }
         if self.onnx:
             stored = read_weights(path)
             network = Deployed(**stored["arguments"])
@@ -356,11 +360,16 @@ class _Run:
                 "onnx_bytes": target.stat().st_size,
                 "onnx_difference": difference,
             }
-            self.display.say(f"{target}: {kept['onnx_bytes']} bytes, logits within {difference:.1e} of torch's")
+            self.display.say(
+                f"{target}: {kept['onnx_bytes']} bytes, logits within {difference:.1e} of torch's"
+            )
         return kept
 
     def say(
-        self, curve: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None, read_outs: Mapping[str, Any]
+        self,
+        curve: Sequence[Mapping[str, Any]],
+        chosen: Mapping[str, Any] | None,
+        read_outs: Mapping[str, Any],
     ) -> None:
         """The answer in the terminal, the curve as a file."""
         with (self.folder / "curve.csv").open("w", newline="") as file:
@@ -380,7 +389,9 @@ class _Run:
                 f"closest is {near['target']:g}: " + ", ".join(f"{k} {near[k]:.4g}" for k in self.limits)
             )
         else:
-            why = "within the limits" if self.limits else "of a loss of at most a point of validation accuracy"
+            why = (
+                "within the limits" if self.limits else "of a loss of at most a point of validation accuracy"
+            )
             self.display.say(
                 f"kept: sparsity {chosen['target']:g}, the "
                 f"{'most accurate' if self.limits else 'sparsest'} {why}: test accuracy "
@@ -444,7 +455,7 @@ def area(sparsities: Sequence[float], accuracies: Sequence[float]) -> float:
 
 
 def sparsity_at_loss(sparsities: Sequence[float], accuracies: Sequence[float], loss: float) -> float | None:
-    """Where the accuracy first falls by `loss` below the first one's, between points by lines; None: nowhere."""
+    """Where the accuracy first falls by `loss` below the first one's, linear between points; None: nowhere."""
     bound = accuracies[0] - loss
     for i in range(1, len(sparsities)):
         if accuracies[i] < bound:
@@ -456,8 +467,8 @@ def sparsity_at_loss(sparsities: Sequence[float], accuracies: Sequence[float], l
 def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
     """Reconstructions of the first images, and traversals of the code, as PNG; none without a decoder.
 
-    A row of traversals shows one dimension from -3 to 3, the others as in the first image; those with the most
-    KL come first.
+    A row of traversals shows one dimension from -3 to 3, the others as in the first image; those with the
+    most KL come first.
 
     Args:
         network: A Beta-VAE in evaluation mode.

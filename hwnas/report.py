@@ -123,8 +123,16 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
 
 def command(arguments: list[str]) -> int:
     """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
-    parser = argparse.ArgumentParser(prog="hwnas report", description="Draw the page of a run, or of a pruning study, again.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="folder of a search, or of runs of hwnas prune")
+    parser = argparse.ArgumentParser(
+        prog="hwnas report", description="Draw the page of a run, or of a pruning study, again."
+    )
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="folder",
+        help="folder of a search, or of runs of hwnas prune",
+    )
     try:
         given = parser.parse_args(arguments)
     except SystemExit as stop:

@@ -19,8 +19,8 @@ CATEGORICAL = (True, False, False, False, False)
 def render(factors_NF: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Images (N, 32, 32) of factors (N, 5), in the order of `FACTORS`.
 
-    Ellipse and rectangle are twice as long as wide, and angles lie in a half turn, so that no two combinations
-    look alike. Edges are smooth over one pixel.
+    Ellipse and rectangle are twice as long as wide, and angles lie in a half turn, so that no two
+    combinations look alike. Edges are smooth over one pixel.
     """
     shape, scale, rotation, x, y = factors_NF.T[:, :, None, None].astype(np.float64)
     size = 5.0 + scale  # half of the longer side, in pixels

@@ -1,7 +1,7 @@
 """A Beta-VAE that also classifies, and its training.
 
-The part that is deployed, and pruned, is `Deployed`: encoder, mean of the latent code, classifier. The decoder and
-the log-variance are there while it trains.
+The part that is deployed, and pruned, is `Deployed`: encoder, mean of the latent code, classifier. The
+decoder and the log-variance are there while it trains.
 
 Shapes: B images, C channels, H height, W width, L latent dimensions, K classes.
 """
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -40,8 +40,8 @@ class BetaVAESettings:
         hidden: Units of the layer before the latent code.
         latent: Dimensions of the latent code.
         norm: Whether batch normalisation follows each convolution.
-        likelihood: "bernoulli": cross-entropy per pixel; "gaussian": squared error, which is a variance of 1/2;
-            both summed over pixels. "none": no decoder, which with a KL is an information bottleneck.
+        likelihood: "bernoulli": cross-entropy per pixel; "gaussian": squared error, which is a variance of
+            1/2; both summed over pixels. "none": no decoder, which with a KL is an information bottleneck.
         noise: Whether the code is sampled while training; False needs beta=0, and with likelihood=none is a
             plain classifier.
         beta: Weight of the KL divergence to the standard normal.
@@ -82,9 +82,11 @@ class BetaVAESettings:
         not_negative("beta", self.beta)
         not_negative("gamma", self.gamma)
         if self.beta and not self.noise:
-            raise ValueError(f"beta must be 0 without noise: a code that is not sampled has no KL, not {self.beta:g}")
+            raise ValueError(
+                f"beta must be 0 without noise: a code that is not sampled has no KL, not {self.beta:g}"
+            )
         if self.gamma == 0 and self.likelihood == "none":
-            raise ValueError("gamma must be above 0 where there is no decoder; nothing would be learnt with 0")
+            raise ValueError("gamma must be above 0 where there is no decoder: nothing would be learnt")
         if self.capacity is not None:
             positive("capacity", self.capacity)
             positive("capacity_epochs", self.capacity_epochs)
@@ -135,7 +137,6 @@ class Training:
             raise ValueError(f"precision {self.precision} is not one of {', '.join(PRECISIONS)}")
 
 
-
 class Deployed(nn.Module):
     """Images to logits: convolutions, a hidden layer, the mean of the code, a linear classifier.
 
@@ -181,7 +182,7 @@ class Deployed(nn.Module):
         self.hidden = nn.Linear(self.map_shape[0] * self.map_shape[1] * self.map_shape[2], hidden)
         self.mean = nn.Linear(hidden, latent)
         self.classifier = nn.Linear(latent, num_classes)
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "image_shape": list(image_shape),
             "channels": list(channels),
             "hidden": hidden,
@@ -190,9 +191,9 @@ class Deployed(nn.Module):
             "norm": norm,
         }
 
-    def layers(self) -> dict[str, nn.Module]:
+    def layers(self) -> dict[str, nn.Conv2d | nn.Linear]:
         """The layers whose weights are pruned, in the order of the forward pass."""
-        convs = {f"conv{number}": conv for number, conv in enumerate(self.convs, start=1)}
+        convs = {f"conv{number}": cast(nn.Conv2d, conv) for number, conv in enumerate(self.convs, start=1)}
         return {**convs, "hidden": self.hidden, "mean": self.mean, "classifier": self.classifier}
 
     def features(self, x_BCHW: Tensor) -> Tensor:

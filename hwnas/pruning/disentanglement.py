@@ -28,15 +28,16 @@ def proxies(mean_NL: FloatArray, log_variance_NL: FloatArray | None) -> dict[str
 
     Returns:
         "active_units": dimensions whose mean has a variance above 0.01; over those "total_correlation", of a
-        normal distribution with the means' correlation, -1/2 ln det, in nats, and "mean_correlation", the mean
-        absolute one of two different dimensions (both 0 for fewer than two); and "kl", in nats, 0 without noise.
+        normal distribution with the means' correlation, -1/2 ln det, in nats, and "mean_correlation", the
+        mean absolute one of two different dimensions (both 0 for fewer than two); and "kl", in nats, 0
+        without noise.
     """
     active = mean_NL.var(axis=0) > ACTIVE_VARIANCE
     total = correlation = 0.0
     if active.sum() > 1:
-        R = np.corrcoef(mean_NL[:, active], rowvar=False)
+        R: FloatArray = np.asarray(np.corrcoef(mean_NL[:, active], rowvar=False))
         total = max(0.0, -0.5 * float(np.linalg.slogdet(R)[1]))
-        correlation = float(np.abs(R[~np.eye(len(R), dtype=bool)]).mean())
+        correlation = float(np.abs(R[np.eye(len(R)) == 0]).mean())
     return {
         "active_units": float(active.sum()),
         "total_correlation": total,

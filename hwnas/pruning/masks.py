@@ -1,13 +1,14 @@
 """Which weights are pruned: criteria, schedules and masks.
 
-Only the weights of `Deployed.layers()` are pruned; biases and normalisation stay, and the decoder and the log-variance
-do not count.
+Only the weights of `Deployed.layers()` are pruned; biases and normalisation stay, and the decoder and the
+log-variance do not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +23,21 @@ STRUCTURES = ("weights", "filters")
 SCOPES = ("global", "layer")
 SCHEDULES = ("one_shot", "cubic")
 
+Layer = nn.Conv2d | nn.Linear
+
 
 @dataclass(frozen=True)
 class Pruning:
     """What is pruned, how far, and how the network is trained meanwhile; no paper says.
 
     Args:
-        sparsities: Shares of weights (or of filters) to remove, each in [0, 1), rising; every one starts from the
-            trained network, and 0 is trained on as long as the others.
+        sparsities: Shares of weights (or of filters) to remove, each in [0, 1), rising; every one starts from
+            the trained network, and 0 is trained on as long as the others.
         structure: "weights": single ones; "filters": output channels of convolutions and units of the hidden
             layer; the code and the classes stay.
-        criterion: What is kept: "l1": the largest magnitudes; "snip": the largest |weight * gradient|; "taylor":
-            the largest (weight * gradient)^2, summed over a filter before squaring, mean over batches; "random".
+        criterion: What is kept: "l1": the largest magnitudes; "snip": the largest |weight * gradient|;
+            "taylor": the largest (weight * gradient)^2, summed over a filter before squaring, mean over
+            batches; "random".
         scope: "global": the same threshold for all layers, of filters for the mean over their weights;
             "layer": the same share of every layer.
         schedule: "one_shot": all at once; "cubic": s (1 - (1 - t/T)^3) for t = 1..T.
@@ -46,9 +50,9 @@ class Pruning:
     Raises:
         ValueError: A value out of range; names the setting.
 
-    Source: cubic: Zhu & Gupta, To prune, or not to prune, 2017; snip: Lee et al., ICLR 2019; taylor: Molchanov et
-        al., Importance Estimation for Neural Network Pruning, CVPR 2019, equation 8; filters by their L1 norm: Li
-        et al., Pruning Filters for Efficient ConvNets, ICLR 2017.
+    Source: cubic: Zhu & Gupta, To prune, or not to prune, 2017; snip: Lee et al., ICLR 2019; taylor:
+        Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019; filters by their L1
+        norm: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017.
     """
 
     sparsities: Sequence[float]
@@ -143,7 +147,7 @@ def scores(
     return values
 
 
-def prunable(network: Deployed, pruning: Pruning) -> dict[str, nn.Module]:
+def prunable(network: Deployed, pruning: Pruning) -> dict[str, Layer]:
     """The layers that lose weights, or filters, of their own."""
     layers = network.layers()
     if pruning.structure == "filters":
@@ -153,7 +157,7 @@ def prunable(network: Deployed, pruning: Pruning) -> dict[str, nn.Module]:
 
 def _gradient_scores(
     network: Deployed,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
     pruning: Pruning,
     x_NCHW: Tensor,
     y_N: Tensor,
@@ -194,8 +198,8 @@ def masks(
         sparsity: Share to remove, in [0, 1).
 
     Returns:
-        Per layer of the network a mask of ones and zeros like its weights, and the layers that would have lost
-        everything.
+        Per layer of the network a mask of ones and zeros like its weights, and the layers that would have
+        lost everything.
     """
     if pruning.scope == "global":
         flat = torch.cat([value.flatten() for value in values.values()])
@@ -219,11 +223,11 @@ def masks(
 
 def _weights_of_filters(network: Deployed, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weight masks that remove filters: their own weights, and what the next layer makes of their outputs."""
-    inputs = torch.ones(network.convs[0].in_channels, dtype=torch.bool)
+    inputs = torch.ones(network.arguments["image_shape"][0], dtype=torch.bool)
     found = {}
     for name, layer in network.layers().items():
         if name == "hidden":  # it sees every pixel of every channel
-            inputs = inputs.repeat_interleave(layer.in_features // len(inputs))
+            inputs = inputs.repeat_interleave(layer.weight.shape[1] // len(inputs))
         outputs = kept.get(name, torch.ones(len(layer.weight), dtype=torch.bool))
         shape = (-1, len(inputs), *([1] * (layer.weight.dim() - 2)))
         found[name] = (outputs[:, None] & inputs[None]).view(shape).expand_as(layer.weight)
@@ -235,10 +239,11 @@ def apply(network: Deployed, found: Mapping[str, Tensor]) -> None:
     """Put masks on the layers, or other masks into those that are there; an optimiser's state stays valid."""
     for name, layer in network.layers().items():
         if prune.is_pruned(layer):
-            layer.weight_mask.copy_(found[name])
+            cast(Tensor, layer.weight_mask).copy_(found[name])
         else:
             prune.custom_from_mask(layer, "weight", found[name])
-        layer.weight = layer.weight_orig.detach() * layer.weight_mask  # what a look at it shows, before a pass
+        # The weight as everybody sees it, which else would be the old one until the next pass.
+        cast(Any, layer).weight = cast(Tensor, layer.weight_orig).detach() * found[name]
 
 
 def make_permanent(network: Deployed) -> None:

@@ -138,7 +138,9 @@ def row(group: Group) -> dict[str, Any]:
 
 def costs(group: Group) -> dict[str, Any]:
     """A line of the table of costs at every sparsity, means over seeds, of the group's first."""
-    table = {name: group.curve(name).mean(axis=0) for name in ("params", "flops", "bytes", "bytes_compressed")}
+    table = {
+        name: group.curve(name).mean(axis=0) for name in ("params", "flops", "bytes", "bytes_compressed")
+    }
     latency = np.median(group.curve("latency_ms") / group.curve("unpruned_latency_ms"), axis=0)
     return {
         "label": group.first.label,
@@ -189,20 +191,22 @@ def overview(family: Family) -> Figure:
     x = np.arange(len(family.sparsities))
     for colour, group in zip(colours, family.betas.values(), strict=True):
         _band(curves, x, 100 * group.curve("test_acc"), colour, group.first.label)
-    for (label, groups), style in zip(
+    for (label, controls), style in zip(
         {"no decoder": family.bottlenecks, "classifier": family.classifiers}.items(), (":", "--"), strict=True
     ):
-        for number, group in enumerate(groups.values()):
+        for number, group in enumerate(controls.values()):
             values = 100 * group.curve("test_acc").mean(axis=0)
             curves.plot(x, values, style, color="0.45", lw=1, label=None if number else label)
     curves.set_xticks(x, [f"{100 * sparsity:g}" for sparsity in family.sparsities])
-    curves.set(xlabel="sparsity, %", ylabel="test accuracy, %", title="Pruned networks (band: standard deviation)")
+    curves.set(
+        xlabel="sparsity, %", ylabel="test accuracy, %", title="Pruned networks (band: standard deviation)"
+    )
     curves.legend(fontsize=7, ncols=2)
 
     betas = list(family.betas.values()) or list(family.classifiers.values())
     places = np.arange(len(betas))
     for colour, index in zip(_colours(len(x)), x, strict=True):
-        values = np.array([100 * group.curve("test_acc")[:, index] for group in betas], dtype=object)
+        values = [100 * group.curve("test_acc")[:, index] for group in betas]
         _points(at, places, values, colour, f"{100 * family.sparsities[index]:g} %")
     at.set(ylabel="test accuracy, %", title="Accuracy at each sparsity")
     at.legend(fontsize=7, title="sparsity", title_fontsize=7)
@@ -215,10 +219,10 @@ def overview(family: Family) -> Figure:
         _points(area, xs, [100 * group.area() for _, group in without], "#b9540a", "no decoder")
         _points(lost, xs, [100 * group.at_1_percent() for _, group in without], "#b9540a", "no decoder")
     for number, (decay, group) in enumerate(family.classifiers.items()):
-        style = {"color": "0.45", "ls": ("--", ":", "-.")[number % 3], "lw": 1}
-        label = f"classifier, weight decay {decay:g}"
-        area.axhline(100 * group.area().mean(), label=label, **style)
-        lost.axhline(100 * group.at_1_percent().mean(), label=label, **style)
+        look = ("--", ":", "-.")[number % 3]
+        for axis, values in ((area, group.area()), (lost, group.at_1_percent())):
+            level, label = 100 * float(values.mean()), f"classifier, weight decay {decay:g}"
+            axis.axhline(level, color="0.45", ls=look, lw=1, label=label)
     area.set(ylabel="area, %", title="Area under the curve")
     lost.set(ylabel="sparsity, %", title="Sparsity at a loss of 1 point")
     area.legend(fontsize=7)
@@ -243,8 +247,16 @@ def proxies(family: Family) -> Figure:
     told, name = entanglement(family)
     last = flat[len(known)]
     for x, group, colour in zip(told, groups, _colours(len(groups)), strict=True):
-        last.errorbar(x, 100 * group.area().mean(), 100 * _deviation(group.area()), fmt="o", color=colour, ms=4)
-        last.annotate(group.first.label, (x, 100 * group.area().mean()), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        last.errorbar(
+            x, 100 * group.area().mean(), 100 * _deviation(group.area()), fmt="o", color=colour, ms=4
+        )
+        last.annotate(
+            group.first.label,
+            (x, 100 * group.area().mean()),
+            fontsize=7,
+            xytext=(3, 3),
+            textcoords="offset points",
+        )
     last.set(xlabel=name, ylabel="area, %", title="Easier to prune?")
     last.xaxis.label.set_size(7)
     for axis in flat[len(known) + 1 :]:
@@ -255,7 +267,9 @@ def proxies(family: Family) -> Figure:
 def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure as NewFigure
 
-    figure = NewFigure(figsize=(10 if columns == 2 else 2.6 * columns, 3.4 * rows if columns == 2 else 2.6 * rows))
+    figure = NewFigure(
+        figsize=(10 if columns == 2 else 2.6 * columns, 3.4 * rows if columns == 2 else 2.6 * rows)
+    )
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.set_layout_engine("constrained")
     for axis in axes.flat:
@@ -284,9 +298,8 @@ def _band(axis: Axes, x: np.ndarray, values: np.ndarray, colour: Any, label: str
 
 
 def _points(axis: Axes, x: np.ndarray, values: Sequence[Any], colour: Any, label: str | None) -> None:
-    means = [np.mean(one) for one in values]
-    axis.errorbar(x, means, [_deviation(np.asarray(one, float)) for one in values], fmt="o-", ms=3, lw=1.2, capsize=2,
-                  color=colour, label=label)  # fmt: skip
+    means, reach = [one.mean() for one in values], [_deviation(one) for one in values]
+    axis.errorbar(x, means, reach, fmt="o-", ms=3, lw=1.2, capsize=2, color=colour, label=label)
 
 
 def _beta_axis(axis: Axes, groups: Sequence[Group]) -> None:

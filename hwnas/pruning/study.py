@@ -6,14 +6,13 @@ The rules of the conclusion are fixed here, before any run, and `conclude` appli
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 
 ALPHA = 0.05
 """Level of all tests, two-sided; comparisons of several betas are corrected by Holm's method."""
@@ -39,7 +38,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """"beta-VAE", "bottleneck" or "classifier"."""
+        """What it is: "beta-VAE", "bottleneck" or "classifier"."""
         return str(self.result["kind"])
 
     @property
@@ -101,9 +100,7 @@ class Group:
 
     def curve(self, name: str) -> NDArray[np.float64]:
         """A figure of the curve, (seeds, sparsities)."""
-        return np.array(
-            [[row[name] for row in arm.result["curve"]] for _, arm in sorted(self.arms.items())]
-        )
+        return np.array([[row[name] for row in arm.result["curve"]] for _, arm in sorted(self.arms.items())])
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class Comparison:
 
     Args:
         name: Of what, against what.
-        difference: Mean difference of the areas under the curves.
+        difference: Mean difference of the areas under the curves, or of what the name says.
         low: Lower end of its 95 % confidence interval.
         high: Upper end.
         p: Of a paired t-test, corrected where it says so.
@@ -170,7 +167,8 @@ class Conclusion:
         verdict: "supported", "contradicted" or "inconclusive".
         words: The reasons, one sentence each.
         comparisons: Every beta against beta = 0, corrected by Holm's method.
-        controls: The best beta against its controls.
+        controls: The best beta: its sparsity at a loss of a point against beta = 0's, its area against the
+            controls'.
         correlation: Spearman's, of area and entanglement over betas; None for fewer than four.
         correlation_p: Its p value.
     """
@@ -301,20 +299,29 @@ def _grouped(arms: Sequence[Arm], key: Any) -> dict[float, Group]:
         group = found.setdefault(key(arm), {})
         if arm.seed in group:
             raise ValueError(
-                f"{group[arm.seed].folder} and {arm.folder} have the same settings and seed; a study has them once"
+                f"{group[arm.seed].folder} and {arm.folder} have the same settings and seed; move one away"
             )
         group[arm.seed] = arm
     return {value: Group(found[value]) for value in sorted(found)}
 
 
-def compare(name: str, first: Group, second: Group) -> Comparison | None:
-    """The areas of two groups, paired by seed, by a t-test; None for fewer than two common seeds."""
+def compare(
+    name: str, first: Group, second: Group, read: Callable[[Group], NDArray[np.float64]] = Group.area
+) -> Comparison | None:
+    """Two groups, paired by seed, by a t-test; None for fewer than two common seeds.
+
+    Args:
+        name: Of what, against what.
+        first: A group.
+        second: Another.
+        read: What is compared; the area under the curve if nothing else is said.
+    """
     from scipy.stats import t, ttest_rel
 
     seeds = sorted(first.arms.keys() & second.arms.keys())
     if len(seeds) < 2:
         return None
-    a, b = (np.array([group.arms[seed].result["area"] for seed in seeds]) for group in (first, second))
+    a, b = (read(Group({seed: group.arms[seed] for seed in seeds})) for group in (first, second))
     d = a - b
     mean, error = float(d.mean()), float(d.std(ddof=1) / np.sqrt(len(d)))
     if error == 0:
@@ -337,15 +344,14 @@ def conclude(family: Family) -> Conclusion:
     """Apply the rules that were fixed beforehand.
 
     "Supported" takes all of: (1) some beta above 0 has a significantly larger area under the curve of test
-    accuracy by sparsity than beta = 0, paired by seed, corrected for the number of betas, and the best such is
-    not the largest that was tried; (2) over betas the area falls with entanglement, Spearman's correlation, at
-    least four betas; (3) the best beta has a significantly larger area than a network without a decoder at the
-    same beta, a classifier without weight decay, and one whose weight decay gives the nearest weight norm.
-    "Contradicted": every beta above 0 has a significantly smaller area than beta = 0. Anything else is
-    "inconclusive".
+    accuracy by sparsity than beta = 0, paired by seed, corrected for the number of betas, and the best such
+    is not the largest that was tried; (2) that beta loses a point of its own accuracy at a significantly
+    larger sparsity, so that it is not just better before it is pruned; (3) over betas the area falls with
+    entanglement, Spearman's correlation, at least four betas; (4) the best beta has a significantly larger
+    area than a network without a decoder at the same beta, a classifier without weight decay, and one whose
+    weight decay gives the nearest weight norm. "Contradicted": every beta above 0 has a significantly smaller
+    area than beta = 0. Anything else is "inconclusive".
     """
-    from dataclasses import replace
-
     from scipy.stats import spearmanr
 
     words = []
@@ -356,7 +362,7 @@ def conclude(family: Family) -> Conclusion:
     comparisons = tuple(
         replace(one, p=p) for one, p in zip(known, holm([one.p for one in known]), strict=True)
     )
-    if not comparisons or len(comparisons) < len(positive):
+    if zero is None or not comparisons or len(comparisons) < len(positive):
         words.append("Every beta needs two seeds in common with beta = 0 for a test.")
         return Conclusion("inconclusive", tuple(words), comparisons, (), None, None)
 
@@ -378,6 +384,14 @@ def conclude(family: Family) -> Conclusion:
     if worse:
         words.append(f"Significantly worse than beta = 0: {', '.join(f'{beta:g}' for beta in worse)}.")
 
+    later = compare(
+        f"β {best:g} - β 0, sparsity at a loss of 1 point", positive[best], zero, Group.at_1_percent
+    )
+    assert later is not None, "the areas could be compared"
+    words.append(
+        f"It loses a point of its own accuracy at a sparsity that is {_points(later)} larger, p {later.p:.2g}."
+    )
+
     correlation = correlation_p = None
     tracks = False
     if len(family.betas) >= 4:
@@ -389,22 +403,21 @@ def conclude(family: Family) -> Conclusion:
             tracks = correlation < 0 and correlation_p < ALPHA
             words.append(
                 f"Over betas, area and {name} have a rank correlation of {correlation:.2f} (p "
-                f"{correlation_p:.2g}): easier to prune does {'' if tracks else 'not '}go with less entangled."
+                f"{correlation_p:.2g}): what prunes better is {'' if tracks else 'not '}less entangled."
             )
     controls, specific = _controls(family, best, words)
-    if helps and interior and tracks and specific:
+    if helps and interior and later.better and tracks and specific:
         verdict = "supported"
     elif len(worse) == len(positive):
         verdict = "contradicted"
     else:
         verdict = "inconclusive"
-    return Conclusion(verdict, tuple(words), comparisons, controls, correlation, correlation_p)
+    return Conclusion(verdict, tuple(words), comparisons, (later, *controls), correlation, correlation_p)
 
 
 def _points(comparison: Comparison) -> str:
-    return (
-        f"{100 * comparison.difference:+.2f} points [{100 * comparison.low:+.2f}, {100 * comparison.high:+.2f}]"
-    )
+    low, high = 100 * comparison.low, 100 * comparison.high
+    return f"{100 * comparison.difference:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 def entanglement(family: Family) -> tuple[NDArray[np.float64], str]:
@@ -413,7 +426,9 @@ def entanglement(family: Family) -> tuple[NDArray[np.float64], str]:
     if all("dci_disentanglement" in group.first.result["trained"] for group in groups):
         values = [1 - group.trained("dci_disentanglement").mean() for group in groups]
         return np.array(values), "1 - DCI disentanglement"
-    return np.array([group.trained(PROXY).mean() for group in groups]), "the mean absolute correlation of codes"
+    return np.array(
+        [group.trained(PROXY).mean() for group in groups]
+    ), "the mean absolute correlation of codes"
 
 
 def matched(family: Family, beta: float) -> float | None:

@@ -19,10 +19,10 @@ from hwnas.models.beta_vae import Deployed
 
 
 def smaller(network: Deployed) -> Deployed:
-    """The network without the filters whose weights are all zero, and without what the next layers do with them.
+    """The network without the filters whose weights are all zero, and what the next layers do with them.
 
-    Answers the same where the next layers' weights for those filters are zero, too, as `masks` makes them; the
-    networks are plain chains, so no dependencies have to be traced.
+    It answers the same, as the next layers' weights for those filters are zero, too, where `masks` made them.
+    The networks are plain chains, so no dependencies have to be traced.
 
     Args:
         network: Masks made permanent.
@@ -39,10 +39,10 @@ def smaller(network: Deployed) -> Deployed:
     arguments["channels"] = [len(kept[name]) for name in kept if name != "hidden"]
     arguments["hidden"] = len(kept["hidden"])
     found = Deployed(**arguments)
-    inputs = torch.arange(network.convs[0].in_channels)
+    inputs = torch.arange(network.arguments["image_shape"][0])
     for (name, source), target in zip(network.layers().items(), found.layers().values(), strict=True):
         if name == "hidden":  # it sees every pixel of every channel
-            pixels = source.in_features // network.convs[-1].out_channels
+            pixels = source.weight.shape[1] // network.map_shape[0]
             inputs = (inputs[:, None] * pixels + torch.arange(pixels)).flatten()
         outputs = kept.get(name, torch.arange(len(source.weight)))
         weight = source.weight.detach()[outputs]
@@ -89,9 +89,7 @@ def costs(network: Deployed) -> dict[str, float]:
     }
 
 
-def latency_ms(
-    networks: Sequence[Deployed], *, batch_size: int, threads: int, rounds: int
-) -> list[float]:
+def latency_ms(networks: Sequence[Deployed], *, batch_size: int, threads: int, rounds: int) -> list[float]:
     """Median milliseconds of a forward pass on this machine, measured in turns.
 
     Args:
@@ -118,13 +116,15 @@ def latency_ms(
 
 def require_onnx() -> None:
     """Raise ValueError if the extra "export" is not installed."""
-    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    lacking = [
+        name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
+    ]
     if lacking:
         raise ValueError(f"onnx=true needs {', '.join(lacking)}: pip install 'hwnas[export]'")
 
 
 def export_onnx(network: Deployed, path: Path, x_NCHW: Tensor) -> float:
-    """Write a network as ONNX, for any number of images, and run it; returns the largest difference to torch's.
+    """Write a network as ONNX, for any number of images, and run it; its largest difference to torch's.
 
     Args:
         network: In evaluation mode.
