@@ -389,7 +389,8 @@ def conclude(family: Family) -> Conclusion:
     )
     assert later is not None, "the areas could be compared"
     words.append(
-        f"It loses a point of its own accuracy at a sparsity that is {_points(later)} larger, p {later.p:.2g}."
+        f"It loses a point of its own accuracy {_points(later)} of sparsity later than beta = 0 does "
+        f"(p {later.p:.2g})."
     )
 
     correlation = correlation_p = None
