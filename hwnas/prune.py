@@ -222,7 +222,9 @@ class _Run:
             **proxies(mean, log_variance),
             "kl_per_dimension": kl_per_dimension(mean, log_variance).tolist(),
             **with_labels,
-            "weight_norm": sum(float(w.weight.detach().square().sum()) for w in deployed.layers().values())
+            "weight_norm": sum(
+                float(w.weight.detach().double().square().sum()) for w in deployed.layers().values()
+            )
             ** 0.5,
         }
 

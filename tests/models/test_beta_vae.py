@@ -102,7 +102,9 @@ def test_the_elbo_rises_while_training(digits: Images, tmp_path: Path, likelihoo
     negative_elbo = [row["reconstruction"] + row["kl"] for row in history]
     assert negative_elbo[-1] < 0.8 * negative_elbo[0]
     assert negative_elbo == sorted(negative_elbo, reverse=True)
-    assert history[-1]["loss"] == pytest.approx(negative_elbo[-1] + 10 * history[-1]["cross_entropy"], rel=1e-4)
+    assert history[-1]["loss"] == pytest.approx(
+        negative_elbo[-1] + 10 * history[-1]["cross_entropy"], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 9, 11), (3, 5, 6)])
@@ -235,7 +237,9 @@ def test_loading_another_networks_weights(tmp_path: Path) -> None:
         other.deployed.mean.weight.zero_()
     load(other, path)
     assert torch.equal(other.deployed.mean.weight, net.deployed.mean.weight)
-    with pytest.raises(ValueError, match=r"its deployed\.hidden\.weight has shape \(16, 32\), the model's \(20, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"its deployed\.hidden\.weight has shape \(16, 32\), the model's \(20, 32\)"
+    ):
         load(network(replace(SMALL, hidden=20)), path)
     with pytest.raises(ValueError, match=r"the checkpoint has decoder\.5\.bias, the model has not"):
         load(network(replace(SMALL, norm=True)), path)
@@ -288,5 +292,7 @@ def test_wrong_training(changes: dict[str, Any], message: str) -> None:
 
 
 def test_images_too_small_for_the_convolutions() -> None:
-    with pytest.raises(ValueError, match=r"has 2 convolutions that halve images of 3x8 to nothing; give fewer"):
+    with pytest.raises(
+        ValueError, match=r"has 2 convolutions that halve images of 3x8 to nothing; give fewer"
+    ):
         Deployed((1, 3, 8), [4, 8], 16, 3, 10, norm=False)

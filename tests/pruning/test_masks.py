@@ -11,7 +11,17 @@ import torch.nn.functional as F
 
 from hwnas.data.images import Images
 from hwnas.models.beta_vae import BetaVAE, BetaVAESettings, Deployed, Training, train
-from hwnas.pruning.masks import CRITERIA, SCOPES, STRUCTURES, Pruning, apply, make_permanent, masks, scores, zeros
+from hwnas.pruning.masks import (
+    CRITERIA,
+    SCOPES,
+    STRUCTURES,
+    Pruning,
+    apply,
+    make_permanent,
+    masks,
+    scores,
+    zeros,
+)
 
 PRUNING = Pruning(
     sparsities=[0.0, 0.5],
@@ -96,7 +106,8 @@ def test_gradient_criteria_are_what_they_are_called() -> None:
             else:
                 expected = (a.sum(1).square() + b.sum(1).square()) / 2
             assert torch.allclose(found["hidden"], expected, rtol=1e-5, atol=1e-12)
-            assert set(found) == (set(layers) - ({"mean", "classifier"} if structure == "filters" else set()))
+            without = {"mean", "classifier"} if structure == "filters" else set()
+            assert set(found) == set(layers) - without
 
 
 def test_random_depends_on_the_seed_only() -> None:
@@ -110,7 +121,9 @@ def test_random_depends_on_the_seed_only() -> None:
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("scope", SCOPES)
-def test_what_is_pruned_stays_pruned_as_the_sparsity_rises(structure: str, criterion: str, scope: str) -> None:
+def test_what_is_pruned_stays_pruned_as_the_sparsity_rises(
+    structure: str, criterion: str, scope: str
+) -> None:
     net = network(norm=True).deployed
     pruning = replace(PRUNING, structure=structure, criterion=criterion, scope=scope)
     gone: dict[str, torch.Tensor] = {}
@@ -152,7 +165,9 @@ def test_a_layer_keeps_at_least_one(structure: str) -> None:
     assert structure == "filters" or int(alive.sum()) == 1
     # 0.97 of 30 weights is 29; of 4, 8 and 16 filters it is all.
     everything = {"weights": [], "filters": ["conv1", "conv2", "hidden"]}[structure]
-    assert pruned(network().deployed, replace(PRUNING, structure=structure, scope="layer"), 0.97) == everything
+    assert (
+        pruned(network().deployed, replace(PRUNING, structure=structure, scope="layer"), 0.97) == everything
+    )
 
 
 def test_cubic_schedule() -> None:
@@ -183,14 +198,23 @@ def test_masks_stay_zero_through_fine_tuning(tmp_path: Path, structure: str, wei
             net.train()
             raised.append(step)
 
-    train(net, digits.batches("train", batch_size=100), training, seed=0, folder=tmp_path, before_step=before_step)
+    train(
+        net,
+        digits.batches("train", batch_size=100),
+        training,
+        seed=0,
+        folder=tmp_path,
+        before_step=before_step,
+    )
     assert raised == [5]
     make_permanent(net.deployed)
     for name, layer in net.deployed.layers().items():
         assert bool((layer.weight[gone[name]] == 0).all())
         alive = layer.weight != 0
         assert not bool((layer.weight == before[name])[alive].any())  # what is left was trained
-        assert structure == "filters" or int(alive.sum()) == layer.weight.numel() - round(0.75 * alive.numel())
+        assert structure == "filters" or int(alive.sum()) == layer.weight.numel() - round(
+            0.75 * alive.numel()
+        )
 
 
 @pytest.mark.parametrize(
