@@ -159,7 +159,7 @@ def test_a_killed_study_goes_on_without_doing_anything_twice(
 ) -> None:
     study = ["-m", *TINY, "model.beta=0,1", "seed=0,1"]
     run(*study, "hydra.sweep.dir=whole")
-    # 1150 training images, 11 steps per epoch: 22 of training, and 3 times 12 (6 and 6) after it, are 58 a run.
+    # 1150 training images, 11 steps per epoch: 22 of training and 3 times 12 (6 and 6) later, 58 a run.
     kill_in_step(58 + 22 + 12 + 3, *study, "hydra.sweep.dir=killed")  # the second run's second sparsity
     killed = folder / "killed"
     assert [path.parent.name for path in killed.rglob("result.json")] == ["0"]
