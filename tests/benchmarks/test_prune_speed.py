@@ -67,7 +67,7 @@ def test_an_epoch_of_mnist(mnist: Images, tmp_path: Path, benchmark) -> None:  #
         train(net, batches, training, seed=0, folder=tmp_path, num_steps=num_steps)
         return net
 
-    net = benchmark.pedantic(epoch, rounds=3, warmup_rounds=1) if benchmark.enabled else epoch()
+    net = benchmark.pedantic(epoch, rounds=3, warmup_rounds=int(benchmark.enabled))
     assert not net.training
     if benchmark.enabled:
         plain = network()
