@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import not_negative, positive, whole_number
-from hwnas.models.classifier import Batch, Passes
+from hwnas.models.classifier import Batch, KeepLast, Passes
 from hwnas.models.recipe import PRECISIONS
 
 LIKELIHOODS = ("bernoulli", "gaussian", "none")
@@ -431,17 +431,6 @@ class _Passes:
             yield x.contiguous(memory_format=torch.channels_last), y
 
 
-class _KeepLast(pl.callbacks.Checkpoint):
-    """Writes a checkpoint after every epoch, in one piece."""
-
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path, self.identity = path, dict(identity)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BetaVAETraining)
-        write_weights(self.path, {**pl_module.checkpoint(), "identity": self.identity})
-
-
 def train(
     network: BetaVAE,
     batches: Passes,
@@ -506,7 +495,7 @@ def train(
                 accelerator="auto",
                 devices=1,
                 precision=PRECISIONS[str(training.precision)],  # type: ignore[arg-type]
-                callbacks=[] if checkpoint is None else [_KeepLast(checkpoint, identity or {})],
+                callbacks=[] if checkpoint is None else [KeepLast(checkpoint, identity or {})],
                 logger=False,
                 enable_checkpointing=checkpoint is not None,
                 enable_progress_bar=False,

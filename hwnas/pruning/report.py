@@ -57,6 +57,8 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
             drawn["proxies"] = proxies(family)
         figures.append({})
         for name, figure in drawn.items():
+            for axis in figure.axes:
+                axis.title.set_fontsize(9)
             stem = f"{name}_{number}" if len(study.families) > 1 else name
             pictures[stem] = folder / f"{stem}.png"
             figure.savefig(pictures[stem], dpi=90)
@@ -275,7 +277,6 @@ def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_size(9)
         axis.tick_params(labelsize=8)
     return figure, axes
 

@@ -1,6 +1,6 @@
 """Many pruned Beta-VAEs together: does disentanglement make a network easier to prune?
 
-The rules of the conclusion are fixed here, before any run, and `conclude` applies them.
+The rules of the conclusion are code, `conclude`, and no choice is left to whoever has seen the results.
 """
 
 from __future__ import annotations
@@ -341,7 +341,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def conclude(family: Family) -> Conclusion:
-    """Apply the rules that were fixed beforehand.
+    """Apply the rules.
 
     "Supported" takes all of: (1) some beta above 0 has a significantly larger area under the curve of test
     accuracy by sparsity than beta = 0, paired by seed, corrected for the number of betas, and the best such

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import t, ttest_rel
 
 from hwnas.pruning.report import write_study
@@ -244,3 +245,20 @@ def test_the_page_of_one_run_and_of_controls_only(tmp_path: Path) -> None:
         path, study = write_study(write(tmp_path / str(number), made))
         assert "Inconclusive." in path.read_text()
         assert len(study.families) == 1
+
+
+def test_weights_and_biases_gets_figures_and_pictures(tmp_path: Path) -> None:
+    made = betas(INTERIOR, LATER)
+    write(tmp_path, made)
+    for number, content in enumerate(made):
+        content["pictures"] = ["reconstructions.png"]
+        folder = tmp_path / str(number)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / "reconstructions.png")
+        (folder / "result.json").write_text(json.dumps(content))
+    path, study = write_study(tmp_path, logger={"wandb": True, "project": "hwnas", "mode": "offline"})
+    names = [picture.name.partition("_0_")[0] for picture in (tmp_path / "wandb").rglob("*.png")]
+    assert sorted(names) == [
+        *("overview", "proxies"),
+        *(f"reconstructions_β {beta:g}" for beta in study.families[0].betas),
+    ]
+    assert path.read_text().count("data:image/png;base64,") == 4
