@@ -44,14 +44,16 @@ def main(cfg: DictConfig) -> float:
     settings = {
         str(key): value for key, value in config.items() if key not in ("logger", "resume", "experiment")
     }
+    stored = folder / "settings.json"
+    if stored.is_file() and json.loads(stored.read_text()) != json.loads(json.dumps(settings)):
+        raise ValueError(f"{folder} holds a run with other settings; choose another folder")
     finished = folder / "result.json"
     if finished.is_file():
         result = read_pruned(finished)
-        if result.get("settings") != json.loads(json.dumps(settings)):
-            raise ValueError(f"{folder} holds a finished run with other settings; choose another folder")
         display.say(f"this run is finished already; see {finished}")
         return float(result["area"])
     run = _Run(cfg, folder, display)
+    _write_json(stored, settings)
     tracker = Tracker(
         folder,
         cfg.logger,
@@ -73,9 +75,7 @@ def main(cfg: DictConfig) -> float:
             "settings": settings,
             "seconds": {"total": time.perf_counter() - start, **display.seconds},
         }
-        partial = finished.with_suffix(".tmp")
-        partial.write_text(json.dumps(json.loads(to_json(result)), indent=1) + "\n")
-        os.replace(partial, finished)
+        _write_json(finished, result)
         completed = True
         for name in ("checkpoint.pt", "curve.jsonl"):
             (folder / name).unlink(missing_ok=True)
@@ -86,6 +86,13 @@ def main(cfg: DictConfig) -> float:
     finally:
         tracker.finish(failed=not completed)
     return float(result["area"])
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file in one piece."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(json.loads(to_json(content)), indent=1) + "\n")
+    os.replace(partial, path)
 
 
 class _Run:

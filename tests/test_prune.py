@@ -188,13 +188,16 @@ def test_a_killed_study_goes_on_without_doing_anything_twice(
     run("resume=killed", "seed=5", code=1)
     assert "a sweep, takes no other settings, not seed=5" in capsys.readouterr().err
     run(*TINY, "model.beta=3", "hydra.run.dir=killed/0", code=1)
-    assert "holds a finished run with other settings; choose another folder" in capsys.readouterr().err
+    assert "killed/0 holds a run with other settings; choose another folder" in capsys.readouterr().err
 
 
-def test_a_killed_run_goes_on(folder: Path) -> None:
+def test_a_killed_run_goes_on(folder: Path, capsys: pytest.CaptureFixture) -> None:
     run(*TINY, "hydra.run.dir=whole")
     kill_in_step(17, *TINY, "hydra.run.dir=killed")
-    run("resume=killed")
+    kill_in_step(11 + 12 + 5, "resume=killed")  # in the second sparsity
+    run(*TINY, "model.beta=3", "hydra.run.dir=killed", code=1)
+    assert "killed holds a run with other settings" in capsys.readouterr().err
+    run(*TINY, "hydra.run.dir=killed")
     whole, killed = result_of(folder / "whole"), result_of(folder / "killed")
     assert without_time(whole) == without_time(killed)
     first, second = (read_weights(folder / name / "weights.pt")["network"] for name in ("whole", "killed"))

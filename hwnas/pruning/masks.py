@@ -133,12 +133,12 @@ def scores(
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for name, layer in layers.items():
+            weight = _weight(layer)
             if pruning.criterion == "l1":
-                size = layer.weight.detach().abs()
-                values[name] = size.flatten(1).mean(1) if filters else size
+                values[name] = weight.abs().flatten(1).mean(1) if filters else weight.abs()
             else:
-                shape = layer.weight.shape[:1] if filters else layer.weight.shape
-                values[name] = torch.rand(shape, generator=generator)
+                shape = weight.shape[:1] if filters else weight.shape
+                values[name] = torch.rand(shape, generator=generator).to(weight.device)
     for name, layer in layers.items():
         mask = getattr(layer, "weight_mask", None)
         if mask is not None:
@@ -155,6 +155,13 @@ def prunable(network: Deployed, pruning: Pruning) -> dict[str, Layer]:
     return layers
 
 
+def _weight(layer: Layer) -> Tensor:
+    """The weight with its mask as they are now; `layer.weight` is that of the last pass."""
+    if prune.is_pruned(layer):
+        return cast(Tensor, layer.weight_orig).detach() * cast(Tensor, layer.weight_mask)
+    return layer.weight.detach()
+
+
 def _gradient_scores(
     network: Deployed,
     layers: Mapping[str, Layer],
@@ -165,11 +172,12 @@ def _gradient_scores(
 ) -> dict[str, Tensor]:
     filters, snip = pruning.structure == "filters", pruning.criterion == "snip"
     names = list(layers)
-    totals = [torch.zeros(())] * len(names)
-    products = [torch.zeros(())] * len(names)
+    device = layers[names[0]].weight.device
+    totals = [torch.zeros((), device=device)] * len(names)
+    products = list(totals)
     batches = list(zip(x_NCHW.split(batch_size), y_N.split(batch_size), strict=True))
     for x, y in batches:
-        loss = F.cross_entropy(network(x), y)
+        loss = F.cross_entropy(network(x.to(device)), y.to(device))
         weights = [layers[name].weight for name in names]
         for index, (weight, gradient) in enumerate(
             zip(weights, torch.autograd.grad(loss, weights), strict=True)
@@ -202,17 +210,11 @@ def masks(
         lost everything.
     """
     if pruning.scope == "global":
-        flat = torch.cat([value.flatten() for value in values.values()])
-        keep = torch.ones(len(flat), dtype=torch.bool)
-        keep[flat.argsort(stable=True)[: round(sparsity * len(flat))]] = False
-        parts = keep.split([value.numel() for value in values.values()])
+        together = _kept(torch.cat([value.flatten() for value in values.values()]), sparsity)
+        parts = together.split([value.numel() for value in values.values()])
         kept = {name: part.view_as(values[name]) for name, part in zip(values, parts, strict=True)}
     else:
-        kept = {}
-        for name, value in values.items():
-            keep = torch.ones(value.numel(), dtype=torch.bool)
-            keep[value.flatten().argsort(stable=True)[: round(sparsity * value.numel())]] = False
-            kept[name] = keep.view_as(value)
+        kept = {name: _kept(value.flatten(), sparsity).view_as(value) for name, value in values.items()}
     emptied = [name for name, keep in kept.items() if not keep.any()]
     for name in emptied:
         kept[name].view(-1)[values[name].argmax()] = True
@@ -221,14 +223,22 @@ def masks(
     return {name: keep.float() for name, keep in kept.items()}, emptied
 
 
+def _kept(values: Tensor, sparsity: float) -> Tensor:
+    """Which of some scores, in a row, are not the lowest."""
+    keep = torch.ones_like(values, dtype=torch.bool)
+    keep[values.argsort(stable=True)[: round(sparsity * len(values))]] = False
+    return keep
+
+
 def _weights_of_filters(network: Deployed, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weight masks that remove filters: their own weights, and what the next layer makes of their outputs."""
-    inputs = torch.ones(network.arguments["image_shape"][0], dtype=torch.bool)
+    every = kept["hidden"].new_ones
+    inputs = every(network.arguments["image_shape"][0])
     found = {}
     for name, layer in network.layers().items():
         if name == "hidden":  # it sees every pixel of every channel
             inputs = inputs.repeat_interleave(layer.weight.shape[1] // len(inputs))
-        outputs = kept.get(name, torch.ones(len(layer.weight), dtype=torch.bool))
+        outputs = kept.get(name, every(len(layer.weight)))
         shape = (-1, len(inputs), *([1] * (layer.weight.dim() - 2)))
         found[name] = (outputs[:, None] & inputs[None]).view(shape).expand_as(layer.weight)
         inputs = outputs
@@ -242,8 +252,7 @@ def apply(network: Deployed, found: Mapping[str, Tensor]) -> None:
             cast(Tensor, layer.weight_mask).copy_(found[name])
         else:
             prune.custom_from_mask(layer, "weight", found[name])
-        # The weight as everybody sees it, which else would be the old one until the next pass.
-        cast(Any, layer).weight = cast(Tensor, layer.weight_orig).detach() * found[name]
+        cast(Any, layer).weight = _weight(layer)  # what others see, which else is the old one until a pass
 
 
 def make_permanent(network: Deployed) -> None:
