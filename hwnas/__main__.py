@@ -83,10 +83,12 @@ def _run(command: str, arguments: list[str]) -> int:
     try:
         if any(argument.startswith("resume=") for argument in arguments):
             arguments = config.resume_arguments(arguments)
+        arguments = config.device_arguments(arguments)
         if command == "train":
             arguments = config.train_arguments(arguments)
         if command == "profile" and arguments and re.fullmatch(r"\w+", arguments[0]):
             arguments = [f"action={arguments[0]}", *arguments[1:]]
+        arguments = config.sweep.sweep_arguments(command, arguments)
     except (ValueError, OSError) as error:
         print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
         return 1

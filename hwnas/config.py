@@ -17,10 +17,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
-SWEEP = "multirun.yaml"
-"""Hydra's file of a sweep, in its folder."""
+from hwnas import sweep
 
+ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
+MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
 RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
 
 
@@ -34,8 +34,9 @@ def build(node: DictConfig, kind: type | None = None, /, **offered: Any) -> Any:
     """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
 
     Of the offered objects a class gets those that its constructor names and the node does not set; so do
-    the classes of nodes inside the node. A config file is code, so a `_target_` must come from this package,
-    or from one that the environment variable HWNAS_ALLOW_TARGETS names (module names, separated by commas).
+    the classes of nodes inside the node, at any depth. A config file is code, so a `_target_` must come from
+    this package, or from one that the environment variable HWNAS_ALLOW_TARGETS names (module names, separated
+    by commas).
 
     Args:
         node: A choice of a config group.
@@ -63,13 +64,17 @@ def _a(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
+def _inner(value: Any, offered: Mapping[str, Any], path: str) -> Any:
+    """A setting, with all nodes inside it created."""
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return _create(value, offered, path)
+    return {key: _inner(item, offered, f"{path}.{key}") for key, item in value.items()}
+
+
 def _create(settings: Any, offered: Mapping[str, Any], path: str) -> Any:
-    settings = {
-        key: _create(value, offered, f"{path}.{key}")
-        if isinstance(value, dict) and "_target_" in value
-        else value
-        for key, value in settings.items()
-    }
+    settings = {key: _inner(value, offered, f"{path}.{key}") for key, value in settings.items()}
     if "_target_" not in settings:
         raise ValueError(f"{path} has no _target_, the class that it sets up")
     name = settings.pop("_target_")
@@ -233,18 +238,25 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     )
 
     def job(cfg: DictConfig) -> Any:
+        folder, swept = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            return main(cfg)
-        except expected as error:
+            return sweep.once(main, cfg, folder) if swept else main(cfg)
+        except (Exception, KeyboardInterrupt) as error:
+            if not (swept or isinstance(error, expected)):
+                raise
             logging.getLogger("hwnas").error(explain(error, config_name, arguments), exc_info=error)
-            # In a sweep Hydra collects the failures of its jobs; a single run ends here.
-            if full or HydraConfig.get().mode == RunMode.MULTIRUN:
+            if swept and isinstance(error, Exception):  # the others go on, the end says which failed
+                sweep.failed(folder, explain(error, config_name, arguments))
+            if full or swept:
                 raise
             _say(error, config_name, arguments)
             raise SystemExit(1) from None
 
+    folder = sweep.sweep_folder(arguments)
+    before = None if folder is None else sweep.Jobs.read(folder)
     argv = sys.argv
     sys.argv = [f"hwnas {config_name}", *arguments]
+    code = 0
     try:
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
     except BrokenPipeError:
@@ -252,11 +264,14 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     except expected as error:
         if full:
             raise
-        _say(error, config_name, arguments)
-        return 1
+        if folder is None or not sweep.Jobs.read(folder).failed or isinstance(error, KeyboardInterrupt):
+            _say(error, config_name, arguments)
+        code = 1
     finally:
         sys.argv = argv
-    return 0
+        if folder is not None and before is not None and folder.is_dir():
+            code = max(code, sweep.summarise(folder, before))
+    return code
 
 
 def _say(error: BaseException, config_name: str, arguments: Sequence[str]) -> None:
@@ -264,10 +279,19 @@ def _say(error: BaseException, config_name: str, arguments: Sequence[str]) -> No
 
 
 def choices(folder: Path) -> dict[str, str]:
-    """Which option was chosen in each config group of the run in `folder`."""
+    """Which option was chosen in each config group of the run in `folder`; several devices in one text."""
+    names = _choices(folder)
+    members = [group.removeprefix(MEMBER) for group in names if group.startswith(MEMBER)]
+    if members:
+        names["device"] = ", ".join(members)
+    return {group: option for group, option in names.items() if "/" not in group and "@" not in group}
+
+
+def _choices(folder: Path) -> dict[str, str]:
+    """All that Hydra remembers of the choices of a run, with groups in other packages."""
     hydra_config = read_yaml(folder / ".hydra" / "hydra.yaml")
     chosen: Mapping[str, Any] = OmegaConf.select(hydra_config, "hydra.runtime.choices") or {}
-    return {str(group): str(option) for group, option in chosen.items() if "/" not in str(group)}
+    return {str(group): str(option) for group, option in chosen.items()}
 
 
 def read_yaml(path: Path) -> Any:
@@ -291,7 +315,7 @@ def working_folder(folder: Path) -> Path | None:
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
-    """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration, or its sweep's.
+    """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
 
     Other overrides may only repeat what the folder's configuration says.
 
@@ -309,15 +333,13 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     stored = folder / ".hydra" / "config.yaml"
     if not folder.is_dir():
         raise ValueError(f"resume={path} is not a folder")
-    if (folder / SWEEP).is_file():
-        return _sweep_arguments(folder, [a for a in arguments if not a.startswith("resume=")])
     if not stored.is_file():
         raise ValueError(f"resume={path} holds no run: {stored.relative_to(folder)} is missing")
     config = read_yaml(stored)
     if not isinstance(config, DictConfig) or "resume" not in config:
         raise ValueError(f"{stored} is not the configuration of a run")
-    chosen = choices(folder)
-    others = [a for a in arguments if not a.startswith("resume=")]
+    chosen = _choices(folder)
+    others = device_arguments([a for a in arguments if not a.startswith("resume=")])
     for argument in others:
         if "=" not in argument or argument.startswith(("-", "~")):
             raise ValueError(f"resume={path} takes nothing but settings that the run has, not {argument}")
@@ -327,6 +349,8 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         raise ValueError(str(error).splitlines()[0]) from None
     for override in overrides:
         name, value = str(override.key_or_group), override.value()
+        if override.package is not None:
+            name += f"@{override.package}"
         if name.startswith("hydra."):
             raise ValueError(f"{override.input_line} cannot be changed when resuming {path}")
         before = chosen.get(name, OmegaConf.select(config, name))
@@ -354,23 +378,65 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     ]
 
 
-def _sweep_arguments(folder: Path, others: Sequence[str]) -> list[str]:
-    """Hydra's arguments that started the sweep in `folder`; its runs see for themselves what is finished.
+def device_arguments(arguments: Sequence[str]) -> list[str]:
+    """Hydra's arguments for what else may follow `device=`: files, and lists of names and files.
+
+    `device=mine.json` is a profile and `device=mine.csv` a table of networks; `device=[raspi4,mine.json]` is
+    the device `multi` with a member for each. A member's settings are below `device.devices.<name>`.
 
     Raises:
-        ValueError: Other overrides were given, or the sweep's file is no such.
+        ValueError: A name that is neither shipped nor a file, a device that is listed twice, or an empty
+            list.
     """
-    if others:
-        raise ValueError(f"resume={folder}, a sweep, takes no other settings, not {' '.join(others)}")
-    stored = read_yaml(folder / SWEEP)
-    given: Any = OmegaConf.select(stored, "hydra.overrides")
-    cwd = OmegaConf.select(stored, "hydra.runtime.cwd")
-    if given is None:
-        raise ValueError(f"{folder / SWEEP} does not say what the sweep was started with")
-    if cwd and Path(cwd).is_dir():
-        os.chdir(cwd)  # relative paths of the sweep mean what they meant
-    hydra = [o for o in given.hydra if not o.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    return ["--multirun", *hydra, *given.task, f"hydra.sweep.dir={_quoted(str(folder))}"]
+    prepared = []
+    for argument in arguments:
+        value = _unquoted(argument.removeprefix("device="))
+        if not argument.startswith("device="):
+            prepared.append(argument)
+        elif value.startswith("[") and value.endswith("]") and "[" not in value[1:]:
+            prepared += _members([_unquoted(part.strip()) for part in value[1:-1].split(",")])
+        elif "[" in value:
+            raise ValueError(f"{argument}: a sweep takes one list of devices; start a sweep for each list")
+        elif Path(value).suffix in FILES and "," not in value:
+            option, path = _device_file(value)
+            prepared += [f"device={option}", f"device.path={path}"]
+        else:
+            prepared.append(argument)
+    return prepared
+
+
+FILES = {".json": "profile", ".csv": "table", ".npz": "table"}
+"""The device that reads a file, by the file's ending."""
+
+
+def _device_file(path: str) -> tuple[str, str]:
+    """The device that reads a file, and the file's path in Hydra's grammar."""
+    try:
+        find_file(path)
+    except ValueError as error:
+        known = sorted(option.stem for option in (conf_folder() / "device").glob("*.yaml"))
+        raise ValueError(f"device={path}: {error}{suggestion(Path(path).stem, known)}") from None
+    return FILES[Path(path).suffix], _quoted(path)
+
+
+def _members(devices: Sequence[str]) -> list[str]:
+    """Hydra's arguments for a list of devices, each a choice of the group or a file."""
+    if devices in ([], [""]):
+        raise ValueError("device=[] names no device")
+    added, settings = ["device=multi"], []
+    names: list[str] = []
+    for device in devices:
+        if Path(device).suffix in FILES:
+            option, path = _device_file(device)
+            name = re.sub(r"\W", "_", Path(device).stem)
+            settings.append(f"device.devices.{name}.path={path}")
+        else:
+            name = option = device
+        if name in names:
+            raise ValueError(f"device=[{','.join(devices)}] has {name} twice")
+        names.append(name)
+        added.append(f"+{MEMBER}{name}={option}")
+    return [*added, *settings]
 
 
 def train_arguments(arguments: list[str]) -> list[str]:

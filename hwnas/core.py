@@ -403,6 +403,11 @@ class Evaluator(ABC):
     exhaustive: bool = False
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """The metrics that a run optimises: the main one, unless an evaluator says otherwise."""
+        return (next(iter(self.metrics)),)
+
+    @property
     def stationary(self) -> bool:
         """True unless an evaluator says otherwise; may change in a run."""
         return True

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hwnas.core import Limit, Objective, SearchSpace
+from hwnas.core import Limit, Objective, SearchSpace, Trial, front
 from hwnas.spaces.nasbench201 import EDGES, OPS
 
 NAMES = {
@@ -23,6 +23,8 @@ NAMES = {
     "rmi_flops": "similarity and multiply-adds",
     "flops": "multiply-adds",
     "params": "parameters",
+    "relative_cost": "relative cost, worst device",
+    "hypervolume_ratio": "share of the true hypervolume",
 }
 SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -59,9 +61,13 @@ def quantity(metric: str, size: float = 1.0) -> Quantity:
     """How to write a metric.
 
     Args:
-        metric: Name with its unit, e.g. "latency_ms".
+        metric: Name with its unit, e.g. "latency_ms" or, on one of several devices, "latency_ms@raspi4".
         size: The largest value to be written; chooses between k, M and G.
     """
+    metric, _, device = metric.partition("@")
+    if device:
+        own = quantity(metric, size)
+        return replace(own, name=f"{own.name} on {device}")
     stem, _, suffix = metric.rpartition("_")
     name = NAMES.get(metric, stem.replace("_", " ") if suffix in SUFFIXES else metric.replace("_", " "))
     if suffix == "acc":
@@ -213,23 +219,24 @@ def scatter(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     points: Sequence[Mapping[str, float]],
-    front: Sequence[Mapping[str, float]],
+    optimal: Sequence[Mapping[str, float]],
     true_front: Sequence[Mapping[str, float]] = (),
 ) -> Scatter:
     """Place networks in the plane of two objectives.
 
     Args:
-        objectives: Quality, drawn upwards, then cost, drawn to the right.
+        objectives: Quality, drawn upwards, then cost, drawn to the right; of a front of more objectives only
+            what no other beats in these two is joined by the line.
         limits: Those on other metrics are left out.
         points: Metrics per network, finite.
-        front: Metrics of the front's networks, cheapest first.
-        true_front: Objectives of the best networks that there are, cheapest first, where they are known.
+        optimal: Metrics of the front's networks.
+        true_front: Objectives of the best networks that there are, where they are known.
     """
     y, x = (
         axis(
             objective.metric,
             [metrics[objective.metric] for metrics in points],
-            keep=[metrics[objective.metric] for metrics in front],
+            keep=[metrics[objective.metric] for metrics in optimal],
             marks=[limit.bound for limit in limits if limit.metric == objective.metric],
             num_ticks=num_ticks,
             allow_log=objective.goal == "min",
@@ -239,34 +246,41 @@ def scatter(
     quality, cost = (objective.metric for objective in objectives)
 
     def place(metrics: Mapping[str, float]) -> tuple[float, float]:
-        return x.at(metrics[cost]), _from_top(y.at(metrics[quality]))
+        return x.at(metrics[cost]), from_top(y.at(metrics[quality]))
 
     beyond = [
         not (x.low <= metrics[cost] <= x.high and y.low <= metrics[quality] <= y.high) for metrics in points
     ]
 
-    def steps(networks: Sequence[Mapping[str, float]]) -> str:
-        if not networks:
-            return ""
-        (start_x, start_y), *rest = [place(metrics) for metrics in networks]
-        return f"M{start_x} {start_y}" + "".join(f"H{a}V{b}" for a, b in rest) + "H100"
+    def line(networks: Sequence[Mapping[str, float]]) -> str:
+        joined = front([Trial((index,), metrics, 0) for index, metrics in enumerate(networks)], objectives)
+        return steps([place(trial.metrics) for trial in joined])
 
     shaded, lines = [], []
     for limit in limits:
         if limit.metric not in (quality, cost):
             continue
         vertical = limit.metric == cost
-        at = x.at(limit.bound) if vertical else _from_top(y.at(limit.bound))
+        at = x.at(limit.bound) if vertical else from_top(y.at(limit.bound))
         after = vertical == (limit.goal == "min")  # y points down: a lower bound excludes what is below it
         begin, size = (at, round(100 - at, 2)) if after else (0.0, at)
         shaded.append((begin, 0.0, size, 100.0) if vertical else (0.0, begin, 100.0, size))
         if 0 < at < 100:
             lines.append((vertical, at, f"limit {text(limit.metric, limit.bound, exact=True)}"))
     places = [place(metrics) for metrics in points]
-    return Scatter(x, y, places, beyond, steps(front), steps(true_front), shaded, lines)
+    return Scatter(x, y, places, beyond, line(optimal), line(true_front), shaded, lines)
 
 
-def _from_top(percent: float) -> float:
+def steps(places: Sequence[tuple[float, float]]) -> str:
+    """The line of a front through its networks' places, cheapest first, as SVG path data."""
+    if not places:
+        return ""
+    (x, y), *rest = places
+    return f"M{x} {y}" + "".join(f"H{a}V{b}" for a, b in rest) + "H100"
+
+
+def from_top(percent: float) -> float:
+    """A height in percent as SVG counts it, from the top."""
     return round(100 - percent, 2)
 
 
@@ -306,7 +320,7 @@ def line_chart(
     known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
     x = axis(horizontal, xs)
     y = axis(metric, [b for _, b in known], num_ticks=5)
-    places = [(x.at(a), _from_top(y.at(b))) for a, b in known]
+    places = [(x.at(a), from_top(y.at(b))) for a, b in known]
     path = "M" + "L".join(f"{a} {b}" for a, b in places)
     return LineChart(title, x, y, path, places[-1], text(metric, known[-1][1]))
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from hwnas.config import build, choices, find_file, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
-from hwnas.pruning.study import read_pruned, results
+from hwnas.pruning.study import read_pruned, result_files
 from hwnas.store import to_json
 
 WEIGHTS = "weights.pt"
@@ -528,7 +528,7 @@ class StudyReport(Callback):
         from hwnas.pruning.report import write_study
 
         folder = Path(config.hydra.sweep.dir)
-        if len(results(folder)) > 1:
+        if len(result_files(folder)) > 1:
             path, study = write_study(folder, logger=config.logger)
             print(study.conclusion)
             print(f"report: {path}")

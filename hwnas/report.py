@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hwnas import sweep_report
 from hwnas.config import build, choices, explain
 from hwnas.core import (
     Genotype,
@@ -52,8 +53,8 @@ from hwnas.drawing import (
     text,
 )
 from hwnas.pruning.report import write_study
-from hwnas.pruning.study import results
-from hwnas.store import Hypervolume, metrics_from_json, read_archive, to_json
+from hwnas.pruning.study import result_files
+from hwnas.store import PLAN, Hypervolume, metrics_from_json, read_archive, to_json
 from hwnas.strategies.evolution import cost_diversity
 
 MAX_DOMINATED = 3000
@@ -106,7 +107,22 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
     """
-    run = read_run(folder, result)
+    return _write(folder, "report.html.j2", page(read_run(folder, result)))
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Draw the page of a sweep; returns the path of its report.html.
+
+    Args:
+        folder: The sweep's folder, with a folder per run.
+
+    Raises:
+        ValueError: No search has finished in it yet, or a file is corrupt; says which.
+    """
+    return _write(folder, "sweep.html.j2", sweep_report.page(folder))
+
+
+def _write(folder: Path, template: str, values: Mapping[str, Any]) -> Path:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -116,7 +132,7 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     )
     path = folder / "report.html"
     partial = path.with_suffix(".tmp")
-    partial.write_text(templates.get_template("report.html.j2").render(page(run)), encoding="utf-8")
+    partial.write_text(templates.get_template(template).render(values), encoding="utf-8")
     os.replace(partial, path)
     return path
 
@@ -124,14 +140,10 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
 def command(arguments: list[str]) -> int:
     """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
     parser = argparse.ArgumentParser(
-        prog="hwnas report", description="Draw the page of a run, or of a pruning study, again."
+        prog="hwnas report", description="Draw the page of a run, of a sweep's runs, or of a pruning study."
     )
     parser.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="folder",
-        help="folder of a search, or of runs of hwnas prune",
+        "folders", nargs="+", type=Path, metavar="folder", help="folder of a run, a sweep, or several sweeps"
     )
     try:
         given = parser.parse_args(arguments)
@@ -139,12 +151,13 @@ def command(arguments: list[str]) -> int:
         return int(stop.code or 0)
     try:
         for folder in map(Path.expanduser, given.folders):
-            if not (folder / "archive.jsonl").is_file() and results(folder):
+            sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
+            if result_files(folder):
                 path, study = write_study(folder)
                 print(study.conclusion)
                 print(path)
             else:
-                print(write_report(folder))
+                print(write_sweep_report(folder) if sweep else write_report(folder))
     except (ValueError, OSError) as error:
         print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
         return 1
@@ -163,7 +176,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    for name in ("archive.jsonl", ".hydra/config.yaml", ".hydra/hydra.yaml"):
+    for name in ("archive.jsonl", PLAN, ".hydra/config.yaml", ".hydra/hydra.yaml"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no search: {name} is missing")
     if result is None and (folder / "result.json").is_file():
@@ -182,8 +195,10 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     assert isinstance(config, DictConfig)
     _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
     _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
+    plan = result or _read_json(folder / PLAN)
+    _require(plan, ("objectives", "limits"), folder / ("result.json" if result else PLAN))
     if result:
-        _require(result, ("objectives", "limits", "evaluations", "seconds"), folder / "result.json")
+        _require(result, ("evaluations", "seconds"), folder / "result.json")
     known = {} if shape is None else {"image_shape": tuple(shape), "num_classes": num_classes}
     space: SearchSpace = build(config.search_space, **known)
 
@@ -193,19 +208,12 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     try:
         for genotype in {trial.genotype for trial in trials}:
             space.check(genotype)
-        if result:
-            objectives = tuple(Objective(o["metric"], o["goal"]) for o in result["objectives"])
-        else:
-            quality, second, *others = trials[0].metrics  # first the estimator's, then the device's
-            cost = next((metric for metric in (second, *others) if _goal(metric) == "min"), second)
-            objectives = (Objective(quality, _goal(quality)), Objective(cost, "min"))
+        objectives = tuple(Objective(o["metric"], o["goal"]) for o in plan["objectives"])
         costs(trials, objectives)  # every trial has them
         goals = {objective.metric: objective.goal for objective in objectives}
-        bounds = result["limits"] if result else OmegaConf.select(config, "limits") or {}
         limits = tuple(
             Limit(str(metric), float(bound), goals.get(metric, _goal(metric)))
-            for metric, bound in bounds.items()
-            if bound is not None
+            for metric, bound in plan["limits"].items()
         )
         violations(trials, limits)
     except (KeyError, TypeError, ValueError) as error:
@@ -261,7 +269,7 @@ def page(run: Run) -> dict[str, Any]:
         "points": points,
         "answer": next((p for p in points if p["best"]), None),
         "scatter": scatter(
-            run.objectives,
+            run.objectives[:2],
             run.limits,
             [point["metrics"] for point in points],
             [trial.metrics for trial in pareto],
@@ -279,6 +287,7 @@ def page(run: Run) -> dict[str, Any]:
         "counts": {"drawn": len(drawn), "dominated": len(dominated), "unsupported": num_unsupported},
         "curves": _generations(run),
         "truth": _truth(run),
+        "transfer": _transfer(run),
         "trained": trained,
         "phases": _phases(run.result.get("seconds", {})),
         "evaluations": _evaluations(run),
@@ -457,6 +466,40 @@ def _truth(run: Run) -> str:
         within = " within the limits" if run.limits else ""
         sentence += f". The best network that there is{within} is ahead by {regrets}"
     return sentence + "."
+
+
+def _transfer(run: Run) -> dict[str, Any] | None:
+    """The table of each device's best network on every device, written out; None for a run on one device."""
+    transfer = run.result.get("transfer")
+    if transfer is None:
+        return None
+    quality = run.objectives[0].metric
+    rows = []
+    for row in transfer["rows"]:
+        network, cells = row["network"], []
+        for device, metric in transfer["main"].items():
+            if network is None:
+                cells.append(("", "", "none"))
+                continue
+            value, excess = network["metrics"][metric], row["excess"][device]
+            regret = row["regret"][device]
+            if excess is None or excess > 0:
+                verdict = "not supported" if excess is None else f"{excess:.0%} beyond the limit"
+                cells.append((text(metric, value), verdict, "over"))
+            elif regret is not None:
+                lost = f"{100 * regret:.2f} points" if quality.endswith("_acc") else f"{regret:.4g}"
+                own = regret == 0
+                cells.append((text(metric, value), "the best there" if own else f"− {lost}", "own" * own))
+        title = "all of them" if row["device"] is None else row["device"]
+        reached = "" if network is None else text(quality, network["metrics"][quality])
+        rows.append(
+            (title, reached, "no network keeps the limits" if network is None else network["arch"], cells)
+        )
+    limits = [
+        (device, ", ".join(_spoken(Limit(metric, bound, _goal(metric))) for metric, bound in own.items()))
+        for device, own in transfer["limits"].items()
+    ]
+    return {"rows": rows, "limits": limits, "among": transfer["among"], "quality": quantity(quality).name}
 
 
 def _looked_up(run: Run) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
-import json
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,26 @@ from hwnas.core import (
     trials_of,
     whole_number,
 )
-from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_result, to_json
-from hwnas.truth import Truth, best_reported, exact, largest_reported, quantile, reported
+from hwnas.devices.multi import Multi
+from hwnas.store import (
+    PLAN,
+    Archive,
+    CachedEvaluator,
+    EvaluationStore,
+    Hypervolume,
+    read_result,
+    write_json,
+)
+from hwnas.truth import (
+    Truth,
+    best_reported,
+    device_limits,
+    exact,
+    largest_reported,
+    quantile,
+    reported,
+    transfers,
+)
 
 
 def search(
@@ -79,7 +96,8 @@ def parse_limits(
     """The limits of a configuration; null means none.
 
     Args:
-        limits: Bound per metric: a number, or "q0.3" for the 0.3 quantile over the space's networks.
+        limits: Bound per metric: a number, or "q0.3" for the 0.3 quantile over the space's networks. Where
+            several devices report a metric, a bound counts for each of them, or is a mapping by device.
         space: The search space.
         evaluators: Those that report the metrics.
 
@@ -89,9 +107,7 @@ def parse_limits(
     owners = {name: evaluator for evaluator in evaluators for name in evaluator.metrics}
     metrics = {name: evaluator.metrics[name] for name, evaluator in owners.items()}
     parsed = []
-    for name, bound in limits.items():
-        if bound is None:
-            continue
+    for name, bound in _by_device(limits, metrics):
         if name not in metrics:
             raise ValueError(
                 f"limits.{name}: no evaluator or device of this run reports {name}"
@@ -108,6 +124,18 @@ def parse_limits(
             value = positive(f"limits.{name}", bound)
         parsed.append(Limit(name, value, metrics[name]))
     return tuple(parsed)
+
+
+def _by_device(limits: Mapping[str, Any], metrics: Mapping[str, Goal]) -> Iterator[tuple[str, Any]]:
+    """The limits that are set, with one of `<metric>@<device>` for each device where several report it."""
+    for name, bound in limits.items():
+        devices = [metric.partition("@")[2] for metric in metrics if metric.startswith(f"{name}@")]
+        if isinstance(bound, Mapping):
+            yield from ((f"{name}@{device}", own) for device, own in bound.items() if own is not None)
+        elif bound is not None and devices and name not in metrics:
+            yield from ((f"{name}@{device}", bound) for device in devices)
+        elif bound is not None:
+            yield name, bound
 
 
 def main(cfg: DictConfig) -> float | None:
@@ -165,7 +193,8 @@ def main(cfg: DictConfig) -> float | None:
     _check_owners(plain)
     metrics: dict[str, Goal] = {name: goal for evaluator in plain for name, goal in evaluator.metrics.items()}
     limits = parse_limits(cfg.limits or {}, space, plain)
-    objectives = tuple(Objective(name, metrics[name]) for name in (next(iter(e.metrics)) for e in plain[:2]))
+    wanted = (*quality.objectives, *device.objectives)
+    objectives = tuple(Objective(name, metrics[name]) for name in wanted)
     strategy: Strategy = build(
         cfg.strategy,
         Strategy,
@@ -188,6 +217,12 @@ def main(cfg: DictConfig) -> float | None:
         opened.callback(archive.close)
         for note in archive.notes:
             display.warn(note)
+        plan = {
+            "objectives": [{"metric": o.metric, "goal": o.goal} for o in objectives],
+            "limits": {limit.metric: limit.bound for limit in limits},
+        }
+        if not (folder / PLAN).is_file():
+            write_json(folder / PLAN, plan)
         # Offline logs of jobs in one process must end up in runs of their own: finish() whatever happens.
         tracker = Tracker(
             folder,
@@ -312,6 +347,27 @@ def main(cfg: DictConfig) -> float | None:
                 if name in highest
             }
 
+        transfer = None
+        if isinstance(device, Multi):
+            pool = comparable if truth is None else truth.trials
+            own = device_limits(limits, device.main, device.typical)
+            transfer = {
+                "limits": {
+                    name: {limit.metric: limit.bound for limit in bounds} for name, bounds in own.items()
+                },
+                "main": device.main,
+                "among": "all networks" if truth is not None else "the networks of the run",
+                "rows": [
+                    {
+                        "device": row.device,
+                        "network": None if row.network is None else described(row.network),
+                        "regret": row.regret,
+                        "excess": row.excess,
+                    }
+                    for row in transfers(pool, objectives, own, device.main)
+                ],
+            }
+
         result = {
             "status": "finished",
             **{
@@ -319,7 +375,7 @@ def main(cfg: DictConfig) -> float | None:
                 for group in ("strategy", "search_space", "dataset", "evaluator", "device")
             },
             "seed": seed,
-            "limits": {limit.metric: limit.bound for limit in limits},
+            **plan,
             "generations": generations,
             "evaluations": {
                 "asked": asked,
@@ -328,13 +384,13 @@ def main(cfg: DictConfig) -> float | None:
             },
             "seconds": {},
             "virtual_seconds": None if quality.seconds([]) is None else clock,
-            "objectives": [{"metric": o.metric, "goal": o.goal} for o in objectives],
             "result": [described(trial) for trial in found],
             "best": described(answer) if answer else None,
             "network": network,
             "stationary": quality.stationary,
             "hypervolume": curve,
             "truth": comparison,
+            "transfer": transfer,
             "looked_up": looked_up or None,
             "versions": {evaluator.name: evaluator.version for evaluator in evaluators},
         }
@@ -354,9 +410,7 @@ def main(cfg: DictConfig) -> float | None:
             y=objectives[0].metric,
         )
         tracker.summary({"best": result["best"], "network": network, "evaluations": result["evaluations"]})
-        partial = finished.with_suffix(".tmp")
-        partial.write_text(json.dumps(json.loads(to_json(result)), indent=1) + "\n")
-        os.replace(partial, finished)
+        write_json(finished, result)
         completed = True
         metrics_of_answer = {} if answer is None else described(answer)["metrics"]
         _say_answer(display, space, trials, objectives, limits, answer, metrics_of_answer, pareto, network)

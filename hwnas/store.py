@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import sqlite3
+import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,13 @@ from hwnas.core import (
     unique,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+LEASE_SECONDS = 10.0
+"""A claim that has not been renewed for so long is anybody's; it is renewed four times as often."""
+
+PLAN = "plan.json"
+"""A run's objectives, and its limits as numbers, in the run's folder from its start."""
 
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)  # whatever a line that is no trial can raise
 
@@ -47,6 +56,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON, whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(json.loads(to_json(value)), indent=1) + "\n")
+    os.replace(partial, path)
 
 
 def metrics_from_json(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -266,6 +282,17 @@ _evaluations = sql.Table(
     sql.Column("created", sql.Float, nullable=False),
     sqlite_with_rowid=False,
 )
+_claims = sql.Table(
+    "claims",
+    _metadata,
+    *(
+        sql.Column(name, sql.String, primary_key=True)
+        for name in ("evaluator", "space", "dataset", "version", "genotype")
+    ),
+    sql.Column("owner", sql.String, nullable=False, index=True),
+    sql.Column("beat", sql.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
 _schema = sql.Table("hwnas_schema", _metadata, sql.Column("version", sql.Integer, nullable=False))
 
 Key = tuple[str, str, str, str]
@@ -281,17 +308,27 @@ class EvaluationStore:
 
     SQLite on a network file system is not safe; use a server there.
 
+    Who is about to pay for an answer claims it, so that others wait instead of paying too. A claim counts the
+    beats of its owner's heart and compares no clocks: it is taken over once it was seen unchanged for
+    `lease` seconds, or at once when its owner was a process of this machine that is gone.
+
     Args:
         url: SQLAlchemy URL; None keeps the evaluations in memory.
         run: Identity of the run that writes, kept with every row.
+        lease: Seconds after which a claim that is not renewed is taken over.
+
+    Attributes:
+        shared: Whether other processes can see it.
 
     Raises:
         ValueError: Not a database, another schema version, not writable, or an unknown kind of URL.
     """
 
-    def __init__(self, url: str | None, run: str) -> None:
+    def __init__(self, url: str | None, run: str, *, lease: float = LEASE_SECONDS) -> None:
         self.url = url or "sqlite://"
         self.run = run
+        self.lease = lease
+        self.owner = f"{_machine()}:{os.getpid()}:{_started(os.getpid())}:{uuid.uuid4().hex[:8]}"
         with self._explained():
             try:
                 parsed = sql.make_url(self.url)
@@ -305,10 +342,12 @@ class EvaluationStore:
                     f"store.url {self.url!r} cannot be used ({error}); "
                     "use sqlite:///<file> or postgresql+psycopg://user@host/database"
                 ) from None
+            self.shared = parsed.get_backend_name() != "sqlite" or bool(parsed.database)
             if parsed.get_backend_name() == "sqlite":
                 sql.event.listen(self._engine, "connect", _prepare_sqlite)
             insert = postgresql.insert if parsed.get_backend_name() == "postgresql" else sqlite.insert
             self._insert = insert(_evaluations).on_conflict_do_nothing()
+            self._claim = insert(_claims).on_conflict_do_nothing()
             with self._engine.begin() as connection:
                 connection.exec_driver_sql(_ALONE[parsed.get_backend_name()])
                 tables = sql.inspect(connection).get_table_names()
@@ -318,6 +357,10 @@ class EvaluationStore:
                 elif _schema.name not in tables:
                     raise ValueError(f"store {self.url} is a database, but not an evaluation store of hwnas")
                 version = connection.execute(sql.select(_schema.c.version)).scalar()
+                if version == 1:  # had no claims
+                    _metadata.create_all(connection)
+                    connection.execute(_schema.update().values(version=SCHEMA_VERSION))
+                    version = SCHEMA_VERSION
             if version != SCHEMA_VERSION:
                 raise ValueError(
                     f"store {self.url} has schema version {version}, this hwnas needs {SCHEMA_VERSION}; "
@@ -336,11 +379,7 @@ class EvaluationStore:
         names = {_name(genotype): genotype for genotype in genotypes}
         columns = _evaluations.c
         query = sql.select(columns.genotype, columns.metrics).where(
-            columns.evaluator == key[0],
-            columns.space == key[1],
-            columns.dataset == key[2],
-            columns.version == key[3],
-            columns.genotype.in_(sql.bindparam("names", expanding=True)),
+            *_of(_evaluations, key), columns.genotype.in_(sql.bindparam("names", expanding=True))
         )
         found: dict[Genotype, dict[str, float]] = {}
         asked = list(names)
@@ -351,11 +390,11 @@ class EvaluationStore:
         return found
 
     def put(self, key: Key, answers: Mapping[Genotype, Mapping[str, float]]) -> None:
-        """Keep new answers, all or none; one that is already there stays as it is."""
+        """Keep new answers, all or none; one that is already there stays as it is. Our claims on them end."""
         now = time.time()
         rows = [
             {
-                **dict(zip(("evaluator", "space", "dataset", "version"), key, strict=True)),
+                **_named_key(key),
                 "genotype": _name(genotype),
                 "metrics": to_json(metrics),
                 "run": self.run,
@@ -364,8 +403,83 @@ class EvaluationStore:
             for genotype, metrics in answers.items()
         ]
         if rows:
-            with self._explained(), self._engine.begin() as connection:
+            with self._writing() as connection:
                 connection.execute(self._insert, rows)
+                connection.execute(_claims.delete().where(_claims.c.owner == self.owner, *_of(_claims, key)))
+
+    @contextmanager
+    def _writing(self) -> Iterator[sql.Connection]:
+        """A transaction that writes; SQLite's must say so at its start to wait for its turn."""
+        with self._explained(), self._engine.begin() as connection:
+            if self._engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def claim(self, key: Key, genotypes: Sequence[Genotype]) -> list[Genotype]:
+        """Claim what nobody has claimed; those of the genotypes that are now ours, in order."""
+        rows = [{**_named_key(key), "genotype": _name(g), "owner": self.owner, "beat": 0} for g in genotypes]
+        with self._writing() as connection:
+            connection.execute(self._claim, rows)
+            owners = self._owners(connection, key, genotypes)
+        return [g for g in genotypes if g in owners and owners[g][0] == self.owner]
+
+    def claims(self, key: Key, genotypes: Sequence[Genotype]) -> dict[Genotype, tuple[str, int]]:
+        """Owner and beat of the claims on the genotypes; those that nobody claims are left out."""
+        with self._explained(), self._engine.connect() as connection:
+            return self._owners(connection, key, genotypes)
+
+    @staticmethod
+    def _owners(
+        connection: sql.Connection, key: Key, genotypes: Sequence[Genotype]
+    ) -> dict[Genotype, tuple[str, int]]:
+        names = {_name(genotype): genotype for genotype in genotypes}
+        columns = _claims.c
+        query = sql.select(columns.genotype, columns.owner, columns.beat).where(
+            *_of(_claims, key), columns.genotype.in_(sql.bindparam("names", expanding=True))
+        )
+        found, asked = {}, list(names)
+        for start in range(0, len(asked), 500):
+            for name, owner, beat in connection.execute(query, {"names": asked[start : start + 500]}):
+                found[names[name]] = owner, beat
+        return found
+
+    def take_over(self, key: Key, stale: Mapping[Genotype, tuple[str, int]]) -> None:
+        """Drop claims that still are as they were seen (owner and beat)."""
+        columns = _claims.c
+        with self._writing() as connection:
+            for genotype, (owner, beat) in stale.items():
+                connection.execute(
+                    _claims.delete().where(
+                        *_of(_claims, key),
+                        columns.genotype == _name(genotype),
+                        columns.owner == owner,
+                        columns.beat == beat,
+                    )
+                )
+
+    def release(self, key: Key) -> None:
+        """Give up all of our claims on answers of the key."""
+        with self._writing() as connection:
+            connection.execute(_claims.delete().where(_claims.c.owner == self.owner, *_of(_claims, key)))
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Renews our claims in the background; if that fails, others may pay for the same, no more."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(self.lease / 4):
+                with suppress(ValueError), self._writing() as connection:
+                    mine = _claims.update().where(_claims.c.owner == self.owner)
+                    connection.execute(mine.values(beat=_claims.c.beat + 1))
+
+        thread = threading.Thread(target=beat, name="claims", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def paid(self, evaluator: str) -> int:
         """How many evaluations of an evaluator this run has added, over all its sessions."""
@@ -382,6 +496,37 @@ class EvaluationStore:
 
 def _name(genotype: Genotype) -> str:
     return ",".join(map(str, genotype))
+
+
+def _named_key(key: Key) -> dict[str, str]:
+    return dict(zip(("evaluator", "space", "dataset", "version"), key, strict=True))
+
+
+def _of(table: sql.Table, key: Key) -> list[sql.ColumnElement[bool]]:
+    """What picks the rows of a key."""
+    return [table.c[name] == value for name, value in _named_key(key).items()]
+
+
+def _machine() -> str:
+    """This machine since it was started."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def _started(pid: int) -> str:
+    """When a process of this machine was started, in ticks; empty if there is none or nobody can tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _gone(owner: str) -> bool:
+    """Whether a claim's owner was a process of this machine that is no more."""
+    machine, pid, started, _ = owner.rsplit(":", 3)
+    return bool(started) and machine == _machine() and _started(int(pid)) != started
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
@@ -442,15 +587,60 @@ class CachedEvaluator(Evaluator):
         if new:
             self._known.update(self._store.get(self._key, new))
         missing = [genotype for genotype in new if genotype not in self._known]
-        if missing:
-            answers = dict(zip(missing, self.inner.evaluate(missing), strict=True))
-            for genotype, metrics in answers.items():
-                if any(math.isnan(value) for value in metrics.values()):
-                    raise ValueError(f"evaluator {self.name} answered NaN for {list(genotype)}: {metrics}")
-            self._store.put(self._key, answers)
-            self._known.update(self._store.get(self._key, missing))  # another run may have been first
-        self.saved += len(genotypes) - len(missing)
+        num_paid = len(missing) and self._pay(missing)
+        self.saved += len(genotypes) - num_paid
         return [self._known[genotype] for genotype in genotypes]
+
+    def _pay(self, missing: list[Genotype]) -> int:
+        """Get the missing answers, waiting for those that others are about to give; how many were paid."""
+        assert self._key is not None
+        if self.inner.exhaustive or not self._store.shared:  # free, or nobody to wait for
+            self._evaluate(missing)
+            return len(missing)
+        seen: dict[Genotype, tuple[tuple[str, int], float]] = {}  # claims of others, and since when
+        num_paid, pause = 0, 0.02
+        while missing:
+            ours = self._store.claim(self._key, missing)
+            if ours:
+                try:
+                    self._known.update(self._store.get(self._key, ours))  # paid for since we looked
+                    wanted = [genotype for genotype in ours if genotype not in self._known]
+                    if wanted:
+                        with self._store.heartbeat():
+                            self._evaluate(wanted)
+                        num_paid += len(wanted)
+                finally:
+                    self._store.release(self._key)
+            self._known.update(self._store.get(self._key, missing))
+            missing = [genotype for genotype in missing if genotype not in self._known]
+            if missing:
+                claims, now = self._store.claims(self._key, missing), time.monotonic()
+                seen = {
+                    genotype: seen[genotype]
+                    if genotype in seen and seen[genotype][0] == claim
+                    else (claim, now)
+                    for genotype, claim in claims.items()
+                }
+                stale = {
+                    genotype: claim
+                    for genotype, (claim, since) in seen.items()
+                    if now - since > self._store.lease or _gone(claim[0])
+                }
+                self._store.take_over(self._key, stale)
+                if not stale and len(claims) == len(missing):
+                    time.sleep(pause)
+                    pause = min(2 * pause, self._store.lease / 4)
+        return num_paid
+
+    def _evaluate(self, genotypes: list[Genotype]) -> None:
+        """Pay for answers and keep them, all or none."""
+        assert self._key is not None
+        answers = dict(zip(genotypes, self.inner.evaluate(genotypes), strict=True))
+        for genotype, metrics in answers.items():
+            if any(math.isnan(value) for value in metrics.values()):
+                raise ValueError(f"evaluator {self.name} answered NaN for {list(genotype)}: {metrics}")
+        self._store.put(self._key, answers)
+        self._known.update(self._store.get(self._key, genotypes))  # another run may have been first
 
     @property
     def stationary(self) -> bool:

@@ -36,12 +36,14 @@ class Truth:
         best: The best architecture that keeps the limits; None if none does.
         best_test_acc: Highest test accuracy among those that keep the limits; None if nobody knows it.
         objectives: What spans the front.
+        trials: Every architecture.
     """
 
     front: list[Trial]
     best: Trial | None
     best_test_acc: float | None
     objectives: tuple[Objective, ...]
+    trials: list[Trial]
 
     def _scaled(self, trials: Sequence[Trial]) -> FloatArray:
         """Costs in units of the true front: 0 is its best value, 1 its worst (the nadir)."""
@@ -101,9 +103,8 @@ def exact(
         if "test_acc" in report
     ]
     tested = best(tests, (Objective("test_acc", "max"),), limits)
-    return Truth(
-        front(trials, objectives), answer, None if tested is None else tested.metrics["test_acc"], objectives
-    )
+    test_acc = None if tested is None else tested.metrics["test_acc"]
+    return Truth(front(trials, objectives), answer, test_acc, objectives, trials)
 
 
 def reported(
@@ -131,6 +132,79 @@ def reported(
     trials = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in others], 0)
     kept = violations(trials, limits) == 0
     return [pair for pair, keeps in zip(zip(trials, reports, strict=True), kept, strict=True) if keeps]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What becomes of the best network for one device on another.
+
+    Attributes:
+        device: Whose network it is; None: the one that suits all of them.
+        network: The best network under the device's limits; None if none keeps them.
+        regret: Per device, how much better that device's own best network is, in units of the quality; None
+            where the network does not keep that device's limits, or the device has no network.
+        excess: Per device, how far the network is beyond its limits, relative; 0 where it keeps them.
+    """
+
+    device: str | None
+    network: Trial | None
+    regret: dict[str, float | None]
+    excess: dict[str, float]
+
+
+def device_limits(
+    limits: Sequence[Limit], main: Mapping[str, str], typical: Mapping[str, float]
+) -> dict[str, list[Limit]]:
+    """The limits that count on each of several devices: its own and those that name no device.
+
+    A device without a limit of its own is given its typical cost, so that there is something to compare.
+
+    Args:
+        limits: Of the run, e.g. on "latency_ms@raspi4".
+        main: Main cost per device, e.g. "latency_ms@raspi4".
+        typical: Its median over the space, per device.
+    """
+    return {
+        device: [limit for limit in limits if limit.metric.partition("@")[2] in ("", device)]
+        + [Limit(metric, typical[device])]
+        * (not any(limit.metric.partition("@")[2] == device for limit in limits))
+        for device, metric in main.items()
+    }
+
+
+def transfers(
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    limits: Mapping[str, Sequence[Limit]],
+    main: Mapping[str, str],
+) -> list[Transfer]:
+    """The best network for each device, and for all, on every device: one row for each.
+
+    Args:
+        trials: Networks to choose from, with costs on all devices.
+        objectives: The first one is the quality.
+        limits: As `device_limits` gives them.
+        main: Main cost per device; decides between networks of equal quality.
+    """
+    quality = objectives[0]
+    chosen: dict[str | None, Trial | None] = {
+        device: best(trials, (quality, Objective(main[device], "min")), own) for device, own in limits.items()
+    }
+    together = list(dict.fromkeys(limit for own in limits.values() for limit in own))
+    costs_of_all = [Objective(metric, "min") for metric in main.values()]
+    rows = []
+    for device, network in {**chosen, None: best(trials, (quality, *costs_of_all), together)}.items():
+        regret: dict[str, float | None] = {}
+        excess: dict[str, float] = {}
+        if network is not None:
+            for other, own in limits.items():
+                target = chosen[other]
+                excess[other] = float(violations([network], own)[0])
+                regret[other] = None
+                if target is not None and excess[other] == 0:
+                    regret[other] = float(np.subtract(*costs([network, target], [quality])[:, 0]))
+        rows.append(Transfer(device, network, regret, excess))
+    return rows
 
 
 def best_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import glob
 import os
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +57,44 @@ def run_hwnas(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server of our own, in a temporary folder on a free port; its URL without a database."""
+    found = [*map(Path, sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"))), shutil.which("pg_ctl")]
+    binary = next((Path(path) for path in reversed(found) if path), None)
+    if binary is None:
+        pytest.skip("PostgreSQL is not installed: no pg_ctl")
+    # The server refuses to run as root.
+    user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # a socket's path must be short
+    if user:
+        shutil.chown(folder, "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def call(*command: str) -> None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, timeout=60, **user)
+
+    call(str(binary.with_name("initdb")), "-D", f"{folder}/data", "-U", "hwnas", "-A", "trust")
+    options = f"-p {port} -k {folder} -h 127.0.0.1 -c fsync=off"
+    control = [str(binary), "-D", f"{folder}/data", "-l", f"{folder}/log", "-w"]
+    call(*control, "-o", options, "start")
+    yield f"postgresql+psycopg://hwnas@127.0.0.1:{port}"
+    call(*control, "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres(postgres_server: str) -> str:
+    """The URL of an empty database."""
+    import sqlalchemy
+
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    engine = sqlalchemy.create_engine(f"{postgres_server}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return f"{postgres_server}/{name}"

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 ROOMS = {
     "core": 0,
     "config": 1,
+    "sweep": 1,
     "store": 1,
     "strategies": 1,
     "drawing": 1,
@@ -26,6 +27,7 @@ ROOMS = {
     "devices": 4,
     "display": 4,
     "track": 4,
+    "sweep_report": 4,
     "pruning": 5,
     "report": 5,
     "train": 5,

@@ -285,7 +285,7 @@ def test_another_schema_version(tmp_path: Path) -> None:
     connection.execute("UPDATE hwnas_schema SET version = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(ValueError, match="has schema version 99, this hwnas needs 1"):
+    with pytest.raises(ValueError, match="has schema version 99, this hwnas needs 2"):
         EvaluationStore(f"sqlite:///{path}", "run")
 
 
@@ -347,7 +347,7 @@ def test_processes_write_at_once_and_nothing_is_lost(url: str) -> None:
         assert winners <= {0.0, 1.0, 2.0, 3.0}
     store.close()
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-    assert connection.execute("SELECT version FROM hwnas_schema").fetchall() == [(1,)]
+    assert connection.execute("SELECT version FROM hwnas_schema").fetchall() == [(2,)]
     counts = dict(connection.execute("SELECT run, count(*) FROM evaluations GROUP BY run").fetchall())
     connection.close()
     assert sum(counts.values()) == (workers + 1) * num

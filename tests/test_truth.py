@@ -18,7 +18,7 @@ def trial(val_acc: float, latency_ms: float, name: int = 0) -> Trial:
 
 def test_progress_by_hand() -> None:
     """The true front is (0.5, 1), (0.8, 2), (0.9, 5); scaled as costs (1, 0), (1/4, 1/4), (0, 1)."""
-    truth = Truth([trial(0.5, 1, 0), trial(0.8, 2, 1), trial(0.9, 5, 2)], None, None, OBJECTIVES)
+    truth = Truth([trial(0.5, 1, 0), trial(0.8, 2, 1), trial(0.9, 5, 2)], None, None, OBJECTIVES, [])
     ratios, distances = truth.progress(
         [[trial(0.4, 6, 3)], [trial(0.7, 3, 4)], [trial(0.8, 2, 1)], [trial(0.5, 1, 0), trial(0.9, 5, 2)]]
     )
@@ -30,7 +30,7 @@ def test_progress_by_hand() -> None:
 
 
 def test_unsupported_networks_are_no_progress() -> None:
-    truth = Truth([trial(0.5, 1, 0), trial(0.9, 5, 2)], None, None, OBJECTIVES)
+    truth = Truth([trial(0.5, 1, 0), trial(0.9, 5, 2)], None, None, OBJECTIVES, [])
     assert truth.progress([[trial(0.95, float("inf"))]]) == ([0.0], [float("inf")])
 
 

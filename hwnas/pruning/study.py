@@ -219,7 +219,7 @@ def read_pruned(path: Path) -> dict[str, Any]:
     return dict(result)
 
 
-def results(folder: Path) -> list[Path]:
+def result_files(folder: Path) -> list[Path]:
     """The result.json files of pruning runs in a folder and below it; of other runs there may be more."""
     return [path for path in sorted(folder.rglob("result.json")) if '"curve"' in path.read_text()]
 
@@ -230,7 +230,7 @@ def read_study(folder: Path) -> Study:
     Raises:
         ValueError: There is none, a result is damaged, or two runs have the same settings.
     """
-    arms = [Arm(path.parent, read_pruned(path)) for path in results(folder)]
+    arms = [Arm(path.parent, read_pruned(path)) for path in result_files(folder)]
     if not arms:
         raise ValueError(f"{folder} holds no finished pruning run")
     families = _families(arms)

@@ -48,7 +48,9 @@ class LocalSearch(Strategy):
         num_candidates: int,
     ) -> None:
         if len(objectives) != 2:
-            raise ValueError(f"local_search needs a quality and a cost, not {[o.metric for o in objectives]}")
+            raise ValueError(
+                f"local_search needs one quality and one cost, not {[o.metric for o in objectives]}"
+            )
         self.space = space
         self.objectives = objectives
         self.population_size = whole_number("strategy.population_size", population_size)

@@ -21,7 +21,8 @@ class MOHDNAS(Strategy):
 
     Args:
         space: Search space.
-        objectives: Quality (phi in the paper) and hardware cost (Psi).
+        objectives: Quality (phi in the paper) and hardware cost (Psi). Several costs are ours: their
+            diversities are added, each with the cost in units of its mean over the population.
         seed: Seed of NSGA-II.
         population_size: N_pop, even (paper: 20).
         diversity: Where the cost diversity chi is computed: "population", once, among those asked together;
@@ -30,8 +31,7 @@ class MOHDNAS(Strategy):
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
 
     Raises:
-        ValueError: A population that is odd or smaller than 2, an unknown kind of diversity, or not two
-            objectives.
+        ValueError: A population that is odd or smaller than 2, an unknown kind of diversity, or no cost.
 
     Source: Sinha et al., MO-HDNAS, CVPRW 2024, arXiv 2404.12403, Alg. 1. The operators' settings and where
     chi is computed are not published; these are NEvoNAS' operators, and "population" is the literal reading.
@@ -48,7 +48,7 @@ class MOHDNAS(Strategy):
         crossover_prob: float,
         mutation_prob: float,
     ) -> None:
-        if len(objectives) != 2:
+        if len(objectives) < 2:
             raise ValueError(f"mo_hdnas needs a quality and a cost, not {[o.metric for o in objectives]}")
         if diversity not in DIVERSITIES:
             raise ValueError(f"strategy.diversity {diversity!r} is not one of {', '.join(DIVERSITIES)}")
@@ -57,7 +57,7 @@ class MOHDNAS(Strategy):
         self.diversity = diversity
         self._algorithm = NSGA2(
             space.alpha_shape,
-            2 if diversity == "none" else 3,
+            len(objectives) + (diversity != "none"),
             seed,
             population_size=population_size,
             crossover_prob=crossover_prob,
@@ -74,9 +74,9 @@ class MOHDNAS(Strategy):
         F = costs(trials, self.objectives)
         supported = np.asarray(np.isfinite(F).all(axis=1))
         if self.diversity == "population":
-            F = np.column_stack([F, -_diversity(F[:, 1], supported)])
+            F = np.column_stack([F, -_diversity(F[:, 1:], supported)])
         elif self.diversity == "merged":
-            F = np.column_stack([F, self._merged_diversity(F[:, 1], supported)])
+            F = np.column_stack([F, self._merged_diversity(F[:, 1:], supported)])
         self._algorithm.tell(trials, F, supported)
 
     def _merged_diversity(self, cost: FloatArray, supported: np.ndarray) -> FloatArray:
@@ -84,11 +84,11 @@ class MOHDNAS(Strategy):
         parents = self._algorithm.pop
         if parents is None or len(parents) == 0:
             return -_diversity(cost, supported)
-        F = parents.get("F")
+        F = parents.get("F")[:, : 1 + cost.shape[1]]
         chi = _diversity(
-            np.concatenate([F[:, 1], cost]), np.concatenate([parents.get("CV")[:, 0] <= 0, supported])
+            np.concatenate([F[:, 1:], cost]), np.concatenate([parents.get("CV")[:, 0] <= 0, supported])
         )
-        parents.set("F", np.column_stack([F[:, :2], -chi[: len(parents)]]))
+        parents.set("F", np.column_stack([F, -chi[: len(parents)]]))
         return -chi[len(parents) :]
 
     def result(self) -> list[Trial]:
@@ -97,4 +97,7 @@ class MOHDNAS(Strategy):
 
 
 def _diversity(cost: FloatArray, supported: np.ndarray) -> FloatArray:
-    return cost_diversity(np.where(supported, cost, np.inf))
+    """Chi of the supported members, cost (n, costs): that of the cost, or of several scaled ones together."""
+    scale = cost[supported].mean(axis=0) if cost.shape[1] > 1 and supported.any() else 1.0
+    scaled = np.where(supported[:, None], cost, np.inf) / scale
+    return np.sum([cost_diversity(column) for column in scaled.T], axis=0)

@@ -16,9 +16,9 @@ OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
 Score = Callable[[Genotype], tuple[float, float]]
 
 
-def create(**settings: Any) -> MOHDNAS:
+def create(objectives: tuple[Objective, ...] = OBJECTIVES, **settings: Any) -> MOHDNAS:
     defaults = {"population_size": 4, "diversity": "population", "crossover_prob": 0.7, "mutation_prob": 0.2}
-    return MOHDNAS(Toy(5, 3), OBJECTIVES, 0, **{**defaults, **settings})
+    return MOHDNAS(Toy(5, 3), objectives, 0, **{**defaults, **settings})
 
 
 def step(strategy: MOHDNAS, score: Score, generation: int = 0) -> list[Trial]:
@@ -70,12 +70,28 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
         create(**settings)
 
 
-@pytest.mark.parametrize("objectives", [OBJECTIVES[:1], (*OBJECTIVES, Objective("energy_mj", "min"))])
-def test_other_than_two_objectives_are_refused(objectives: tuple[Objective, ...]) -> None:
+def test_a_quality_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="mo_hdnas needs a quality and a cost, not"):
-        MOHDNAS(
-            Toy(), objectives, 0, population_size=4, diversity="none", crossover_prob=0.7, mutation_prob=0.2
-        )
+        create(OBJECTIVES[:1])
+
+
+@pytest.mark.parametrize("diversity", ["population", "merged"])
+def test_diversities_of_several_costs_are_added_each_in_units_of_its_mean(diversity: str) -> None:
+    """An unsupported network neither counts nor gets any."""
+    strategy = create((*OBJECTIVES, Objective("energy_mj", "min")), diversity=diversity)
+    population = strategy.ask()
+    latency, energy = np.array([1.0, 2.0, 3.0]), np.array([10.0, 10.0, 40.0])
+    rows = [*zip(latency, energy, strict=True), (np.inf, 5.0)]
+    trials = [
+        Trial(g, {"val_acc": 0.5, "latency_ms": a, "energy_mj": b}, 0)
+        for g, (a, b) in zip(population, rows, strict=True)
+    ]
+    strategy.tell(trials)
+    chi = cost_diversity(latency / 2) + cost_diversity(energy / 20)
+    expected = {id(trial): value for trial, value in zip(trials, [*chi, 0.0], strict=True)}
+    for member in strategy._algorithm.pop:
+        assert member.get("F").shape == (4,)
+        assert -member.get("F")[3] == pytest.approx(expected[id(member.get("trial"))])
 
 
 def test_asked_are_the_argmax_of_the_alphas() -> None:

@@ -1,0 +1,175 @@
+"""Sweeps that survive: a job's folder is named by its configuration, and finished jobs are not run again.
+
+Repeating the command of a sweep finds its folder, goes on with what was torn, runs what is new or had failed,
+and leaves the rest alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+JOB = "job.json"
+"""Says in a job's folder whether it finished, and what it returned, or failed, and why."""
+
+FLAGS = ("-m", "--multirun")
+OPTIONAL = ("hydra/launcher=", "hydra.launcher.", "hydra.verbose=")
+"""How a sweep is run, not what: another launcher goes on with the same sweep."""
+
+MOST_CHARACTERS = 100
+
+
+def job_name(*, _root_: DictConfig) -> str:
+    """The folder of a job in its sweep: the overrides that make it different, and a hash of all it is.
+
+    Args:
+        _root_: The composed configuration, with Hydra's node.
+    """
+    config = OmegaConf.to_container(_root_, resolve=False)
+    assert isinstance(config, dict)
+    hydra = config.pop("hydra")
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    fixed = hydra["job"]["config"]["override_dirname"]["exclude_keys"]
+    swept = [text for text in hydra["overrides"]["task"] if text.partition("=")[0].lstrip("+") not in fixed]
+    words = re.sub(r"[^\w.=,+-]", "_", ",".join(swept))[:MOST_CHARACTERS]
+    return f"{words}-{digest}" if words else digest
+
+
+OmegaConf.register_new_resolver("hwnas.job", job_name, replace=True)
+
+
+def sweep_arguments(command: str, arguments: Sequence[str]) -> list[str]:
+    """Hydra's arguments for a sweep, with a folder that depends on what is swept; others as they are.
+
+    Args:
+        command: The command, e.g. "search".
+        arguments: As the user gave them. `hydra.sweep.dir=` chooses another folder.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if not any(flag in arguments for flag in FLAGS):
+        return list(arguments)
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        return list(arguments)  # Hydra says it better
+    fixed = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    added = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, fixed))}]"]
+    if not any(argument.startswith("hydra.sweep.dir=") for argument in overrides):
+        what = sorted(text for text in arguments if not text.startswith(OPTIONAL) and text not in FLAGS)
+        digest = hashlib.sha256(json.dumps([command, what]).encode()).hexdigest()[:8]
+        names = [text.partition("=")[2] for text in overrides if text.startswith("experiment=")]
+        name = re.sub(r"\W+", "_", names[-1]) if names else command
+        added.append(f"hydra.sweep.dir='multirun/sweeps/{name}-{digest}'")
+    return [*arguments, *added]
+
+
+def _quoted(key: str) -> str:
+    return "'" + key.replace("'", "\\'") + "'"
+
+
+def once(main: Callable[[DictConfig], Any], cfg: DictConfig, folder: Path) -> Any:
+    """Run a job of a sweep unless it finished before; returns what it returned.
+
+    Args:
+        main: The command.
+        cfg: The job's configuration.
+        folder: The job's folder, which keeps how it ended.
+    """
+    path = folder / JOB
+    known = _read(path)
+    if known is not None and known["status"] == "finished":
+        return known["returned"]
+    path.unlink(missing_ok=True)
+    returned = main(cfg)
+    _write(path, {"status": "finished", "returned": returned})
+    return returned
+
+
+def failed(folder: Path, reason: str) -> None:
+    """Keep in a job's folder why it failed."""
+    _write(folder / JOB, {"status": "failed", "error": reason})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(content) + "\n")
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # a job that never ended; its folder knows how to go on
+        return None
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a sweep's folder, by how they ended.
+
+    Attributes:
+        finished: Names of their folders.
+        failed: Name of the folder, and why.
+        torn: Those that did not come to an end.
+    """
+
+    finished: frozenset[str]
+    failed: dict[str, str]
+    torn: frozenset[str]
+
+    @staticmethod
+    def read(folder: Path) -> Jobs:
+        """Look through a sweep's folder; one that does not exist has no jobs."""
+        finished, torn, errors = set(), set(), {}
+        for config in sorted(folder.glob("*/.hydra/config.yaml")):
+            job = config.parents[1]
+            known = _read(job / JOB)
+            if known is None:
+                torn.add(job.name)
+            elif known["status"] == "finished":
+                finished.add(job.name)
+            else:
+                errors[job.name] = known["error"]
+        return Jobs(frozenset(finished), errors, frozenset(torn))
+
+
+def sweep_folder(arguments: Sequence[str]) -> Path | None:
+    """The folder of the sweep that prepared arguments describe; None if they describe none."""
+    if not any(flag in arguments for flag in FLAGS):
+        return None
+    given = [text.partition("=")[2] for text in arguments if text.startswith("hydra.sweep.dir=")]
+    return Path(given[-1].strip("'\"")) if given else None
+
+
+def summarise(folder: Path, before: Jobs) -> int:
+    """Say how a sweep ended, and which jobs failed and why; returns the exit code.
+
+    Args:
+        folder: The sweep's folder.
+        before: Its jobs when the command began.
+    """
+    jobs = Jobs.read(folder)
+    known = len(jobs.finished & before.finished)
+    parts = [f"{len(jobs.finished)} jobs finished" + f", {known} of them before" * (known > 0)]
+    parts += [f"{len(jobs.failed)} failed"] * bool(jobs.failed) + [f"{len(jobs.torn)} torn"] * bool(jobs.torn)
+    print(f"sweep {folder}: {'; '.join(parts)}")
+    for name, reason in jobs.failed.items():
+        print(f"  {name} failed: {reason}", file=sys.stderr)
+    if any(folder.glob("*/archive.jsonl")):
+        print(f"next: hwnas report {shlex.quote(str(folder))}")
+    for name in sorted(jobs.torn):
+        print(f"  {name} is unfinished; the same command goes on with it", file=sys.stderr)
+    return int(bool(jobs.failed or jobs.torn))
