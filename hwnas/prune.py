@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 import os
 import time
@@ -295,7 +296,7 @@ class _Run:
             train(
                 network,
                 self.batches,
-                _with_lr(self.training, pruning.lr),
+                dataclasses.replace(self.training, lr=pruning.lr),
                 seed=self.seed,
                 folder=self.folder,
                 num_steps=num_steps,
@@ -403,12 +404,6 @@ class _Run:
                 f"{chosen['test_acc']:.2%}, {chosen['params']:.0f} parameters, {chosen['flops']:.0f} "
                 f"multiply-adds, {chosen['latency_ms']:.3f} ms (unpruned {chosen['unpruned_latency_ms']:.3f})"
             )
-
-
-def _with_lr(training: Any, lr: float) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(training, lr=lr)
 
 
 def limits(given: Any) -> dict[str, float]:
