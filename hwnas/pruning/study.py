@@ -389,8 +389,8 @@ def conclude(family: Family) -> Conclusion:
     )
     assert later is not None, "the areas could be compared"
     words.append(
-        f"It loses a point of its own accuracy {_points(later)} of sparsity later than beta = 0 does "
-        f"(p {later.p:.2g})."
+        f"The sparsity at which it loses a point of its own accuracy is {_points(later)} from that of "
+        f"beta = 0 (p {later.p:.2g})."
     )
 
     correlation = correlation_p = None
@@ -404,7 +404,8 @@ def conclude(family: Family) -> Conclusion:
             tracks = correlation < 0 and correlation_p < ALPHA
             words.append(
                 f"Over betas, area and {name} have a rank correlation of {correlation:.2f} (p "
-                f"{correlation_p:.2g}): what prunes better is {'' if tracks else 'not '}less entangled."
+                f"{correlation_p:.2g}): what prunes better is {'' if tracks else 'not significantly '}less "
+                "entangled."
             )
     controls, specific = _controls(family, best, words)
     if helps and interior and later.better and tracks and specific:

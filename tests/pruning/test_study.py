@@ -156,7 +156,7 @@ def test_supported_takes_all_four(tmp_path: Path) -> None:
         (betas({0.0: 0.90, 0.5: 0.92, 1.0: 0.95}, LATER), "3 of 3 controls at the best beta were not run"),
         (betas(INTERIOR, LATER) + controls(0.96), "cross-entropy only: -1.0"),
         (betas({**INTERIOR, 4.0: 0.97}, {**LATER, 4.0: 0.95}) + controls(0.9), "the largest that was tried"),
-        (betas(INTERIOR, {0.0: 0.9}) + controls(0.9), "It loses a point of its own accuracy -0.0"),
+        (betas(INTERIOR, {0.0: 0.9}) + controls(0.9), "loses a point of its own accuracy is -0.0"),
         (betas(dict.fromkeys(INTERIOR, 0.9), LATER) + controls(0.8), "which is not significant"),
         (betas(INTERIOR, LATER)[:1] + betas(INTERIOR, LATER)[3:4], "Every beta needs two seeds"),
         (betas({0.5: 0.9, 1.0: 0.95}), "Every beta needs two seeds in common with beta = 0"),
