@@ -1,4 +1,4 @@
-"""The command line: `hwnas search|train|profile|report|data`; imports only what the command needs."""
+"""The command line: `hwnas search|train|prune|profile|report|data`; imports only what the command needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "search": "find architectures that are accurate and fit a device",
     "train": "train one architecture from scratch and test it",
+    "prune": "train a Beta-VAE that classifies, prune it, measure what is left",
     "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again",
     "data": "benchmark tables: list, verify, convert from the official files",

@@ -206,6 +206,17 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def not_negative(name: str, value: Any) -> float:
+    """`value` as a float of at least 0.
+
+    Raises:
+        ValueError: It is not a number, or below 0; names the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+    return float(value)
+
+
 def share(name: str, value: Any) -> float:
     """`value` as a float in 0..1.
 

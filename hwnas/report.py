@@ -52,6 +52,8 @@ from hwnas.drawing import (
     scatter,
     text,
 )
+from hwnas.pruning.report import write_study
+from hwnas.pruning.study import result_files
 from hwnas.store import PLAN, Hypervolume, metrics_from_json, read_archive, to_json
 from hwnas.strategies.evolution import cost_diversity
 
@@ -138,10 +140,10 @@ def _write(folder: Path, template: str, values: Mapping[str, Any]) -> Path:
 def command(arguments: list[str]) -> int:
     """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
     parser = argparse.ArgumentParser(
-        prog="hwnas report", description="Draw the page of a run, or of all runs of a sweep."
+        prog="hwnas report", description="Draw the page of a run, of a sweep's runs, or of a pruning study."
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="folder", help="folder of a search or a sweep"
+        "folders", nargs="+", type=Path, metavar="folder", help="folder of a run, a sweep, or several sweeps"
     )
     try:
         given = parser.parse_args(arguments)
@@ -150,7 +152,12 @@ def command(arguments: list[str]) -> int:
     try:
         for folder in map(Path.expanduser, given.folders):
             sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
-            print(write_sweep_report(folder) if sweep else write_report(folder))
+            if result_files(folder):
+                path, study = write_study(folder)
+                print(study.conclusion)
+                print(path)
+            else:
+                print(write_sweep_report(folder) if sweep else write_report(folder))
     except (ValueError, OSError) as error:
         print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
         return 1

@@ -20,7 +20,7 @@ class Tracker:
         settings: The `logger` config group: "wandb" and, if that is true, "project" and "mode".
         config: The whole configuration, for W&B.
         run_id: W&B's run id; a resumed run continues under it.
-        job: "search" or "train".
+        job: The command.
         warn: Called with a sentence when W&B fails.
 
     Raises:
@@ -113,6 +113,17 @@ class Tracker:
             run.log({"front": table, "front_plot": wandb.plot.scatter(table, x, y, title=f"{y} against {x}")})
 
         self._send(send)
+
+    def pictures(self, paths: Mapping[str, Path]) -> None:
+        """Pictures by name."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Image(str(path)) for name, path in paths.items()})
+
+        if paths:
+            self._send(send)
 
     def finish(self, *, failed: bool = False) -> None:
         """Close the W&B run."""

@@ -17,6 +17,7 @@ CHOICES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not 
 GROUPS = {
     "search": ("search_space", "strategy", "evaluator", "device", "dataset", "trainer"),
     "train": ("search_space", "dataset", "trainer"),
+    "prune": ("model", "dataset", "training", "pruning"),
 }
 OFFERED = {
     "space",
@@ -75,7 +76,7 @@ def test_experiments_of_final_training_fit_together() -> None:
         )
 
 
-@pytest.mark.parametrize("command", ["search", "train"])
+@pytest.mark.parametrize("command", ["search", "train", "prune"])
 def test_commands_compose(command: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose(command).seed == 0

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
 import torch
@@ -219,17 +219,22 @@ class _Shuffled:
         return iter(self.batches)
 
 
-class _KeepLast(pl.callbacks.Checkpoint):
-    """Writes a checkpoint after every epoch, in one piece; resumed from Lightning's, a batch came twice."""
+class KeepLast(pl.callbacks.Checkpoint):
+    """Writes a checkpoint after every epoch, in one piece; resumed from Lightning's, a batch came twice.
+
+    Args:
+        path: The file.
+        identity: What is trained, JSON-able; kept beside what the module's `checkpoint()` gives.
+    """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path, self.identity = path, dict(identity)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
+        """Write it, in the first process only."""
         if trainer.is_global_zero:
             partial = self.path.with_suffix(".tmp")
-            torch.save({**pl_module.checkpoint(), "identity": self.identity}, partial)
+            torch.save({**cast(Any, pl_module).checkpoint(), "identity": self.identity}, partial)
             os.replace(partial, self.path)
 
 
@@ -295,7 +300,7 @@ def fit(
                 strategy="ddp_fork" if recipe.devices > 1 and recipe.strategy == "auto" else recipe.strategy,
                 precision=PRECISIONS[str(recipe.precision)],  # type: ignore[arg-type]
                 gradient_clip_val=recipe.grad_clip,
-                callbacks=[] if path is None or identity is None else [_KeepLast(path, identity)],
+                callbacks=[] if path is None or identity is None else [KeepLast(path, identity)],
                 use_distributed_sampler=False,  # the batches share the images among devices themselves
                 logger=False,
                 enable_checkpointing=path is not None,

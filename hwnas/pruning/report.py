@@ -1,0 +1,337 @@
+"""A study's page: curves, controls, proxies, pictures and the conclusion, from the runs' folders."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hwnas.drawing import text
+from hwnas.pruning.study import Comparison, Family, Group, Study, entanglement, read_study
+from hwnas.store import to_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PROXIES = {
+    "active_units": "active units",
+    "kl": "KL, nats",
+    "total_correlation": "total correlation, nats",
+    "mean_correlation": "mean absolute correlation",
+    "mig": "MIG",
+    "sap": "SAP",
+    "dci_disentanglement": "DCI disentanglement",
+    "dci_completeness": "DCI completeness",
+    "dci_informativeness": "DCI informativeness",
+}
+
+
+def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tuple[Path, Study]:
+    """Write the page of all finished pruning runs below a folder, with study.csv, study.json and figures.
+
+    Args:
+        folder: A run's, a sweep's, or one that holds several sweeps.
+        logger: The `logger` config group, to send figures and conclusion to Weights & Biases; None: nowhere.
+
+    Returns:
+        The path of report.html, and the study.
+
+    Raises:
+        ValueError: What `read_study` raises.
+    """
+    study = read_study(folder)
+    figures: list[dict[str, str]] = []
+    pictures: dict[str, Path] = {}
+    for number, family in enumerate(study.families):
+        drawn = {"overview": overview(family)}
+        if len(family.betas) > 1:
+            drawn["proxies"] = proxies(family)
+        figures.append({})
+        for name, figure in drawn.items():
+            for axis in figure.axes:
+                axis.title.set_fontsize(9)
+            stem = f"{name}_{number}" if len(study.families) > 1 else name
+            pictures[stem] = folder / f"{stem}.png"
+            figure.savefig(pictures[stem], dpi=90)
+            figures[-1][name] = _svg(figure)
+    _write_csv(folder / "study.csv", study)
+    (folder / "study.json").write_text(
+        to_json(
+            [
+                {"name": family.name, "dataset": family.dataset, **asdict(told)}
+                for family, told in zip(study.families, study.conclusions, strict=True)
+            ]
+        )
+        + "\n"
+    )
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    families = [
+        {
+            "title": family.name,
+            "dataset": family.dataset,
+            "verdict": told.verdict,
+            "words": told.words,
+            "figures": drawn,
+            "sparsities": [f"{sparsity:.0%}" for sparsity in family.sparsities],
+            "rows": [row(group) for group in family.groups()],
+            "comparisons": [spoken(one) for one in (*told.comparisons, *told.controls)],
+            "costs": [costs(group) for group in family.groups()],
+            "pictures": [_pictures(group) for group in family.betas.values()],
+        }
+        for family, told, drawn in zip(study.families, study.conclusions, figures, strict=True)
+    ]
+    runs = sum(len(group.arms) for family in study.families for group in family.groups())
+    path = folder / "report.html"
+    partial = path.with_suffix(".tmp")
+    page = templates.get_template("study.html.j2").render(families=families, runs=runs, folder=str(folder))
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    if logger is not None:
+        _track(folder, study, pictures, logger)
+    return path, study
+
+
+def _track(folder: Path, study: Study, pictures: Mapping[str, Path], logger: Mapping[str, Any]) -> None:
+    """The study as a run of Weights & Biases: figures, pictures of every beta, conclusion."""
+    from hwnas.track import Tracker
+
+    tracker = Tracker(
+        folder, logger, {"study": str(folder)}, run_id=f"study-{folder.name}", job="study", warn=print
+    )
+    try:
+        shown = dict(pictures)
+        for family in study.families:
+            for group in family.betas.values():
+                for picture in group.first.result["pictures"]:
+                    path = group.first.folder / picture
+                    shown[f"{path.stem}_{group.first.label}"] = path
+        tracker.pictures(shown)
+        tracker.summary({"conclusion": study.conclusion})
+    finally:
+        tracker.finish()
+
+
+def row(group: Group) -> dict[str, Any]:
+    """A line of the table: the group's accuracies in percent, mean and standard deviation over seeds."""
+    return {
+        "label": group.first.label,
+        "seeds": len(group.arms),
+        "trained": _mean(100 * group.trained("test_acc")),
+        "accuracies": [_mean(100 * column) for column in group.curve("test_acc").T],
+        "area": _mean(100 * group.area(), 2),
+        "at": _mean(100 * group.at_1_percent()),
+    }
+
+
+def costs(group: Group) -> dict[str, Any]:
+    """A line of the table of costs at every sparsity, means over seeds, of the group's first."""
+    table = {
+        name: group.curve(name).mean(axis=0) for name in ("params", "flops", "bytes", "bytes_compressed")
+    }
+    latency = np.median(group.curve("latency_ms") / group.curve("unpruned_latency_ms"), axis=0)
+    return {
+        "label": group.first.label,
+        "cells": [
+            {
+                "params": text("params", params),
+                "flops": text("flops", flops),
+                "bytes": f"{size / 1e3:.0f} kB",
+                "packed": f"{packed / 1e3:.0f} kB",
+                "latency": f"{ratio:.2f}",
+            }
+            for params, flops, size, packed, ratio in zip(*table.values(), latency, strict=True)
+        ],
+    }
+
+
+def spoken(one: Comparison) -> dict[str, str]:
+    """A comparison as a line of the table, in points."""
+    return {
+        "name": one.name,
+        "difference": f"{100 * one.difference:+.2f}",
+        "interval": f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]",
+        "p": f"{one.p:.2g}",
+        "seeds": str(one.num),
+    }
+
+
+def _mean(values: np.ndarray, digits: int = 1) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+
+def _pictures(group: Group) -> dict[str, str]:
+    found = {"label": f"{group.first.label}, seed {group.first.seed}"}
+    for picture in group.first.result["pictures"]:
+        path = group.first.folder / picture
+        if path.is_file():
+            found[path.stem] = base64.b64encode(path.read_bytes()).decode()
+    return found
+
+
+def overview(family: Family) -> Figure:
+    """Four plots: curves with bands, accuracy at sparsities, area and sparsity at 1 % against beta."""
+    figure, axes = _figure(2, 2)
+    curves, at, area, lost = axes.flat
+    colours = _colours(len(family.betas))
+    x = np.arange(len(family.sparsities))
+    for colour, group in zip(colours, family.betas.values(), strict=True):
+        _band(curves, x, 100 * group.curve("test_acc"), colour, group.first.label)
+    for (label, controls), style in zip(
+        {"no decoder": family.bottlenecks, "classifier": family.classifiers}.items(), (":", "--"), strict=True
+    ):
+        for number, group in enumerate(controls.values()):
+            values = 100 * group.curve("test_acc").mean(axis=0)
+            curves.plot(x, values, style, color="0.45", lw=1, label=None if number else label)
+    curves.set_xticks(x, [f"{100 * sparsity:g}" for sparsity in family.sparsities])
+    curves.set(
+        xlabel="sparsity, %", ylabel="test accuracy, %", title="Pruned networks (band: standard deviation)"
+    )
+    curves.legend(fontsize=7, ncols=2)
+
+    betas = list(family.betas.values()) or list(family.classifiers.values())
+    places = np.arange(len(betas))
+    for colour, index in zip(_colours(len(x)), x, strict=True):
+        values = [100 * group.curve("test_acc")[:, index] for group in betas]
+        _points(at, places, values, colour, f"{100 * family.sparsities[index]:g} %")
+    at.set(ylabel="test accuracy, %", title="Accuracy at each sparsity")
+    at.legend(fontsize=7, title="sparsity", title_fontsize=7)
+    _points(area, places, [100 * group.area() for group in betas], "#0067a5", "beta-VAE")
+    _points(lost, places, [100 * group.at_1_percent() for group in betas], "#0067a5", "beta-VAE")
+    where = {beta: place for place, beta in enumerate(family.betas)}
+    without = [(where[beta], group) for beta, group in family.bottlenecks.items() if beta in where]
+    if without:
+        xs = np.array([place for place, _ in without])
+        _points(area, xs, [100 * group.area() for _, group in without], "#b9540a", "no decoder")
+        _points(lost, xs, [100 * group.at_1_percent() for _, group in without], "#b9540a", "no decoder")
+    for number, (decay, group) in enumerate(family.classifiers.items()):
+        look = ("--", ":", "-.")[number % 3]
+        for axis, values in ((area, group.area()), (lost, group.at_1_percent())):
+            level, label = 100 * float(values.mean()), f"classifier, weight decay {decay:g}"
+            axis.axhline(level, color="0.45", ls=look, lw=1, label=label)
+    area.set(ylabel="area, %", title="Area under the curve")
+    lost.set(ylabel="sparsity, %", title="Sparsity at a loss of 1 point")
+    area.legend(fontsize=7)
+    for axis in (at, area, lost):
+        _beta_axis(axis, betas)
+    return figure
+
+
+def proxies(family: Family) -> Figure:
+    """What the codes of the trained networks are like, against beta, and area against entanglement."""
+    groups = list(family.betas.values())
+    known = [name for name in PROXIES if name in groups[0].first.result["trained"]]
+    columns = 5 if len(known) > 4 else len(known) + 1
+    figure, axes = _figure(-(-(len(known) + 1) // columns), columns)
+    flat = axes.flat
+    for axis, name in zip(flat, known, strict=False):
+        _points(axis, np.arange(len(groups)), [group.trained(name) for group in groups], "#0067a5", None)
+        if name == "kl" and max(group.trained(name).max() for group in groups) > 100:
+            axis.set_yscale("symlog", linthresh=1)
+        axis.set(title=PROXIES[name])
+        _beta_axis(axis, groups)
+    told, name = entanglement(family)
+    last = flat[len(known)]
+    for x, group, colour in zip(told, groups, _colours(len(groups)), strict=True):
+        last.errorbar(
+            x, 100 * group.area().mean(), 100 * _deviation(group.area()), fmt="o", color=colour, ms=4
+        )
+        last.annotate(
+            group.first.label,
+            (x, 100 * group.area().mean()),
+            fontsize=7,
+            xytext=(3, 3),
+            textcoords="offset points",
+        )
+    last.set(xlabel=name, ylabel="area, %", title="Easier to prune?")
+    last.xaxis.label.set_size(7)
+    for axis in flat[len(known) + 1 :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(
+        figsize=(10 if columns == 2 else 2.6 * columns, 3.4 * rows if columns == 2 else 2.6 * rows)
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.set_layout_engine("constrained")
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _colours(num: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.92 * i / max(1, num - 1)) for i in range(num)]
+
+
+def _deviation(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _band(axis: Axes, x: np.ndarray, values: np.ndarray, colour: Any, label: str) -> None:
+    mean = values.mean(axis=0)
+    reach = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
+    axis.plot(x, mean, "o-", color=colour, ms=3, lw=1.4, label=label)
+    axis.fill_between(x, mean - reach, mean + reach, color=colour, alpha=0.15, lw=0)
+
+
+def _points(axis: Axes, x: np.ndarray, values: Sequence[Any], colour: Any, label: str | None) -> None:
+    means, reach = [one.mean() for one in values], [_deviation(one) for one in values]
+    axis.errorbar(x, means, reach, fmt="o-", ms=3, lw=1.2, capsize=2, color=colour, label=label)
+
+
+def _beta_axis(axis: Axes, groups: Sequence[Group]) -> None:
+    betas = groups[0].first.kind == "beta-VAE"
+    names = [f"{group.first.beta if betas else group.first.weight_decay:g}" for group in groups]
+    axis.set_xticks(range(len(groups)), names)
+    axis.set_xlabel("β" if betas else "weight decay", fontsize=8)
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "hwnas", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawn = buffer.getvalue()
+    return drawn[drawn.index("<svg") :]
+
+
+def _write_csv(path: Path, study: Study) -> None:
+    """Every row of every curve, with what it is of."""
+    with path.open("w", newline="") as file:
+        names = [
+            key for key, value in study.families[0].groups()[0].first.result["curve"][0].items()
+            if isinstance(value, int | float)
+        ]  # fmt: skip
+        writer = csv.writer(file)
+        writer.writerow(["family", "kind", "beta", "weight_decay", "seed", *names])
+        for family in study.families:
+            for group in family.groups():
+                for seed, arm in sorted(group.arms.items()):
+                    for values in arm.result["curve"]:
+                        of = [family.name, arm.kind, arm.beta, arm.weight_decay, seed]
+                        writer.writerow([*of, *(values[name] for name in names)])

@@ -1,0 +1,467 @@
+"""Many pruned Beta-VAEs together: does disentanglement make a network easier to prune?
+
+The rules of the conclusion are code, `conclude`, and no choice is left to whoever has seen the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALPHA = 0.05
+"""Level of all tests, two-sided; comparisons of several betas are corrected by Holm's method."""
+
+PROXY = "mean_correlation"
+"""What stands for entanglement where no factors are known; where they are, it is 1 - DCI disentanglement."""
+
+IRRELEVANT = ("seed", "checkpoint", "limits", "host", "onnx")
+"""Settings that do not tell the networks of a family apart."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One finished run.
+
+    Args:
+        folder: Its folder.
+        result: Contents of its result.json.
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """What it is: "beta-VAE", "bottleneck" or "classifier"."""
+        return str(self.result["kind"])
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL divergence."""
+        return float(self.result["settings"]["model"]["beta"])
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the training."""
+        return float(self.result["settings"]["training"]["weight_decay"])
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.result["seed"])
+
+    @property
+    def label(self) -> str:
+        """Kind, beta and weight decay in words."""
+        text = {"beta-VAE": "β", "bottleneck": "no decoder, β"}.get(self.kind)
+        parts = ["classifier"] if text is None else [f"{text} {self.beta:g}"]
+        return ", ".join([*parts, *([f"weight decay {self.weight_decay:g}"] if self.weight_decay else [])])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds only.
+
+    Args:
+        arms: By seed.
+    """
+
+    arms: Mapping[int, Arm]
+
+    @property
+    def first(self) -> Arm:
+        """The run of the lowest seed."""
+        return self.arms[min(self.arms)]
+
+    def trained(self, name: str) -> NDArray[np.float64]:
+        """A figure of the trained networks, before pruning, per seed."""
+        return np.array([arm.result["trained"][name] for _, arm in sorted(self.arms.items())])
+
+    def area(self) -> NDArray[np.float64]:
+        """Area under the curve per seed."""
+        return np.array([arm.result["area"] for _, arm in sorted(self.arms.items())])
+
+    def at_1_percent(self) -> NDArray[np.float64]:
+        """Sparsity at a loss of a point per seed; the largest sparsity measured, where it is beyond that."""
+        return np.array(
+            [
+                arm.result["curve"][-1]["target"]
+                if arm.result["sparsity_at_1_percent"] is None
+                else arm.result["sparsity_at_1_percent"]
+                for _, arm in sorted(self.arms.items())
+            ]
+        )
+
+    def curve(self, name: str) -> NDArray[np.float64]:
+        """A figure of the curve, (seeds, sparsities)."""
+        return np.array([[row[name] for row in arm.result["curve"]] for _, arm in sorted(self.arms.items())])
+
+
+@dataclass(frozen=True)
+class Family:
+    """Runs that differ in beta and seed, and their controls.
+
+    Args:
+        name: What tells it from the study's other families; empty if there is one.
+        dataset: Name of the data set.
+        sparsities: What was pruned to.
+        betas: Beta-VAEs by beta, rising.
+        bottlenecks: Controls without a decoder, by beta.
+        classifiers: Controls trained by cross-entropy only, by weight decay.
+    """
+
+    name: str
+    dataset: str
+    sparsities: tuple[float, ...]
+    betas: Mapping[float, Group]
+    bottlenecks: Mapping[float, Group]
+    classifiers: Mapping[float, Group]
+
+    def groups(self) -> list[Group]:
+        """All of them, the controls last."""
+        return [*self.betas.values(), *self.bottlenecks.values(), *self.classifiers.values()]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two groups, paired by seed.
+
+    Args:
+        name: Of what, against what.
+        difference: Mean difference of the areas under the curves, or of what the name says.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end.
+        p: Of a paired t-test, corrected where it says so.
+        num: Pairs.
+    """
+
+    name: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    num: int
+
+    @property
+    def better(self) -> bool:
+        """Significantly better."""
+        return self.difference > 0 and self.p < ALPHA
+
+    @property
+    def worse(self) -> bool:
+        """Significantly worse."""
+        return self.difference < 0 and self.p < ALPHA
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a family says.
+
+    Args:
+        verdict: "supported", "contradicted" or "inconclusive".
+        words: The reasons, one sentence each.
+        comparisons: Every beta against beta = 0, corrected by Holm's method.
+        controls: The best beta: its sparsity at a loss of a point against beta = 0's, its area against the
+            controls'.
+        correlation: Spearman's, of area and entanglement over betas; None for fewer than four.
+        correlation_p: Its p value.
+    """
+
+    verdict: str
+    words: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    controls: tuple[Comparison, ...]
+    correlation: float | None
+    correlation_p: float | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """All finished runs below a folder.
+
+    Args:
+        folder: The folder.
+        families: At least one.
+        conclusions: One per family.
+    """
+
+    folder: Path
+    families: tuple[Family, ...]
+    conclusions: tuple[Conclusion, ...]
+
+    @property
+    def conclusion(self) -> str:
+        """In words."""
+        return "\n".join(
+            f"{family.name or family.dataset}: {told.verdict}. {' '.join(told.words)}"
+            for family, told in zip(self.families, self.conclusions, strict=True)
+        )
+
+
+def read_pruned(path: Path) -> dict[str, Any]:
+    """The result.json of a finished pruning run.
+
+    Raises:
+        ValueError: It is not that; names the file.
+    """
+    try:
+        result = json.loads(path.read_text())
+        if result["status"] != "finished" or not {"curve", "settings", "trained", "area"} <= set(result):
+            raise ValueError("it lacks the curve")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the result of a finished pruning run ({error})") from None
+    return dict(result)
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The result.json files of pruning runs in a folder and below it; of other runs there may be more."""
+    return [path for path in sorted(folder.rglob("result.json")) if '"curve"' in path.read_text()]
+
+
+def read_study(folder: Path) -> Study:
+    """All finished pruning runs in a folder and below it.
+
+    Raises:
+        ValueError: There is none, a result is damaged, or two runs have the same settings.
+    """
+    arms = [Arm(path.parent, read_pruned(path)) for path in result_files(folder)]
+    if not arms:
+        raise ValueError(f"{folder} holds no finished pruning run")
+    families = _families(arms)
+    return Study(folder, tuple(families), tuple(map(conclude, families)))
+
+
+def _families(arms: Sequence[Arm]) -> list[Family]:
+    shared: dict[str, list[Arm]] = {}  # by the settings that a control shares with its Beta-VAEs
+    for arm in arms:
+        shared.setdefault(json.dumps(_settings(arm, control=True), sort_keys=True), []).append(arm)
+    families = []
+    for members in shared.values():
+        controls = [arm for arm in members if arm.kind != "beta-VAE"]
+        own: dict[str, list[Arm]] = {}
+        for arm in members:
+            if arm.kind == "beta-VAE":
+                own.setdefault(json.dumps(_settings(arm, control=False), sort_keys=True), []).append(arm)
+        for group in own.values() or [[]]:
+            families.append((group or controls, group, controls))
+    names = _names([_flat(_settings(first[0], control=False)) for first, _, _ in families])
+    return [
+        Family(
+            name,
+            first[0].result["dataset"],
+            tuple(row["target"] for row in first[0].result["curve"]),
+            _grouped(group, lambda arm: arm.beta),
+            _grouped([arm for arm in controls if arm.kind == "bottleneck"], lambda arm: arm.beta),
+            _grouped([arm for arm in controls if arm.kind == "classifier"], lambda arm: arm.weight_decay),
+        )
+        for name, (first, group, controls) in zip(names, families, strict=True)
+    ]
+
+
+def _settings(arm: Arm, *, control: bool) -> dict[str, Any]:
+    """What an arm shares with the others of its family, or also with its controls."""
+    settings = {key: value for key, value in arm.result["settings"].items() if key not in IRRELEVANT}
+    model = {key: value for key, value in settings["model"].items() if key != "beta"}
+    training = dict(settings["training"])
+    if control:
+        for name in ("likelihood", "noise", "capacity", "capacity_epochs"):
+            del model[name]
+        del training["weight_decay"]
+    return {**settings, "model": model, "training": training}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = str(value)
+    return found
+
+
+def _names(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """What differs among families, as the command line writes it; empty if nothing does."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    differing = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    return [" ".join(f"{key}={one.get(key)}" for key in differing) for one in settings]
+
+
+def _grouped(arms: Sequence[Arm], key: Any) -> dict[float, Group]:
+    found: dict[float, dict[int, Arm]] = {}
+    for arm in arms:
+        group = found.setdefault(key(arm), {})
+        if arm.seed in group:
+            raise ValueError(
+                f"{group[arm.seed].folder} and {arm.folder} have the same settings and seed; move one away"
+            )
+        group[arm.seed] = arm
+    return {value: Group(found[value]) for value in sorted(found)}
+
+
+def compare(
+    name: str, first: Group, second: Group, read: Callable[[Group], NDArray[np.float64]] = Group.area
+) -> Comparison | None:
+    """Two groups, paired by seed, by a t-test; None for fewer than two common seeds.
+
+    Args:
+        name: Of what, against what.
+        first: A group.
+        second: Another.
+        read: What is compared; the area under the curve if nothing else is said.
+    """
+    from scipy.stats import t, ttest_rel
+
+    seeds = sorted(first.arms.keys() & second.arms.keys())
+    if len(seeds) < 2:
+        return None
+    a, b = (read(Group({seed: group.arms[seed] for seed in seeds})) for group in (first, second))
+    d = a - b
+    mean, error = float(d.mean()), float(d.std(ddof=1) / np.sqrt(len(d)))
+    if error == 0:
+        return Comparison(name, mean, mean, mean, 1.0 if mean == 0 else 0.0, len(d))
+    reach = float(t.ppf(0.975, len(d) - 1)) * error
+    return Comparison(name, mean, mean - reach, mean + reach, float(ttest_rel(a, b).pvalue), len(d))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P values corrected for their number by Holm's step-down method."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    corrected, highest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, ps[index] * (len(ps) - rank)))
+        corrected[index] = highest
+    return corrected
+
+
+def conclude(family: Family) -> Conclusion:
+    """Apply the rules.
+
+    "Supported" takes all of: (1) some beta above 0 has a significantly larger area under the curve of test
+    accuracy by sparsity than beta = 0, paired by seed, corrected for the number of betas, and the best such
+    is not the largest that was tried; (2) that beta loses a point of its own accuracy at a significantly
+    larger sparsity, so that it is not just better before it is pruned; (3) over betas the area falls with
+    entanglement, Spearman's correlation, at least four betas; (4) the best beta has a significantly larger
+    area than a network without a decoder at the same beta, a classifier without weight decay, and one whose
+    weight decay gives the nearest weight norm. "Contradicted": every beta above 0 has a significantly smaller
+    area than beta = 0. Anything else is "inconclusive".
+    """
+    from scipy.stats import spearmanr
+
+    words = []
+    zero = family.betas.get(0.0)
+    positive = {beta: group for beta, group in family.betas.items() if beta > 0}
+    plain = [] if zero is None else [compare(f"β {b:g} - β 0", g, zero) for b, g in positive.items()]
+    known = [comparison for comparison in plain if comparison is not None]
+    comparisons = tuple(
+        replace(one, p=p) for one, p in zip(known, holm([one.p for one in known]), strict=True)
+    )
+    if zero is None or not comparisons or len(comparisons) < len(positive):
+        words.append("Every beta needs two seeds in common with beta = 0 for a test.")
+        return Conclusion("inconclusive", tuple(words), comparisons, (), None, None)
+
+    by_beta = dict(zip(positive, comparisons, strict=True))
+    best = max(positive, key=lambda beta: by_beta[beta].difference)
+    top = by_beta[best]
+    helps = top.better
+    interior = best != max(positive)
+    words.append(
+        f"The best beta above 0 is {best:g}: {_points(top)} of the area under the curve against beta = 0 "
+        f"({top.num} seeds, corrected p {top.p:.2g}), which is {'' if helps else 'not '}significant"
+        + (
+            "."
+            if not helps or interior
+            else ", but it is the largest that was tried, so that no optimum was seen."
+        )
+    )
+    worse = [beta for beta, one in by_beta.items() if one.worse]
+    if worse:
+        words.append(f"Significantly worse than beta = 0: {', '.join(f'{beta:g}' for beta in worse)}.")
+
+    later = compare(
+        f"β {best:g} - β 0, sparsity at a loss of 1 point", positive[best], zero, Group.at_1_percent
+    )
+    assert later is not None, "the areas could be compared"
+    words.append(
+        f"The sparsity at which it loses a point of its own accuracy is {_points(later)} from that of "
+        f"beta = 0 (p {later.p:.2g})."
+    )
+
+    correlation = correlation_p = None
+    tracks = False
+    if len(family.betas) >= 4:
+        told, name = entanglement(family)
+        if np.ptp(told) > 0:
+            area = np.array([group.area().mean() for group in family.betas.values()])
+            answer = spearmanr(told, area)
+            correlation, correlation_p = float(answer.statistic), float(answer.pvalue)
+            tracks = correlation < 0 and correlation_p < ALPHA
+            words.append(
+                f"Over betas, area and {name} have a rank correlation of {correlation:.2f} (p "
+                f"{correlation_p:.2g}): what prunes better is {'' if tracks else 'not significantly '}less "
+                "entangled."
+            )
+    controls, specific = _controls(family, best, words)
+    if helps and interior and later.better and tracks and specific:
+        verdict = "supported"
+    elif len(worse) == len(positive):
+        verdict = "contradicted"
+    else:
+        verdict = "inconclusive"
+    return Conclusion(verdict, tuple(words), comparisons, (later, *controls), correlation, correlation_p)
+
+
+def _points(comparison: Comparison) -> str:
+    low, high = 100 * comparison.low, 100 * comparison.high
+    return f"{100 * comparison.difference:+.2f} points [{low:+.2f}, {high:+.2f}]"
+
+
+def entanglement(family: Family) -> tuple[NDArray[np.float64], str]:
+    """Mean entanglement of the trained networks per beta, and what it is."""
+    groups = family.betas.values()
+    if all("dci_disentanglement" in group.first.result["trained"] for group in groups):
+        values = [1 - group.trained("dci_disentanglement").mean() for group in groups]
+        return np.array(values), "1 - DCI disentanglement"
+    return np.array(
+        [group.trained(PROXY).mean() for group in groups]
+    ), "the mean absolute correlation of codes"
+
+
+def matched(family: Family, beta: float) -> float | None:
+    """The weight decay above 0 of the classifier whose weights' norm is nearest to that of the Beta-VAE."""
+    norm = family.betas[beta].trained("weight_norm").mean()
+    decays = [decay for decay in family.classifiers if decay > 0]
+    return min(
+        decays,
+        key=lambda decay: abs(family.classifiers[decay].trained("weight_norm").mean() - norm),
+        default=None,
+    )
+
+
+def _controls(family: Family, best: float, words: list[str]) -> tuple[tuple[Comparison, ...], bool]:
+    """The best beta against its controls, and whether it beats all three; adds sentences."""
+    decay = matched(family, best)
+    wanted = {
+        f"without a decoder, β {best:g}": family.bottlenecks.get(best),
+        "cross-entropy only": family.classifiers.get(0.0),
+        f"cross-entropy and matched weight decay {decay if decay is None else f'{decay:g}'}": (
+            None if decay is None else family.classifiers[decay]
+        ),
+    }
+    found = []
+    for name, group in wanted.items():
+        comparison = None if group is None else compare(f"β {best:g} - {name}", family.betas[best], group)
+        if comparison is not None:
+            found.append(comparison)
+    if len(found) < len(wanted):
+        words.append(f"{len(wanted) - len(found)} of {len(wanted)} controls at the best beta were not run.")
+    for one in found:
+        outcome = "better" if one.better else "worse" if one.worse else "not different"
+        words.append(f"{one.name}: {_points(one)}, p {one.p:.2g}, {outcome}.")
+    return tuple(found), len(found) == len(wanted) and all(one.better for one in found)
