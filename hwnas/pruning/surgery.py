@@ -99,30 +99,25 @@ def latency_ms(networks: Sequence[Deployed], *, batch_size: int, threads: int, r
         threads: Processor threads.
         rounds: Figures per network.
     """
-    from hwnas.devices.profile import time_modules
+    from hwnas.devices.measure import time_modules
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    plain = [copy.deepcopy(network).to(memory_format=torch.contiguous_format) for network in networks]
-    try:
-        figures = time_modules(
-            [(network, network.arguments["image_shape"]) for network in plain],
-            batch_size=batch_size,
-            rounds=rounds,
-            round_ms=5,
+    modules = [
+        (
+            copy.deepcopy(network).to(memory_format=torch.contiguous_format),
+            (batch_size, *network.arguments["image_shape"]),
         )
-    finally:
-        torch.set_num_threads(before)
-    return np.median(figures, axis=1).tolist()
+        for network in networks
+    ]
+    return time_modules(modules, threads=threads, rounds=rounds)
 
 
 def require_onnx() -> None:
-    """Raise ValueError if the extra "export" is not installed."""
+    """Raise ValueError if the extra "onnx" is not installed."""
     lacking = [
         name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
     ]
     if lacking:
-        raise ValueError(f"onnx=true needs {', '.join(lacking)}: pip install 'hwnas[export]'")
+        raise ValueError(f"onnx=true needs {', '.join(lacking)}: pip install 'hwnas[onnx]'")
 
 
 def export_onnx(network: Deployed, path: Path, x_NCHW: Tensor) -> float:
@@ -134,7 +129,7 @@ def export_onnx(network: Deployed, path: Path, x_NCHW: Tensor) -> float:
         x_NCHW: Images in 0..1, at least two.
 
     Raises:
-        ValueError: The extra "export" is not installed.
+        ValueError: The extra "onnx" is not installed.
     """
     require_onnx()
     import onnxruntime
