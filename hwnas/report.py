@@ -56,6 +56,7 @@ from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
 from hwnas.store import PLAN, Hypervolume, metrics_from_json, read_archive, to_json
 from hwnas.strategies.evolution import cost_diversity
+from hwnas.truth import YARDSTICKS
 
 MAX_DOMINATED = 3000
 NUM_SHADES = 8
@@ -288,6 +289,7 @@ def page(run: Run) -> dict[str, Any]:
         "curves": _generations(run),
         "truth": _truth(run),
         "transfer": _transfer(run),
+        "yardsticks": _yardsticks(run),
         "trained": trained,
         "phases": _phases(run.result.get("seconds", {})),
         "evaluations": _evaluations(run),
@@ -466,6 +468,18 @@ def _truth(run: Run) -> str:
         within = " within the limits" if run.limits else ""
         sentence += f". The best network that there is{within} is ahead by {regrets}"
     return sentence + "."
+
+
+def _yardsticks(run: Run) -> list[tuple[str, str, str]]:
+    """(what it is, its figures, its architecture) of networks that are known exactly, where costs add up."""
+    rows = []
+    for name, network in (run.result.get("yardsticks") or {}).items():
+        metrics = metrics_from_json(network["metrics"])
+        figures = ", ".join(
+            f"{quantity(metric).name} {text(metric, value)}" for metric, value in metrics.items()
+        )
+        rows.append((YARDSTICKS[name], figures, network["arch"]))
+    return rows
 
 
 def _transfer(run: Run) -> dict[str, Any] | None:

@@ -44,6 +44,7 @@ from hwnas.store import (
     write_json,
 )
 from hwnas.truth import (
+    YARDSTICKS,
     Truth,
     best_reported,
     device_limits,
@@ -55,13 +56,6 @@ from hwnas.truth import (
     transfers,
     yardsticks,
 )
-
-YARDSTICKS = {
-    "cheapest": "the network of the lowest cost",
-    "best": "the best network within the limit",
-    "largest": "the network of the most multiply-adds within the limit",
-}
-"""What `truth.yardsticks` finds, in words."""
 
 
 def search(

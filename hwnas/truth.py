@@ -135,6 +135,14 @@ def reported(
     return [pair for pair, keeps in zip(zip(trials, reports, strict=True), kept, strict=True) if keeps]
 
 
+YARDSTICKS = {
+    "cheapest": "the network of the lowest cost",
+    "best": "the best network within the limit",
+    "largest": "the network of the most multiply-adds within the limit",
+}
+"""What `yardsticks` finds, in words."""
+
+
 def yardsticks(
     space: SearchSpace,
     evaluators: Sequence[Evaluator],

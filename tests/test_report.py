@@ -253,6 +253,13 @@ def test_an_unfinished_run_knows_its_limits(tmp_path):
     assert "best feasible network: bbaa" in drawn.source
 
 
+def test_what_is_known_exactly_is_listed(tmp_path):
+    cheapest = {"arch": "aaaa", "genotype": [0, 0, 0, 0], "metrics": {"val_acc": 0.5, "latency_ms": 1.0}}
+    drawn = page(make_run(tmp_path / "run", yardsticks={"cheapest": cheapest}))
+    assert "the network of the lowest cost validation accuracy 50.00 %, latency 1.000 ms aaaa" in drawn.text
+    assert "Known exactly" not in page(make_run(tmp_path / "other")).text
+
+
 def test_limits_are_drawn_and_marked(tmp_path):
     folder = make_run(tmp_path / "run", limits={"latency_ms": 4.0, "val_acc": 0.6})
     drawn = page(folder)
