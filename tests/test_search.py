@@ -398,7 +398,7 @@ BAD = [
     (["store.url=what"], "store.url 'what' cannot be used"),
     (["dataset=npz"], "dataset=npz needs dataset.path"),
     (["evaluator=table"], "file 'nasbench201.npz' not found; looked for"),
-    (["device=host"], "device=host measures blocks of networks, which the toy space does not list"),
+    (["device=host"], "devices are measured by blocks of networks, which the toy space does not list"),
     (["evaluator=rmi"], "evaluator=rmi trains whole populations, which the toy space does not build"),
     (
         ["search_space=darts", "dataset=digits", "trainer=darts"],

@@ -119,7 +119,7 @@ def require_blocks(space: Any) -> None:
     if not hasattr(space, "blocks"):
         raise ValueError(
             f"devices are measured by blocks of networks, which the {space.name} space does not list; "
-            "search_space=nasbench201 does"
+            "nasbench201, darts and fbnet do"
         )
 
 
