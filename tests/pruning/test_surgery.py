@@ -126,5 +126,5 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
-    with pytest.raises(ValueError, match=r"onnx=true needs onnx: pip install 'hwnas\[export\]'"):
+    with pytest.raises(ValueError, match=r"onnx=true needs onnx: pip install 'hwnas\[onnx\]'"):
         require_onnx()
