@@ -13,7 +13,7 @@ from hwnas.devices.board import processor
 from hwnas.devices.measure import Settings, measure, require_blocks
 from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
 
-NUM_NETWORKS, NUM_CHECK, NOISE = 40, 20, 0.1
+NUM_CHECK, NOISE = 20, 0.1
 """Networks that are measured whole for the fit and for its check; when a figure is measured again."""
 
 
@@ -56,7 +56,7 @@ class Host(Evaluator):
             threads=threads,
             batch_size=batch_size,
             rounds=rounds,
-            networks=NUM_NETWORKS,
+            networks=None,
             check=NUM_CHECK,
             noise=NOISE,
             seed=0,

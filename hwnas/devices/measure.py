@@ -53,7 +53,8 @@ class Settings:
         threads: Processor threads of a network.
         batch_size: Images per forward pass.
         rounds: Timing rounds per block and network; the median counts.
-        networks: Random whole networks that the model of networks is fitted to.
+        networks: Random whole networks that the model of networks is fitted to; None: as many as the space asks
+            for.
         check: Others that tell how well it predicts.
         noise: Coefficient of variation above which a figure is measured again, then marked.
         seed: Of the choice of networks.
@@ -64,7 +65,7 @@ class Settings:
     threads: int
     batch_size: int
     rounds: int
-    networks: int
+    networks: int | None
     check: int
     noise: float
     seed: int
@@ -78,6 +79,8 @@ class Settings:
         """
         least = {"threads": 1, "batch_size": 1, "rounds": 3, "networks": FEWEST, "check": 5, "seed": 0}
         for name, smallest in least.items():
+            if name == "networks" and given[name] is None:
+                continue
             whole_number(prefix + name, given[name], least=smallest)
         positive(prefix + "noise", given["noise"])
         backend, provider = given["backend"], given["provider"]
@@ -132,10 +135,11 @@ def plan_of(space: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, n
     import torch
 
     batch_size = settings.batch_size
-    genotypes = distinct_sample(space, settings.networks + settings.check, settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         blocks: Blocks = space.blocks()
+        fitted = blocks.num_networks if settings.networks is None else settings.networks
+        genotypes = distinct_sample(space, fitted + settings.check, settings.seed)
         modules = {name: module for name, (module, _) in blocks.modules.items()}
         modules.update({f"network {i}": space.network(genotype) for i, genotype in enumerate(genotypes)})
         for module in modules.values():
@@ -150,7 +154,7 @@ def plan_of(space: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, n
     plan = {
         "space": space.name,
         "network": network_shape(space, batch_size),
-        "fitted": settings.networks,
+        "fitted": fitted,
         "models": models,
     }
     return plan, modules

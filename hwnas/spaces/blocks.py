@@ -285,12 +285,14 @@ class Blocks:
         edges: `edges[edge][op]` is how often each block occurs when `op` is chosen on `edge`.
         pairs: Pairs of edges by how they lie to each other. Operations of such a pair may cost more or less
             together than one by one: what they read is computed once, additions vanish in convolutions.
+        num_networks: How many whole networks a profile should be fitted to.
     """
 
     modules: Mapping[str, tuple[nn.Module, tuple[int, ...]]]
     always: Mapping[str, int]
     edges: Sequence[Sequence[Mapping[str, int]]]
     pairs: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    num_networks: int = 60
 
 
 def adjacent(edges: Sequence[tuple[Any, ...]]) -> dict[str, list[tuple[int, int]]]:

@@ -159,4 +159,5 @@ def measurable_blocks(space: FBNet) -> Blocks:
             row.append(Counter({block: 1}))
         edges.append(row)
     in_a_row = [(layer, layer + 1) for layer in range(len(edges) - 1)]
-    return Blocks(modules, {"stem": 1, "head": 1}, edges, {"in a row": in_a_row})
+    # Networks differ less than those of cells, so that more are needed to tell what makes the difference.
+    return Blocks(modules, {"stem": 1, "head": 1}, edges, {"in a row": in_a_row}, num_networks=240)
