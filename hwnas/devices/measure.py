@@ -53,8 +53,8 @@ class Settings:
         threads: Processor threads of a network.
         batch_size: Images per forward pass.
         rounds: Timing rounds per block and network; the median counts.
-        networks: Random whole networks that the model of networks is fitted to; None: as many as the space asks
-            for.
+        networks: Random whole networks that the model of networks is fitted to; None: as many as the space
+            asks for.
         check: Others that tell how well it predicts.
         noise: Coefficient of variation above which a figure is measured again, then marked.
         seed: Of the choice of networks.
