@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "train one architecture from scratch and test it",
     "prune": "train a Beta-VAE that classifies, prune it, measure what is left",
     "profile": "a device as a file of costs per operation",
-    "report": "draw the page of a run again",
+    "report": "draw the page of a run again, or one of all runs of a sweep",
     "data": "benchmark tables: list, verify, convert from the official files",
 }
 

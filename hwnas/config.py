@@ -264,7 +264,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     except expected as error:
         if full:
             raise
-        if folder is None or not sweep.Jobs.read(folder).failed or isinstance(error, KeyboardInterrupt):
+        reason = explain(error, config_name, arguments)
+        if folder is None or reason not in sweep.Jobs.read(folder).failed.values():  # those are said below
             _say(error, config_name, arguments)
         code = 1
     finally:

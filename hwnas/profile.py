@@ -163,12 +163,13 @@ def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) ->
 
 
 def _show(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-    from hwnas.profile_page import table, write_page
+    from hwnas.pages import write_page
+    from hwnas.profile_page import page, table
 
     profile = _read(cfg.path, space)
     for line in table(profile, space):
         display.say(line)
-    path = write_page(profile, space, _target(cfg, "profile.html"))
+    path = write_page("profile.html.j2", page(profile, space), _target(cfg, "profile.html"))
     display.say(profile.summary())
     display.say(f"page: {path}")
 

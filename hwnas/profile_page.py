@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import spearmanr
 
 from hwnas.core import FloatArray, SearchSpace
@@ -90,24 +87,6 @@ def _edges(profile: Profile, space: SearchSpace) -> list[str]:
             for edge, values in enumerate(cost.edges)
         ]
     return lines
-
-
-def write_page(profile: Profile, space: SearchSpace, path: Path) -> Path:
-    """Write the page, whole or not at all; returns its path."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(
-        templates.get_template("profile.html.j2").render(page(profile, space)), encoding="utf-8"
-    )
-    os.replace(partial, path)
-    return path
 
 
 def page(profile: Profile, space: SearchSpace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hwnas.config import build, choices, find_file, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
 from hwnas.pruning.study import read_pruned, result_files
-from hwnas.store import to_json
+from hwnas.store import to_json, write_json
 
 WEIGHTS = "weights.pt"
 """File of the trained network, in the run's folder."""
@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> float:
         display.say(f"this run is finished already; see {finished}")
         return float(result["area"])
     run = _Run(cfg, folder, display)
-    _write_json(stored, settings)
+    write_json(stored, settings)
     tracker = Tracker(
         folder,
         cfg.logger,
@@ -76,7 +76,7 @@ def main(cfg: DictConfig) -> float:
             "settings": settings,
             "seconds": {"total": time.perf_counter() - start, **display.seconds},
         }
-        _write_json(finished, result)
+        write_json(finished, result)
         completed = True
         for name in ("checkpoint.pt", "curve.jsonl"):
             (folder / name).unlink(missing_ok=True)
@@ -87,13 +87,6 @@ def main(cfg: DictConfig) -> float:
     finally:
         tracker.finish(failed=not completed)
     return float(result["area"])
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file in one piece."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(json.loads(to_json(content)), indent=1) + "\n")
-    os.replace(partial, path)
 
 
 class _Run:

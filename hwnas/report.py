@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -52,6 +50,7 @@ from hwnas.drawing import (
     scatter,
     text,
 )
+from hwnas.pages import write_page
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
 from hwnas.store import PLAN, Hypervolume, metrics_from_json, read_archive, to_json
@@ -108,7 +107,7 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
     """
-    return _write(folder, "report.html.j2", page(read_run(folder, result)))
+    return write_page("report.html.j2", page(read_run(folder, result)), folder / "report.html")
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -120,22 +119,7 @@ def write_sweep_report(folder: Path) -> Path:
     Raises:
         ValueError: No search has finished in it yet, or a file is corrupt; says which.
     """
-    return _write(folder, "sweep.html.j2", sweep_report.page(folder))
-
-
-def _write(folder: Path, template: str, values: Mapping[str, Any]) -> Path:
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    path = folder / "report.html"
-    partial = path.with_suffix(".tmp")
-    partial.write_text(templates.get_template(template).render(values), encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page("sweep.html.j2", sweep_report.page(folder), folder / "report.html")
 
 
 def command(arguments: list[str]) -> int:

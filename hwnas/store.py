@@ -61,7 +61,7 @@ def _finite(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON, whole or not at all."""
     partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(json.loads(to_json(value)), indent=1) + "\n")
+    partial.write_text(json.dumps(_finite(value), allow_nan=False, indent=1) + "\n")
     os.replace(partial, path)
 
 
@@ -269,14 +269,19 @@ class Hypervolume:
         return self._front
 
 
+KEY = ("evaluator", "space", "dataset", "version")
+"""What an answer belongs to besides its genotype."""
+
+
+def _key_columns() -> list[sql.Column[str]]:
+    return [sql.Column(name, sql.String, primary_key=True) for name in (*KEY, "genotype")]
+
+
 _metadata = sql.MetaData()
 _evaluations = sql.Table(
     "evaluations",
     _metadata,
-    *(
-        sql.Column(name, sql.String, primary_key=True)
-        for name in ("evaluator", "space", "dataset", "version", "genotype")
-    ),
+    *_key_columns(),
     sql.Column("metrics", sql.String, nullable=False),
     sql.Column("run", sql.String, nullable=False, index=True),
     sql.Column("created", sql.Float, nullable=False),
@@ -285,10 +290,7 @@ _evaluations = sql.Table(
 _claims = sql.Table(
     "claims",
     _metadata,
-    *(
-        sql.Column(name, sql.String, primary_key=True)
-        for name in ("evaluator", "space", "dataset", "version", "genotype")
-    ),
+    *_key_columns(),
     sql.Column("owner", sql.String, nullable=False, index=True),
     sql.Column("beat", sql.Integer, nullable=False),
     sqlite_with_rowid=False,
@@ -296,7 +298,7 @@ _claims = sql.Table(
 _schema = sql.Table("hwnas_schema", _metadata, sql.Column("version", sql.Integer, nullable=False))
 
 Key = tuple[str, str, str, str]
-"""(evaluator, space, dataset, version): what an answer belongs to besides its genotype."""
+"""Values of `KEY`, in order."""
 
 
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(201)"}
@@ -499,7 +501,7 @@ def _name(genotype: Genotype) -> str:
 
 
 def _named_key(key: Key) -> dict[str, str]:
-    return dict(zip(("evaluator", "space", "dataset", "version"), key, strict=True))
+    return dict(zip(KEY, key, strict=True))
 
 
 def _of(table: sql.Table, key: Key) -> list[sql.ColumnElement[bool]]:

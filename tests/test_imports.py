@@ -20,6 +20,7 @@ ROOMS = {
     "store": 1,
     "strategies": 1,
     "drawing": 1,
+    "pages": 1,
     "spaces": 1,
     "truth": 1,
     "data": 2,

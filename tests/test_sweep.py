@@ -124,7 +124,9 @@ def test_a_failing_job_does_not_stop_the_others(run_hwnas, tmp_path: Path) -> No
 
 
 def test_a_wrong_setting_of_the_whole_sweep_is_one_line(run_hwnas) -> None:
-    done = run_hwnas(*TOY, "sed=0,1", code=1)
+    """Also where an earlier job of the folder had failed."""
+    run_hwnas(*TOY, "generations=-1,-2", "hydra.sweep.dir=sweep", code=1)
+    done = run_hwnas(*TOY, "sed=0,1", "hydra.sweep.dir=sweep", code=1)
     assert "unknown setting 'sed'; did you mean seed" in done.stderr
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hwnas.drawing import text
+from hwnas.pages import write_page
 from hwnas.pruning.study import Comparison, Family, Group, Study, entanglement, read_study
 from hwnas.store import to_json
 
@@ -73,13 +72,6 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
         )
         + "\n"
     )
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     families = [
         {
             "title": family.name,
@@ -96,11 +88,8 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
         for family, told, drawn in zip(study.families, study.conclusions, figures, strict=True)
     ]
     runs = sum(len(group.arms) for family in study.families for group in family.groups())
-    path = folder / "report.html"
-    partial = path.with_suffix(".tmp")
-    page = templates.get_template("study.html.j2").render(families=families, runs=runs, folder=str(folder))
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    values = {"families": families, "runs": runs, "folder": str(folder)}
+    path = write_page("pruning/study.html.j2", values, folder / "report.html")
     if logger is not None:
         _track(folder, study, pictures, logger)
     return path, study
