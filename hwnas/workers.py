@@ -7,6 +7,8 @@ import io
 import logging
 import os
 import pickle
+import re
+import socket
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -154,37 +156,43 @@ class Ray(Workers):
         except ImportError:
             raise ValueError("cluster=ray needs Ray; pip install 'hwnas[ray]'") from None
         self._ray = ray
-        path = os.pathsep.join(filter(None, sys.path))  # modules of one's own are found on this machine
+        self._references: list[Any] = []  # the evaluator, then the parts that are evaluated
         own: dict[str, Any] = {
             "num_cpus": self.num,
             "include_dashboard": False,
-            "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+            # Modules of one's own are found on this machine.
+            "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         }
         try:
+            if address and re.search(
+                r":\d+$", address
+            ):  # Ray itself tries for minutes, and aborts the process
+                host, _, port = address.rpartition("://")[2].rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, logging_level="ERROR", log_to_driver=False, **({} if address else own))
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"cluster.address={address} is no Ray cluster that answers ({reason})") from None
 
     def _run(self, copy: bytes, parts: Mapping[int, Part]) -> Iterator[Done]:
         ray = self._ray
         task = ray.remote(max_retries=0)(_evaluate)
-        shared, key = ray.put(copy), hashlib.sha256(copy).hexdigest()
-        waiting = list(parts.items())
-        running: list[Any] = []
-        while waiting or running:
-            while waiting and len(running) < self.num:
-                running.append(task.remote(key, shared, *waiting.pop(0)))
-            done, running = ray.wait(running)
+        key, waiting = hashlib.sha256(copy).hexdigest(), list(parts.items())
+        self._references[:] = [ray.put(copy)]
+        while waiting or len(self._references) > 1:
+            while waiting and len(self._references) <= self.num:
+                self._references.append(task.remote(key, self._references[0], *waiting.pop(0)))
+            finished = self._references.index(ray.wait(self._references[1:])[0][0])
             try:
-                yield ray.get(done[0])
+                yield ray.get(self._references.pop(finished))
             except ray.exceptions.RayTaskError as error:  # what the evaluator raised
                 raise error.cause from None
             except ray.exceptions.RayError:  # the worker, or its machine, is gone
                 continue
 
     def close(self) -> None:
-        """Leave the cluster, and stop it if it is ours."""
+        """Give up what is still evaluated; stop the cluster if it is ours."""
+        self._references.clear()
         self._ray.shutdown()
 
 

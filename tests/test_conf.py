@@ -15,7 +15,7 @@ from hwnas.train import architecture, check_recipe
 CONF = conf_folder()
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "hydra"))
 GROUPS = {
-    "search": ("search_space", "strategy", "evaluator", "device", "dataset", "trainer"),
+    "search": ("search_space", "strategy", "evaluator", "device", "dataset", "trainer", "cluster"),
     "train": ("search_space", "dataset", "trainer"),
     "prune": ("model", "dataset", "training", "pruning"),
 }
@@ -32,6 +32,7 @@ OFFERED = {
     "folder",
     "image_shape",
     "num_classes",
+    "workers",
 }
 
 

@@ -20,13 +20,17 @@ POPULATION = [(a, b) for a in range(2) for b in range(3)]
 ANSWERS = [{"rmi": float(a + 10 * b)} for a, b in POPULATION]
 
 
+def quiet(sentence: str) -> None:
+    pass
+
+
 class Deadly(Evaluator):
     """Kills the process that evaluates (1, 1), as often as it is told."""
 
     name = "deadly"
     metrics = {"rmi": "max"}  # noqa: RUF012
 
-    def __init__(self, folder: Path, deaths: int, warn: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, deaths: int, warn: Callable[[str], None] = quiet) -> None:
         self.folder, self.deaths, self._warn = folder, deaths, warn
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
@@ -48,25 +52,31 @@ class Deadly(Evaluator):
         return [{"rmi": float(a + 10 * b)} for a, b in genotypes]
 
 
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture(params=["processes", "ray"])
-def workers(request: pytest.FixtureRequest, said: list[str]) -> Iterator[Workers]:
-    if request.param == "ray":
+@pytest.fixture(scope="module", params=["processes", "ray"])
+def kind(request: pytest.FixtureRequest) -> Iterator[tuple[Workers, list[str]]]:
+    said: list[str] = []
+    if request.param == "processes":
+        made: Workers = Processes(2, said.append, said.append)
+    else:
         pytest.importorskip("ray")
-    made = (
-        Processes(2, said.append, said.append)
-        if request.param == "processes"
-        else Ray(2, said.append, said.append, address=None)
-    )
+        made = Ray(2, said.append, said.append, address=None)
     with contextlib.closing(made):
-        yield made
+        yield made, said
 
 
-def cached(folder: Path, deaths: int, workers: Workers | None, warn: Callable[[str], None] = print):
+@pytest.fixture
+def workers(kind: tuple[Workers, list[str]]) -> Workers:
+    kind[0]._heard.clear()
+    kind[1].clear()
+    return kind[0]
+
+
+@pytest.fixture
+def said(kind: tuple[Workers, list[str]]) -> list[str]:
+    return kind[1]
+
+
+def cached(folder: Path, deaths: int, workers: Workers | None, warn: Callable[[str], None] = quiet):
     store = EvaluationStore(f"sqlite:///{folder}/store.sqlite", "run")
     evaluator = CachedEvaluator(Deadly(folder, deaths, warn), store, "none", workers)
     evaluator.prepare(Toy(2, 10), [])
@@ -112,7 +122,7 @@ def test_what_an_evaluator_raises_is_raised(workers: Workers, tmp_path: Path) ->
 
 
 def test_an_evaluator_that_cannot_be_copied_is_one_line(tmp_path: Path) -> None:
-    with contextlib.closing(Processes(2, print, print)) as workers:
+    with contextlib.closing(Processes(2, quiet, quiet)) as workers:
         evaluator, store = cached(tmp_path, 0, workers)
         evaluator.inner.file = (tmp_path / "open").open("w")  # type: ignore[attr-defined]
         with contextlib.closing(store), pytest.raises(ValueError, match="deadly cannot be sent to workers"):
@@ -146,6 +156,7 @@ def test_wrong_settings_are_one_line(run_hwnas) -> None:
     done = run_hwnas(*toy, "workers=2", "cluster=ray", "cluster.address='127.0.0.1:1'", code=1)
     assert "cluster.address=127.0.0.1:1 is no Ray cluster that answers" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert "cluster=rai is not known; did you mean ray" in run_hwnas(*toy, "cluster=rai", code=1).stderr
 
 
 def test_a_resumed_run_may_have_other_workers(run_hwnas) -> None:

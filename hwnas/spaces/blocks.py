@@ -24,6 +24,24 @@ Norm = Callable[[int], nn.Module]
 """Makes the BatchNorm of so many channels; `nn.BatchNorm2d`, or that with other settings."""
 
 
+class StridedPointwise(nn.Conv2d):
+    """Convolution 1x1 with a stride, without bias: takes the pixels that count first, then convolves those.
+
+    With fewer than 8 input channels, oneDNN's own gives wrong gradients on CPUs with AVX2, or writes past
+    its memory (uxlfoundation/oneDNN issue 6035, seen with torch 2.14: networks crashed while training).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C_out, ceil(H / stride), ceil(W / stride))."""
+        if self.in_channels >= 8:
+            return super().forward(x_BCHW)
+        vertical, horizontal = self.stride
+        return F.conv2d(x_BCHW[:, :, ::vertical, ::horizontal], self.weight)
+
+
 class ReLUConvBN(nn.Sequential):
     """ReLU, convolution without bias, BatchNorm: (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
 

@@ -23,6 +23,7 @@ from hwnas.spaces.blocks import (
     Norm,
     ReLUConvBN,
     SpatialMean,
+    StridedPointwise,
     adjacent,
     draw,
     load,
@@ -58,8 +59,8 @@ class FactorizedReduce(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         half = out_channels // 2
-        self.conv_1 = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.conv_2 = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.conv_1 = StridedPointwise(in_channels, half, 2)
+        self.conv_2 = StridedPointwise(in_channels, out_channels - half, 2)
         self.norm = norm(out_channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

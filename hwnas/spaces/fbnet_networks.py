@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.core import Genotype
-from hwnas.spaces.blocks import Blocks, draw, load
+from hwnas.spaces.blocks import Blocks, StridedPointwise, draw, load
 from hwnas.spaces.fbnet import BLOCKS, OPS, SKIP, TAPS, FBNet, Layer
 
 
@@ -23,7 +23,9 @@ class ConvBNReLU(nn.Sequential):
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
     ) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+            StridedPointwise(in_channels, out_channels, stride)
+            if kernel == 1 and stride > 1
+            else nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
