@@ -21,6 +21,9 @@ from hwnas.core import (
     violations,
 )
 
+MOST_REPORTED = 5_000
+"""Of at most so many networks of a run, evenly spread, result.json says what only reports may show."""
+
 NUM_FOLDS = 5
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Ridge penalties that `surrogate` tries."""
