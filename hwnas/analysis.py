@@ -1,4 +1,4 @@
-"""What a run teaches: which operations matter, where networks come from, what sets them apart; numbers only."""
+"""What a run teaches, as numbers: which operations matter, where networks come from, what sets them apart."""
 
 from __future__ import annotations
 

@@ -6,12 +6,10 @@ import argparse
 import csv
 import io
 import itertools
-import json
 import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -19,18 +17,12 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from hwnas import sweep_report
-from hwnas.config import build, choices, explain
+from hwnas.config import explain
 from hwnas.core import (
     Genotype,
-    Goal,
     Limit,
-    Objective,
-    SearchSpace,
     Trial,
     best,
     closest,
@@ -53,7 +45,8 @@ from hwnas.drawing import (
 from hwnas.pages import write_page
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
-from hwnas.store import PLAN, Hypervolume, metrics_from_json, read_archive, to_json
+from hwnas.run_folder import Run, comparable_trials, goal_of, read_json, read_run, reported_metrics
+from hwnas.store import Hypervolume, metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
 from hwnas.truth import YARDSTICKS
 
@@ -68,33 +61,6 @@ PHASES = {
     "final network": "training the final network",
     "report": "drawing this page",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run's folder says.
-
-    Args:
-        folder: The folder, absolute.
-        result: Contents of result.json; empty for an unfinished run.
-        names: Chosen option per config group.
-        config: The composed configuration.
-        overrides: What the user gave.
-        space: The search space.
-        trials: Every evaluation, in order; at least one.
-        objectives: Quality first, then cost.
-        limits: Bounds that networks must keep.
-    """
-
-    folder: Path
-    result: Mapping[str, Any]
-    names: Mapping[str, str]
-    config: DictConfig
-    overrides: list[str]
-    space: SearchSpace
-    trials: list[Trial]
-    objectives: tuple[Objective, ...]
-    limits: tuple[Limit, ...]
 
 
 def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
@@ -149,83 +115,9 @@ def command(arguments: list[str]) -> int:
     return 0
 
 
-def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
-    """Everything that the page shows, from the run's folder.
-
-    Args:
-        folder: The run's folder.
-        result: As for `write_report`.
-
-    Raises:
-        ValueError: There is no run in the folder, or one of its files is corrupt; says which.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    for name in ("archive.jsonl", PLAN, ".hydra/config.yaml", ".hydra/hydra.yaml"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no search: {name} is missing")
-    if result is None and (folder / "result.json").is_file():
-        result = _read_json(folder / "result.json")
-    result = json.loads(to_json(result or {}))
-    stored = folder / ".hydra"
-    try:
-        config, names = OmegaConf.load(stored / "config.yaml"), choices(folder)
-        shape, num_classes = (
-            OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
-        )
-        written = stored / "overrides.yaml"
-        overrides = [str(override) for override in OmegaConf.load(written)] if written.is_file() else []
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{stored} is corrupt: {' '.join(str(error).split())}") from None
-    assert isinstance(config, DictConfig)
-    _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
-    _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
-    plan = result or _read_json(folder / PLAN)
-    _require(plan, ("objectives", "limits"), folder / ("result.json" if result else PLAN))
-    if result:
-        _require(result, ("evaluations", "seconds"), folder / "result.json")
-    known = {} if shape is None else {"image_shape": tuple(shape), "num_classes": num_classes}
-    space: SearchSpace = build(config.search_space, **known)
-
-    trials = read_archive(folder / "archive.jsonl")
-    if not trials:
-        raise ValueError(f"{folder} holds no evaluated network yet")
-    try:
-        for genotype in {trial.genotype for trial in trials}:
-            space.check(genotype)
-        objectives = tuple(Objective(o["metric"], o["goal"]) for o in plan["objectives"])
-        costs(trials, objectives)  # every trial has them
-        goals = {objective.metric: objective.goal for objective in objectives}
-        limits = tuple(
-            Limit(str(metric), float(bound), goals.get(metric, _goal(metric)))
-            for metric, bound in plan["limits"].items()
-        )
-        violations(trials, limits)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} is corrupt: {error}") from None
-    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits)
-
-
-def _goal(metric: str) -> Goal:
-    return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
-
-
-def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
-    for key in keys:
-        if key not in content:
-            raise ValueError(f"{path} is corrupt: it has no {key}")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from None
-
-
 def page(run: Run) -> dict[str, Any]:
     """The values of the template: everything is decided here, the template only arranges it."""
-    comparable = _comparable(run)
+    comparable = comparable_trials(run)
     answer = best(comparable, run.objectives, run.limits)
     supported = [t for t in unique(run.trials) if all(map(math.isfinite, t.metrics.values()))]
     pareto = front([t for t in comparable if all(map(math.isfinite, t.metrics.values()))], run.objectives)
@@ -235,7 +127,7 @@ def page(run: Run) -> dict[str, Any]:
     drawn = _thinned(dominated)
     shape = drawing(run.space)
     names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
-    reported = _reported(run)
+    reported = reported_metrics(run)
     names += [name for name in dict.fromkeys(itertools.chain(*reported.values())) if name not in names]
     points = _points([*drawn, *ordered], names, reported, pareto, answer, run)
     on_front = [point for point in points if point["front"]]
@@ -298,18 +190,6 @@ def _spoken(limit: Limit) -> str:
     return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
 
 
-def _comparable(run: Run) -> list[Trial]:
-    """The trials among which the best one and the front are sought: all, or what the strategy returned."""
-    if run.result.get("stationary", True):
-        return run.trials
-    names = run.trials[0].metrics
-    asked = {trial.genotype: trial.generation for trial in run.trials}
-    returned = [(tuple(row["genotype"]), metrics_from_json(row["metrics"])) for row in run.result["result"]]
-    return [
-        Trial(genotype, {name: row[name] for name in names}, asked[genotype]) for genotype, row in returned
-    ]
-
-
 def _closest(run: Run) -> str:
     near = closest(run.trials, run.limits)
     if near is None:
@@ -323,26 +203,6 @@ def _thinned(dominated: Sequence[Trial]) -> list[Trial]:
     if len(dominated) <= MAX_DOMINATED:
         return list(dominated)
     return [dominated[i] for i in np.linspace(0, len(dominated) - 1, MAX_DOMINATED).astype(int)]
-
-
-def _reported(run: Run) -> dict[Genotype, dict[str, float]]:
-    """Metrics per genotype of the networks that result.json and pareto.csv describe.
-
-    They have what only reports may know; some of the networks are not in the archive.
-    """
-    described = [*run.result.get("result", []), *filter(None, [run.result.get("best")])]
-    reported = {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
-    path = run.folder / "pareto.csv"
-    if run.result and path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                try:
-                    genotype = tuple(map(int, row.pop("genotype").split()))
-                    del row["arch"]
-                    reported[genotype] = {name: float(value) for name, value in row.items() if value}
-                except (KeyError, ValueError, AttributeError) as error:
-                    raise ValueError(f"{path} is corrupt: {error}") from None
-    return reported
 
 
 def _points(
@@ -494,7 +354,7 @@ def _transfer(run: Run) -> dict[str, Any] | None:
             (title, reached, "no network keeps the limits" if network is None else network["arch"], cells)
         )
     limits = [
-        (device, ", ".join(_spoken(Limit(metric, bound, _goal(metric))) for metric, bound in own.items()))
+        (device, ", ".join(_spoken(Limit(metric, bound, goal_of(metric))) for metric, bound in own.items()))
         for device, own in transfer["limits"].items()
     ]
     return {"rows": rows, "limits": limits, "among": transfer["among"], "quality": quantity(quality).name}
@@ -557,7 +417,7 @@ def _trained(folder: Path) -> dict[str, Any] | None:
     described, curves = folder / "network" / "architecture.json", folder / "network" / "curves.csv"
     if not (described.is_file() and curves.is_file()):
         return None
-    figures = _read_json(described)
+    figures = read_json(described)
     with curves.open(newline="") as file:
         rows = list(csv.DictReader(file))
     try:

@@ -30,6 +30,8 @@ ROOMS = {
     "devices": 4,
     "display": 4,
     "track": 4,
+    "run_folder": 4,
+    "report_sections": 4,
     "sweep_report": 4,
     "pruning": 5,
     "report": 5,
