@@ -404,7 +404,7 @@ def drawing(space: SearchSpace) -> Drawing:
     names = [f"decision {i + 1}" for i in range(count)]
     if space.ops == darts.OPS and count == len(darts.EDGES):
         names = [f"{cell} {source}→{target}" for cell, source, target in darts.EDGES]
-    boxes = []
+    boxes: list[Slot] = []
     for i in range(count):
         x, y = 1 + (i % per_row) * (size + 2), 1 + (i // per_row) * (size + 2)
         boxes.append(Slot("box", f"M{x} {y}h{size}v{size}h-{size}z", x + size / 2, y + size / 2, names[i]))
@@ -417,7 +417,7 @@ def drawing(space: SearchSpace) -> Drawing:
 def _stages() -> Drawing:
     """FBNet: a column per stage, its layers from top to bottom, each a box with kernel and expansion."""
     width, height, gap = 46, 20, 4
-    boxes = []
+    boxes: list[Slot] = []
     for stage, number in enumerate(fbnet.LAYERS):
         for layer in range(number):
             x, y = 1 + stage * (width + gap), 1 + layer * (height + gap)

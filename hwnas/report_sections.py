@@ -21,7 +21,7 @@ from hwnas.analysis import (
     spread,
     surrogate,
 )
-from hwnas.core import FloatArray, Genotype, Goal, Objective, SearchSpace, Sum, Trial, unique
+from hwnas.core import FloatArray, Genotype, Goal, Objective, SearchSpace, Sum, Trial, unique, violations
 from hwnas.drawing import (
     Axis,
     Drawing,
@@ -31,7 +31,7 @@ from hwnas.drawing import (
     quantity,
     text,
 )
-from hwnas.run_folder import Run, goal_of
+from hwnas.run_folder import Run, goal_of, reported_metrics
 
 MOST_NEAREST = 4_000
 """For at most so many networks the nearest earlier one is sought; beyond, for those of the front."""
@@ -47,13 +47,38 @@ SIGNIFICANT = 6
 """Digits of the numbers in the page's data."""
 
 
-def networks(run: Run) -> list[Trial]:
-    """The different networks that are supported, in order, each with its first generation."""
+def networks(run: Run, marked: Mapping[Genotype, Trial]) -> list[Trial]:
+    """The different networks that are supported, in order, each with its first generation.
+
+    Args:
+        run: The run.
+        marked: Those of the front, with the metrics that count there.
+    """
     first = {trial.genotype: trial.generation for trial in reversed(run.trials)}
+    trials = [marked.get(trial.genotype, trial) for trial in unique(run.trials)]
     return [
         Trial(trial.genotype, trial.metrics, first[trial.genotype])
-        for trial in unique(run.trials)
+        for trial in trials
         if all(map(math.isfinite, trial.metrics.values()))
+    ]
+
+
+def reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
+    """Per network what only reports know of it, where result.json or pareto.csv says it."""
+    told: dict[Genotype, dict[str, float]] = {}
+    columns, asked = run.result.get("reports", {}), unique(run.trials)
+    for place, row in enumerate(spread(len(asked), MOST_REPORTED)):
+        known = {name: values[place] for name, values in columns.items() if values[place] is not None}
+        if known:
+            told[asked[row].genotype] = known
+    described = reported_metrics(run)
+    return [
+        {
+            name: value
+            for name, value in {**told.get(t.genotype, {}), **described.get(t.genotype, {})}.items()
+            if name not in t.metrics
+        }
+        for t in nets
     ]
 
 
@@ -113,7 +138,7 @@ def data(
     shape: Drawing,
     nets: Sequence[Trial],
     names: Sequence[str],
-    reported: Mapping[Genotype, Mapping[str, float]],
+    told: Sequence[Mapping[str, float]],
     optimal: Sequence[Trial],
     best: Trial | None,
     pool: Sequence[Trial] | None,
@@ -126,7 +151,7 @@ def data(
         shape: How its architectures are drawn.
         nets: The networks, in order; everything else names them by their row.
         names: Metrics to be told.
-        reported: What only reports know.
+        told: Per network what only reports know.
         optimal: The front, cheapest first.
         best: The best network.
         pool: The networks that may be on a front; None: all.
@@ -134,12 +159,11 @@ def data(
     """
     rows = {trial.genotype: row for row, trial in enumerate(nets)}
     directions = goals(run, names)
-    told = told_of(run, nets, reported)
     metrics = []
     for name in names:
-        how = quantity(name)
         known = [row for row, trial in enumerate(nets) if name in trial.metrics or name in told[row]]
         values = [_rounded(nets[row].metrics.get(name, told[row].get(name, 0.0))) for row in known]
+        how = quantity(name)
         entry: dict[str, Any] = {
             "key": name,
             "name": how.name,
@@ -154,18 +178,15 @@ def data(
             entry["rows"] = known
         else:
             bounds = [limit.bound for limit in run.limits if limit.metric == name]
-            front = [trial.metrics[name] for trial in optimal if name in trial.metrics]
+            front = [values[rows[trial.genotype]] for trial in optimal]
             entry["axis"] = _axis(
                 axes.get(name)
                 or axis(name, values, keep=front, marks=bounds, allow_log=directions[name] == "min")
             )
             entry["deciles"] = run.result.get("deciles", {}).get(name, [])[1:10]
         metrics.append(entry)
-    near = nearest_earlier(
-        run.space,
-        nets,
-        range(len(nets)) if len(nets) <= MOST_NEAREST else (told_rows := [rows[t.genotype] for t in optimal]),
-    )
+    few = None if len(nets) <= MOST_NEAREST else [rows[trial.genotype] for trial in optimal]
+    near = nearest_earlier(run.space, nets, range(len(nets)) if few is None else few)
     parts = template(run.space, [trial.genotype for trial in nets])
     groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
     asked = [[rows[t.genotype] for t in group if t.genotype in rows] for group in groups]
@@ -185,24 +206,10 @@ def data(
         "best": rows[best.genotype] if best is not None else -1,
         "pool": None if pool is None else sorted({rows[t.genotype] for t in pool if t.genotype in rows}),
         "near": [None if one is None else list(one) for one in near],
-        "nearRows": None if len(nets) <= MOST_NEAREST else told_rows,
+        "nearRows": few,
         "truth": [list(map(_rounded, point)) for point in (run.result.get("truth") or {}).get("front", [])],
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def told_of(
-    run: Run, nets: Sequence[Trial], reported: Mapping[Genotype, Mapping[str, float]]
-) -> list[Mapping[str, float]]:
-    """Per network what only reports know of it."""
-    told: dict[Genotype, dict[str, float]] = {}
-    columns = run.result.get("reports", {})
-    asked = unique(run.trials)
-    for place, row in enumerate(spread(len(asked), MOST_REPORTED)):
-        known = {name: values[place] for name, values in columns.items() if values[place] is not None}
-        if known:
-            told[asked[row].genotype] = known
-    return [{**told.get(trial.genotype, {}), **reported.get(trial.genotype, {})} for trial in nets]
 
 
 def _rounded(value: float) -> float | int:
@@ -214,8 +221,63 @@ def _axis(of: Axis) -> dict[str, Any]:
     return {"label": of.label, "low": of.low, "high": of.high, "ticks": of.ticks, "log": of.log}
 
 
+def controls(run: Run, nets: Sequence[Trial], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The metrics that every network has: what the page lets one choose as objectives and limit."""
+    bounds = {limit.metric: limit.bound for limit in run.limits}
+    found = []
+    for index, name in enumerate(names):
+        if nets and all(name in trial.metrics for trial in nets):
+            how = quantity(name, max(abs(trial.metrics[name]) for trial in nets))
+            found.append(
+                {
+                    "index": index,
+                    "metric": name,
+                    "label": how.label if how.unit else how.name,
+                    "name": how.name,
+                    "sign": "≥" if goals(run, [name])[name] == "max" else "≤",
+                    "factor": how.factor,
+                    "bound": f"{bounds[name] * how.factor:.6g}" if name in bounds else "",
+                }
+            )
+    return found
+
+
+def decile_lines(run: Run, x: Axis) -> list[tuple[float, str]]:
+    """(position, label) of the space's deciles of the cost; every fourth is labelled."""
+    deciles = run.result.get("deciles", {}).get(run.objectives[1].metric, [])[1:10]
+    places = [(x.at(value), tenth) for tenth, value in enumerate(deciles, start=1)]
+    return [(at, f"q0.{tenth}" if tenth in (1, 5, 9) else "") for at, tenth in places if 0 < at < 100]
+
+
+def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[float]]:
+    """Title and values, after each generation, of the regret; of the best quality where no truth is known.
+
+    Args:
+        run: The run.
+        groups: Its trials by generation.
+
+    Returns:
+        Infinite while no network keeps the limits, and where values cannot be compared.
+    """
+    quality = run.objectives[0]
+    sign = 1.0 if quality.goal == "max" else -1.0
+    values, reached = [], -math.inf
+    for group in groups:
+        kept = violations(group, run.limits) == 0
+        told = [sign * t.metrics[quality.metric] for t, keeps in zip(group, kept, strict=True) if keeps]
+        reached = max([reached, *told])
+        values.append(sign * reached)
+    if not run.result.get("stationary", True):
+        return "", [math.inf]
+    target = (run.result.get("truth") or {}).get("best")
+    if target is None:
+        return f"best {quantity(quality.metric).name} so far", values
+    goal = target["metrics"][quality.metric]
+    return f"regret of {quantity(quality.metric).name}", [sign * (goal - value) for value in values]
+
+
 def lineage(run: Run, shape: Drawing, nets: Sequence[Trial], best: Trial | None) -> list[dict[str, Any]]:
-    """The inferred steps to the best network, first one first; empty where there is none, or only one step."""
+    """The inferred steps to the best network, first one first; empty without one, or for a single step."""
     if best is None:
         return []
     stationary = run.result.get("stationary", True)
@@ -389,31 +451,33 @@ def _percent(part: float, whole: float) -> float:
     return round(100 * max(0.0, part) / whole, 1) if whole > 0 else 0.0
 
 
-def proxies(
-    run: Run, nets: Sequence[Trial], reported: Mapping[Genotype, Mapping[str, float]]
-) -> list[dict[str, Any]]:
-    """Per accuracy that a benchmark's table knows, the estimate against it, with Kendall's tau."""
-    quality = run.objectives[0].metric
-    told = told_of(run, nets, reported)
+def proxies(run: Run, nets: Sequence[Trial], told: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Per accuracy that a benchmark's table knows, the estimate against it, with Kendall's tau.
+
+    Args:
+        run: The run.
+        nets: Its networks.
+        told: Per network what only reports know.
+    """
+    quality = run.objectives[0]
     columns: dict[str, list[tuple[float, float]]] = {}
     for trial, known in zip(nets, told, strict=True):
         for name, value in known.items():
-            if name.endswith("_acc") and name != quality and name not in trial.metrics:
-                columns.setdefault(name, []).append((trial.metrics[quality], value))
+            if name.endswith("_acc"):
+                columns.setdefault(name, []).append((trial.metrics[quality.metric], value))
     found = []
     for name, pairs in columns.items():
+        pairs.sort(reverse=quality.goal == "max")
         xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
-        tau = agreement(xs, ys)
+        tau, half = agreement(xs, ys), (len(pairs) + 1) // 2
         if tau is None:
             continue
-        x, y = axis(quality, xs, keep=xs[:1]), axis(name, ys, keep=ys[:1], num_ticks=5)
-        half = sorted(pairs, reverse=run.objectives[0].goal == "max")[: (len(pairs) + 1) // 2]
-        among_best = agreement([a for a, _ in half], [b for _, b in half])
+        x, y = axis(quality.metric, xs, keep=xs[:1]), axis(name, ys, keep=ys[:1], num_ticks=5)
         found.append(
             {
                 "name": quantity(name).name,
                 "tau": tau,
-                "tau_best": among_best,
+                "tau_better_half": agreement(xs[:half], ys[:half]),
                 "num": len(pairs),
                 "x": x,
                 "y": y,
