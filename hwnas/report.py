@@ -293,8 +293,8 @@ def _generations(run: Run) -> list[LineChart]:
     groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
     hypervolume = Hypervolume(run.objectives)
     curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
-    asked = list(itertools.accumulate(map(len, groups)))
-    charts = [line_chart("hypervolume", "hypervolume", "evaluations", asked, curve)]
+    counts = list(itertools.accumulate(map(len, groups)))
+    charts = [line_chart("hypervolume", "hypervolume", "evaluations", counts, curve)]
     truth = run.result.get("truth") or {}
     for key, name in (
         ("hypervolume_ratio", "of the true hypervolume"),
@@ -302,10 +302,10 @@ def _generations(run: Run) -> list[LineChart]:
     ):
         values = [math.inf if value is None else value for value in truth.get(key, [])]
         if any(map(math.isfinite, values)):
-            charts.append(line_chart(name, key, "evaluations", asked, values))
+            charts.append(line_chart(name, key, "evaluations", counts, values))
     title, reached = sections.best_so_far(run, groups)
     if any(map(math.isfinite, reached)):
-        charts.append(line_chart(title, run.objectives[0].metric, "evaluations", asked, reached))
+        charts.append(line_chart(title, run.objectives[0].metric, "evaluations", counts, reached))
     for objective in run.objectives:
         told = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
         means = [sum(values) / len(values) if values else math.inf for values in told]

@@ -88,13 +88,21 @@ def goals(run: Run, names: Sequence[str]) -> dict[str, Goal]:
     return {name: known.get(name, goal_of(name)) for name in names}
 
 
-def signed(metric: str, value: float) -> str:
-    """A difference with its sign and unit, to three digits; accuracies in points."""
-    how = quantity(metric, abs(value))
+def signed(metric: str, value: float, largest: float | None = None) -> str:
+    """A difference with its sign and unit; accuracies in points.
+
+    Args:
+        metric: Chooses the unit.
+        value: The difference, in the metric's own unit.
+        largest: As many decimals as this one needs for three digits; None: as the value itself needs.
+    """
+    size = abs(value) if largest is None else abs(largest)
+    how = quantity(metric, size)
     unit = " points" if how.unit == "%" else f" {how.unit}".rstrip()
-    number = value * how.factor
-    digits = f"{abs(number):,.0f}" if abs(number) >= 999.5 else f"{abs(number):.3g}"
-    sign = "" if digits == "0" else "−" if number < 0 else "+"
+    shown = float(f"{size * how.factor:.3g}")
+    decimals = max(0, 2 - math.floor(math.log10(shown))) if shown > 0 else 0
+    digits = f"{abs(value) * how.factor:,.{decimals}f}"
+    sign = "" if not digits.strip("0.,") else "−" if value < 0 else "+"
     return f"{sign}{digits}{unit}"
 
 
@@ -391,14 +399,12 @@ def _effects_table(run: Run, objective: Objective, of: Effects, source: str) -> 
         "mean": text(objective.metric, of.mean),
         "rows": [
             [
-                (signed(objective.metric, filled[edge, op]), round(sign * float(filled[edge, op]) / most, 3))
-                if known[edge, op]
-                else None
-                for edge in range(len(filled))
+                (signed(objective.metric, value, most), round(sign * value / most, 3)) if there else None
+                for value, there in zip(values, known[:, op].tolist(), strict=True)
             ]
-            for op in range(len(run.space.ops))
+            for op, values in enumerate(filled.T.tolist())
         ],
-        "ranges": [signed(objective.metric, value).lstrip("+") for value in ranges],
+        "ranges": [signed(objective.metric, value, most).lstrip("+") for value in ranges],
         "order": np.argsort(-ranges, kind="stable").tolist(),
         "best": np.where(known, sign * of.added, -np.inf).argmax(axis=1).tolist(),
     }
