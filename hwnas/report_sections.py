@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ MOST_NEAREST = 4_000
 
 MOST_FIGURES = 24
 """Steps of the winner's lineage that are drawn, not only written."""
+
+LABEL_ROOM = 12.0
+"""Percent of the plot's width that a decile's label needs on a phone."""
 
 NUM_BINS = 24
 """Points in time of the operations' frequencies."""
@@ -196,8 +200,12 @@ def data(
     few = None if len(nets) <= MOST_NEAREST else [rows[trial.genotype] for trial in optimal]
     near = nearest_earlier(run.space, nets, range(len(nets)) if few is None else few)
     parts = template(run.space, [trial.genotype for trial in nets])
-    groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
-    asked = [[rows[t.genotype] for t in group if t.genotype in rows] for group in groups]
+    known_after, repeats = [0], []
+    for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation):
+        asked = [rows[trial.genotype] for trial in group if trial.genotype in rows]
+        new = range(known_after[-1], max([known_after[-1], *(row + 1 for row in asked)]))
+        known_after.append(new.stop)
+        repeats.append(list((Counter(asked) - Counter(new)).elements()))
     content: dict[str, Any] = {
         "ops": shape.ops,
         "names": run.space.ops,
@@ -205,9 +213,9 @@ def data(
         "parts": parts,
         "archs": None if parts else [run.space.to_str(trial.genotype) for trial in nets],
         "genotypes": "".join(DIGITS[op] for trial in nets for op in trial.genotype),
-        "generations": [trial.generation for trial in nets],
-        "asked": list(itertools.chain(*asked)),
-        "starts": list(itertools.accumulate(map(len, asked), initial=0)),
+        "known": known_after[1:],
+        "repeats": list(itertools.chain(*repeats)),
+        "starts": list(itertools.accumulate(map(len, repeats), initial=0)),
         "metrics": metrics,
         "objectives": [list(names).index(objective.metric) for objective in run.objectives],
         "front": [rows[trial.genotype] for trial in optimal],
@@ -215,6 +223,7 @@ def data(
         "pool": None if pool is None else sorted({rows[t.genotype] for t in pool if t.genotype in rows}),
         "near": [None if one is None else list(one) for one in near],
         "nearRows": few,
+        "labelRoom": LABEL_ROOM,
         "truth": [list(map(_rounded, point)) for point in (run.result.get("truth") or {}).get("front", [])],
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -251,10 +260,15 @@ def controls(run: Run, nets: Sequence[Trial], names: Sequence[str]) -> list[dict
 
 
 def decile_lines(run: Run, x: Axis) -> list[tuple[float, str]]:
-    """(position, label) of the space's deciles of the cost; every fourth is labelled."""
-    deciles = run.result.get("deciles", {}).get(run.objectives[1].metric, [])[1:10]
-    places = [(x.at(value), tenth) for tenth, value in enumerate(deciles, start=1)]
-    return [(at, f"q0.{tenth}" if tenth in (1, 5, 9) else "") for at, tenth in places if 0 < at < 100]
+    """(position, label) of the space's deciles of the cost; every fourth has a label where there is room."""
+    lines, free = [], 0.0
+    for tenth, value in enumerate(run.result.get("deciles", {}).get(run.objectives[1].metric, [])[1:10], 1):
+        at = x.at(value)
+        if 0 < at < 100:
+            labelled = tenth in (1, 5, 9) and at >= free
+            lines.append((at, f"q0.{tenth}" if labelled else ""))
+            free = at + LABEL_ROOM if labelled else free
+    return lines
 
 
 def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[float]]:
@@ -507,9 +521,15 @@ def knee_gaps(run: Run, shape: Drawing, optimal: Sequence[Trial], knee: int) -> 
                     "changed": {edge for edge, _, _ in changes(a.genotype, b.genotype)},
                     "changes": said(shape, run.space, a.genotype, b.genotype),
                     "differences": [
-                        (quantity(o.metric).name, signed(o.metric, b.metrics[o.metric] - a.metrics[o.metric]))
+                        (quantity(o.metric).name, signed(o.metric, _difference(a, b, o.metric)))
                         for o in run.objectives
                     ],
                 }
             )
     return gaps
+
+
+def _difference(a: Trial, b: Trial, metric: str) -> float:
+    """How much more `b` has; 0 where only rounding tells them apart."""
+    one, other = a.metrics[metric], b.metrics[metric]
+    return 0.0 if math.isclose(one, other, rel_tol=1e-9) else other - one

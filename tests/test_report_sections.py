@@ -43,8 +43,8 @@ def test_texts_of_architectures_come_from_a_template():
 
 def test_the_page_has_the_numbers_that_its_script_needs(tmp_path):
     data = page(make_run(tmp_path / "run", limits={"latency_ms": 4.0})).data
-    assert data["generations"] == [0, 0, 1, 1]
-    assert (data["asked"], data["starts"]) == ([0, 1, 2, 3, 1], [0, 2, 4, 5])
+    assert data["known"] == [2, 4, 4]  # after each generation
+    assert (data["repeats"], data["starts"]) == ([1], [0, 0, 0, 1])  # bbaa again, in the last
     quality, cost = data["metrics"]
     assert (quality["key"], quality["goal"], quality["bound"]) == ("val_acc", "max", None)
     assert (cost["key"], cost["goal"], cost["bound"]) == ("latency_ms", "min", 4)
@@ -203,9 +203,9 @@ def test_the_population_by_generation(tmp_path):
         path, script, tmp_path
     )
     assert (value, whole, nothing) == ("3", "the whole search", "")
-    assert first == "generation 0: 2 networks, mean validation accuracy 65.00 %, mean latency 1.500 ms"
+    assert first == "generation 0: 2 evaluated, mean validation accuracy 65.00 %, mean latency 1.500 ms"
     assert (num_front, num_drawn, num_marked) == (2, 2, 2)
-    assert last == "generation 2: 1 networks, mean validation accuracy 80.00 %, mean latency 2.000 ms"
+    assert last == "generation 2: 1 evaluated, mean validation accuracy 80.00 %, mean latency 2.000 ms"
     assert all_of_front == 3
 
 
