@@ -142,27 +142,25 @@ def page(run: Run) -> dict[str, Any]:
                 for values in (run.result.get("truth") or {}).get("front", [])
             ],
         )
-    test_acc = reported[points[-1]["index"]] if points else {}
-    if answer is not None:
-        test_acc = reported[next(p["index"] for p in points if p["best"])]
-    knee = _knee(costs(pareto, run.objectives)) if pareto else 0
+    shown = next((point for point in points if point["best"]), None)
+    knee = pareto[_knee(costs(pareto, run.objectives))] if pareto else None
     return {
         "run": run,
         "objectives": [quantity(objective.metric) for objective in run.objectives],
         "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
         "limits": [_spoken(limit) for limit in run.limits],
         "closest": _closest(run),
-        "headline": _headline(run, answer, test_acc.get("test_acc"), trained),
+        "headline": _headline(run, answer, shown["metrics"].get("test_acc") if shown else None, trained),
         "drawing": shape,
         "node_radius": NODE_RADIUS,
         "names": [*(quantity(name).name for name in names), "generation"],
         "points": points,
-        "answer": next((p for p in points if p["best"]), None),
+        "answer": shown,
         "scatter": plot,
         "clouds": [] if plot is None else _clouds(nets, plot, marked, run),
         "controls": sections.controls(run, nets, names),
         "deciles": [] if plot is None else sections.decile_lines(run, plot.x),
-        "cells": _cells(points, pareto, answer, run),
+        "cells": _cells(points, pareto, answer, knee, run),
         "metrics": names,
         "front": on_front,
         "csv": _csv(on_front, names),
@@ -422,16 +420,18 @@ def _looked_up(run: Run) -> str:
 
 
 def _cells(
-    points: Sequence[Mapping[str, Any]], pareto: Sequence[Trial], answer: Trial | None, run: Run
+    points: Sequence[Mapping[str, Any]],
+    pareto: Sequence[Trial],
+    answer: Trial | None,
+    knee: Trial | None,
+    run: Run,
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """(title, point) of the networks worth a look; one that is several things at once comes once."""
     titles: dict[Genotype, list[str]] = {}
     if answer is not None:
         titles.setdefault(answer.genotype, []).append("best feasible" if run.limits else "best")
-    if pareto:
-        titles.setdefault(pareto[_knee(costs(pareto, run.objectives))].genotype, []).append(
-            "knee of the front"
-        )
+    if knee is not None:
+        titles.setdefault(knee.genotype, []).append("knee of the front")
         titles.setdefault(pareto[0].genotype, []).append("cheapest on the front")
     by_genotype = {point["genotype"]: point for point in points}
     return [(", ".join(what), by_genotype[genotype]) for genotype, what in titles.items()]

@@ -507,21 +507,24 @@ def proxies(run: Run, nets: Sequence[Trial], told: Sequence[Mapping[str, float]]
     return found
 
 
-def knee_gaps(run: Run, shape: Drawing, optimal: Sequence[Trial], knee: int) -> list[dict[str, Any]]:
-    """What separates the knee of the front from its cheaper and its dearer neighbour; cheapest first."""
-    gaps = []
-    for title, row in (("the next cheaper one", knee - 1), ("the next dearer one", knee + 1)):
-        if 0 <= row < len(optimal):
-            a, b = optimal[knee], optimal[row]
+def knee_gaps(run: Run, shape: Drawing, optimal: Sequence[Trial], knee: Trial | None) -> list[dict[str, Any]]:
+    """What separates the knee of the front from its next cheaper and its next dearer network."""
+    if knee is None:
+        return []
+    ordered = sorted(optimal, key=lambda trial: trial.metrics[run.objectives[1].metric])
+    row, gaps = ordered.index(knee), []
+    for title, beside in (("the next cheaper one", row - 1), ("the next dearer one", row + 1)):
+        if 0 <= beside < len(ordered):
+            other = ordered[beside]
             gaps.append(
                 {
                     "title": title,
-                    "arch": run.space.to_str(b.genotype),
-                    "genotype": b.genotype,
-                    "changed": {edge for edge, _, _ in changes(a.genotype, b.genotype)},
-                    "changes": said(shape, run.space, a.genotype, b.genotype),
+                    "arch": run.space.to_str(other.genotype),
+                    "genotype": other.genotype,
+                    "changed": {edge for edge, _, _ in changes(knee.genotype, other.genotype)},
+                    "changes": said(shape, run.space, knee.genotype, other.genotype),
                     "differences": [
-                        (quantity(o.metric).name, signed(o.metric, _difference(a, b, o.metric)))
+                        (quantity(o.metric).name, signed(o.metric, _difference(knee, other, o.metric)))
                         for o in run.objectives
                     ],
                 }
