@@ -16,6 +16,7 @@ ROOMS = {
     "core": 0,
     "analysis": 1,
     "knapsack": 1,
+    "workers": 1,
     "config": 1,
     "sweep": 1,
     "store": 1,
