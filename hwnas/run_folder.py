@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from hwnas.analysis import MOST_REPORTED
 from hwnas.config import build, choices
-from hwnas.core import Genotype, Goal, Limit, Objective, SearchSpace, Trial, costs, violations
+from hwnas.core import Genotype, Goal, Limit, Objective, SearchSpace, Trial, costs, unique, violations
 from hwnas.store import PLAN, metrics_from_json, read_archive, to_json
 
 
@@ -97,9 +99,22 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
             for metric, bound in plan["limits"].items()
         )
         violations(trials, limits)
+        _check_shapes(result, space, len(unique(trials)))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from None
     return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits)
+
+
+def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> None:
+    """Raise ValueError unless the tables of result.json fit the space and the number of different networks."""
+    for key in ("effects", "sums"):
+        for metric, table in result.get(key, {}).items():
+            shape = np.shape(table["added"])
+            if shape != space.alpha_shape:
+                raise ValueError(f"{key} of {metric} has shape {shape}, not {space.alpha_shape}")
+    for metric, values in result.get("reports", {}).items():
+        if len(values) != min(num, MOST_REPORTED):
+            raise ValueError(f"reports has {len(values)} values of {metric} for {num} networks")
 
 
 def goal_of(metric: str) -> Goal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from test_report import CHROMIUM, NASBENCH, TRIALS, Page, in_browser, make_run, page
@@ -11,7 +13,7 @@ from hwnas.report_sections import signed, template
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.spaces.toy import Toy
+from hwnas.spaces.toy import Toy, ToyCost
 
 ROW = [0.0, 0.25, 1.5, 3.0, None]
 SUMS = {"latency_ms": {"base": 1.5, "added": [ROW] * 4}}
@@ -152,6 +154,39 @@ def test_the_ledger(tmp_path):
     text = page(make_run(tmp_path / "run")).text
     assert "asked for 5 different networks 4 repeats within the run 1 paid for by this run 4" in text
     assert "time of the search per evaluation 1.2e+04 ms" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"reports": {"test_acc": [0.4, 0.8]}}, "reports has 2 values of test_acc for 4 networks"),
+        ({"sums": {"latency_ms": {"base": 1.0, "added": [[0.0] * 5]}}}, r"shape \(1, 5\), not \(4, 5\)"),
+    ],
+)
+def test_tables_of_another_run_are_refused(tmp_path, extra, message):
+    with pytest.raises(ValueError, match=rf"run is corrupt: .*{message}"):
+        write_report(make_run(tmp_path / "run", **extra))
+
+
+def test_a_run_tells_what_its_page_needs(run_hwnas, tmp_path):
+    """The toy problem is a sum, so everything about it is known; drawing it again needs the folder alone."""
+    run_hwnas("search", "experiment=toy", "generations=3", "logger=csv", "hydra.run.dir=run")
+    folder = tmp_path / "run"
+    result = json.loads((folder / "result.json").read_text())
+    space = Toy()
+    cost = ToyCost(space, metric="latency_ms")
+    assert result["sums"]["latency_ms"] == {"base": 1.0, "added": cost.table.tolist()}
+    effects = result["effects"]["latency_ms"]
+    np.testing.assert_allclose(effects["added"], cost.table - cost.table.mean(axis=1, keepdims=True))
+    assert (effects["r2"], effects["num"]) == (1.0, 5**16)
+    sample = space.sample(np.random.default_rng(0), 20_000)
+    median = np.median([row["latency_ms"] for row in cost.evaluate(sample)])
+    assert result["deciles"]["latency_ms"][5] == pytest.approx(median)
+    assert result["reports"] == {}
+    first = Page(folder / "report.html")
+    assert "Exact, over all 1.53e+11 networks" in first.text
+    run_hwnas("report", "run")
+    assert Page(folder / "report.html").data == first.data
 
 
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
