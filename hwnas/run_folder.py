@@ -106,7 +106,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
 
 
 def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> None:
-    """Raise ValueError unless the tables of result.json fit the space and the number of different networks."""
+    """Raise ValueError unless the tables of result.json fit the space and the number of networks."""
     for key in ("effects", "sums"):
         for metric, table in result.get(key, {}).items():
             shape = np.shape(table["added"])
