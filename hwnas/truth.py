@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -196,8 +197,8 @@ def exact_effects(
 ) -> dict[str, Effects]:
     """What each operation does to an objective, where that is known exactly.
 
-    Of metrics that are sums over operations, and of those that an exhaustive evaluator answers for all of a
-    space that can be listed.
+    Of metrics that are sums over operations, where decisions are independent of each other, and of those that
+    an exhaustive evaluator answers for all of a space that can be listed.
 
     Args:
         space: The space.
@@ -208,7 +209,7 @@ def exact_effects(
     found = {
         metric: sum_effects(space, total)
         for metric, total in separable_sums(evaluators).items()
-        if metric in wanted
+        if metric in wanted and space.size == math.prod(map(len, space.choices))
     }
     for evaluator in evaluators:
         missing = [metric for metric in evaluator.metrics if metric in wanted and metric not in found]

@@ -7,6 +7,7 @@ import pytest
 
 from hwnas.core import Genotype, Limit, Objective, Trial
 from hwnas.devices.flops import Flops
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.truth import (
@@ -173,6 +174,11 @@ def test_exact_effects_of_what_is_no_sum() -> None:
 def test_effects_that_nobody_knows() -> None:
     space = Toy(20, 2)  # a million networks
     assert exact_effects(space, [Product(space, metric="val_acc")], OBJECTIVES) == {}
+
+
+def test_decisions_that_depend_on_each_other_have_no_effects_of_a_sum() -> None:
+    """A node of a DARTS cell has two inputs: an edge is none more often than a product of choices says."""
+    assert exact_effects(Darts(), [ToyCost(Darts(), metric="val_acc")], OBJECTIVES) == {}
 
 
 def test_deciles_of_costs() -> None:
