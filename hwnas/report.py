@@ -127,7 +127,8 @@ def page(run: Run) -> dict[str, Any]:
     names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
     reported = sections.reported(run, nets)
     names += [name for name in dict.fromkeys(itertools.chain(*reported)) if name not in names]
-    points = _points(nets, marked, names, reported, pareto, answer, run)
+    shades = _shades(nets, run)
+    points = _points(nets, shades, marked, names, reported, pareto, answer, run)
     on_front = [point for point in points if point["front"]]
     trained = _trained(run.folder)
     plot = None
@@ -157,7 +158,7 @@ def page(run: Run) -> dict[str, Any]:
         "points": points,
         "answer": shown,
         "scatter": plot,
-        "clouds": [] if plot is None else _clouds(nets, plot, marked, run),
+        "clouds": [] if plot is None else _clouds(nets, shades, plot, marked),
         "controls": sections.controls(run, nets, names),
         "deciles": [] if plot is None else sections.decile_lines(run, plot.x),
         "cells": _cells(points, pareto, answer, knee, run),
@@ -231,11 +232,11 @@ def _shades(trials: Sequence[Trial], run: Run) -> list[str]:
 
 
 def _clouds(
-    nets: Sequence[Trial], plot: Scatter, marked: Mapping[Genotype, Trial], run: Run
+    nets: Sequence[Trial], shades: Sequence[str], plot: Scatter, marked: Mapping[Genotype, Trial]
 ) -> list[tuple[str, str]]:
     """(style, path) of the dots of all networks that are not drawn one by one."""
     groups: dict[str, list[tuple[float, float]]] = {}
-    for trial, style, at in zip(nets, _shades(nets, run), plot.places, strict=True):
+    for trial, style, at in zip(nets, shades, plot.places, strict=True):
         if trial.genotype not in marked:
             groups.setdefault(style, []).append(at)
     return [(style, dots(groups[style])) for style in sorted(groups)]
@@ -243,6 +244,7 @@ def _clouds(
 
 def _points(
     nets: Sequence[Trial],
+    shades: Sequence[str],
     marked: Mapping[Genotype, Trial],
     names: Sequence[str],
     reported: Sequence[Mapping[str, float]],
@@ -253,7 +255,7 @@ def _points(
     """One record per network of the front, and the best one, cheapest first."""
     on_front = {trial.genotype for trial in pareto}
     points: list[dict[str, Any]] = []
-    for index, (trial, style) in enumerate(zip(nets, _shades(nets, run), strict=True)):
+    for index, (trial, style) in enumerate(zip(nets, shades, strict=True)):
         if trial.genotype not in marked:
             continue
         metrics = {**reported[index], **trial.metrics}
