@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hwnas.analysis import spread
 from hwnas.core import Limit, Objective, SearchSpace, Trial, front
-from hwnas.spaces import fbnet
+from hwnas.spaces import darts, fbnet
 from hwnas.spaces.nasbench201 import EDGES, OPS
 
 NAMES = {
@@ -31,6 +32,9 @@ SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 NUM_COLOURS = 8
+MOST_DRAWN = 500
+"""Points of a curve."""
+
 LOG_RATIO = 30.0
 """From this ratio of largest to smallest on, an axis is logarithmic."""
 
@@ -130,7 +134,7 @@ def axis(
     """An axis over values with a margin and round ticks.
 
     Args:
-        metric: Which metric, or "generation" or "epoch", which have no margin and whole ticks.
+        metric: Which metric, or "generation", "epoch" or "evaluations": no margin, and whole ticks.
         values: What is plotted, at least one finite value. With `keep`, at most a fifth of them may stay
             beyond either end: far outliers (Tukey's outer fences) that would squeeze the rest to less than
             half, such as networks without a path, whose similarity is 0.
@@ -155,7 +159,7 @@ def axis(
         if low - reach <= mark <= high + reach and (mark > 0 or not log):
             low, high = min(low, mark), max(high, mark)
     how = quantity(metric, max(abs(low), abs(high)))
-    counted = metric in ("generation", "epoch")
+    counted = metric in ("generation", "epoch", "evaluations")
     if counted:
         high = max(high, low + 1)
     elif log:
@@ -272,6 +276,17 @@ def scatter(
     return Scatter(x, y, places, beyond, line(optimal), line(true_front), shaded, lines)
 
 
+def dots(places: Sequence[tuple[float, float]], step: float = 0.2) -> str:
+    """Points as SVG path data of zero-length lines, which round caps make dots.
+
+    Args:
+        places: (x, y) in percent.
+        step: Rounded to so much; those that fall together are drawn once.
+    """
+    cells = dict.fromkeys((round(x / step), round(y / step)) for x, y in places)
+    return "".join(f"M{x * step:.4g} {y * step:.4g}h0" for x, y in cells)
+
+
 def steps(places: Sequence[tuple[float, float]]) -> str:
     """The line of a front through its networks' places, cheapest first, as SVG path data."""
     if not places:
@@ -314,14 +329,14 @@ def line_chart(
     Args:
         title: What it shows.
         metric: Metric of `ys`.
-        horizontal: "generation" or "epoch".
+        horizontal: "generation", "epoch" or "evaluations".
         xs: Where.
         ys: Values.
     """
     known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
     x = axis(horizontal, xs)
     y = axis(metric, [b for _, b in known], num_ticks=5)
-    places = [(x.at(a), from_top(y.at(b))) for a, b in known]
+    places = [(x.at(a), from_top(y.at(b))) for a, b in (known[i] for i in spread(len(known), MOST_DRAWN))]
     path = "M" + "L".join(f"{a} {b}" for a, b in places)
     return LineChart(title, x, y, path, places[-1], text(metric, known[-1][1]))
 
@@ -335,12 +350,14 @@ class Slot:
         path: SVG path data.
         x: Centre of the label.
         y: Centre of the label.
+        name: Of the decision, in words.
     """
 
     shape: str
     path: str
     x: float
     y: float
+    name: str
 
 
 @dataclass(frozen=True)
@@ -384,10 +401,13 @@ def drawing(space: SearchSpace) -> Drawing:
     if space.ops == fbnet.OPS and len(space.choices) == sum(fbnet.LAYERS):
         return _stages()
     size, per_row, count = 20, 16, len(space.choices)
-    boxes = []
+    names = [f"decision {i + 1}" for i in range(count)]
+    if space.ops == darts.OPS and count == len(darts.EDGES):
+        names = [f"{cell} {source}→{target}" for cell, source, target in darts.EDGES]
+    boxes: list[Slot] = []
     for i in range(count):
         x, y = 1 + (i % per_row) * (size + 2), 1 + (i // per_row) * (size + 2)
-        boxes.append(Slot("box", f"M{x} {y}h{size}v{size}h-{size}z", x + size / 2, y + size / 2))
+        boxes.append(Slot("box", f"M{x} {y}h{size}v{size}h-{size}z", x + size / 2, y + size / 2, names[i]))
     labels = [op if len(op) == 1 else str(index) for index, op in enumerate(space.ops)]
     ops = tuple((f"c{index % NUM_COLOURS}", label) for index, label in enumerate(labels))
     rows = -(-count // per_row)
@@ -397,12 +417,12 @@ def drawing(space: SearchSpace) -> Drawing:
 def _stages() -> Drawing:
     """FBNet: a column per stage, its layers from top to bottom, each a box with kernel and expansion."""
     width, height, gap = 46, 20, 4
-    boxes = []
+    boxes: list[Slot] = []
     for stage, number in enumerate(fbnet.LAYERS):
         for layer in range(number):
             x, y = 1 + stage * (width + gap), 1 + layer * (height + gap)
             path = f"M{x} {y}h{width}v{height}h-{width}z"
-            boxes.append(Slot("box", path, x + width / 2, y + height / 2))
+            boxes.append(Slot("box", path, x + width / 2, y + height / 2, f"layer {len(boxes) + 1}"))
     looks = [
         (f"c{index}", f"{kernel}×{kernel} " + (f"g{groups}" if groups > 1 else f"e{expansion}"))
         for index, (kernel, expansion, groups) in enumerate(fbnet.BLOCKS)
@@ -420,4 +440,5 @@ def _edge(source: int, target: int) -> Slot:
     end = b + (control - b) / np.linalg.norm(control - b) * (NODE_RADIUS + 2)
     x, y = (start + 2 * control + end) / 4
     points = " ".join(f"{value:.1f}" for value in (*control, *end))
-    return Slot("edge", f"M{start[0]:.1f} {start[1]:.1f}Q{points}", round(float(x), 1), round(float(y), 1))
+    path, name = f"M{start[0]:.1f} {start[1]:.1f}Q{points}", f"{_NODES[source][2]}→{_NODES[target][2]}"
+    return Slot("edge", path, round(float(x), 1), round(float(y), 1), name)

@@ -6,12 +6,10 @@ import argparse
 import csv
 import io
 import itertools
-import json
 import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -19,18 +17,13 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from hwnas import report_sections as sections
 from hwnas import sweep_report
-from hwnas.config import build, choices, explain
+from hwnas.config import explain
 from hwnas.core import (
     Genotype,
-    Goal,
     Limit,
-    Objective,
-    SearchSpace,
     Trial,
     best,
     closest,
@@ -42,8 +35,9 @@ from hwnas.core import (
 from hwnas.drawing import (
     NODE_RADIUS,
     SUFFIXES,
-    Drawing,
     LineChart,
+    Scatter,
+    dots,
     drawing,
     line_chart,
     quantity,
@@ -53,11 +47,11 @@ from hwnas.drawing import (
 from hwnas.pages import write_page
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
-from hwnas.store import PLAN, Hypervolume, metrics_from_json, read_archive, to_json
+from hwnas.run_folder import Run, comparable_trials, goal_of, read_json, read_run
+from hwnas.store import Hypervolume, metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
 from hwnas.truth import YARDSTICKS
 
-MAX_DOMINATED = 3000
 NUM_SHADES = 8
 """Steps of the colour scale of generations."""
 
@@ -68,33 +62,6 @@ PHASES = {
     "final network": "training the final network",
     "report": "drawing this page",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run's folder says.
-
-    Args:
-        folder: The folder, absolute.
-        result: Contents of result.json; empty for an unfinished run.
-        names: Chosen option per config group.
-        config: The composed configuration.
-        overrides: What the user gave.
-        space: The search space.
-        trials: Every evaluation, in order; at least one.
-        objectives: Quality first, then cost.
-        limits: Bounds that networks must keep.
-    """
-
-    folder: Path
-    result: Mapping[str, Any]
-    names: Mapping[str, str]
-    config: DictConfig
-    overrides: list[str]
-    space: SearchSpace
-    trials: list[Trial]
-    objectives: tuple[Objective, ...]
-    limits: tuple[Limit, ...]
 
 
 def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
@@ -149,136 +116,85 @@ def command(arguments: list[str]) -> int:
     return 0
 
 
-def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
-    """Everything that the page shows, from the run's folder.
-
-    Args:
-        folder: The run's folder.
-        result: As for `write_report`.
-
-    Raises:
-        ValueError: There is no run in the folder, or one of its files is corrupt; says which.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    for name in ("archive.jsonl", PLAN, ".hydra/config.yaml", ".hydra/hydra.yaml"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no search: {name} is missing")
-    if result is None and (folder / "result.json").is_file():
-        result = _read_json(folder / "result.json")
-    result = json.loads(to_json(result or {}))
-    stored = folder / ".hydra"
-    try:
-        config, names = OmegaConf.load(stored / "config.yaml"), choices(folder)
-        shape, num_classes = (
-            OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
-        )
-        written = stored / "overrides.yaml"
-        overrides = [str(override) for override in OmegaConf.load(written)] if written.is_file() else []
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{stored} is corrupt: {' '.join(str(error).split())}") from None
-    assert isinstance(config, DictConfig)
-    _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
-    _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
-    plan = result or _read_json(folder / PLAN)
-    _require(plan, ("objectives", "limits"), folder / ("result.json" if result else PLAN))
-    if result:
-        _require(result, ("evaluations", "seconds"), folder / "result.json")
-    known = {} if shape is None else {"image_shape": tuple(shape), "num_classes": num_classes}
-    space: SearchSpace = build(config.search_space, **known)
-
-    trials = read_archive(folder / "archive.jsonl")
-    if not trials:
-        raise ValueError(f"{folder} holds no evaluated network yet")
-    try:
-        for genotype in {trial.genotype for trial in trials}:
-            space.check(genotype)
-        objectives = tuple(Objective(o["metric"], o["goal"]) for o in plan["objectives"])
-        costs(trials, objectives)  # every trial has them
-        goals = {objective.metric: objective.goal for objective in objectives}
-        limits = tuple(
-            Limit(str(metric), float(bound), goals.get(metric, _goal(metric)))
-            for metric, bound in plan["limits"].items()
-        )
-        violations(trials, limits)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} is corrupt: {error}") from None
-    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits)
-
-
-def _goal(metric: str) -> Goal:
-    return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
-
-
-def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
-    for key in keys:
-        if key not in content:
-            raise ValueError(f"{path} is corrupt: it has no {key}")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from None
-
-
 def page(run: Run) -> dict[str, Any]:
     """The values of the template: everything is decided here, the template only arranges it."""
-    comparable = _comparable(run)
+    comparable = comparable_trials(run)
     answer = best(comparable, run.objectives, run.limits)
-    supported = [t for t in unique(run.trials) if all(map(math.isfinite, t.metrics.values()))]
     pareto = front([t for t in comparable if all(map(math.isfinite, t.metrics.values()))], run.objectives)
     marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
-    ordered = sorted(marked.values(), key=lambda trial: trial.metrics[run.objectives[1].metric])
-    dominated = [trial for trial in supported if trial.genotype not in marked]
-    drawn = _thinned(dominated)
+    nets = sections.networks(run, marked)
     shape = drawing(run.space)
     names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
-    reported = _reported(run)
-    names += [name for name in dict.fromkeys(itertools.chain(*reported.values())) if name not in names]
-    points = _points([*drawn, *ordered], names, reported, pareto, answer, run)
+    reported = sections.reported(run, nets)
+    names += [name for name in dict.fromkeys(itertools.chain(*reported)) if name not in names]
+    shades = _shades(nets, run)
+    points = _points(nets, shades, marked, names, reported, pareto, answer, run)
     on_front = [point for point in points if point["front"]]
-    num_unsupported = len(unique(run.trials)) - len(supported)
     trained = _trained(run.folder)
-    return {
-        "run": run,
-        "objectives": [quantity(objective.metric) for objective in run.objectives],
-        "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
-        "limits": [_spoken(limit) for limit in run.limits],
-        "closest": _closest(run),
-        "headline": _headline(run, answer, reported, trained),
-        "drawing": shape,
-        "node_radius": NODE_RADIUS,
-        "names": [*(quantity(name).name for name in names), "generation"],
-        "points": points,
-        "answer": next((p for p in points if p["best"]), None),
-        "scatter": scatter(
+    plot = None
+    if nets:
+        plot = scatter(
             run.objectives[:2],
             run.limits,
-            [point["metrics"] for point in points],
+            [trial.metrics for trial in nets],
             [trial.metrics for trial in pareto],
             [
                 dict(zip((objective.metric for objective in run.objectives), values, strict=True))
                 for values in (run.result.get("truth") or {}).get("front", [])
             ],
         )
-        if points
-        else None,
-        "cells": _cells(points, pareto, answer, run),
+    shown = next((point for point in points if point["best"]), None)
+    knee = pareto[_knee(costs(pareto, run.objectives))] if pareto else None
+    return {
+        "run": run,
+        "objectives": [quantity(objective.metric) for objective in run.objectives],
+        "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
+        "limits": [_spoken(limit) for limit in run.limits],
+        "closest": _closest(run),
+        "headline": _headline(run, answer, shown["metrics"].get("test_acc") if shown else None, trained),
+        "drawing": shape,
+        "node_radius": NODE_RADIUS,
+        "names": [*(quantity(name).name for name in names), "generation"],
+        "points": points,
+        "answer": shown,
+        "scatter": plot,
+        "clouds": [] if plot is None else _clouds(nets, shades, plot, marked),
+        "controls": sections.controls(run, nets, names),
+        "deciles": [] if plot is None else sections.decile_lines(run, plot.x),
+        "cells": _cells(points, pareto, answer, knee, run),
         "metrics": names,
         "front": on_front,
         "csv": _csv(on_front, names),
-        "counts": {"drawn": len(drawn), "dominated": len(dominated), "unsupported": num_unsupported},
+        "unsupported": len(unique(run.trials)) - len(nets),
         "curves": _generations(run),
+        "effects": sections.effects(run, nets),
+        "gaps": sections.knee_gaps(run, shape, pareto, knee),
+        "lineage": sections.lineage(run, shape, nets, answer),
+        "most_figures": sections.MOST_FIGURES,
+        "over_time": sections.over_time(run, shape, pareto),
+        "breakdown": sections.breakdown(run, answer, shape),
+        "proxies": sections.proxies(run, nets, reported),
         "truth": _truth(run),
         "transfer": _transfer(run),
         "yardsticks": _yardsticks(run),
         "trained": trained,
         "phases": _phases(run.result.get("seconds", {})),
         "evaluations": _evaluations(run),
+        "ledger": _ledger(run),
         "clock": virtual_clock(run.result),
-        "data": _data(points, shape),
+        "data": None
+        if plot is None
+        else sections.data(
+            run,
+            shape,
+            nets,
+            names,
+            reported,
+            pareto,
+            answer,
+            None if run.result.get("stationary", True) else comparable,
+            {objective.metric: at for objective, at in zip(run.objectives, (plot.y, plot.x), strict=False)},
+        ),
         "num_shades": NUM_SHADES,
         "last_generation": max(trial.generation for trial in run.trials),
         "command": shlex.join(["hwnas", "search", *run.overrides]),
@@ -298,18 +214,6 @@ def _spoken(limit: Limit) -> str:
     return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
 
 
-def _comparable(run: Run) -> list[Trial]:
-    """The trials among which the best one and the front are sought: all, or what the strategy returned."""
-    if run.result.get("stationary", True):
-        return run.trials
-    names = run.trials[0].metrics
-    asked = {trial.genotype: trial.generation for trial in run.trials}
-    returned = [(tuple(row["genotype"]), metrics_from_json(row["metrics"])) for row in run.result["result"]]
-    return [
-        Trial(genotype, {name: row[name] for name in names}, asked[genotype]) for genotype, row in returned
-    ]
-
-
 def _closest(run: Run) -> str:
     near = closest(run.trials, run.limits)
     if near is None:
@@ -318,49 +222,44 @@ def _closest(run: Run) -> str:
     return f"the closest is {run.space.to_str(near.genotype)}: {values}."
 
 
-def _thinned(dominated: Sequence[Trial]) -> list[Trial]:
-    """At most `MAX_DOMINATED` trials, evenly over the run."""
-    if len(dominated) <= MAX_DOMINATED:
-        return list(dominated)
-    return [dominated[i] for i in np.linspace(0, len(dominated) - 1, MAX_DOMINATED).astype(int)]
+def _shades(trials: Sequence[Trial], run: Run) -> list[str]:
+    """The style of each network: when it was asked for first, and whether it keeps the limits."""
+    last = max((trial.generation for trial in trials), default=0) or 1
+    return [
+        f"g{round((NUM_SHADES - 1) * trial.generation / last)}{'' if excess == 0 else ' out'}"
+        for trial, excess in zip(trials, violations(trials, run.limits), strict=True)
+    ]
 
 
-def _reported(run: Run) -> dict[Genotype, dict[str, float]]:
-    """Metrics per genotype of the networks that result.json and pareto.csv describe.
-
-    They have what only reports may know; some of the networks are not in the archive.
-    """
-    described = [*run.result.get("result", []), *filter(None, [run.result.get("best")])]
-    reported = {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
-    path = run.folder / "pareto.csv"
-    if run.result and path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                try:
-                    genotype = tuple(map(int, row.pop("genotype").split()))
-                    del row["arch"]
-                    reported[genotype] = {name: float(value) for name, value in row.items() if value}
-                except (KeyError, ValueError, AttributeError) as error:
-                    raise ValueError(f"{path} is corrupt: {error}") from None
-    return reported
+def _clouds(
+    nets: Sequence[Trial], shades: Sequence[str], plot: Scatter, marked: Mapping[Genotype, Trial]
+) -> list[tuple[str, str]]:
+    """(style, path) of the dots of all networks that are not drawn one by one."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for trial, style, at in zip(nets, shades, plot.places, strict=True):
+        if trial.genotype not in marked:
+            groups.setdefault(style, []).append(at)
+    return [(style, dots(groups[style])) for style in sorted(groups)]
 
 
 def _points(
-    trials: Sequence[Trial],
+    nets: Sequence[Trial],
+    shades: Sequence[str],
+    marked: Mapping[Genotype, Trial],
     names: Sequence[str],
-    reported: Mapping[Genotype, Mapping[str, float]],
+    reported: Sequence[Mapping[str, float]],
     pareto: Sequence[Trial],
     answer: Trial | None,
     run: Run,
 ) -> list[dict[str, Any]]:
-    """One record per drawn network, in drawing order."""
-    first = {trial.genotype: trial.generation for trial in reversed(run.trials)}
-    last = max(first.values()) or 1
+    """One record per network of the front, and the best one, cheapest first."""
     on_front = {trial.genotype for trial in pareto}
     points: list[dict[str, Any]] = []
-    for trial, excess in zip(trials, violations(trials, run.limits), strict=True):
-        metrics = {**reported.get(trial.genotype, {}), **trial.metrics}
-        generation, feasible = first[trial.genotype], bool(excess == 0)
+    for index, (trial, style) in enumerate(zip(nets, shades, strict=True)):
+        if trial.genotype not in marked:
+            continue
+        metrics = {**reported[index], **trial.metrics}
+        feasible = not style.endswith("out")
         is_best = answer is not None and trial.genotype == answer.genotype
         title = "on the front" if trial.genotype in on_front else "dominated"
         if is_best:
@@ -370,32 +269,32 @@ def _points(
         texts = [text(name, metrics[name]) if name in metrics else "" for name in names]
         spoken = [f"{quantity(name).name} {value}" for name, value in zip(names, texts, strict=True) if value]
         arch = run.space.to_str(trial.genotype)
-        shade = round((NUM_SHADES - 1) * generation / last)
         points.append(
             {
-                "index": len(points),
+                "index": index,
                 "genotype": trial.genotype,
                 "arch": arch,
-                "generation": generation,
+                "generation": trial.generation,
                 "metrics": metrics,
-                "texts": [*texts, str(generation)],
+                "texts": [*texts, str(trial.generation)],
                 "title": title,
-                "label": f"{title}: {arch}; {', '.join(spoken)}; generation {generation}",
-                "style": f"g{shade}" if feasible else f"g{shade} out",
+                "label": f"{title}: {arch}; {', '.join(spoken)}; generation {trial.generation}",
+                "style": style,
                 "best": is_best,
                 "front": trial.genotype in on_front,
                 "feasible": feasible,
             }
         )
-    return points
+    return sorted(points, key=lambda point: point["metrics"][run.objectives[1].metric])
 
 
 def _generations(run: Run) -> list[LineChart]:
-    """Line charts over generations: hypervolume, the population's mean objectives and its cost diversity."""
+    """Line charts: over evaluations the hypervolume and the best so far, over generations the population."""
     groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
     hypervolume = Hypervolume(run.objectives)
     curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
-    charts = [line_chart("hypervolume", "hypervolume", "generation", range(len(curve)), curve)]
+    counts = list(itertools.accumulate(map(len, groups)))
+    charts = [line_chart("hypervolume", "hypervolume", "evaluations", counts, curve)]
     truth = run.result.get("truth") or {}
     for key, name in (
         ("hypervolume_ratio", "of the true hypervolume"),
@@ -403,7 +302,10 @@ def _generations(run: Run) -> list[LineChart]:
     ):
         values = [math.inf if value is None else value for value in truth.get(key, [])]
         if any(map(math.isfinite, values)):
-            charts.append(line_chart(name, key, "generation", range(len(values)), values))
+            charts.append(line_chart(name, key, "evaluations", counts, values))
+    title, reached = sections.best_so_far(run, groups)
+    if any(map(math.isfinite, reached)):
+        charts.append(line_chart(title, run.objectives[0].metric, "evaluations", counts, reached))
     for objective in run.objectives:
         told = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
         means = [sum(values) / len(values) if values else math.inf for values in told]
@@ -494,7 +396,7 @@ def _transfer(run: Run) -> dict[str, Any] | None:
             (title, reached, "no network keeps the limits" if network is None else network["arch"], cells)
         )
     limits = [
-        (device, ", ".join(_spoken(Limit(metric, bound, _goal(metric))) for metric, bound in own.items()))
+        (device, ", ".join(_spoken(Limit(metric, bound, goal_of(metric))) for metric, bound in own.items()))
         for device, own in transfer["limits"].items()
     ]
     return {"rows": rows, "limits": limits, "among": transfer["among"], "quality": quantity(quality).name}
@@ -520,16 +422,18 @@ def _looked_up(run: Run) -> str:
 
 
 def _cells(
-    points: Sequence[Mapping[str, Any]], pareto: Sequence[Trial], answer: Trial | None, run: Run
+    points: Sequence[Mapping[str, Any]],
+    pareto: Sequence[Trial],
+    answer: Trial | None,
+    knee: Trial | None,
+    run: Run,
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """(title, point) of the networks worth a look; one that is several things at once comes once."""
     titles: dict[Genotype, list[str]] = {}
     if answer is not None:
         titles.setdefault(answer.genotype, []).append("best feasible" if run.limits else "best")
-    if pareto:
-        titles.setdefault(pareto[_knee(costs(pareto, run.objectives))].genotype, []).append(
-            "knee of the front"
-        )
+    if knee is not None:
+        titles.setdefault(knee.genotype, []).append("knee of the front")
         titles.setdefault(pareto[0].genotype, []).append("cheapest on the front")
     by_genotype = {point["genotype"]: point for point in points}
     return [(", ".join(what), by_genotype[genotype]) for genotype, what in titles.items()]
@@ -557,7 +461,7 @@ def _trained(folder: Path) -> dict[str, Any] | None:
     described, curves = folder / "network" / "architecture.json", folder / "network" / "curves.csv"
     if not (described.is_file() and curves.is_file()):
         return None
-    figures = _read_json(described)
+    figures = read_json(described)
     with curves.open(newline="") as file:
         rows = list(csv.DictReader(file))
     try:
@@ -591,7 +495,7 @@ def _trained(folder: Path) -> dict[str, Any] | None:
 def _headline(
     run: Run,
     answer: Trial | None,
-    reported: Mapping[Genotype, Mapping[str, float]],
+    tested: float | None,
     trained: Mapping[str, Any] | None,
 ) -> list[tuple[str, str]]:
     """(number, caption) pairs for the top of the page."""
@@ -602,7 +506,7 @@ def _headline(
         for objective in run.objectives:
             name = quantity(objective.metric).name
             row.append((text(objective.metric, answer.metrics[objective.metric]), f"{name} of the best"))
-        test_acc = trained["test_acc"] if trained else reported.get(answer.genotype, {}).get("test_acc")
+        test_acc = trained["test_acc"] if trained else tested
         if test_acc is not None:
             row.append((text("test_acc", test_acc), "test accuracy" + ", trained" * (trained is not None)))
     row.append((f"{len(run.trials):,}", f"evaluations, {len(unique(run.trials)):,} different networks"))
@@ -611,13 +515,6 @@ def _headline(
         seconds = run.result["seconds"]["total"]
         row.append((f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "in all"))
     return row
-
-
-def _data(points: Sequence[Mapping[str, Any]], shape: Drawing) -> dict[str, Any]:
-    """What the page's script needs to fill a card with any of the points."""
-    titles = list(dict.fromkeys(point["title"] for point in points))
-    rows = [[p["genotype"], p["arch"], titles.index(p["title"]), p["texts"]] for p in points]
-    return {"ops": shape.ops, "titles": titles, "points": rows}
 
 
 def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
@@ -639,6 +536,27 @@ def _evaluations(run: Run) -> list[tuple[str, str, float]]:
     asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
     parts = [("paid for", asked - cached), ("from the store (repeats, earlier runs)", cached)]
     return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
+
+
+def _ledger(run: Run) -> list[tuple[str, str]]:
+    """(what, number) of the evaluations; empty for an unfinished run."""
+    if not run.result:
+        return []
+    asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
+    num = len(unique(run.trials))
+    seconds, virtual = run.result["seconds"].get("search"), run.result.get("virtual_seconds")
+    rows = [
+        ("asked for", f"{asked:,}"),
+        ("different networks", f"{num:,}"),
+        ("repeats within the run", f"{asked - num:,}"),
+        ("paid for by this run", f"{asked - cached:,}"),
+        ("answered by the store", f"{cached:,}"),
+    ]
+    if seconds is not None:
+        rows.append(("time of the search per evaluation", f"{1000 * seconds / asked:.3g} ms"))
+    if virtual is not None:
+        rows.append(("training time that the benchmark spared", f"{virtual / 3600:,.1f} GPU hours"))
+    return rows
 
 
 def virtual_clock(result: Mapping[str, Any]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import itertools
+import math
 import os
 import re
 import time
@@ -15,9 +17,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from hwnas.analysis import MOST_REPORTED, spread
 from hwnas.config import build, choices, suggestion
 from hwnas.core import (
     Evaluator,
+    FloatArray,
     Genotype,
     Goal,
     Interrupted,
@@ -31,6 +35,7 @@ from hwnas.core import (
     front,
     positive,
     trials_of,
+    unique,
     whole_number,
 )
 from hwnas.devices.multi import Multi
@@ -47,12 +52,15 @@ from hwnas.truth import (
     YARDSTICKS,
     Truth,
     best_reported,
+    cost_deciles,
     device_limits,
     exact,
+    exact_effects,
     extent,
     largest_reported,
     quantile,
     reported,
+    separable_sums,
     transfers,
     yardsticks,
 )
@@ -414,6 +422,16 @@ def main(cfg: DictConfig) -> float | None:
             "transfer": transfer,
             "yardsticks": yardstick or None,
             "looked_up": looked_up or None,
+            "effects": {
+                metric: dataclasses.asdict(effects) | {"added": _rows(effects.added)}
+                for metric, effects in exact_effects(space, plain, objectives).items()
+            },
+            "sums": {
+                metric: {"base": total.base, "added": _rows(total.added)}
+                for metric, total in separable_sums(plain).items()
+            },
+            "deciles": cost_deciles(space, plain),
+            "reports": _columns(quality, unique(trials)),
             "versions": {evaluator.name: evaluator.version for evaluator in evaluators},
         }
         _write_front(folder / "pareto.csv", [described(trial) for trial in pareto])
@@ -523,6 +541,19 @@ def _reports(evaluator: Evaluator, trials: Sequence[Trial]) -> list[tuple[Trial,
     if not trials:
         return []
     return list(zip(trials, evaluator.report([trial.genotype for trial in trials]), strict=True))
+
+
+def _columns(evaluator: Evaluator, trials: Sequence[Trial]) -> dict[str, list[float | None]]:
+    """What only reports may show of at most `MOST_REPORTED` of the trials, evenly spread, as columns."""
+    picked = [trials[row] for row in spread(len(trials), MOST_REPORTED)]
+    rows = [report for _, report in _reports(evaluator, picked)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _rows(added: FloatArray) -> list[list[float | None]]:
+    """The table for JSON, with null for what is not finite."""
+    return [[value if math.isfinite(value) else None for value in row] for row in added.tolist()]
 
 
 def _regret(

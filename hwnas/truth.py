@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from hwnas.analysis import Effects, main_effects, sum_effects
 from hwnas.core import (
     MOST_LISTED,
     Evaluator,
@@ -15,6 +17,7 @@ from hwnas.core import (
     Limit,
     Objective,
     SearchSpace,
+    Sum,
     Trial,
     best,
     costs,
@@ -165,12 +168,7 @@ def yardsticks(
     """
     if space.size <= MOST_LISTED:
         return {}
-    sums = {
-        metric: total
-        for evaluator in evaluators
-        for metric in evaluator.metrics
-        if (total := evaluator.separable(metric)) is not None
-    }
+    sums = separable_sums(evaluators)
     cost = limits[0].metric if limits else objectives[-1].metric
     if cost not in sums or len(limits) > 1 or (limits and limits[0].goal == "max"):
         return {}
@@ -182,6 +180,66 @@ def yardsticks(
         if "flops" in sums and cost != "flops":
             found["largest"] = optimum(space, sums["flops"], sums[cost], limits[0].bound)
     return {name: genotype for name, genotype in found.items() if genotype is not None}
+
+
+def separable_sums(evaluators: Sequence[Evaluator]) -> dict[str, Sum]:
+    """The metrics that are sums over operations."""
+    return {
+        metric: total
+        for evaluator in evaluators
+        for metric in evaluator.metrics
+        if (total := evaluator.separable(metric)) is not None
+    }
+
+
+def exact_effects(
+    space: SearchSpace, evaluators: Sequence[Evaluator], objectives: Sequence[Objective]
+) -> dict[str, Effects]:
+    """What each operation does to an objective, where that is known exactly.
+
+    Of metrics that are sums over operations, where decisions are independent of each other, and of those that
+    an exhaustive evaluator answers for all of a space that can be listed.
+
+    Args:
+        space: The space.
+        evaluators: Prepared.
+        objectives: Of the run.
+    """
+    wanted = [objective.metric for objective in objectives]
+    found = {
+        metric: sum_effects(space, total)
+        for metric, total in separable_sums(evaluators).items()
+        if metric in wanted and space.size == math.prod(map(len, space.choices))
+    }
+    for evaluator in evaluators:
+        missing = [metric for metric in evaluator.metrics if metric in wanted and metric not in found]
+        if missing and evaluator.exhaustive and space.size <= MOST_LISTED:
+            genotypes = space.all()
+            rows = evaluator.evaluate(genotypes)
+            for metric in missing:
+                values = np.array([row[metric] for row in rows])
+                if np.isfinite(values).any():
+                    found[metric] = main_effects(genotypes, values, space.alpha_shape)
+    return {metric: found[metric] for metric in wanted if metric in found}
+
+
+def cost_deciles(space: SearchSpace, evaluators: Sequence[Evaluator]) -> dict[str, list[float]]:
+    """Per cost that is known at once, its 0, 0.1, ..., 1 quantiles over the supported networks of the space.
+
+    Args:
+        space: Listed as by `listed`.
+        evaluators: Prepared; of the exhaustive ones the metrics to be minimised.
+    """
+    genotypes, found = listed(space), {}
+    for evaluator in evaluators:
+        names = [metric for metric, goal in evaluator.metrics.items() if goal == "min"]
+        if names and evaluator.exhaustive:
+            rows = evaluator.evaluate(genotypes)
+            for name in names:
+                values = np.array([row[name] for row in rows])
+                if np.isfinite(values).any():
+                    found[name] = np.quantile(values[np.isfinite(values)], np.arange(11) / 10).tolist()
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 # Lower rooms never import higher ones; what shares a number may import each other.
 ROOMS = {
     "core": 0,
+    "analysis": 1,
     "knapsack": 1,
     "workers": 1,
     "config": 1,
@@ -30,6 +31,8 @@ ROOMS = {
     "devices": 4,
     "display": 4,
     "track": 4,
+    "run_folder": 4,
+    "report_sections": 4,
     "sweep_report": 4,
     "pruning": 5,
     "report": 5,

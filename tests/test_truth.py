@@ -7,9 +7,20 @@ import pytest
 
 from hwnas.core import Genotype, Limit, Objective, Trial
 from hwnas.devices.flops import Flops
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.truth import Truth, best_reported, exact, largest_reported, reported, yardsticks
+from hwnas.truth import (
+    Truth,
+    best_reported,
+    cost_deciles,
+    exact,
+    exact_effects,
+    largest_reported,
+    reported,
+    separable_sums,
+    yardsticks,
+)
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
 
@@ -135,3 +146,46 @@ def test_the_largest_network_within_a_limit() -> None:
     assert kept.any()
     most = space.static_metrics([found["largest"]])["flops"][0]
     assert space.static_metrics(sampled)["flops"][kept].max() <= most
+
+
+class Product(ToyCost):
+    """A quality that is no sum: 1 where both operations are the last one, else 0."""
+
+    def separable(self, metric: str) -> None:
+        return None
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        return [{"val_acc": float(genotype == (1, 1))} for genotype in genotypes]
+
+
+def test_exact_effects_of_what_is_no_sum() -> None:
+    """Of four networks one has 1: an operation b makes it 1/2 instead of 0 on average, a sum explains 2/3."""
+    space = Toy(2, 2)
+    cost = ToyCost(space, metric="latency_ms")
+    effects = exact_effects(space, [Product(space, metric="val_acc"), cost], OBJECTIVES)
+    assert list(effects) == ["val_acc", "latency_ms"]
+    assert effects["val_acc"].mean == 0.25
+    assert effects["val_acc"].added.tolist() == [[-0.25, 0.25], [-0.25, 0.25]]
+    assert effects["val_acc"].r2 == pytest.approx(2 / 3)
+    assert effects["latency_ms"].r2 == 1.0
+    assert list(separable_sums([Product(space, metric="val_acc"), cost])) == ["latency_ms"]
+
+
+def test_effects_that_nobody_knows() -> None:
+    space = Toy(20, 2)  # a million networks
+    assert exact_effects(space, [Product(space, metric="val_acc")], OBJECTIVES) == {}
+
+
+def test_decisions_that_depend_on_each_other_have_no_effects_of_a_sum() -> None:
+    """A node of a DARTS cell has two inputs: an edge is none more often than a product of choices says."""
+    assert exact_effects(Darts(), [ToyCost(Darts(), metric="val_acc")], OBJECTIVES) == {}
+
+
+def test_deciles_of_costs() -> None:
+    """Costs 1 + 0 and 1 + d: the median is in the middle, a tenth a tenth of the way."""
+    space = Toy(1, 2)
+    cost = ToyCost(space, metric="latency_ms")
+    low, high = 1.0, 1.0 + float(cost.table.max())
+    deciles = cost_deciles(space, [ToyCost(space, metric="val_acc"), cost])
+    assert list(deciles) == ["latency_ms"]
+    assert deciles["latency_ms"] == pytest.approx([low + i / 10 * (high - low) for i in range(11)])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
+from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,6 +145,14 @@ class NasBench201(SearchSpace):
         return {
             "flops": flops + num_3x3 * per_3x3[1] + num_1x1 * per_1x1[1],
             "params": params + num_3x3 * per_3x3[0] + num_1x1 * per_1x1[0],
+        }
+
+    def static_sums(self) -> dict[str, Sum]:
+        """`flops` and `params` as sums over operations."""
+        values = self.static_metrics([(op,) * len(EDGES) for op in range(len(OPS))])
+        return {
+            name: Sum(float(of[NONE]), np.tile((of - of[NONE]) / len(EDGES), (len(EDGES), 1)))
+            for name, of in values.items()
         }
 
     def network(self, genotype: Genotype) -> NasBench201Network:

@@ -23,6 +23,13 @@ def test_static_metrics_equal_the_published_closed_form_for_all_cells(num_classe
     assert metrics["flops"].tolist() == (7_782_400 + 35_389_440 * n3 + 3_932_160 * n1 + 65 * K).tolist()
 
 
+def test_static_metrics_are_sums_over_edges() -> None:
+    space = NasBench201()
+    sums, metrics = space.static_sums(), space.static_metrics(ALL[::97])
+    for name, values in metrics.items():
+        assert [sums[name](genotype) for genotype in ALL[::97]] == values.tolist()
+
+
 @pytest.mark.parametrize(
     ("num_classes", "num_sampled"),
     [

@@ -1,0 +1,172 @@
+"""What a run's folder says, read and checked."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from hwnas.analysis import MOST_REPORTED
+from hwnas.config import build, choices
+from hwnas.core import Genotype, Goal, Limit, Objective, SearchSpace, Trial, costs, unique, violations
+from hwnas.store import PLAN, metrics_from_json, read_archive, to_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says.
+
+    Args:
+        folder: The folder, absolute.
+        result: Contents of result.json; empty for an unfinished run.
+        names: Chosen option per config group.
+        config: The composed configuration.
+        overrides: What the user gave.
+        space: The search space.
+        trials: Every evaluation, in order; at least one.
+        objectives: Quality first, then cost.
+        limits: Bounds that networks must keep.
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+    names: Mapping[str, str]
+    config: DictConfig
+    overrides: list[str]
+    space: SearchSpace
+    trials: list[Trial]
+    objectives: tuple[Objective, ...]
+    limits: tuple[Limit, ...]
+
+
+def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
+    """Everything that the page shows, from the run's folder.
+
+    Args:
+        folder: The run's folder.
+        result: As for `write_report`.
+
+    Raises:
+        ValueError: There is no run in the folder, or one of its files is corrupt; says which.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    for name in ("archive.jsonl", PLAN, ".hydra/config.yaml", ".hydra/hydra.yaml"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no search: {name} is missing")
+    if result is None and (folder / "result.json").is_file():
+        result = read_json(folder / "result.json")
+    result = json.loads(to_json(result or {}))
+    stored = folder / ".hydra"
+    try:
+        config, names = OmegaConf.load(stored / "config.yaml"), choices(folder)
+        shape, num_classes = (
+            OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
+        )
+        written = stored / "overrides.yaml"
+        overrides = [str(override) for override in OmegaConf.load(written)] if written.is_file() else []
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{stored} is corrupt: {' '.join(str(error).split())}") from None
+    assert isinstance(config, DictConfig)
+    _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
+    _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
+    plan = result or read_json(folder / PLAN)
+    _require(plan, ("objectives", "limits"), folder / ("result.json" if result else PLAN))
+    if result:
+        _require(result, ("evaluations", "seconds"), folder / "result.json")
+    known = {} if shape is None else {"image_shape": tuple(shape), "num_classes": num_classes}
+    space: SearchSpace = build(config.search_space, **known)
+
+    trials = read_archive(folder / "archive.jsonl")
+    if not trials:
+        raise ValueError(f"{folder} holds no evaluated network yet")
+    try:
+        for genotype in {trial.genotype for trial in trials}:
+            space.check(genotype)
+        objectives = tuple(Objective(o["metric"], o["goal"]) for o in plan["objectives"])
+        costs(trials, objectives)  # every trial has them
+        goals = {objective.metric: objective.goal for objective in objectives}
+        limits = tuple(
+            Limit(str(metric), float(bound), goals.get(metric, goal_of(metric)))
+            for metric, bound in plan["limits"].items()
+        )
+        violations(trials, limits)
+        _check_shapes(result, space, len(unique(trials)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is corrupt: {error}") from None
+    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits)
+
+
+def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> None:
+    """Raise ValueError unless the tables of result.json fit the space and the number of networks."""
+    for key in ("effects", "sums"):
+        for metric, table in result.get(key, {}).items():
+            shape = np.shape(table["added"])
+            if shape != space.alpha_shape:
+                raise ValueError(f"{key} of {metric} has shape {shape}, not {space.alpha_shape}")
+    for metric, values in result.get("reports", {}).items():
+        if len(values) != min(num, MOST_REPORTED):
+            raise ValueError(f"reports has {len(values)} values of {metric} for {num} networks")
+
+
+def goal_of(metric: str) -> Goal:
+    """The direction in which a metric that is no objective is better, by its name."""
+    return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
+
+
+def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
+    for key in keys:
+        if key not in content:
+            raise ValueError(f"{path} is corrupt: it has no {key}")
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        ValueError: It is not JSON; says which.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {error}") from None
+
+
+def comparable_trials(run: Run) -> list[Trial]:
+    """The trials among which the best one and the front are sought: all, or what the strategy returned."""
+    if run.result.get("stationary", True):
+        return run.trials
+    names = run.trials[0].metrics
+    asked = {trial.genotype: trial.generation for trial in run.trials}
+    returned = [(tuple(row["genotype"]), metrics_from_json(row["metrics"])) for row in run.result["result"]]
+    return [
+        Trial(genotype, {name: row[name] for name in names}, asked[genotype]) for genotype, row in returned
+    ]
+
+
+def reported_metrics(run: Run) -> dict[Genotype, dict[str, float]]:
+    """Metrics per genotype of the networks that result.json and pareto.csv describe.
+
+    They have what only reports may know; some of the networks are not in the archive.
+    """
+    described = [*run.result.get("result", []), *filter(None, [run.result.get("best")])]
+    reported = {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
+    path = run.folder / "pareto.csv"
+    if run.result and path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    genotype = tuple(map(int, row.pop("genotype").split()))
+                    del row["arch"]
+                    reported[genotype] = {name: float(value) for name, value in row.items() if value}
+                except (KeyError, ValueError, AttributeError) as error:
+                    raise ValueError(f"{path} is corrupt: {error}") from None
+    return reported
