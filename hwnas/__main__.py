@@ -1,4 +1,4 @@
-"""The command line: `hwnas search|train|prune|profile|report|data`; imports only what the command needs."""
+"""The command line, `hwnas <command>`; imports only what the command needs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "prune": "train a Beta-VAE that classifies, prune it, measure what is left",
     "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again, or one of all runs of a sweep",
+    "store": "the evaluations that all runs share: show, export, import, prune",
     "data": "benchmark tables: list, verify, convert from the official files",
 }
 
@@ -70,6 +71,10 @@ def _dispatch(arguments: list[str] | None) -> int:
         from hwnas.data.command import command as data
 
         return data(rest)
+    if command == "store":
+        from hwnas.store_command import command as store
+
+        return store(rest)
     try:
         return _run(command, rest)
     except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
@@ -110,7 +115,7 @@ def _complete(arguments: list[str]) -> int:
             print(" ".join(command for command in COMMANDS if command.startswith(start)))
             return 0
         command = words[1]
-        if command not in COMMANDS or command in ("report", "data"):
+        if command not in COMMANDS or command in ("report", "data", "store"):
             return 0
         rest = line.split(command, 1)[1]
         if command == "profile":

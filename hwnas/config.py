@@ -498,6 +498,47 @@ def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
         cfg[group] = tree
 
 
+class UsageError(ValueError):
+    """A command that is written wrong."""
+
+
+def plain(command: str, action: Callable[[], None]) -> int:
+    """Run a command that is none of Hydra's; returns the exit code: 0, 1 for what went wrong, 2 for usage."""
+    try:
+        action()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+        why = "not enough memory" if isinstance(error, MemoryError) else explain(error, "search")
+        print(f"hwnas {command}: error: {why}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def plain_settings(
+    command: str, arguments: Sequence[str], known: Sequence[str], *words: str
+) -> dict[str, str]:
+    """The `name=value` arguments of such a command, and single words, which have no value.
+
+    Raises:
+        UsageError: An argument of another form, unknown, or given twice.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in (known if equals else words):
+            kinds = [f"{setting}=" for setting in known] + list(words)
+            raise UsageError(
+                f"unknown setting {argument!r}{suggestion(name, kinds)} (hwnas {command} --help)"
+            )
+        if name in given:
+            raise UsageError(f"{name} is given twice")
+        given[name] = _unquoted(value)
+    return given
+
+
 def quoted(text: str) -> str:
     """Text as one value in Hydra's grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

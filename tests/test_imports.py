@@ -39,6 +39,7 @@ ROOMS = {
     "train": 5,
     "profile": 6,
     "profile_page": 6,
+    "store_command": 6,
     "prune": 6,
     "search": 6,
     "__main__": 7,
