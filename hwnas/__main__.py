@@ -79,18 +79,10 @@ def _dispatch(arguments: list[str] | None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     from hwnas import config
+    from hwnas.library import prepared
 
     try:
-        if any(argument.startswith("resume=") for argument in arguments):
-            arguments = config.resume_arguments(arguments)
-        arguments = config.device_arguments(arguments)
-        if command == "train":
-            arguments = config.train_arguments(arguments)
-        if command == "profile":
-            from hwnas.profile import arguments as prepared
-
-            arguments = prepared(arguments)
-        arguments = config.sweep.sweep_arguments(command, arguments)
+        arguments = prepared(command, arguments)
     except (ValueError, OSError) as error:
         print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
         return 1

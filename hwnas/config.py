@@ -95,12 +95,22 @@ def _create(settings: Any, offered: Mapping[str, Any], path: str) -> Any:
         raise
 
 
+_TRUSTED: dict[str, Any] = {}
+
+
+def trust(name: str, target: Callable[..., Any]) -> None:
+    """Let `_target_: name` set up `target` in this process, which its caller has in hand already."""
+    _TRUSTED[name] = target
+
+
 def locate(name: str) -> Any:
     """The class or function of a dotted name.
 
     Raises:
         ValueError: Outside the allow-list, or it does not exist.
     """
+    if name in _TRUSTED:
+        return _TRUSTED[name]
     allowed = ["hwnas", *filter(None, os.environ.get(ALLOW_VARIABLE, "").split(","))]
     module_name, _, attribute = str(name).rpartition(".")
 

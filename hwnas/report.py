@@ -46,6 +46,7 @@ from hwnas.drawing import (
     LineChart,
     drawing,
     line_chart,
+    picture,
     quantity,
     scatter,
     text,
@@ -96,6 +97,33 @@ class Run:
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
 
+    @property
+    def best(self) -> Trial | None:
+        """The best network that keeps the limits; None if none does."""
+        return best(_comparable(self), self.objectives, self.limits)
+
+    @property
+    def front(self) -> list[Trial]:
+        """The networks that no other beats in all objectives, the cheapest first."""
+        supported = [t for t in _comparable(self) if all(map(math.isfinite, t.metrics.values()))]
+        return front(supported, self.objectives)
+
+    @property
+    def page(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, drawn, and a link to the report."""
+        lines = [
+            f"<b>{self.names['strategy']}</b> on {self.names['search_space']}, {len(self.trials):,} "
+            f'evaluations, {len(self.front)} networks on the front: <a href="{quote(str(self.page))}">report</a>'
+        ]
+        if self.best is not None:
+            values = ", ".join(f"{quantity(m).name} {text(m, v)}" for m, v in self.best.metrics.items())
+            lines += [f"best: {values}", picture(self.space, self.best.genotype)]
+        return "<br>".join(lines)
+
 
 def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     """Draw the page of a run; returns the path of its report.html.
@@ -122,6 +150,19 @@ def write_sweep_report(folder: Path) -> Path:
     return write_page("sweep.html.j2", sweep_report.page(folder), folder / "report.html")
 
 
+def write_page_of(folder: Path) -> tuple[Path, str]:
+    """Draw the page of a run, of a sweep's runs or of a pruning study; its path, and a study's conclusion.
+
+    Raises:
+        ValueError: There is none of them in the folder, or a file is corrupt; says which.
+    """
+    if result_files(folder):
+        path, study = write_study(folder)
+        return path, study.conclusion
+    sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
+    return write_sweep_report(folder) if sweep else write_report(folder), ""
+
+
 def command(arguments: list[str]) -> int:
     """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
     parser = argparse.ArgumentParser(
@@ -136,13 +177,10 @@ def command(arguments: list[str]) -> int:
         return int(stop.code or 0)
     try:
         for folder in map(Path.expanduser, given.folders):
-            sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
-            if result_files(folder):
-                path, study = write_study(folder)
-                print(study.conclusion)
-                print(path)
-            else:
-                print(write_sweep_report(folder) if sweep else write_report(folder))
+            path, conclusion = write_page_of(folder)
+            if conclusion:
+                print(conclusion)
+            print(path)
     except (ValueError, OSError) as error:
         print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
         return 1
@@ -225,10 +263,8 @@ def _read_json(path: Path) -> Any:
 
 def page(run: Run) -> dict[str, Any]:
     """The values of the template: everything is decided here, the template only arranges it."""
-    comparable = _comparable(run)
-    answer = best(comparable, run.objectives, run.limits)
+    answer, pareto = run.best, run.front
     supported = [t for t in unique(run.trials) if all(map(math.isfinite, t.metrics.values()))]
-    pareto = front([t for t in comparable if all(map(math.isfinite, t.metrics.values()))], run.objectives)
     marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
     ordered = sorted(marked.values(), key=lambda trial: trial.metrics[run.objectives[1].metric])
     dominated = [trial for trial in supported if trial.genotype not in marked]
