@@ -1,4 +1,4 @@
-"""The command line: `hwnas search|train|prune|profile|report|data`; imports only what the command needs."""
+"""The command line: `hwnas <command>`; imports only what the command needs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ COMMANDS = {
     "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again, or one of all runs of a sweep",
     "data": "benchmark tables: list, verify, convert from the official files",
+    "info": "what is here: versions, machine, data, devices",
+    "doctor": "what is missing, and the commands that mend it",
 }
 
 HELP = """\
@@ -70,6 +72,10 @@ def _dispatch(arguments: list[str] | None) -> int:
         from hwnas.data.command import command as data
 
         return data(rest)
+    if command in ("info", "doctor"):
+        from hwnas import info
+
+        return getattr(info, command)(rest)
     try:
         return _run(command, rest)
     except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
@@ -102,7 +108,7 @@ def _complete(arguments: list[str]) -> int:
             print(" ".join(command for command in COMMANDS if command.startswith(start)))
             return 0
         command = words[1]
-        if command not in COMMANDS or command in ("report", "data"):
+        if command not in COMMANDS or command in ("report", "data", "info", "doctor"):
             return 0
         rest = line.split(command, 1)[1]
         if command == "profile":

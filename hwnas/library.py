@@ -13,6 +13,7 @@ import copy
 import functools
 import importlib
 import io
+import json
 import logging
 import numbers
 import re
@@ -172,10 +173,8 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _outcome(folder: Path) -> Outcome:
-    from hwnas.store import read_result
-
-    page = folder / "report.html"
-    return Outcome(folder, read_result(folder / "result.json"), page if page.is_file() else None)
+    page, result = folder / "report.html", json.loads((folder / "result.json").read_text())
+    return Outcome(folder, result, page if page.is_file() else None)
 
 
 def _call(
@@ -248,6 +247,8 @@ def _run(command: str, cfg: DictConfig, show: bool) -> Path:
         OmegaConf.save(task, stored / "config.yaml")
     elif _settings(task) != _settings(config.read_yaml(stored / "config.yaml")):
         raise ValueError(f"{folder} holds a run with other settings; choose another folder")
+    elif "resume" in task:
+        task.resume = str(folder)
     main = importlib.import_module(f"hwnas.{command}").main
     silence = contextlib.nullcontext() if show else contextlib.redirect_stdout(io.StringIO())
     try:

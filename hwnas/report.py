@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -115,9 +116,10 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the answer, drawn, and a link to the report."""
+        link = quote(os.path.relpath(self.page))  # notebooks open links below their own folder
         lines = [
             f"<b>{self.names['strategy']}</b> on {self.names['search_space']}, {len(self.trials):,} "
-            f'evaluations, {len(self.front)} networks on the front: <a href="{quote(str(self.page))}">report</a>'
+            f'evaluations, {len(self.front)} networks on the front: <a href="{link}">report</a>'
         ]
         if self.best is not None:
             values = ", ".join(f"{quantity(m).name} {text(m, v)}" for m, v in self.best.metrics.items())
