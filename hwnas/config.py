@@ -186,6 +186,8 @@ def explain(error: BaseException, config_name: str, arguments: Sequence[str] = (
         return f"{' '.join(null) or 'a config group'} is no choice: a config group needs one of its options"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror}"
+    if incomplete := re.search(r"Error parsing override '(.*)'\s+missing EQUAL", str(error)):
+        return f"{incomplete[1]!r} is not setting=value (hwnas {config_name} --help)"
     missing = getattr(error, "missing_cfg_file", None)
     if missing is not None and "/" in str(missing):
         group, option = str(missing).rsplit("/", 1)

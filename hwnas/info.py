@@ -180,10 +180,14 @@ def folders(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
     from hwnas.config import data_folder
 
     place = next(p for p in (folder / STORE, *(folder / STORE).parents) if p.exists())
-    if os.access(place, os.W_OK | os.X_OK):
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
         yield Finding("ok", f"runs go to {folder / 'multirun'}")
     else:
-        yield Finding("error", f"{place} is read-only, and runs go there", "cd <a folder of yours>")
+        yield Finding(
+            "error",
+            f"runs go to {folder / 'multirun'}, and {place} cannot be written to",
+            "cd <a folder of yours>",
+        )
     data = data_folder()
     if data.is_dir():
         yield Finding("ok", f"data folder {data}")
