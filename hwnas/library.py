@@ -159,7 +159,13 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: What they name does not exist or does not fit.
     """
-    arguments = list(arguments)
+    joined: list[str] = []
+    for argument in arguments:  # one word, so that what does not start with a dash is a setting
+        if joined and joined[-1] in ("--config-dir", "-cd"):
+            joined[-1] = f"--config-dir={argument}"
+        else:
+            joined.append(argument)
+    arguments = joined
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = config.resume_arguments(arguments)
     arguments = config.device_arguments(arguments)
