@@ -288,16 +288,16 @@ def _hydra_config(cfg: DictConfig) -> Iterator[None]:
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[None]:
     """Write what is said to a file."""
-    log, handler = logging.getLogger("hwnas"), logging.FileHandler(path, delay=True)
+    ours, handler = logging.getLogger("hwnas"), logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    level = ours.level
+    logging.root.addHandler(handler)  # where Lightning finds one it does not write to the terminal
+    ours.setLevel(logging.INFO)
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+        logging.root.removeHandler(handler)
+        ours.setLevel(level)
         handler.close()
 
 
