@@ -175,6 +175,9 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
         from hwnas.profile import arguments as of_profile
 
         arguments = of_profile(arguments)
+    # Hydra wants settings in one row, flags before or after them.
+    first = [a for a in arguments if a in config.sweep.FLAGS or a.startswith("--config-dir=")]
+    arguments = [*first, *(a for a in arguments if a not in first)]
     return config.sweep.sweep_arguments(command, arguments)
 
 
