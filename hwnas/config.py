@@ -330,7 +330,7 @@ def working_folder(folder: Path) -> Path | None:
 def resume_arguments(arguments: list[str]) -> list[str]:
     """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
 
-    Other overrides may only repeat what the folder's configuration says.
+    Other overrides may only repeat what the folder's configuration says, or say how many workers it has.
 
     Raises:
         ValueError: The folder is missing or no run, or an override contradicts it.
@@ -360,8 +360,11 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         overrides = OverridesParser.create().parse_overrides(others)
     except HydraException as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    how = [str(override.input_line) for override in overrides if override.key_or_group == "workers"]
     for override in overrides:
         name, value = str(override.key_or_group), override.value()
+        if name == "workers":
+            continue
         if override.package is not None:
             name += f"@{override.package}"
         if name.startswith("hydra."):
@@ -388,6 +391,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         "hydra.output_subdir=null",  # what is stored there stays
         f"hydra.run.dir={run_dir}",
         f"resume={run_dir}",
+        *how,
     ]
 
 

@@ -458,6 +458,13 @@ class Evaluator(ABC):
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics per genotype, in order. `inf` means not supported; NaN is an error of the evaluator."""
 
+    def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
+        """The population in parts that get the same answers apart; one part where it cannot be divided.
+
+        Parts are kept as soon as they are answered, and `workers` evaluate several at once.
+        """
+        return [genotypes]
+
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics that only reports may show (test accuracy of tables); never told to a strategy."""
         return [{} for _ in genotypes]

@@ -56,6 +56,7 @@ from hwnas.truth import (
     transfers,
     yardsticks,
 )
+from hwnas.workers import Workers
 
 
 def search(
@@ -211,11 +212,19 @@ def main(cfg: DictConfig) -> float | None:
     names = choices(folder)
     run_id = _run_id(folder)
     store = EvaluationStore(cfg.store.url, run_id)
-    evaluators = [CachedEvaluator(evaluator, store, dataset.name) for evaluator in plain]
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     with contextlib.ExitStack() as opened:
         opened.callback(store.close)
+        workers = None
+        if whole_number("workers", cfg.workers) > 1:
+            workers = build(cfg.cluster, Workers, workers=cfg.workers, **offered)
+            opened.callback(workers.close)
+        # Devices are not divided: what is measured on this machine is measured alone.
+        evaluators = [
+            CachedEvaluator(evaluator, store, dataset.name, workers if evaluator is quality else None)
+            for evaluator in plain
+        ]
         archive = Archive(folder / "archive.jsonl")
         opened.callback(archive.close)
         for note in archive.notes:
@@ -468,6 +477,8 @@ def main(cfg: DictConfig) -> float | None:
         tracker.finish(failed=not completed)
         archive.close()
         store.close()
+        if workers is not None:
+            workers.close()
     return None if answer is None else answer.metrics[objectives[0].metric]
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hwnas.core import (
     non_dominated,
     unique,
 )
+from hwnas.workers import Workers
 
 SCHEMA_VERSION = 2
 
@@ -407,7 +408,14 @@ class EvaluationStore:
         if rows:
             with self._writing() as connection:
                 connection.execute(self._insert, rows)
-                connection.execute(_claims.delete().where(_claims.c.owner == self.owner, *_of(_claims, key)))
+                ours = _claims.delete().where(
+                    _claims.c.owner == self.owner,
+                    *_of(_claims, key),
+                    _claims.c.genotype.in_(sql.bindparam("names", expanding=True)),
+                )
+                names = [row["genotype"] for row in rows]
+                for start in range(0, len(names), 500):
+                    connection.execute(ours, {"names": names[start : start + 500]})
 
     @contextmanager
     def _writing(self) -> Iterator[sql.Connection]:
@@ -549,16 +557,19 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 class CachedEvaluator(Evaluator):
     """An evaluator that never pays twice: answers come from the store where it has them.
 
-    New answers of a population are stored in one transaction, so that a resumed run evaluates an interrupted
-    population in the same group again.
+    New answers of one of a population's parts are stored in one transaction, so that a resumed run evaluates
+    an interrupted part in the same group again.
 
     Args:
         inner: The evaluator that pays.
         store: Where answers are kept.
         dataset: Name of the data set, part of the key.
+        workers: Evaluate parts at once; None: one after another, here.
     """
 
-    def __init__(self, inner: Evaluator, store: EvaluationStore, dataset: str) -> None:
+    def __init__(
+        self, inner: Evaluator, store: EvaluationStore, dataset: str, workers: Workers | None = None
+    ) -> None:
         self.inner = inner
         self.name = inner.name
         self.metrics = inner.metrics
@@ -566,6 +577,7 @@ class CachedEvaluator(Evaluator):
         self.saved = 0
         self._store = store
         self._dataset = dataset
+        self._workers = workers
         self._key: Key | None = None
         self._known: dict[Genotype, dict[str, float]] = {}
 
@@ -635,13 +647,21 @@ class CachedEvaluator(Evaluator):
         return num_paid
 
     def _evaluate(self, genotypes: list[Genotype]) -> None:
-        """Pay for answers and keep them, all or none."""
+        """Pay for answers and keep them, all or none of a part."""
         assert self._key is not None
-        answers = dict(zip(genotypes, self.inner.evaluate(genotypes), strict=True))
-        for genotype, metrics in answers.items():
-            if any(math.isnan(value) for value in metrics.values()):
-                raise ValueError(f"evaluator {self.name} answered NaN for {list(genotype)}: {metrics}")
-        self._store.put(self._key, answers)
+        parts = self.inner.parts(genotypes)
+        if self._workers is None or len(parts) == 1:
+            done: Iterable[tuple[Sequence[Genotype], list[dict[str, float]]]] = (
+                (part, self.inner.evaluate(part)) for part in parts
+            )
+        else:
+            done = self._workers.map(self.inner, parts)
+        for part, rows in done:
+            answers = dict(zip(part, rows, strict=True))
+            for genotype, metrics in answers.items():
+                if any(math.isnan(value) for value in metrics.values()):
+                    raise ValueError(f"evaluator {self.name} answered NaN for {list(genotype)}: {metrics}")
+            self._store.put(self._key, answers)
         self._known.update(self._store.get(self._key, genotypes))  # another run may have been first
 
     @property

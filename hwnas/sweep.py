@@ -23,7 +23,10 @@ JOB = "job.json"
 """Says in a job's folder whether it finished, and what it returned, or failed, and why."""
 
 FLAGS = ("-m", "--multirun")
-OPTIONAL = ("hydra/launcher=", "hydra.launcher.", "hydra.verbose=")
+HOW = ("workers", "cluster")
+"""Settings of how a run is done, not of what it finds."""
+
+OPTIONAL = ("hydra/launcher=", "hydra.launcher.", "hydra.verbose=", "workers=", "cluster=", "cluster.")
 """How a sweep is run, not what: another launcher goes on with the same sweep."""
 
 MOST_CHARACTERS = 100
@@ -38,6 +41,8 @@ def job_name(*, _root_: DictConfig) -> str:
     config = OmegaConf.to_container(_root_, resolve=False)
     assert isinstance(config, dict)
     hydra = config.pop("hydra")
+    for name in HOW:
+        config.pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
     fixed = hydra["job"]["config"]["override_dirname"]["exclude_keys"]
     swept = [text for text in hydra["overrides"]["task"] if text.partition("=")[0].lstrip("+") not in fixed]

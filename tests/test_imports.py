@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 ROOMS = {
     "core": 0,
     "knapsack": 1,
+    "workers": 1,
     "config": 1,
     "sweep": 1,
     "store": 1,

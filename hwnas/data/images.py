@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,6 +111,10 @@ class Images:
                 )
             if name == "npz":  # a name of one's own stays
                 self.name = f"npz-{Path(path).stem}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images: a copy in another process reads them itself."""
+        return {**self.__dict__, "_arrays": None}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

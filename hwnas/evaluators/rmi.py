@@ -52,7 +52,7 @@ class RMI(Evaluator):
     the stages concerned.
 
     In float32 a score's last digits depend on which architectures were evaluated together; the store keeps a
-    population's scores in one transaction, so an interrupted population is evaluated in the same group again.
+    group's scores in one transaction, so an interrupted group is evaluated together again.
 
     Args:
         space: A space with `resized`, `initial_weights` and `population`.
@@ -242,6 +242,10 @@ class RMI(Evaluator):
                 scores, self.flops_weight, quantiles(self._sorted_flops, _flops(self._space, genotypes))
             )
         return [{self._metric: score} for score in scores.tolist()]
+
+    def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
+        """Groups that train together."""
+        return [genotypes[i : i + self.group_size] for i in range(0, len(genotypes), self.group_size)]
 
     def _with_path(self, genotypes: Sequence[Genotype]) -> bool:
         """Whether any of the networks should have a similarity above 0."""

@@ -30,7 +30,7 @@ class Train(Evaluator):
         dataset: Images; the validation part of the training images judges, test images are not touched.
         store_dir: Folder of the store, the trainings' working folder.
         announce: Called once with a sentence on how long a training takes.
-        warn: Called with a sentence when trainings diverge.
+        warn: Called with a sentence when a first training diverges.
         channels: Width of the trained networks; null: the search space's.
         num_cells: Their depth; null: the search space's. FBNet's is fixed.
         training: How each is trained.
@@ -88,7 +88,7 @@ class Train(Evaluator):
         self._announce = announce
         self._warn = warn
         self._lookup = lookup
-        self._said = False
+        self._said = self._warned = False
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
@@ -109,18 +109,25 @@ class Train(Evaluator):
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Validation accuracy per genotype, one training after another."""
+        import hwnas.models.classifier  # noqa: F401  # loading torch is not training
+
         start = time.perf_counter()
         accuracies = [self.train(genotype) for genotype in genotypes]
         seconds = time.perf_counter() - start
         if genotypes and not self._said:
             self._said = True
             self._announce(f"training takes {seconds / len(genotypes):.1f} s per network")
-        if diverged := sum(map(math.isnan, accuracies)):
+        if any(map(math.isnan, accuracies)) and not self._warned:
+            self._warned = True
             self._warn(
-                f"the training of {diverged} of {len(accuracies)} new networks diverged "
-                f"(evaluator.training.lr={self.training.lr:g}); their accuracy counts as 0"
+                f"the training of a network diverged (evaluator.training.lr={self.training.lr:g}); "
+                "its accuracy counts as 0, as that of any other whose training does"
             )
         return [{"val_acc": 0.0 if math.isnan(accuracy) else accuracy} for accuracy in accuracies]
+
+    def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
+        """Networks one by one."""
+        return [[genotype] for genotype in genotypes]
 
     def train(self, genotype: Genotype) -> float:
         """Train one network; its validation accuracy in 0..1, NaN if the loss stopped being finite."""
