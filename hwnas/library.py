@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "profile", "prune", "read_run", "report", "search", "train"]
 
+WORDS = ("null", "true", "false", "nan", "inf")
+"""Text that Hydra reads as something else unless it is quoted."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -249,7 +252,8 @@ def _run(command: str, cfg: DictConfig, show: bool) -> Path:
     with open_dict(task):
         del task["hydra"]
     stored = folder / ".hydra"
-    if not (stored / "config.yaml").is_file():
+    begun = folder.is_dir() and {path.name for path in folder.iterdir()} - {stored.name, f"{command}.log"}
+    if not begun:
         stored.mkdir(parents=True, exist_ok=True)
         OmegaConf.save({"hydra": cfg.hydra}, stored / "hydra.yaml")
         OmegaConf.save(cfg.hydra.overrides.task, stored / "overrides.yaml")
@@ -355,13 +359,7 @@ def _text(value: Any) -> str:
         return str(value)
     if isinstance(value, str | Path):
         text = str(value)
-        bare = re.fullmatch(r"[A-Za-z_]\w*", text) and text.lower() not in (
-            "null",
-            "true",
-            "false",
-            "nan",
-            "inf",
-        )
+        bare = re.fullmatch(r"[A-Za-z_]\w*", text) and text.lower() not in WORDS
         return text if bare else config.quoted(text)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"

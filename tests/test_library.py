@@ -122,6 +122,17 @@ def test_a_folder_goes_on_with_the_same_run_only(here: Path) -> None:
         search(*TOY, generations=3, folder="run", show=False)
 
 
+def test_a_call_that_was_wrong_leaves_its_folder_usable(here: Path) -> None:
+    with pytest.raises(ValueError, match="no evaluator or device of this run reports latency"):
+        search(*TOY, generations=1, limits={"latency": 5}, folder="run", show=False)
+    run = search(*TOY, generations=1, limits={"latency_ms": 5}, folder="run", show=False)
+    assert run.limits == (Limit("latency_ms", 5.0, "min"),)
+    (here / "other").mkdir()
+    (here / "other/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"other/\.hydra/config\.yaml is missing"):
+        search(*TOY, folder="other", show=False)
+
+
 def test_resume_leaves_the_working_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search(*TOY, generations=2, folder="run", show=False)
     (here / "run/result.json").unlink()
