@@ -15,6 +15,8 @@ COMMANDS = {
     "report": "draw the page of a run again, or one of all runs of a sweep",
     "store": "the evaluations that all runs share: show, export, import, prune",
     "data": "benchmark tables: list, verify, convert from the official files",
+    "info": "what is here: versions, machine, data, devices",
+    "doctor": "what is missing, and the commands that mend it",
 }
 
 HELP = """\
@@ -75,6 +77,10 @@ def _dispatch(arguments: list[str] | None) -> int:
         from hwnas.store_command import command as store
 
         return store(rest)
+    if command in ("info", "doctor"):
+        from hwnas import info
+
+        return getattr(info, command)(rest)
     try:
         return _run(command, rest)
     except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
@@ -84,18 +90,10 @@ def _dispatch(arguments: list[str] | None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     from hwnas import config
+    from hwnas.library import prepared
 
     try:
-        if any(argument.startswith("resume=") for argument in arguments):
-            arguments = config.resume_arguments(arguments)
-        arguments = config.device_arguments(arguments)
-        if command == "train":
-            arguments = config.train_arguments(arguments)
-        if command == "profile":
-            from hwnas.profile import arguments as prepared
-
-            arguments = prepared(arguments)
-        arguments = config.sweep.sweep_arguments(command, arguments)
+        arguments = prepared(command, arguments)
     except (ValueError, OSError) as error:
         print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
         return 1
@@ -115,7 +113,7 @@ def _complete(arguments: list[str]) -> int:
             print(" ".join(command for command in COMMANDS if command.startswith(start)))
             return 0
         command = words[1]
-        if command not in COMMANDS or command in ("report", "data", "store"):
+        if command not in COMMANDS or command in ("report", "data", "store", "info", "doctor"):
             return 0
         rest = line.split(command, 1)[1]
         if command == "profile":
