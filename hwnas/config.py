@@ -21,6 +21,9 @@ from hwnas import sweep
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
 MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
+PLUGINS = ("joblib", "submitit", "ray", "optuna")
+"""Extras that bring launchers and sweepers of Hydra, whose names begin like theirs."""
+
 RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
 
 
@@ -193,6 +196,9 @@ def explain(error: BaseException, config_name: str, arguments: Sequence[str] = (
         group, option = str(missing).rsplit("/", 1)
         options = list(getattr(error, "options", None) or [])
         near = suggestion(option, options).partition("; known")[0]
+        plugin = option.partition("_")[0]
+        if group.startswith("hydra/") and plugin in PLUGINS:
+            near = f": it needs pip install 'hwnas[{plugin}]'"
         return f"{group}={option} is not known{near}; choices: {', '.join(options)}"
     key = re.search(r"Could not override '([^']+)'|Could not append to config\. .*'([^']+)'", str(error))
     if key is None:
@@ -273,8 +279,9 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
     except BrokenPipeError:
         raise
-    except expected as error:
-        if full:
+    except (Exception, KeyboardInterrupt) as error:
+        # Whatever a job of a sweep raised is in its log, and launchers raise errors of all kinds.
+        if full or not (folder is not None or isinstance(error, expected)):
             raise
         reason = explain(error, config_name, arguments)
         if folder is None or reason not in sweep.Jobs.read(folder).failed.values():  # those are said below
