@@ -178,7 +178,7 @@ def main(cfg: DictConfig) -> Returned:
         reached = metrics_from_json(result["best"]["metrics"]) if result["best"] else {}
         goals = {o["metric"]: o["goal"] for o in result["objectives"]}
         return for_sweeper(
-            cfg.get("returns"), {**goals, **dict.fromkeys(values.keys() - goals, "min")}, values
+            cfg.get("returns"), {**goals, **dict.fromkeys(reached.keys() - goals, "min")}, reached
         )
 
     generations = whole_number("generations", cfg.generations)
