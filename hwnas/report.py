@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from hwnas import dashboard, sweep_report
 from hwnas import report_sections as sections
-from hwnas import sweep_report
 from hwnas.config import explain
 from hwnas.core import (
     Genotype,
@@ -46,7 +46,7 @@ from hwnas.pages import write_page
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
 from hwnas.run_folder import Run, comparable_trials, goal_of, read_json, read_run
-from hwnas.store import Hypervolume, metrics_from_json
+from hwnas.store import PLAN, Hypervolume, metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
 from hwnas.truth import YARDSTICKS
 
@@ -106,10 +106,17 @@ def command(arguments: list[str]) -> int:
         prog="hwnas report", description="Draw the page of a run, of a sweep's runs, or of a pruning study."
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="folder", help="folder of a run, a sweep, or several sweeps"
+        "folders", nargs="*", type=Path, metavar="folder", help="folder of a run, a sweep, or several sweeps"
+    )
+    parser.add_argument(
+        "--wandb",
+        metavar="entity/project",
+        help="make a dashboard of a Weights & Biases project, for the objectives of the first folder",
     )
     try:
         given = parser.parse_args(arguments)
+        if not given.folders and given.wandb is None:
+            parser.error("give the folder of a run or a sweep")
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
@@ -118,10 +125,22 @@ def command(arguments: list[str]) -> int:
             if conclusion:
                 print(conclusion)
             print(path)
+        if given.wandb is not None:
+            print(dashboard.create(given.wandb, _objectives(given.folders)))
     except (ValueError, OSError) as error:
         print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
         return 1
     return 0
+
+
+def _objectives(folders: Sequence[Path]) -> tuple[str, str]:
+    """The first two objectives of the first run there; without one, the usual ones."""
+    plans = (path for folder in folders for path in (folder / PLAN, *sorted(folder.glob(f"*/{PLAN}"))))
+    path = next((path for path in plans if path.is_file()), None)
+    if path is None:
+        return "val_acc", "latency_ms"
+    quality, cost, *_ = (objective["metric"] for objective in read_json(path)["objectives"])
+    return quality, cost
 
 
 def page(run: Run) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from hwnas.core import (
     unique,
     whole_number,
 )
+from hwnas.devices.energy import Meter
 from hwnas.devices.multi import Multi
 from hwnas.store import (
     PLAN,
@@ -168,7 +169,7 @@ def main(cfg: DictConfig) -> Returned:
     from hwnas.track import Tracker
     from hwnas.train import check_recipe, train_network
 
-    start = time.perf_counter()
+    start, meter = time.perf_counter(), Meter()
     folder = Path(HydraConfig.get().runtime.output_dir)
     display = Display()
     finished = folder / "result.json"
@@ -299,10 +300,12 @@ def main(cfg: DictConfig) -> Returned:
             seen.extend(trials)
             curve.append(hypervolume.add(trials))
             leader = best([*hypervolume.front, *trials] if limits else hypervolume.front, objectives, limits)
-            values = {
+            values: dict[str, float | None] = {
                 "evaluations": float(len(seen)),
+                "from_store": float(evaluators[0].saved),
                 "hypervolume": curve[-1],
                 "front_size": float(len(hypervolume.front)),
+                "diversity": diversity(space, [trial.genotype for trial in trials]),
             }
             new = list({trial.genotype for trial in trials} - charged)
             charged.update(new)
@@ -313,6 +316,10 @@ def main(cfg: DictConfig) -> Returned:
             for objective in objectives:
                 told = [trial.metrics[objective.metric] for trial in trials]
                 values[f"mean_{objective.metric}"] = sum(told) / len(told)
+                values[f"best_{objective.metric}"] = (
+                    None if leader is None else leader.metrics[objective.metric]
+                )
+            meter.read()  # its counters start over
             tracker.log(generation, values, replayed=replayed)
             shown = {"evaluations": len(seen), "from store": evaluators[0].saved, "hypervolume": curve[-1]}
             if leader is not None:
@@ -424,6 +431,7 @@ def main(cfg: DictConfig) -> Returned:
                 "cached": asked - paid,
             },
             "seconds": {},
+            "energy_kwh": None,
             "virtual_seconds": None if quality.seconds([]) is None else clock,
             "result": [described(trial) for trial in found],
             "best": described(answer) if answer else None,
@@ -453,6 +461,7 @@ def main(cfg: DictConfig) -> Returned:
             result["seconds"] = {"total": time.perf_counter() - start, **display.seconds}
             write_report(folder, result)
         result["seconds"] = {"total": time.perf_counter() - start, **display.seconds}
+        result["energy_kwh"] = meter.read()
 
         rows = [described(trial) for trial in pareto]
         tracker.front(
@@ -463,6 +472,11 @@ def main(cfg: DictConfig) -> Returned:
         )
         tracker.summary({"best": result["best"], "network": network, "evaluations": result["evaluations"]})
         write_json(finished, result)
+        tracker.artifact("result", [finished, *(folder / name for name in ("pareto.csv", "report.html"))])
+        if network is not None:
+            tracker.artifact(
+                "network", [folder / "network" / name for name in ("weights.pt", "architecture.json")]
+            )
         completed = True
         metrics_of_answer = {} if answer is None else described(answer)["metrics"]
         _say_answer(display, space, trials, objectives, limits, answer, metrics_of_answer, pareto, network)
@@ -532,6 +546,13 @@ def for_sweeper(names: Any, goals: Mapping[str, Goal], metrics: Mapping[str, flo
             raise ValueError(f"returns={name}: this run has no such metric{suggestion(name, list(goals))}")
     values = [metrics.get(name, -math.inf if goals[name] == "max" else math.inf) for name in wanted]
     return values[0] if listed is None else values
+
+
+def diversity(space: SearchSpace, population: Sequence[Genotype]) -> float:
+    """Mean distance between two networks of a population, in 0..1; 0 for a single one."""
+    if len(population) < 2:
+        return 0.0
+    return float(space.distances(population, population).sum() / (len(population) * (len(population) - 1)))
 
 
 def _check_owners(evaluators: Sequence[Evaluator]) -> None:

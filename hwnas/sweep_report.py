@@ -129,6 +129,8 @@ def page(folder: Path) -> dict[str, Any]:
     }
     evaluations = [job.result["evaluations"] for job in jobs]
     seconds = sum(job.result["seconds"]["total"] for job in jobs)
+    energies = [job.result.get("energy_kwh") for job in jobs]
+    energy = None if None in energies else sum(map(float, filter(None, energies)))
     num_failed, num_torn = len(states.failed), len(states.torn - {job.name for job in jobs})
     headline = [
         (f"{len(jobs):,}", "finished runs" + f", {num_failed} failed" * bool(num_failed)),
@@ -136,6 +138,8 @@ def page(folder: Path) -> dict[str, Any]:
         (f"{sum(map(_paid, jobs)):,}", "of them paid for; the others came from the store"),
         (f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "of runs, one after another"),
     ]
+    if energy is not None:  # several runs at once each count the whole machine
+        headline.append((f"{energy:.3g} kWh", "of processors and GPU while they ran"))
     return {
         "folder": folder.absolute(),
         "headline": headline + [(str(num_torn), "unfinished")] * bool(num_torn),

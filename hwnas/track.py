@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.csv always, Weights & Biases if the configuration says so."""
+"""Where a run's figures go: metrics.csv always, Weights & Biases or TensorBoard where it is asked for."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 
 class Tracker:
-    """Writes figures per step to metrics.csv and, if asked, to Weights & Biases.
+    """Writes figures per step to metrics.csv and, if asked, to Weights & Biases or TensorBoard.
 
     Weights & Biases never stops a run: what goes wrong with it is said once, and the run goes on. `finish`
     must be called, or jobs of one process share a W&B run.
 
     Args:
         folder: The run's folder.
-        settings: The `logger` config group: "wandb" and, if that is true, "project" and "mode".
+        settings: The `logger` config group: "wandb", then with "project" and "mode"; "tensorboard".
         config: The whole configuration, for W&B.
         run_id: W&B's run id; a resumed run continues under it.
         job: The command.
         warn: Called with a sentence when W&B fails.
 
     Raises:
-        ValueError: An unknown mode.
+        ValueError: An unknown mode, or TensorBoard is not installed.
     """
 
     def __init__(
@@ -41,8 +41,19 @@ class Tracker:
         self._columns: list[str] | None = None
         self._warn = warn
         self._run: Any = None
+        self._board: Any = None
         if not isinstance(settings, Mapping) or not isinstance(settings.get("wandb"), bool):
-            raise ValueError(f"logger must be csv or wandb, with wandb: true or false, not {settings}")
+            raise ValueError(
+                f"logger must be csv, wandb or tensorboard, with wandb: true or false, not {settings}"
+            )
+        if settings.get("tensorboard"):
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError(
+                    "logger=tensorboard needs TensorBoard; pip install 'hwnas[tensorboard]'"
+                ) from None
+            self._board = SummaryWriter(str(folder / "tensorboard"))
         if not settings["wandb"]:
             return
         mode = settings.get("mode")
@@ -73,12 +84,12 @@ class Tracker:
             except Exception as second:
                 warn(f"Weights & Biases does not work offline either ({second}); metrics.csv has the figures")
 
-    def log(self, step: int, values: Mapping[str, float], *, replayed: bool = False) -> None:
+    def log(self, step: int, values: Mapping[str, float | None], *, replayed: bool = False) -> None:
         """Figures of one step.
 
         Args:
             step: From 0.
-            values: Figures by name; the names of the first step are the columns.
+            values: Figures by name, None where there is none; the names of the first step are the columns.
             replayed: Whether an earlier session of the run has sent them already.
         """
         first = self._columns is None
@@ -88,9 +99,14 @@ class Tracker:
             writer = csv.writer(file)
             if first:
                 writer.writerow(self._columns)
-            writer.writerow([step, *(values.get(name, "") for name in self._columns[1:])])
-        if self._run is not None and not replayed:
-            self._send(lambda run: run.log(dict(values), step=step))
+            row = [values.get(name) for name in self._columns[1:]]
+            writer.writerow([step, *("" if value is None else value for value in row)])
+        known = {name: value for name, value in values.items() if value is not None}
+        if not replayed:
+            self._send(lambda run: run.log(known, step=step))
+            if self._board is not None:
+                for name, value in known.items():
+                    self._board.add_scalar(name, value, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Figures of the whole run."""
@@ -125,8 +141,30 @@ class Tracker:
         if paths:
             self._send(send)
 
+    def artifact(self, kind: str, paths: Sequence[Path]) -> None:
+        """Files of the run as a W&B artifact, `<kind>-<run id>`; those that do not exist are left out.
+
+        Args:
+            kind: What they are, e.g. "result".
+            paths: The files.
+        """
+
+        def send(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"{kind}-{run.id}", type=kind)
+            for path in paths:
+                if path.is_file():
+                    artifact.add_file(str(path), name=path.name)
+            run.log_artifact(artifact)
+
+        self._send(send)
+
     def finish(self, *, failed: bool = False) -> None:
-        """Close the W&B run."""
+        """Close the W&B run and TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         self._send(lambda run: run.finish(exit_code=int(failed)))
         self._run = None
 

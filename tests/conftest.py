@@ -4,6 +4,7 @@ import glob
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,31 @@ def run_hwnas(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
         return done
 
     return run
+
+
+@pytest.fixture
+def wandb_records() -> Callable[[Path], list[Any]]:
+    """Reads what an offline W&B run has kept: protocol buffers of wandb's, in a log of blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2
+
+    def read(run: Path) -> list[Any]:
+        (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+        data = path.read_bytes()
+        assert data[:4] == b":W&B"
+        records, offset, whole = [], 7, b""
+        while offset + 7 <= len(data):
+            if 32768 - offset % 32768 < 7:  # the rest of a block is too short for a header
+                offset += 32768 - offset % 32768
+                continue
+            _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+            whole += data[offset + 7 : offset + 7 + length]
+            offset += 7 + length
+            if kind in (1, 4):  # whole, or the last fragment
+                records.append(wandb_internal_pb2.Record.FromString(whole))
+                whole = b""
+        return records
+
+    return read
 
 
 @pytest.fixture(scope="session")

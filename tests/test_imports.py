@@ -31,6 +31,7 @@ ROOMS = {
     "devices": 4,
     "display": 4,
     "track": 4,
+    "dashboard": 4,
     "run_folder": 4,
     "report_sections": 4,
     "sweep_report": 4,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -269,7 +268,7 @@ def test_truth_of_a_benchmark_beside_an_estimate(run_hwnas, tmp_path: Path) -> N
     assert "Looked up in a benchmark" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_real_networks_and_weights_and_biases(run_hwnas, tmp_path: Path) -> None:
+def test_real_networks_and_weights_and_biases(run_hwnas, wandb_records, tmp_path: Path) -> None:
     """The default run, made small: real images, real training, this machine, W&B offline; twice."""
     run_hwnas("search", *SMALL, "store.dir=store")
     run = tmp_path / "run"
@@ -283,7 +282,8 @@ def test_real_networks_and_weights_and_biases(run_hwnas, tmp_path: Path) -> None
     assert network["params"] == metrics["params"]
     assert 0 <= network["test_acc"] == result["network"]["test_acc"] <= 1
 
-    logged = wandb_history(run)
+    history = [record.history.item for record in wandb_records(run) if record.history.item]
+    logged = [{i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items} for items in history]
     assert [row["evaluations"] for row in logged if "evaluations" in row] == [4, 8]
     assert [row["hypervolume"] for row in logged if "hypervolume" in row] == result["hypervolume"]
     with (run / "pareto.csv").open() as file:
@@ -305,31 +305,6 @@ def test_real_networks_and_weights_and_biases(run_hwnas, tmp_path: Path) -> None
     assert "test accuracy" in trained.stdout
     again = json.loads((tmp_path / "trained" / "network" / "architecture.json").read_text())
     assert again == network
-
-
-def wandb_history(run: Path) -> list[dict[str, object]]:
-    """What an offline W&B run has logged: its file is a log of protocol buffers in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    rows, offset, whole = [], 7, b""
-    while offset + 7 <= len(data):
-        if 32768 - offset % 32768 < 7:  # the rest of a block is too short for a header
-            offset += 32768 - offset % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
-        whole += data[offset + 7 : offset + 7 + length]
-        offset += 7 + length
-        if kind in (1, 4):  # whole, or the last fragment
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            whole = b""
-            if record.history.item:
-                items = record.history.item
-                rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
-    return rows
 
 
 def test_images_of_ones_own(run_hwnas, tmp_path: Path) -> None:

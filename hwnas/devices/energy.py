@@ -98,6 +98,29 @@ def counter(provider: str, root: Path = RAPL_ROOT) -> Rapl | Nvml | None:
         return None
 
 
+MILLIJOULES_PER_KWH = 3.6e9
+
+
+class Meter:
+    """Energy of the whole machine that its counters see: processor packages, and the first NVIDIA GPU.
+
+    Other processes count, too. To be read at least once in some minutes, when RAPL's counters start over.
+
+    Args:
+        root: Where Linux shows RAPL's counters.
+    """
+
+    def __init__(self, root: Path = RAPL_ROOT) -> None:
+        found = [(source, source.read()) for kind in ("cpu", "cuda") if (source := counter(kind, root))]
+        self._sources = found
+
+    def read(self) -> float | None:
+        """Energy since the object was made, in kWh; None where there is no counter."""
+        if not self._sources:
+            return None
+        return sum(source.read() - before for source, before in self._sources) / MILLIJOULES_PER_KWH
+
+
 def energy_per_pass(timer: Callable[[int], float], source: Rapl | Nvml, passes: int) -> float:
     """Energy of a forward pass in mJ, everything that the counter sees included, idle power too."""
     timer(1)
