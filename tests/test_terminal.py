@@ -37,7 +37,7 @@ def test_no_color(run_hwnas) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["dcotor"], 2, "hwnas: error: unknown command 'dcotor'; did you mean doctor?"),
+        (["dcotor"], 2, "hwnas: error: unknown command 'dcotor'; did you mean doctor"),
         (["serach"], 2, "hwnas: error: unknown command 'serach'; did you mean search?"),
         (["search", "seed"], 1, "hwnas search: error: 'seed' is not setting=value (hwnas search --help)"),
         (["search", "sed=1"], 1, "hwnas search: error: unknown setting 'sed'; did you mean seed"),
