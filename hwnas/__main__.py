@@ -1,4 +1,4 @@
-"""The command line: `hwnas search|train|prune|profile|report|data`; imports only what the command needs."""
+"""The command line: `hwnas search|train|export|prune|profile|report|data`; imports only what the command needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "search": "find architectures that are accurate and fit a device",
     "train": "train one architecture from scratch and test it",
+    "export": "a trained network as ONNX and torch files, with a model card",
     "prune": "train a Beta-VAE that classifies, prune it, measure what is left",
     "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again, or one of all runs of a sweep",
@@ -84,7 +85,7 @@ def _run(command: str, arguments: list[str]) -> int:
         if any(argument.startswith("resume=") for argument in arguments):
             arguments = config.resume_arguments(arguments)
         arguments = config.device_arguments(arguments)
-        if command == "train":
+        if command in ("train", "export"):
             arguments = config.train_arguments(arguments)
         if command == "profile":
             from hwnas.profile import arguments as prepared

@@ -248,10 +248,12 @@ def _torch_timer(name: str, module: nn.Module, shape: Sequence[int], cuda: bool)
         raise ValueError(
             f"torch cannot run {name} with input {size} ({str(error).splitlines()[0]})"
         ) from None
-    return _cuda_timer(module, x) if cuda else _cpu_timer(module, x)
+    return _cuda_timer(module, x) if cuda else cpu_timer(module, x)
 
 
-def _cpu_timer(module: nn.Module, x: Tensor) -> board.Timer:
+def cpu_timer(module: Callable[[Tensor], Any], x: Tensor) -> board.Timer:
+    """The timer of a module on this machine's CPU."""
+
     def timer(passes: int) -> float:
         start = time.perf_counter()
         for _ in range(passes):

@@ -1,11 +1,13 @@
-"""Modules as ONNX files for timing: what is computed is real, the weights are random and shared."""
+"""Modules as ONNX files: for timing, with random and shared weights; or with their own, also in 8 bits."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
 
 OPSET = 17
 WEIGHTS = "weights.bin"
+
+
+def require_onnx() -> None:
+    """Raise ValueError unless the packages of the extra `onnx` are there."""
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise ValueError("ONNX files need the extra onnx: pip install 'hwnas[onnx]'") from None
 
 
 def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], folder: Path) -> None:
@@ -31,14 +42,13 @@ def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], fol
     Raises:
         ValueError: No onnx package, or a module that has no ONNX form (named with its shape).
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ValueError("ONNX files need the extra onnx: pip install 'hwnas[onnx]'") from None
+    require_onnx()
+    import onnx
+
     protos = {}
     lengths: dict[int, int] = {}
     for name, (module, shape, _) in models.items():
-        protos[name] = onnx.load_from_string(_exported(name, module, shape))
+        protos[name] = onnx.load_from_string(onnx_model(name, module, shape))
         for tensor in _kernels(protos[name]):
             fan_in = int(np.prod(tensor.dims[1:]))
             lengths[fan_in] = max(lengths.get(fan_in, 0), int(np.prod(tensor.dims)))
@@ -70,18 +80,37 @@ def _channel_shuffle(graph: Any, x: Any, groups: Any) -> Any:
     """`torch.channel_shuffle` in ONNX, for which torch's exporter has no form."""
     import torch
 
-    batch, channels, height, width = x.type().sizes()
+    _, channels, height, width = x.type().sizes()
     num = int(groups.node().t("value"))
 
     def constant(*values: int) -> Any:
         return graph.op("Constant", value_t=torch.tensor(values))
 
-    split = graph.op("Reshape", x, constant(batch, num, channels // num, height, width))
+    split = graph.op("Reshape", x, constant(-1, num, channels // num, height, width))
     mixed = graph.op("Transpose", split, perm_i=[0, 2, 1, 3, 4])
-    return graph.op("Reshape", mixed, constant(batch, channels, height, width))
+    return graph.op("Reshape", mixed, constant(-1, channels, height, width))
 
 
-def _exported(name: str, module: nn.Module, shape: Sequence[int]) -> bytes:
+def onnx_model(
+    name: str,
+    module: nn.Module,
+    shape: Sequence[int],
+    *,
+    names: tuple[str, str] = ("x", "y"),
+    batch: bool = False,
+) -> bytes:
+    """A module in evaluation mode as an ONNX file's content, with its weights.
+
+    Args:
+        name: For messages.
+        module: One tensor in, one tensor out.
+        shape: Of the input, with the batch.
+        names: Of input and output.
+        batch: Whether the file takes any number of images; else as many as `shape` says.
+
+    Raises:
+        ValueError: The module has no ONNX form.
+    """
     import torch
 
     stream = io.BytesIO()
@@ -94,12 +123,63 @@ def _exported(name: str, module: nn.Module, shape: Sequence[int]) -> bytes:
                 module.eval(),
                 (torch.zeros(*shape),),
                 stream,  # type: ignore[arg-type]
-                input_names=["x"],
-                output_names=["y"],
+                input_names=[names[0]],
+                output_names=[names[1]],
                 opset_version=OPSET,
+                dynamic_axes={name: {0: "batch"} for name in names} if batch else None,
                 dynamo=False,  # a hundred networks in seconds; the newer exporter takes minutes
             )
     except Exception as error:  # the exporter has no common class for its errors
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} with input {'x'.join(map(str, shape))} has no ONNX form ({line})") from None
     return stream.getvalue()
+
+
+class _Images:
+    """Calibration images for onnxruntime, which asks for one batch after another."""
+
+    def __init__(self, name: str, batches: Iterable[np.ndarray]) -> None:
+        self._feeds = ({name: images} for images in batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch, or None."""
+        return next(self._feeds, None)
+
+
+def quantise(model: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
+    """Write an ONNX model with 8-bit weights, scaled per output channel, and 8-bit activations.
+
+    BatchNorm is folded into convolutions first. The ranges of activations are those that the images reach.
+
+    Args:
+        model: An ONNX file with one input.
+        target: The file that is written.
+        batches: Images for the calibration, each batch (B, C, H, W), float32.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    proto = onnx.load(model, load_external_data=False)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # onnxruntime's hints go to the root logger
+    try:
+        with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+            folded = Path(folder) / "folded.onnx"
+            quant_pre_process(model, folded, skip_symbolic_shape=True)
+            quantize_static(
+                folded,
+                target,
+                _Images(proto.graph.input[0].name, batches),  # type: ignore[arg-type]
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+    finally:
+        root.setLevel(level)
+    quantised = onnx.load(target)
+    del quantised.metadata_props[:]
+    quantised.metadata_props.extend(proto.metadata_props)
+    target.write_bytes(quantised.SerializeToString())
