@@ -1,4 +1,4 @@
-"""The command line: `hwnas search|train|export|prune|profile|report|data`; imports only what the command needs."""
+"""The command line, `hwnas <command>`; imports only what the command needs."""
 
 from __future__ import annotations
 

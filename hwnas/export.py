@@ -30,7 +30,7 @@ FIGURES, CARD = "export.json", "card.md"
 
 INPUT, OUTPUT = "image", "logits"
 TOLERANCE = 1e-4
-"""Largest difference of a file's logits from torch's, as a share of the largest logit (of 1 if all are smaller)."""
+"""How far a file's logits may be from torch's, as a share of the largest logit (of 1 if all are smaller)."""
 
 BATCH = 100
 """Images per forward pass where speed is not measured."""
@@ -66,10 +66,10 @@ def export_network(
         say: Called with sentences about the progress.
 
     Returns:
-        "images", the number of test images; "test_acc" of the network in torch, in 0..1; and "files", per
-        file its "file", "runtime", "bytes", "sha256", "test_acc", "agreement" (share of test images with
-        torch's answer), "difference" (largest, from torch's logits), "median_ms" and "quartile_ms" (the
-        lower one; batch 1, one thread).
+        "images", the number of test images; "test_acc" of the network in torch, in 0..1, and "largest", its
+        largest logit; "files", per file its "file", "runtime", "bytes", "sha256", "test_acc", "agreement"
+        (share of test images with torch's answer), "difference" (largest, from torch's logits), "median_ms"
+        and "quartile_ms" (the lower one; batch 1, one thread); and "torch", such times of the network itself.
 
     Raises:
         ValueError: No onnx package, a network without an ONNX form, or a file that does not compute what
@@ -89,6 +89,7 @@ def export_network(
     runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     timers: dict[str, board.Timer] = {}
     runtimes: dict[str, str] = {}
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
     if "torch" in formats:
         path = folder / FILES["torch"]
@@ -99,7 +100,7 @@ def export_network(
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
         loaded = torch.export.load(path).module()
         runs[path.name] = lambda images: loaded(torch.from_numpy(images)).numpy()
-        timers[path.name] = cpu_timer(loaded, torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+        timers[path.name] = cpu_timer(loaded, image)
         runtimes[path.name] = f"torch {torch.__version__}"
     if "onnx" in formats:
         import onnx
@@ -124,18 +125,18 @@ def export_network(
     say("classifying test images with every file")
     with torch.inference_mode():
         figures = _checked(module, runs, dataset, check_images)
-    rows = figures["files"]
+    rows, allowed = figures["files"], TOLERANCE * max(1.0, figures["largest"])
     for name in FILES.values():
-        if name in rows and not rows[name]["difference"] <= TOLERANCE * max(1.0, figures["largest"]):
+        if name in rows and not rows[name]["difference"] <= allowed:
             raise ValueError(
                 f"{folder / name} does not compute what torch does: its logits differ by up to "
-                f"{rows[name]['difference']:.2g}, where {TOLERANCE * max(1.0, figures['largest']):.2g} is allowed"
+                f"{rows[name]['difference']:.2g}, more than {allowed:.2g}"
             )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            times, _ = board.time_rounds(timers, rounds, noise=np.inf)
+            times, _ = board.time_rounds({**timers, "": cpu_timer(module, image)}, rounds, noise=np.inf)
     finally:
         torch.set_num_threads(threads)
     return {
@@ -147,12 +148,16 @@ def export_network(
                 "bytes": (folder / name).stat().st_size,
                 "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
                 **rows[name],
-                "median_ms": float(np.median(times[name])),
-                "quartile_ms": board.settled(times[name]),
+                **_latency(times[name]),
             }
             for name in runs
         ],
+        "torch": {"runtime": f"torch {torch.__version__}", **_latency(times[""])},
     }
+
+
+def _latency(figures: list[float]) -> dict[str, float]:
+    return {"median_ms": float(np.median(figures)), "quartile_ms": board.settled(figures)}
 
 
 def _session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -308,7 +313,7 @@ def main(cfg: DictConfig) -> None:
     for name in ("to", "weights"):
         if cfg[name] is not None and not isinstance(cfg[name], str):
             raise ValueError(f"{name} must be a {'folder' if name == 'to' else 'file'}, not {cfg[name]!r}")
-    settings = {
+    settings: dict[str, Any] = {
         "calibration_images": whole_number("calibration_images", cfg.calibration_images),
         "check_images": None if cfg.check_images is None else whole_number("check_images", cfg.check_images),
         "rounds": whole_number("rounds", cfg.rounds, least=3),
@@ -386,7 +391,7 @@ def main(cfg: DictConfig) -> None:
         "machine": board.host(1),
         "predicted": predicted(space, genotype, devices, store_dir, display.warn),
         "made_by": made_by,
-        "exported_by": shlex.join(["hwnas", "export", *overrides]),
+        "exported_by": _spoken("export", overrides),
     }
     write_json(folder / FIGURES, content)
     (folder / CARD).write_text(card(content))
@@ -432,7 +437,13 @@ def _command(run: Path) -> str:
     """The command of a run, as Hydra keeps it."""
     job = OmegaConf.select(read_yaml(run / ".hydra" / "hydra.yaml"), "hydra.job.name")
     overrides = read_yaml(run / ".hydra" / "overrides.yaml")
-    return shlex.join(["hwnas", str(job), *map(str, overrides)])
+    return _spoken(str(job), overrides)
+
+
+def _spoken(job: str, overrides: Sequence[str]) -> str:
+    """A command as one would type it: an architecture is quoted for the shell, not for Hydra too."""
+    words = [f"arch={word[6:-1]}" if word.startswith("arch='") else word for word in map(str, overrides)]
+    return shlex.join(["hwnas", job, *words])
 
 
 def _metadata(what: Mapping[str, Any]) -> dict[str, str]:

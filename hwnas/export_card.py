@@ -37,7 +37,7 @@ def card(content: Mapping[str, Any]) -> str:
     ]
     if random:
         parts.append(
-            "**The weights are random.** The files have the network's size and speed; its answers mean nothing."
+            "**The weights are random.** The files have the network's size and speed; answers mean nothing."
         )
     parts += [
         _table(("", ""), _facts(content), align="ll"),
@@ -67,7 +67,7 @@ def card(content: Mapping[str, Any]) -> str:
     parts += [
         "## How it was made",
         "```\n" + "\n".join(commands) + "\n```",
-        f"hwnas {content['hwnas']}, {content['machine']['measured']}. `export.json` has the figures of this page.",
+        f"hwnas {content['hwnas']}, {content['machine']['measured']}. `export.json` has the figures.",
         "## Limits",
         "\n".join(f"- {line}" for line in _limits(content, random)),
     ]
@@ -133,7 +133,11 @@ def _latency(content: Mapping[str, Any]) -> list[str]:
         (f"`{row['file']}`", row["runtime"], f"{row['median_ms']:.3f} ms", f"{row['quartile_ms']:.3f} ms")
         for row in content["files"]
     ]
-    known, machine = content["predicted"], content["machine"]
+    known, machine, torch = content["predicted"], content["machine"], content["torch"]
+    rows.insert(
+        0,
+        ("not exported", torch["runtime"], f"{torch['median_ms']:.3f} ms", f"{torch['quartile_ms']:.3f} ms"),
+    )
     if known is not None:
         what = f"profile of {known['device']}, {known['backend']}"
         rows.append(("predicted", what, "", f"{known['latency_ms']:.3f} ms"))
@@ -157,8 +161,8 @@ def _in_and_out(content: Mapping[str, Any]) -> list[str]:
         f"- `{content['input']}`: float32, shape (batch, {size}), values in 0..1 (pixels / 255), any batch "
         f"size. The network normalises them itself: mean {_numbers(content['mean'])}, "
         f"standard deviation {_numbers(content['std'])}.",
-        f"- `{content['output']}`: float32, shape (batch, {content['num_classes']}); the largest is the answer, "
-        "their softmax the network's probabilities.",
+        f"- `{content['output']}`: float32, shape (batch, {content['num_classes']}); the largest is the "
+        "answer, their softmax the network's probabilities.",
     ]
     if content["classes"] is not None:
         lines.append("- Names of the classes, in their order: `classes` in `export.json` and in each file.")
@@ -173,16 +177,14 @@ def _limits(content: Mapping[str, Any], random: bool) -> list[str]:
     lines = []
     if not random:
         lines += [
-            f"The accuracy is that on the test images of {content['dataset']}. Other images (another camera, other "
-            "sizes or crops, other classes, noise) were not tried.",
-            "Whether probabilities are calibrated, and what small changes of an image do, was not measured. The "
-            "network always names one of its classes, also for an image of none.",
+            f"The accuracy is that on the test images of {content['dataset']}. Other images (another camera, "
+            "other sizes or crops, noise) were not tried.",
+            "Whether probabilities are calibrated, and what small changes of an image do, was not measured. "
+            "The network always names one of its classes, also for an image of none.",
         ]
     lines.append(
-        "Latency is of this machine and these versions; other threads, batch sizes and machines were not measured."
+        "Latency is of this machine and these versions; other threads, batches and machines were not measured."
     )
     if content["calibration_images"]:
-        lines.append(
-            "How much 8 bits save depends on the processor's instructions; elsewhere they may be slower."
-        )
+        lines.append("What 8 bits gain depends on the processor and the network; small ones may be slower.")
     return lines
