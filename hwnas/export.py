@@ -275,8 +275,9 @@ def trained(folder: Path) -> dict[str, Any]:
     """
     path = folder / "network" / "architecture.json"
     if not path.is_file() or not path.with_name("weights.pt").is_file():
-        hydra_config = read_yaml(folder / ".hydra" / "hydra.yaml")
-        job = OmegaConf.select(hydra_config, "hydra.job.name")
+        job = OmegaConf.select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.job.name")
+        if job not in ("search", "train"):
+            raise ValueError(f"run={folder} is a folder of hwnas {job}, not of a search or a training")
         hint = f"train one: hwnas train run={folder}"
         if not (folder / "result.json").is_file():
             hint = f"it is unfinished: hwnas {job} resume={folder}"
@@ -297,108 +298,127 @@ def main(cfg: DictConfig) -> None:
     Raises:
         ValueError: Settings that do not fit, no trained network, or what `export_network` raises.
     """
-    import torch
     from hydra.core.hydra_config import HydraConfig
 
-    from hwnas import __version__
     from hwnas.devices.onnx_models import require_onnx
-    from hwnas.models.deployed import Deployed
 
     display = Display()
     overrides = list(HydraConfig.get().overrides.task)
-    own = Path(HydraConfig.get().runtime.output_dir)
     formats, int8 = _formats(cfg.format, cfg.int8)
     if "onnx" in formats:
         require_onnx()
-    for name in ("to", "weights"):
+    for name, what in (("to", "folder"), ("weights", "file")):
         if cfg[name] is not None and not isinstance(cfg[name], str):
-            raise ValueError(f"{name} must be a {'folder' if name == 'to' else 'file'}, not {cfg[name]!r}")
+            raise ValueError(f"{name} must be a {what}, not {cfg[name]!r}")
     settings: dict[str, Any] = {
         "calibration_images": whole_number("calibration_images", cfg.calibration_images),
         "check_images": None if cfg.check_images is None else whole_number("check_images", cfg.check_images),
         "rounds": whole_number("rounds", cfg.rounds, least=3),
     }
-    seed = whole_number("seed", cfg.seed, least=0)
     if (cfg.arch is None) == (cfg.run is None):
         raise ValueError("give one of run=<folder of a search or a training> and arch='<architecture>'")
     if cfg.run is not None and cfg.weights is not None:
         raise ValueError("weights goes with arch; run has weights of its own")
-
-    facts: dict[str, Any] = {}
-    devices, store_dir, made_by = [cfg.device], Path(str(cfg.store.dir)).expanduser(), None
-    if cfg.run is not None:
-        run = Path(str(cfg.run)).expanduser()
-        facts = trained(run)
+    run = None if cfg.run is None else Path(str(cfg.run)).expanduser()
+    own = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(cfg.to).expanduser() if cfg.to else own if run is None else run / "export"
+    if folder.is_file():
+        raise ValueError(f"to={folder} is a file; a folder is needed")
+    facts = {} if run is None else trained(run)
+    if run is not None:
         take_from_run(cfg, run, overrides)
-        devices, store_dir = _device_of(run, cfg, overrides)
-        made_by = _command(run)
     dataset = build(cfg.dataset)
     space: Any = build(
         cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
     if not hasattr(space, "network"):
         raise ValueError(f"the {space.name} space has no networks to export")
-    genotype = facts["genotype"] if facts else architecture(space, str(cfg.arch))
-    for name, value in identity(space, space.check(genotype), dataset).items():
+    genotype = space.check(facts["genotype"]) if facts else architecture(space, str(cfg.arch))
+    for name, value in identity(space, genotype, dataset).items():
         if facts and name not in ("arch", "genotype") and facts.get(name) != value:
-            raise ValueError(f"run={cfg.run} trained a network with {name}={facts.get(name)}, not {value}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = space.network(genotype)
-    if facts:
-        mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    else:
-        mean, std = dataset.normalisation()
-    module = Deployed(network, mean, std)
-    weights = Path(str(cfg.run)).expanduser() / "network" / "weights.pt" if facts else cfg.weights
+            raise ValueError(f"run={run} trained a network with {name}={facts.get(name)}, not {value}")
+    weights = Path(cfg.weights).expanduser() if cfg.weights else run and run / "network" / "weights.pt"
+    module = _network(space, genotype, dataset, facts, weights, cfg.seed)
     if weights is None:
         display.warn("the weights are random: the files have the network's size and speed, not its accuracy")
-    else:
-        module.load(Path(weights).expanduser())
-
-    folder = Path(cfg.to or (Path(str(cfg.run)) / "export" if facts else own)).expanduser()
-    what = {
-        **identity(space, genotype, dataset),
-        "preset": next(
-            (name for name, text in space.presets.items() if space.from_str(text) == genotype), None
-        ),
-        **{name: float(values[0]) for name, values in space.static_metrics([genotype]).items()},
-        "mean": mean.flatten().tolist(),
-        "std": std.flatten().tolist(),
-        "weights": "random" if weights is None else str(weights),
-        **{name: facts[name] for name in ("epochs", "seed") if name in facts},
-        "reported_test_acc": facts.get("test_acc"),
-        "classes": list(getattr(dataset, "classes", [])) or None,
-        "hwnas": __version__,
-    }
-    display.say(f"exporting {what['arch']} to {folder}")
+    network = _described(space, genotype, dataset, facts, module, weights)
+    display.say(f"exporting {network['arch']} to {folder}")
     figures = export_network(
         module,
         dataset,
         folder,
         formats=formats,
         int8=int8,
-        metadata=_metadata(what),
+        metadata=_metadata(network),
         say=display.say,
         **settings,
     )
     content = {
-        **what,
+        **network,
         **figures,
         "input": INPUT,
         "output": OUTPUT,
         "calibration_images": settings["calibration_images"] if int8 else None,
         "machine": board.host(1),
-        "predicted": predicted(space, genotype, devices, store_dir, display.warn),
-        "made_by": made_by,
-        "exported_by": _spoken("export", overrides),
+        "predicted": predicted(space, genotype, *_devices(run, cfg, overrides), display.warn),
+        "made_by": None if run is None else _command_of(run),
+        "exported_by": _command("export", overrides),
     }
     write_json(folder / FIGURES, content)
-    (folder / CARD).write_text(card(content))
+    (folder / CARD).write_text(card(content), encoding="utf-8")
     _show(content, display)
     display.say(f"card: {folder / CARD}")
     extra = "" if int8 or "onnx" not in formats else "; int8=true adds a file in 8 bits"
     display.say(f"next: {folder / CARD} tells how to load the files{extra}")
+
+
+def _network(
+    space: Any, genotype: Genotype, dataset: Any, facts: Mapping[str, Any], weights: Path | None, seed: Any
+) -> Deployed:
+    """The network with its weights, or random ones, and the normalisation that it was trained with."""
+    import torch
+
+    from hwnas.devices.measure import draw_weights
+    from hwnas.models.deployed import Deployed
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(whole_number("seed", seed, least=0))
+        network = space.network(genotype)
+        draw_weights(network)
+    if facts:
+        mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    else:
+        mean, std = dataset.normalisation()
+    module = Deployed(network, mean, std)
+    if weights is not None:
+        module.load(weights)
+    return module
+
+
+def _described(
+    space: Any,
+    genotype: Genotype,
+    dataset: Any,
+    facts: Mapping[str, Any],
+    module: Deployed,
+    weights: Path | None,
+) -> dict[str, Any]:
+    """What the network is, for the card and the files."""
+    from hwnas import __version__
+
+    presets = {space.from_str(text): name for name, text in space.presets.items()}
+    return {
+        **identity(space, genotype, dataset),
+        "preset": presets.get(genotype),
+        **{name: float(values[0]) for name, values in space.static_metrics([genotype]).items()},
+        "mean": module.mean.flatten().tolist(),
+        "std": module.std.flatten().tolist(),
+        "weights": "random" if weights is None else str(weights),
+        **{name: facts[name] for name in ("epochs", "seed") if name in facts},
+        "reported_test_acc": facts.get("test_acc"),
+        "classes": list(getattr(dataset, "classes", [])) or None,
+        "hwnas": __version__,
+    }
 
 
 def _formats(given: Any, int8: Any) -> tuple[list[str], bool]:
@@ -416,10 +436,12 @@ def _formats(given: Any, int8: Any) -> tuple[list[str], bool]:
     return formats, int8
 
 
-def _device_of(run: Path, cfg: DictConfig, overrides: Sequence[str]) -> tuple[list[DictConfig], Path]:
+def _devices(run: Path | None, cfg: DictConfig, overrides: Sequence[str]) -> tuple[list[DictConfig], Path]:
     """Devices that may predict, first those of the run, and the folder of its store; settings given win."""
-    stored, cwd = read_yaml(run / ".hydra" / "config.yaml"), working_folder(run)
     devices, store_dir = [cfg.device], Path(str(cfg.store.dir)).expanduser()
+    if run is None:
+        return devices, store_dir
+    stored, cwd = read_yaml(run / ".hydra" / "config.yaml"), working_folder(run)
     if "device" in stored and not any(override.startswith("device") for override in overrides):
         members = stored.device.get("devices")
         nodes = list(members.values()) if members else [stored.device]
@@ -427,22 +449,24 @@ def _device_of(run: Path, cfg: DictConfig, overrides: Sequence[str]) -> tuple[li
             path = node.get("path")
             if path and cwd is not None and (cwd / str(path)).is_file():
                 node.path = str(cwd / str(path))
-        devices = [*nodes, cfg.device]
+        devices = [*nodes, *devices]
     if "store" in stored and not any(override.startswith("store.dir=") for override in overrides):
         store_dir = (cwd or Path()) / Path(str(stored.store.dir)).expanduser()
     return devices, store_dir
 
 
-def _command(run: Path) -> str:
-    """The command of a run, as Hydra keeps it."""
+def _command_of(run: Path) -> str:
+    """The command of a run."""
     job = OmegaConf.select(read_yaml(run / ".hydra" / "hydra.yaml"), "hydra.job.name")
-    overrides = read_yaml(run / ".hydra" / "overrides.yaml")
-    return _spoken(str(job), overrides)
+    return _command(str(job), read_yaml(run / ".hydra" / "overrides.yaml"))
 
 
-def _spoken(job: str, overrides: Sequence[str]) -> str:
+def _command(job: str, overrides: Sequence[str]) -> str:
     """A command as one would type it: an architecture is quoted for the shell, not for Hydra too."""
-    words = [f"arch={word[6:-1]}" if word.startswith("arch='") else word for word in map(str, overrides)]
+    words = list(map(str, overrides))
+    for number, word in enumerate(words):
+        if word.startswith("arch='"):
+            words[number] = "arch=" + word[6:-1].replace("\\'", "'")
     return shlex.join(["hwnas", job, *words])
 
 

@@ -183,7 +183,7 @@ def _limits(content: Mapping[str, Any], random: bool) -> list[str]:
             "The network always names one of its classes, also for an image of none.",
         ]
     lines.append(
-        "Latency is of this machine and these versions; other threads, batches and machines were not measured."
+        "Latency is of this machine and these versions; other machines, threads and batches were not tried."
     )
     if content["calibration_images"]:
         lines.append("What 8 bits gain depends on the processor and the network; small ones may be slower.")

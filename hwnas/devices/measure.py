@@ -143,7 +143,7 @@ def plan_of(space: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, n
         modules = {name: module for name, (module, _) in blocks.modules.items()}
         modules.update({f"network {i}": space.network(genotype) for i, genotype in enumerate(genotypes)})
         for module in modules.values():
-            _draw_weights(module)
+            draw_weights(module)
     models: list[dict[str, Any]] = [
         {"name": name, "input": [batch_size, *shape]} for name, (_, shape) in blocks.modules.items()
     ]
@@ -171,7 +171,8 @@ def distinct_sample(space: Any, num: int, seed: int) -> list[Genotype]:
     return list(found)[:num]
 
 
-def _draw_weights(module: nn.Module) -> None:
+def draw_weights(module: nn.Module) -> None:
+    """Draw weights of convolutions and linear layers so that activations neither vanish nor overflow."""
     import torch
 
     with torch.no_grad():
