@@ -72,13 +72,12 @@ def export_network(
         and "quartile_ms" (the lower one; batch 1, one thread); and "torch", such times of the network itself.
 
     Raises:
-        ValueError: No onnx package, a network without an ONNX form, or a file that does not compute what
-            torch does.
+        ValueError: No onnx package, or a file that does not compute what torch does.
     """
     import torch
 
     from hwnas.devices.measure import cpu_timer
-    from hwnas.devices.onnx_models import onnx_model, quantise, require_onnx
+    from hwnas.devices.onnx_models import quantise, require_onnx, write_program
 
     if "onnx" in formats:
         require_onnx()
@@ -91,27 +90,22 @@ def export_network(
     runtimes: dict[str, str] = {}
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
+    say(f"writing {' and '.join(FILES[name] for name in formats)}")
+    # Two images: a batch of one would be taken for a constant.
+    example, batch = torch.zeros(2, *shape[1:]), torch.export.Dim("batch", min=1)
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     if "torch" in formats:
         path = folder / FILES["torch"]
-        say(f"writing {path.name}")
-        # Two images: a batch of one would be taken for a constant.
-        example, batch = torch.zeros(2, *shape[1:]), torch.export.Dim("batch", min=1)
-        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
         loaded = torch.export.load(path).module()
         runs[path.name] = lambda images: loaded(torch.from_numpy(images)).numpy()
         timers[path.name] = cpu_timer(loaded, image)
         runtimes[path.name] = f"torch {torch.__version__}"
     if "onnx" in formats:
-        import onnx
         import onnxruntime
 
         path = folder / FILES["onnx"]
-        say(f"writing {path.name}")
-        content = onnx_model("the network", module, shape, names=(INPUT, OUTPUT), batch=True)
-        proto = onnx.load_from_string(content)
-        onnx.helper.set_model_props(proto, dict(metadata))
-        path.write_bytes(proto.SerializeToString())
+        write_program(program, path, names=(INPUT, OUTPUT), metadata=metadata)
         names = [path.name]
         if int8:
             say(f"writing {INT8}, calibrated on {calibration_images} training images")

@@ -127,7 +127,7 @@ def test_eight_bits(run: Path) -> None:
         assert np.abs(weight.astype(int)).max() <= 64  # seven bits
         assert scale.shape == (len(weight),)  # per output channel
     told = files(run / "export")
-    assert told["network_int8.onnx"]["bytes"] < told["network.onnx"]["bytes"]
+    assert told["network_int8.onnx"]["bytes"] == (run / "export" / "network_int8.onnx").stat().st_size
     assert told["network_int8.onnx"]["agreement"] > 0.95
     assert told["network_int8.onnx"]["difference"] > 1e-3
 
@@ -227,14 +227,14 @@ class Liar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x.flatten(1))
-        return y + 0.01 if torch.onnx.is_in_onnx_export() else y
+        return y + 0.01 if torch.compiler.is_exporting() else y
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text("of an earlier export")
     module = Deployed(Liar(), *digits().normalisation())
     with pytest.raises(
-        ValueError, match="network.onnx does not compute what torch does: its logits differ by up"
+        ValueError, match=r"network\.onnx does not compute what torch does: its logits differ by up"
     ):
         export_network(
             module, digits(), tmp_path, formats=["onnx"], int8=False, calibration_images=1, check_images=5,
@@ -275,7 +275,7 @@ def test_darts_with_weights_of_a_training_with_an_auxiliary_classifier(tmp_path:
 @pytest.mark.parametrize(
     ("space", "arch"),
     [
-        ("fbnet", "-".join(["k3_e1_g2", "k5_e1_g2", "skip", "k3_e1"] * 5 + ["skip"] * 2)),
+        ("fbnet", "-".join(["k3_e1_g2", "skip"] * 2 + ["k3_e1_g2", *["skip"] * 17])),
         ("nasbench201", "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"),  # the input reaches no logit
     ],
 )
@@ -290,7 +290,7 @@ def test_random_weights_are_said(
     assert "warning: the weights are random" in capsys.readouterr().out
     assert "**The weights are random.**" in (tmp_path / "own" / "card.md").read_text()
     told = figures(tmp_path / "own")
-    assert told["largest"] > 0.1
+    assert told["largest"] > 0.01
     assert [row["difference"] < 1e-4 for row in told["files"][:2]] == [True, True]
 
 
@@ -352,29 +352,20 @@ def test_predictions_are_of_this_machine_and_shape(tmp_path: Path) -> None:
     assert predicted(wider, genotype, [mine], tmp_path, said.append) is None
 
 
-def test_a_prediction_stands_beside_the_measured_latency(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_without_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Torch's file can be had; here with a prediction beside its latency."""
+    monkeypatch.setitem(sys.modules, "onnx", None)  # importing it fails
+    given = (f"run={run}", f"to={tmp_path}/it", f"hydra.run.dir={tmp_path}/own", "check_images=5", "rounds=3")
+    assert hwnas("export", *given) == 1
+    error = "ONNX files need the extra onnx: pip install 'hwnas[onnx]'"
+    assert capsys.readouterr().err == f"hwnas export: error: {error}\n"
+    assert not (tmp_path / "it").exists()
     path = profile_file(tmp_path / "mine.json")
-    code = hwnas(
-        *("export", f"run={run}", f"device={path}", "format=torch", "rounds=3", "check_images=5"),
-        *(f"to={tmp_path}/it", f"hydra.run.dir={tmp_path}/own"),
-    )
-    assert code == 0
+    assert hwnas("export", *given, f"device={path}", "format=torch") == 0
     assert "predicted for this machine: 14.000 ms (profile of mine, torch)" in capsys.readouterr().out
     assert (
         "| predicted | profile of mine, torch |  | 14.000 ms |" in (tmp_path / "it" / "card.md").read_text()
     )
-
-
-def test_without_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)  # importing it fails
-    own = f"hydra.run.dir={tmp_path}/own"
-    assert hwnas("export", f"run={run}", f"to={tmp_path}/it", own) == 1
-    error = "ONNX files need the extra onnx: pip install 'hwnas[onnx]'"
-    assert capsys.readouterr().err == f"hwnas export: error: {error}\n"
-    assert not (tmp_path / "it").exists()
-    assert hwnas("export", f"run={run}", f"to={tmp_path}/it", "format=torch", "rounds=3", own) == 0
 
 
 @pytest.mark.parametrize(
@@ -397,7 +388,7 @@ def test_without_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         (["run={run}", "rounds=2"], "rounds must be a whole number of at least 3, not 2"),
         (["run=nowhere"], "run=nowhere is not the folder of a run"),
         (["run={empty}"], "has no trained network; it is unfinished: hwnas train resume="),
-        (["arch=x"], "'x' is no architecture of the nasbench201 space"),
+        (["arch=x"], "'x' has 1 nodes, not 3; the form is |nor_conv_3x3~0|"),
         (["search_space=toy", "dataset=none", "arch=x"], "the toy space has no networks to export"),
         ([f"arch={ARCH}", *SMALL, "weights=gone.pt"], "weights gone.pt are not there"),
         ([f"arch={ARCH}", *SMALL, "weights={run}/result.json"], "result.json is no file of weights"),

@@ -15,8 +15,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
-OPSET = 17
+OPSET, PROGRAM_OPSET = 17, 18
 WEIGHTS = "weights.bin"
 
 
@@ -48,7 +49,7 @@ def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], fol
     protos = {}
     lengths: dict[int, int] = {}
     for name, (module, shape, _) in models.items():
-        protos[name] = onnx.load_from_string(onnx_model(name, module, shape))
+        protos[name] = onnx.load_from_string(_exported(name, module, shape))
         for tensor in _kernels(protos[name]):
             fan_in = int(np.prod(tensor.dims[1:]))
             lengths[fan_in] = max(lengths.get(fan_in, 0), int(np.prod(tensor.dims)))
@@ -80,37 +81,18 @@ def _channel_shuffle(graph: Any, x: Any, groups: Any) -> Any:
     """`torch.channel_shuffle` in ONNX, for which torch's exporter has no form."""
     import torch
 
-    _, channels, height, width = x.type().sizes()
+    batch, channels, height, width = x.type().sizes()
     num = int(groups.node().t("value"))
 
     def constant(*values: int) -> Any:
         return graph.op("Constant", value_t=torch.tensor(values))
 
-    split = graph.op("Reshape", x, constant(-1, num, channels // num, height, width))
+    split = graph.op("Reshape", x, constant(batch, num, channels // num, height, width))
     mixed = graph.op("Transpose", split, perm_i=[0, 2, 1, 3, 4])
-    return graph.op("Reshape", mixed, constant(-1, channels, height, width))
+    return graph.op("Reshape", mixed, constant(batch, channels, height, width))
 
 
-def onnx_model(
-    name: str,
-    module: nn.Module,
-    shape: Sequence[int],
-    *,
-    names: tuple[str, str] = ("x", "y"),
-    batch: bool = False,
-) -> bytes:
-    """A module in evaluation mode as an ONNX file's content, with its weights.
-
-    Args:
-        name: For messages.
-        module: One tensor in, one tensor out.
-        shape: Of the input, with the batch.
-        names: Of input and output.
-        batch: Whether the file takes any number of images; else as many as `shape` says.
-
-    Raises:
-        ValueError: The module has no ONNX form.
-    """
+def _exported(name: str, module: nn.Module, shape: Sequence[int]) -> bytes:
     import torch
 
     stream = io.BytesIO()
@@ -123,16 +105,47 @@ def onnx_model(
                 module.eval(),
                 (torch.zeros(*shape),),
                 stream,  # type: ignore[arg-type]
-                input_names=[names[0]],
-                output_names=[names[1]],
+                input_names=["x"],
+                output_names=["y"],
                 opset_version=OPSET,
-                dynamic_axes={name: {0: "batch"} for name in names} if batch else None,
                 dynamo=False,  # a hundred networks in seconds; the newer exporter takes minutes
             )
     except Exception as error:  # the exporter has no common class for its errors
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} with input {'x'.join(map(str, shape))} has no ONNX form ({line})") from None
     return stream.getvalue()
+
+
+def write_program(
+    program: ExportedProgram, path: Path, *, names: tuple[str, str], metadata: Mapping[str, str]
+) -> None:
+    """Write a traced program as an ONNX file that takes any number of images, with its weights.
+
+    Args:
+        program: One tensor in, whose first dimension is dynamic, one tensor out.
+        path: The file.
+        names: Of input and output.
+        metadata: Kept in the file.
+    """
+    import onnx
+    import torch
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        written = torch.onnx.export(
+            program,
+            dynamo=True,  # the older exporter, above, knows no shapes where the batch is open
+            opset_version=PROGRAM_OPSET,
+            input_names=[names[0]],
+            output_names=[names[1]],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )
+    assert written is not None
+    proto = written.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # traces with the paths of this machine's files
+    onnx.helper.set_model_props(proto, dict(metadata))
+    path.write_bytes(proto.SerializeToString())
 
 
 class _Images:
