@@ -94,6 +94,8 @@ def export_network(
     # Two images: a batch of one would be taken for a constant.
     example, batch = torch.zeros(2, *shape[1:]), torch.export.Dim("batch", min=1)
     program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # has the paths of this machine's files
     if "torch" in formats:
         path = folder / FILES["torch"]
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})

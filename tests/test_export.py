@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -170,20 +171,24 @@ def test_files_describe_themselves(run: Path) -> None:
     extra = {"metadata.json": ""}
     torch.export.load(run / "export" / "network.pt2", extra_files=extra)
     assert json.loads(extra["metadata.json"]) == told
+    with zipfile.ZipFile(run / "export" / "network.pt2") as parts:
+        contents = [parts.read(name) for name in parts.namelist()]
+    contents += [(run / "export" / name).read_bytes() for name in ("network.onnx", "network_int8.onnx")]
+    home = str(Path(__file__).parents[1]).encode()
+    assert len(contents) > 5
+    assert not [content for content in contents if home in content]  # nor where it was made
 
 
-def test_the_card_can_be_followed(run: Path) -> None:
+def test_the_card_can_be_followed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     text = (run / "export" / "card.md").read_text()
     assert text.startswith("# A network (nasbench201) for digits\n")
     snippets = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
     assert len(snippets) == 2
+    monkeypatch.chdir(run / "export")
     for snippet in snippets:
         assert len(snippet.splitlines()) == 5
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", snippet], cwd=run / "export", capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert re.fullmatch(r"(tensor\()?\[\d\]\)?\n", done.stdout)
+        exec(snippet, {})
+        assert re.fullmatch(r"(tensor\()?\[\d\]\)?\n", capsys.readouterr().out)
     sums = re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)
     assert [name for _, name in sums] == ["network.pt2", "network.onnx", "network_int8.onnx"]
     for digest, name in sums:
@@ -254,7 +259,7 @@ def test_darts_with_weights_of_a_training_with_an_auxiliary_classifier(tmp_path:
     sizes = ("search_space=darts", "search_space.channels=4", "search_space.num_cells=3")
     code = hwnas(
         *("export", *sizes, "arch=evnas_a", "dataset=digits", f"weights={tmp_path}/mine.pt", "rounds=3"),
-        *(f"to={tmp_path}/it", f"hydra.run.dir={tmp_path}/own", "check_images=50"),
+        *(f"to={tmp_path}/it", f"hydra.run.dir={tmp_path}/own", "check_images=50", "format=onnx"),
     )
     assert code == 0
     x, _ = digits().split("test")
@@ -264,9 +269,6 @@ def test_darts_with_weights_of_a_training_with_an_auxiliary_classifier(tmp_path:
     assert np.abs(logits).max() > 0.5
     (found,) = onnxruntime.InferenceSession(tmp_path / "it" / "network.onnx").run(None, {"image": x.numpy()})
     assert found == pytest.approx(logits, abs=1e-4)
-    assert torch.export.load(tmp_path / "it" / "network.pt2").module()(x).detach().numpy() == pytest.approx(
-        logits, abs=1e-4
-    )
     names = {tensor.name for tensor in onnx.load(tmp_path / "it" / "network.onnx").graph.initializer}
     assert not [name for name in names if "auxiliary" in name]
     assert (tmp_path / "it" / "card.md").read_text().startswith("# evnas_a (darts) for digits\n")
@@ -291,7 +293,7 @@ def test_random_weights_are_said(
     assert "**The weights are random.**" in (tmp_path / "own" / "card.md").read_text()
     told = figures(tmp_path / "own")
     assert told["largest"] > 0.01
-    assert [row["difference"] < 1e-4 for row in told["files"][:2]] == [True, True]
+    assert max(row["difference"] for row in told["files"][:2]) < 1e-6
 
 
 def test_a_folder_of_images_keeps_the_names_of_its_classes(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def write_program(
     assert written is not None
     proto = written.model_proto
     for node in proto.graph.node:
-        del node.metadata_props[:]  # traces with the paths of this machine's files
+        del node.metadata_props[:]  # where each came from in our code; long
     onnx.helper.set_model_props(proto, dict(metadata))
     path.write_bytes(proto.SerializeToString())
 
