@@ -28,6 +28,7 @@ FILES = {"torch": "network.pt2", "onnx": "network.onnx"}
 INT8 = "network_int8.onnx"
 FIGURES, CARD = "export.json", "card.md"
 
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT = "image", "logits"
 TOLERANCE = 1e-4
 """How far a file's logits may be from torch's, as a share of the largest logit (of 1 if all are smaller)."""
@@ -80,7 +81,7 @@ def export_network(
     from hwnas.devices.onnx_models import quantise, require_onnx, write_program
 
     if "onnx" in formats:
-        require_onnx()
+        require_onnx(*PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*FILES.values(), INT8, FIGURES, CARD):
         (folder / name).unlink(missing_ok=True)
@@ -302,7 +303,7 @@ def main(cfg: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     formats, int8 = _formats(cfg.format, cfg.int8)
     if "onnx" in formats:
-        require_onnx()
+        require_onnx(*PACKAGES)
     for name, what in (("to", "folder"), ("weights", "file")):
         if cfg[name] is not None and not isinstance(cfg[name], str):
             raise ValueError(f"{name} must be a {what}, not {cfg[name]!r}")
@@ -434,13 +435,12 @@ def _formats(given: Any, int8: Any) -> tuple[list[str], bool]:
 
 def _devices(run: Path | None, cfg: DictConfig, overrides: Sequence[str]) -> tuple[list[DictConfig], Path]:
     """Devices that may predict, first those of the run, and the folder of its store; settings given win."""
-    devices, store_dir = [cfg.device], Path(str(cfg.store.dir)).expanduser()
+    devices, store_dir = _members(cfg.device), Path(str(cfg.store.dir)).expanduser()
     if run is None:
         return devices, store_dir
     stored, cwd = read_yaml(run / ".hydra" / "config.yaml"), working_folder(run)
     if "device" in stored and not any(override.startswith("device") for override in overrides):
-        members = stored.device.get("devices")
-        nodes = list(members.values()) if members else [stored.device]
+        nodes = _members(stored.device)
         for node in nodes:
             path = node.get("path")
             if path and cwd is not None and (cwd / str(path)).is_file():
@@ -449,6 +449,11 @@ def _devices(run: Path | None, cfg: DictConfig, overrides: Sequence[str]) -> tup
     if "store" in stored and not any(override.startswith("store.dir=") for override in overrides):
         store_dir = (cwd or Path()) / Path(str(stored.store.dir)).expanduser()
     return devices, store_dir
+
+
+def _members(device: DictConfig) -> list[DictConfig]:
+    """The devices of `multi`, or the one."""
+    return list(device.devices.values()) if "devices" in device else [device]
 
 
 def _command_of(run: Path) -> str:
@@ -474,7 +479,8 @@ def _metadata(what: Mapping[str, Any]) -> dict[str, str]:
         "output": f"{OUTPUT}: float32, batch x {what['num_classes']}; the largest is the answer",
         "normalisation": f"inside: mean {what['mean']}, std {what['std']}",
         "architecture": what["arch"],
-        **{name: str(what[name]) for name in ("search_space", "dataset", "weights", "hwnas")},
+        **{name: str(what[name]) for name in ("search_space", "dataset", "hwnas")},
+        "weights": "random" if what["weights"] == "random" else "trained",
     }
     return texts if what["classes"] is None else {**texts, "classes": json.dumps(what["classes"])}
 

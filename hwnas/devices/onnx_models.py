@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import tempfile
@@ -21,11 +22,11 @@ OPSET, PROGRAM_OPSET = 17, 18
 WEIGHTS = "weights.bin"
 
 
-def require_onnx() -> None:
-    """Raise ValueError unless the packages of the extra `onnx` are there."""
+def require_onnx(*packages: str) -> None:
+    """Raise ValueError unless these packages of the extra `onnx` are there."""
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        for package in packages:
+            importlib.import_module(package)
     except ImportError:
         raise ValueError("ONNX files need the extra onnx: pip install 'hwnas[onnx]'") from None
 
@@ -43,7 +44,7 @@ def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], fol
     Raises:
         ValueError: No onnx package, or a module that has no ONNX form (named with its shape).
     """
-    require_onnx()
+    require_onnx("onnx")
     import onnx
 
     protos = {}
