@@ -275,18 +275,22 @@ def test_darts_with_weights_of_a_training_with_an_auxiliary_classifier(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("space", "arch"),
+    ("space", "arch", "int8"),
     [
-        ("fbnet", "-".join(["k3_e1_g2", "skip"] * 2 + ["k3_e1_g2", *["skip"] * 17])),
-        ("nasbench201", "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"),  # the input reaches no logit
+        ("fbnet", "-".join(["k3_e1_g2", "skip"] * 2 + ["k3_e1_g2", *["skip"] * 17]), True),
+        (
+            "nasbench201",
+            "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+            False,
+        ),  # the input reaches no logit
     ],
 )
 def test_random_weights_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture, space: str, arch: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, space: str, arch: str, int8: bool
 ) -> None:
     code = hwnas(
         *("export", f"search_space={space}", f"arch={arch}", "search_space.channels=4", "dataset=digits"),
-        *("rounds=3", "int8=true", "check_images=150", f"hydra.run.dir={tmp_path}/own"),
+        *("rounds=3", f"int8={int8}", "check_images=150", f"hydra.run.dir={tmp_path}/own"),
     )
     assert code == 0
     assert "warning: the weights are random" in capsys.readouterr().out
@@ -307,7 +311,7 @@ def test_a_folder_of_images_keeps_the_names_of_its_classes(tmp_path: Path) -> No
     pictures = ("dataset=imagenet", f"dataset.path={tmp_path}/pictures", "dataset.image_size=16")
     code = hwnas(
         *("export", "format=onnx", *SMALL, *pictures, "dataset.resize=16", "dataset.workers=1"),
-        *(f"arch={ARCH}", "rounds=3", "check_images=2", f"hydra.run.dir={tmp_path}/own", "int8=true"),
+        *(f"arch={ARCH}", "rounds=3", "check_images=2", f"hydra.run.dir={tmp_path}/own"),
     )
     assert code == 0
     session = onnxruntime.InferenceSession(tmp_path / "own" / "network.onnx")
