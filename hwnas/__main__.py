@@ -14,7 +14,10 @@ COMMANDS = {
     "prune": "train a Beta-VAE that classifies, prune it, measure what is left",
     "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again, or one of all runs of a sweep",
+    "store": "the evaluations that all runs share: show, export, import, prune",
     "data": "benchmark tables: list, verify, convert from the official files",
+    "info": "what is here: versions, machine, data, devices",
+    "doctor": "what is missing, and the commands that mend it",
 }
 
 HELP = """\
@@ -71,6 +74,14 @@ def _dispatch(arguments: list[str] | None) -> int:
         from hwnas.data.command import command as data
 
         return data(rest)
+    if command == "store":
+        from hwnas.store_command import command as store
+
+        return store(rest)
+    if command in ("info", "doctor"):
+        from hwnas import info
+
+        return getattr(info, command)(rest)
     try:
         return _run(command, rest)
     except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
@@ -80,18 +91,10 @@ def _dispatch(arguments: list[str] | None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     from hwnas import config
+    from hwnas.library import prepared
 
     try:
-        if any(argument.startswith("resume=") for argument in arguments):
-            arguments = config.resume_arguments(arguments)
-        arguments = config.device_arguments(arguments)
-        if command in ("train", "export"):
-            arguments = config.train_arguments(arguments)
-        if command == "profile":
-            from hwnas.profile import arguments as prepared
-
-            arguments = prepared(arguments)
-        arguments = config.sweep.sweep_arguments(command, arguments)
+        arguments = prepared(command, arguments)
     except (ValueError, OSError) as error:
         print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
         return 1
@@ -111,7 +114,7 @@ def _complete(arguments: list[str]) -> int:
             print(" ".join(command for command in COMMANDS if command.startswith(start)))
             return 0
         command = words[1]
-        if command not in COMMANDS or command in ("report", "data"):
+        if command not in COMMANDS or command in ("report", "data", "store", "info", "doctor"):
             return 0
         rest = line.split(command, 1)[1]
         if command == "profile":

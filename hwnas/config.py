@@ -21,6 +21,9 @@ from hwnas import sweep
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
 MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
+PLUGINS = ("joblib", "submitit", "ray", "optuna")
+"""Extras that bring launchers and sweepers of Hydra, whose names begin like theirs."""
+
 RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
 
 
@@ -95,12 +98,22 @@ def _create(settings: Any, offered: Mapping[str, Any], path: str) -> Any:
         raise
 
 
+_TRUSTED: dict[str, Any] = {}
+
+
+def trust(name: str, target: Callable[..., Any]) -> None:
+    """Let `_target_: name` set up `target` in this process, which its caller has in hand already."""
+    _TRUSTED[name] = target
+
+
 def locate(name: str) -> Any:
     """The class or function of a dotted name.
 
     Raises:
         ValueError: Outside the allow-list, or it does not exist.
     """
+    if name in _TRUSTED:
+        return _TRUSTED[name]
     allowed = ["hwnas", *filter(None, os.environ.get(ALLOW_VARIABLE, "").split(","))]
     module_name, _, attribute = str(name).rpartition(".")
 
@@ -176,11 +189,16 @@ def explain(error: BaseException, config_name: str, arguments: Sequence[str] = (
         return f"{' '.join(null) or 'a config group'} is no choice: a config group needs one of its options"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror}"
+    if incomplete := re.search(r"Error parsing override '(.*)'\s+missing EQUAL", str(error)):
+        return f"{incomplete[1]!r} is not setting=value (hwnas {config_name} --help)"
     missing = getattr(error, "missing_cfg_file", None)
     if missing is not None and "/" in str(missing):
         group, option = str(missing).rsplit("/", 1)
         options = list(getattr(error, "options", None) or [])
         near = suggestion(option, options).partition("; known")[0]
+        plugin = option.partition("_")[0]
+        if group.startswith("hydra/") and plugin in PLUGINS:
+            near = f": it needs pip install 'hwnas[{plugin}]'"
         return f"{group}={option} is not known{near}; choices: {', '.join(options)}"
     key = re.search(r"Could not override '([^']+)'|Could not append to config\. .*'([^']+)'", str(error))
     if key is None:
@@ -261,8 +279,9 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
     except BrokenPipeError:
         raise
-    except expected as error:
-        if full:
+    except (Exception, KeyboardInterrupt) as error:
+        # Whatever a job of a sweep raised is in its log, and launchers raise errors of all kinds.
+        if full or not (folder is not None or isinstance(error, expected)):
             raise
         reason = explain(error, config_name, arguments)
         if folder is None or reason not in sweep.Jobs.read(folder).failed.values():  # those are said below
@@ -496,6 +515,47 @@ def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
             if name.startswith(f"{group}."):
                 OmegaConf.update(tree, name.removeprefix(f"{group}."), OmegaConf.select(cfg, name))
         cfg[group] = tree
+
+
+class UsageError(ValueError):
+    """A command that is written wrong."""
+
+
+def plain(command: str, action: Callable[[], None]) -> int:
+    """Run a command that is none of Hydra's; returns the exit code: 0, 1 for what went wrong, 2 for usage."""
+    try:
+        action()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
+        why = "not enough memory" if isinstance(error, MemoryError) else explain(error, "search")
+        print(f"hwnas {command}: error: {why}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def plain_settings(
+    command: str, arguments: Sequence[str], known: Sequence[str], *words: str
+) -> dict[str, str]:
+    """The `name=value` arguments of such a command, and single words, which have no value.
+
+    Raises:
+        UsageError: An argument of another form, unknown, or given twice.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in (known if equals else words):
+            kinds = [f"{setting}=" for setting in known] + list(words)
+            raise UsageError(
+                f"unknown setting {argument!r}{suggestion(name, kinds)} (hwnas {command} --help)"
+            )
+        if name in given:
+            raise UsageError(f"{name} is given twice")
+        given[name] = _unquoted(value)
+    return given
 
 
 def quoted(text: str) -> str:

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 logger = logging.getLogger("hwnas")
+
+WIDE = 80
+"""Columns of a terminal that has room for a progress bar beside the figures."""
 
 
 class Display:
@@ -23,7 +27,8 @@ class Display:
     """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        # In a notebook rich's progress needs ipywidgets; plain lines do without.
+        self.console = Console(highlight=False, force_jupyter=False)
         if not self.console.is_terminal:
             self.console.width = 160  # logs are not as narrow as the terminal that is not there
         self.seconds: dict[str, float] = {}
@@ -58,13 +63,16 @@ class Display:
         """A progress bar over the generations; between its updates nothing is printed by others."""
         start = time.perf_counter()
         if self.console.is_terminal:
+            wide = [TextColumn("search"), BarColumn(bar_width=20)], [TimeRemainingColumn()]
+            before, after = wide if self.console.width >= WIDE else ([], [])
             self._progress = Progress(
-                TextColumn("search"),
-                BarColumn(bar_width=20),
+                *before,
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
+                *after,
+                # what is left of the line, so that only the figures are cut
+                TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
                 console=self.console,
+                expand=True,
             )
             self._task = self._progress.add_task("search", total=total, figures="")
             self._progress.start()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hwnas.analysis import spread
-from hwnas.core import Limit, Objective, SearchSpace, Trial, front
+from hwnas.core import Genotype, Limit, Objective, SearchSpace, Trial, front
 from hwnas.spaces import darts, fbnet
 from hwnas.spaces.nasbench201 import EDGES, OPS
 
@@ -34,6 +34,13 @@ PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 NUM_COLOURS = 8
 MOST_DRAWN = 500
 """Points of a curve."""
+COLOURS = {
+    f"c{index}": colour
+    for index, colour in enumerate(
+        ("#67707a", "#0067a5", "#00805c", "#b9540a", "#a8457f", "#7d6500", "#1b87b8", "#6b3fa0")
+    )
+}
+"""Of operations, by style class, as on a page in daylight."""
 
 LOG_RATIO = 30.0
 """From this ratio of largest to smallest on, an axis is logarithmic."""
@@ -412,6 +419,39 @@ def drawing(space: SearchSpace) -> Drawing:
     ops = tuple((f"c{index % NUM_COLOURS}", label) for index, label in enumerate(labels))
     rows = -(-count // per_row)
     return Drawing(min(count, per_row) * (size + 2), rows * (size + 2), tuple(boxes), (), ops, space.ops)
+
+
+def picture(space: SearchSpace, genotype: Genotype) -> str:
+    """An architecture as an SVG picture of its own."""
+    shape = drawing(space)
+    parts = []
+    for slot, op in zip(shape.slots, genotype, strict=True):
+        style, label = shape.ops[op]
+        colour = COLOURS.get(style, "#b6bcc4")
+        line = f'stroke="{colour}"' + (' stroke-dasharray="2 4"' if style == "ghost" else "")
+        if slot.shape == "edge":
+            parts.append(
+                f'<path d="{slot.path}" fill="none" {line} stroke-width="2" marker-end="url(#hwnas-end)"/>'
+            )
+        else:
+            parts.append(f'<path d="{slot.path}" fill="white" {line}/>')
+        if label:
+            parts.append(
+                f'<text x="{slot.x}" y="{slot.y}" fill="{colour}" stroke="white" stroke-width="4" '
+                f'paint-order="stroke">{label}</text>'
+            )
+    parts += [
+        f'<circle cx="{x}" cy="{y}" r="{NODE_RADIUS}" fill="white" stroke="#67707a"/>'
+        f'<text x="{x}" y="{y}" fill="#1c2126">{name}</text>'
+        for x, y, name in shape.nodes
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{shape.width}" height="{shape.height}" '
+        f'viewBox="0 0 {shape.width} {shape.height}" font-family="sans-serif" font-size="11" '
+        'font-weight="600" text-anchor="middle" dominant-baseline="central">'
+        '<defs><marker id="hwnas-end" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="5" markerHeight="5" '
+        'orient="auto"><path d="M0 0L8 4L0 8z" fill="#67707a"/></marker></defs>' + "".join(parts) + "</svg>"
+    )
 
 
 def _stages() -> Drawing:

@@ -289,6 +289,18 @@ def trained(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
+def target(cfg: DictConfig, own: Path) -> Path:
+    """The folder that the files are written to.
+
+    Args:
+        cfg: The command's configuration.
+        own: The command's own folder.
+    """
+    if cfg.to:
+        return Path(cfg.to).expanduser()
+    return own if cfg.run is None else Path(str(cfg.run)).expanduser() / "export"
+
+
 def main(cfg: DictConfig) -> None:
     """The command.
 
@@ -317,8 +329,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.run is not None and cfg.weights is not None:
         raise ValueError("weights goes with arch; run has weights of its own")
     run = None if cfg.run is None else Path(str(cfg.run)).expanduser()
-    own = Path(HydraConfig.get().runtime.output_dir)
-    folder = Path(cfg.to).expanduser() if cfg.to else own if run is None else run / "export"
+    folder = target(cfg, Path(HydraConfig.get().runtime.output_dir))
     if folder.is_file():
         raise ValueError(f"to={folder} is a file; a folder is needed")
     facts = {} if run is None else trained(run)

@@ -25,10 +25,8 @@ from hwnas.core import (
     Genotype,
     Limit,
     Trial,
-    best,
     closest,
     costs,
-    front,
     unique,
     violations,
 )
@@ -89,6 +87,19 @@ def write_sweep_report(folder: Path) -> Path:
     return write_page("sweep.html.j2", sweep_report.page(folder), folder / "report.html")
 
 
+def write_page_of(folder: Path) -> tuple[Path, str]:
+    """Draw the page of a run, of a sweep's runs or of a pruning study; its path, and a study's conclusion.
+
+    Raises:
+        ValueError: There is none of them in the folder, or a file is corrupt; says which.
+    """
+    if result_files(folder):
+        path, study = write_study(folder)
+        return path, study.conclusion
+    sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
+    return write_sweep_report(folder) if sweep else write_report(folder), ""
+
+
 def command(arguments: list[str]) -> int:
     """`hwnas report`: draw pages again and print their paths; returns the exit code, 0, 1 or 2."""
     parser = argparse.ArgumentParser(
@@ -103,13 +114,10 @@ def command(arguments: list[str]) -> int:
         return int(stop.code or 0)
     try:
         for folder in map(Path.expanduser, given.folders):
-            sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
-            if result_files(folder):
-                path, study = write_study(folder)
-                print(study.conclusion)
-                print(path)
-            else:
-                print(write_sweep_report(folder) if sweep else write_report(folder))
+            path, conclusion = write_page_of(folder)
+            if conclusion:
+                print(conclusion)
+            print(path)
     except (ValueError, OSError) as error:
         print(f"hwnas report: error: {explain(error, 'search')}", file=sys.stderr)
         return 1
@@ -118,9 +126,7 @@ def command(arguments: list[str]) -> int:
 
 def page(run: Run) -> dict[str, Any]:
     """The values of the template: everything is decided here, the template only arranges it."""
-    comparable = comparable_trials(run)
-    answer = best(comparable, run.objectives, run.limits)
-    pareto = front([t for t in comparable if all(map(math.isfinite, t.metrics.values()))], run.objectives)
+    answer, pareto = run.best, run.front
     marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
     nets = sections.networks(run, marked)
     shape = drawing(run.space)
@@ -192,7 +198,7 @@ def page(run: Run) -> dict[str, Any]:
             reported,
             pareto,
             answer,
-            None if run.result.get("stationary", True) else comparable,
+            None if run.result.get("stationary", True) else comparable_trials(run),
             {objective.metric: at for objective, at in zip(run.objectives, (plot.y, plot.x), strict=False)},
         ),
         "num_shades": NUM_SHADES,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +19,20 @@ from yaml import YAMLError
 
 from hwnas.analysis import MOST_REPORTED
 from hwnas.config import build, choices
-from hwnas.core import Genotype, Goal, Limit, Objective, SearchSpace, Trial, costs, unique, violations
+from hwnas.core import (
+    Genotype,
+    Goal,
+    Limit,
+    Objective,
+    SearchSpace,
+    Trial,
+    best,
+    costs,
+    front,
+    unique,
+    violations,
+)
+from hwnas.drawing import picture, quantity, text
 from hwnas.store import PLAN, metrics_from_json, read_archive, to_json
 
 
@@ -45,6 +61,34 @@ class Run:
     trials: list[Trial]
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
+
+    @property
+    def best(self) -> Trial | None:
+        """The best network that keeps the limits; None if none does."""
+        return best(comparable_trials(self), self.objectives, self.limits)
+
+    @property
+    def front(self) -> list[Trial]:
+        """The networks that no other beats in all objectives, the cheapest first."""
+        supported = [t for t in comparable_trials(self) if all(map(math.isfinite, t.metrics.values()))]
+        return front(supported, self.objectives)
+
+    @property
+    def page(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, drawn, and a link to the report."""
+        link = quote(os.path.relpath(self.page))  # notebooks open links below their own folder
+        lines = [
+            f"<b>{self.names['strategy']}</b> on {self.names['search_space']}, {len(self.trials):,} "
+            f'evaluations, {len(self.front)} networks on the front: <a href="{link}">report</a>'
+        ]
+        if self.best is not None:
+            values = ", ".join(f"{quantity(m).name} {text(m, v)}" for m, v in self.best.metrics.items())
+            lines += [f"best: {values}", picture(self.space, self.best.genotype)]
+        return "<br>".join(lines)
 
 
 def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:

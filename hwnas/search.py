@@ -45,6 +45,7 @@ from hwnas.store import (
     CachedEvaluator,
     EvaluationStore,
     Hypervolume,
+    metrics_from_json,
     read_result,
     write_json,
 )
@@ -150,11 +151,16 @@ def _by_device(limits: Mapping[str, Any], metrics: Mapping[str, Goal]) -> Iterat
             yield name, bound
 
 
-def main(cfg: DictConfig) -> float | None:
+Returned = float | list[float]
+"""What a sweeper gets of a run: a metric of its best network, or several."""
+
+
+def main(cfg: DictConfig) -> Returned:
     """The command: build, search, train the answer, write the run's folder.
 
     Returns:
-        The best feasible network's first objective, for sweepers; None if there is none.
+        The best feasible network's first objective, or the metrics that `returns` names, for sweepers; the
+        worst values there can be if no network keeps the limits.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -169,7 +175,11 @@ def main(cfg: DictConfig) -> float | None:
     if finished.is_file():
         result = read_result(finished)
         display.say(f"this run is finished already; see {folder / 'report.html'}")
-        return result["best"]["metrics"][result["objectives"][0]["metric"]] if result["best"] else None
+        reached = metrics_from_json(result["best"]["metrics"]) if result["best"] else {}
+        goals = {o["metric"]: o["goal"] for o in result["objectives"]}
+        return for_sweeper(
+            cfg.get("returns"), {**goals, **dict.fromkeys(reached.keys() - goals, "min")}, reached
+        )
 
     generations = whole_number("generations", cfg.generations)
     seed = whole_number("seed", cfg.seed, least=0)
@@ -207,6 +217,8 @@ def main(cfg: DictConfig) -> float | None:
     limits = parse_limits(cfg.limits or {}, space, plain)
     wanted = (*quality.objectives, *device.objectives)
     objectives = tuple(Objective(name, metrics[name]) for name in wanted)
+    goals = {name: metrics[name] for name in (*wanted, *metrics)}  # the first is what a sweeper gets
+    for_sweeper(cfg.get("returns"), goals, {})
     strategy: Strategy = build(
         cfg.strategy,
         Strategy,
@@ -497,7 +509,29 @@ def main(cfg: DictConfig) -> float | None:
         store.close()
         if workers is not None:
             workers.close()
-    return None if answer is None else answer.metrics[objectives[0].metric]
+    return for_sweeper(cfg.get("returns"), goals, {} if answer is None else answer.metrics)
+
+
+def for_sweeper(names: Any, goals: Mapping[str, Goal], metrics: Mapping[str, float]) -> Returned:
+    """What a sweeper gets: the metrics that `names` names, where missing the worst there can be.
+
+    Args:
+        names: A metric or several; None is the first that has a goal.
+        goals: Goal per metric that the run knows.
+        metrics: Of the best network; empty if there is none.
+
+    Raises:
+        ValueError: An unknown metric.
+    """
+    listed = (
+        [str(name) for name in names] if isinstance(names, Sequence) and not isinstance(names, str) else None
+    )
+    wanted = listed or [next(iter(goals)) if names is None else str(names)]
+    for name in wanted:
+        if name not in goals:
+            raise ValueError(f"returns={name}: this run has no such metric{suggestion(name, list(goals))}")
+    values = [metrics.get(name, -math.inf if goals[name] == "max" else math.inf) for name in wanted]
+    return values[0] if listed is None else values
 
 
 def _check_owners(evaluators: Sequence[Evaluator]) -> None:

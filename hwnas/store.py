@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,54 @@ Key = tuple[str, str, str, str]
 """Values of `KEY`, in order."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The evaluations of one key.
+
+    Attributes:
+        key: Evaluator, space, data set and version.
+        evaluations: How many there are.
+        runs: How many runs have added some.
+        latest: When the last was added, in seconds since 1970.
+        size: Bytes of their texts; what the database needs for them is more.
+    """
+
+    key: Key
+    evaluations: int
+    runs: int
+    latest: float
+    size: int
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The key's values by name."""
+        return _named_key(self.key)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation as it is kept.
+
+    Attributes:
+        key: Evaluator, space, data set and version.
+        genotype: Operation indices, separated by commas.
+        metrics: Value per metric; `inf` is not supported.
+        run: Identity of the run that added it.
+        created: When, in seconds since 1970.
+    """
+
+    key: Key
+    genotype: str
+    metrics: Mapping[str, float]
+    run: str
+    created: float
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The key's values by name."""
+        return _named_key(self.key)
+
+
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(201)"}
 """Lets one process at a time look for the tables and create them: runs of a sweep start together."""
 
@@ -497,6 +546,72 @@ class EvaluationStore:
             _evaluations.c.run == self.run, _evaluations.c.evaluator == evaluator
         )
         with self._explained(), self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def contents(self) -> list[Stored]:
+        """What is kept, per key, in the keys' order."""
+        columns = _evaluations.c
+        key = [columns[name] for name in KEY]
+        text = sql.func.length(columns.genotype) + sql.func.length(columns.metrics)
+        query = sql.select(
+            *key,
+            sql.func.count(),
+            sql.func.count(sql.distinct(columns.run)),
+            sql.func.max(columns.created),
+            sql.func.sum(text),
+        )
+        with self._explained(), self._engine.connect() as connection:
+            rows = connection.execute(query.group_by(*key).order_by(*key)).all()
+        return [Stored(tuple(row[:4]), row[4], row[5], row[6], int(row[7])) for row in rows]
+
+    def rows(self, keys: Sequence[Key]) -> Iterator[Row]:
+        """All evaluations of the keys."""
+        columns = _evaluations.c
+        for key in keys:
+            query = sql.select(columns.genotype, columns.metrics, columns.run, columns.created).where(
+                *_of(_evaluations, key)
+            )
+            with self._explained(), self._engine.connect() as connection:
+                found = connection.execution_options(yield_per=10_000).execute(query)
+                for genotype, metrics, run, created in found:
+                    yield Row(key, genotype, metrics_from_json(json.loads(metrics)), run, created)
+
+    def add(self, rows: Sequence[Row]) -> int:
+        """Keep evaluations made elsewhere, all or none; how many were not there yet."""
+        if not rows:
+            return 0
+        values = [
+            {**row.named, "genotype": row.genotype, "metrics": to_json(row.metrics)}
+            | {"run": row.run, "created": row.created}
+            for row in rows
+        ]
+        count = sql.select(sql.func.count()).select_from(_evaluations)
+        with self._writing() as connection:
+            before = connection.execute(count).scalar_one()
+            connection.execute(self._insert, values)
+            return int(connection.execute(count).scalar_one() - before)
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        """Remove all evaluations of the keys, and give the space back to the file system."""
+        with self._writing() as connection:
+            for key in keys:
+                connection.execute(_evaluations.delete().where(*_of(_evaluations, key)))
+        with self._explained(), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("VACUUM")
+
+    def size(self) -> int:
+        """Bytes of the whole database."""
+        if self._engine.dialect.name == "postgresql":
+            query = "SELECT pg_database_size(current_database())"
+        else:
+            query = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+        with self._explained(), self._engine.connect() as connection:
+            return int(connection.exec_driver_sql(query).scalar_one())
+
+    def num_claims(self) -> int:
+        """How many evaluations are claimed."""
+        with self._explained(), self._engine.connect() as connection:
+            query = sql.select(sql.func.count()).select_from(_claims)
             return int(connection.execute(query).scalar_one())
 
     def close(self) -> None:

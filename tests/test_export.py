@@ -28,6 +28,7 @@ from hwnas.data.images import Images
 from hwnas.devices import board
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, network_shape
 from hwnas.export import export_network, predicted
+from hwnas.library import export
 from hwnas.models.deployed import Deployed
 from hwnas.spaces.darts import PRESETS, Darts
 from hwnas.spaces.nasbench201 import NasBench201
@@ -417,6 +418,21 @@ def test_wrong_input_gets_one_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert message in lines[0]
+
+
+def test_from_python(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"format": ["onnx"], "rounds": 3, "check_images": 5, "show": False}
+    outcome = export(f"run={run}", to="mine", **settings)
+    assert outcome.folder == tmp_path / "mine"
+    assert outcome.result["arch"] == ARCH
+    assert sorted(path.name for path in outcome.folder.iterdir()) == [
+        "card.md",
+        "export.json",
+        "network.onnx",
+    ]
+    with pytest.raises(ValueError, match="format=tflite is not known"):
+        export(f"run={run}", format="tflite", show=False)
 
 
 def test_a_training_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

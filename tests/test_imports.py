@@ -41,8 +41,11 @@ ROOMS = {
     "export_card": 6,
     "profile": 6,
     "profile_page": 6,
+    "store_command": 6,
     "prune": 6,
     "search": 6,
+    "library": 7,
+    "info": 7,
     "__main__": 7,
     "__init__": 0,
 }

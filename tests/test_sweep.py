@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from omegaconf import OmegaConf
 
 from hwnas.sweep import Jobs, once, sweep_arguments, sweep_folder
 
@@ -121,6 +124,71 @@ def test_a_failing_job_does_not_stop_the_others(run_hwnas, tmp_path: Path) -> No
         assert "2 failed" in done.stdout
         assert done.stderr.count("failed: generations must be a whole number of at least 1, not 0") == 1
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
+def test_on_another_launcher(run_hwnas, tmp_path: Path, launcher: str) -> None:
+    """One job fails, two end; once more, and they are left alone."""
+    pytest.importorskip(launcher.partition("_")[0])
+    arguments = [*TOY, "generations=-1,2,3", "hydra.sweep.dir=sweep", f"hydra/launcher={launcher}"]
+    if launcher == "ray":
+        arguments.append("+hydra.launcher.ray.init.num_cpus=2")
+    done = run_hwnas(*arguments, code=1)
+    assert "2 jobs finished; 1 failed" in done.stdout
+    assert "failed: generations must be a whole number of at least 1, not -1" in done.stderr
+    before = state(tmp_path / "sweep")
+    assert len(before) == 2
+    done = run_hwnas(*arguments, code=1)
+    assert "2 jobs finished, 2 of them before; 1 failed" in done.stdout
+    assert state(tmp_path / "sweep") == before
+
+
+def test_slurm_is_asked_for_and_not_there(run_hwnas) -> None:
+    pytest.importorskip("submitit")
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+    assert "partition: gpu" in run_hwnas("search", *TOY[2:], *launcher, "--cfg", "hydra").stdout
+    if shutil.which("srun") is None:
+        done = run_hwnas(*TOY, "seed=0,1", *launcher, code=1)
+        assert done.stderr == (
+            'hwnas search: error: Could not detect "srun", are you indeed on a slurm cluster?\n'
+        )
+
+
+OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1"]
+
+
+def test_optuna_maximises_what_a_search_returns(run_hwnas, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    own = [*OPTUNA, "hydra.sweeper.n_trials=6", "hydra.sweeper.direction=maximize", "hydra.sweep.dir=sweep"]
+    run_hwnas(*TOY, *own, "strategy.population_size=choice(4,40)")
+    best = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    assert best.best_params == {"strategy.population_size": 40}
+    (result,) = (tmp_path / "sweep").glob("strategy.population_size=40-*/result.json")
+    assert best.best_value == json.loads(result.read_text())["best"]["metrics"]["val_acc"]
+
+
+def test_optuna_with_two_objectives_and_a_limit_that_none_keeps(run_hwnas, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    own = [*OPTUNA, "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=[maximize,minimize]"]
+    arguments = [*TOY, *own, "returns=[val_acc,latency_ms]", "limits.latency_ms=choice(0.1,3)"]
+    done = run_hwnas(*arguments, "hydra.sweep.dir=sweep")
+    assert "2 jobs finished" in done.stdout
+    (solution, *_) = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml").solutions
+    assert solution.params == {"limits.latency_ms": 3}
+    assert solution["values"][1] <= 3
+    jobs = {json.loads(job.read_text())["returned"][1] for job in (tmp_path / "sweep").glob("*/job.json")}
+    assert math.inf in jobs  # the worst there can be
+
+
+def test_returns_must_be_a_metric_of_the_run(run_hwnas) -> None:
+    done = run_hwnas("search", "experiment=toy", "logger=csv", "returns=val_ac", code=1)
+    assert "returns=val_ac: this run has no such metric; did you mean val_acc?" in done.stderr
+
+
+def test_how_a_job_is_run_does_not_make_it_another(run_hwnas, tmp_path: Path) -> None:
+    run_hwnas(*TOY, "seed=0,1", "generations=2")
+    done = run_hwnas(*TOY, "seed=0,1", "generations=2", "workers=2")
+    assert "2 jobs finished, 2 of them before" in done.stdout
 
 
 def test_a_wrong_setting_of_the_whole_sweep_is_one_line(run_hwnas) -> None:

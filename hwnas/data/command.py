@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from hwnas.config import data_folder, explain, find_file, suggestion
+from hwnas.config import UsageError, data_folder, find_file, plain, plain_settings, suggestion
 
 HELP = """\
 usage: hwnas data <command> [setting=value ...]
@@ -29,39 +28,26 @@ to the data folder, or to=<folder>.
 """
 
 
-class _UsageError(ValueError):
-    pass
-
-
 def command(arguments: list[str]) -> int:
     """`hwnas data`: returns the exit code, 0, 1 for what went wrong, or 2 for wrong usage."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
         print(HELP, end="")
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
-    try:
+
+    def perform() -> None:
         if name not in COMMANDS:
-            raise _UsageError(f"unknown command {name!r}{suggestion(name, list(COMMANDS))}")
-        if {"-h", "--help"} & set(rest):
-            print(HELP, end="")
-        else:
-            COMMANDS[name](rest)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError, MemoryError, KeyboardInterrupt) as error:
-        why = "not enough memory" if isinstance(error, MemoryError) else explain(error, "search")
-        print(f"hwnas data: error: {why}", file=sys.stderr)
-        return 2 if isinstance(error, _UsageError) else 1
-    return 0
+            raise UsageError(f"unknown command {name!r}{suggestion(name, list(COMMANDS))}")
+        COMMANDS[name](rest)
+
+    return plain("data", perform)
 
 
 def _list(arguments: Sequence[str]) -> None:
     from hwnas.data.download import SOURCES, in_words
     from hwnas.data.tables import TABLES
 
-    _settings(arguments, ())
+    plain_settings("data", arguments, ())
     folder = data_folder()
     print(f"{folder}{'' if folder.is_dir() else ' (missing)'}")
     for name, known in TABLES.items():
@@ -78,7 +64,7 @@ def _list(arguments: Sequence[str]) -> None:
 
 
 def _path(arguments: Sequence[str]) -> None:
-    _settings(arguments, ())
+    plain_settings("data", arguments, ())
     print(data_folder())
 
 
@@ -87,7 +73,7 @@ def _verify(arguments: Sequence[str]) -> None:
     from hwnas.data.tables import TABLES, read_table
 
     if len(arguments) > 1:
-        raise _UsageError(f"verify takes one table, not {len(arguments)}")
+        raise UsageError(f"verify takes one table, not {len(arguments)}")
     if arguments:
         name = arguments[0] if arguments[0].endswith(".npz") else f"{arguments[0]}.npz"
         if Path(name).name not in TABLES:
@@ -120,10 +106,10 @@ def _shape(values: np.ndarray) -> str:
 def _nasbench201(arguments: Sequence[str]) -> None:
     from hwnas.data.tables import nasbench201
 
-    given = _settings(arguments, ("source", "to", "partial"), "download")
+    given = plain_settings("data", arguments, ("source", "to", "partial"), "download")
     partial = given.get("partial", "false").lower()
     if partial not in ("true", "false"):
-        raise _UsageError(f"partial={given['partial']} is neither true nor false")
+        raise UsageError(f"partial={given['partial']} is neither true nor false")
     folder = _target(given)
     file = folder / "nasbench201.npz"
     if partial == "true" and file.exists():
@@ -139,7 +125,7 @@ def _nasbench201(arguments: Sequence[str]) -> None:
 def _hwnasbench(arguments: Sequence[str]) -> None:
     from hwnas.data.tables import hwnasbench
 
-    given = _settings(arguments, ("source", "to"), "download")
+    given = plain_settings("data", arguments, ("source", "to"), "download")
     folder = _target(given)
     source = _source("hwnasbench", given, folder)
     _write(hwnasbench(source), folder, source)
@@ -167,9 +153,9 @@ def _source(converts: str, given: dict[str, str], folder: Path) -> Path:
     official = sources_of(converts)[0]
     if "source" in given:
         if "download" in given:
-            raise _UsageError("download and source= exclude each other")
+            raise UsageError("download and source= exclude each other")
         if not given["source"]:
-            raise _UsageError("source= is empty")
+            raise UsageError("source= is empty")
         places = [Path(given["source"]).expanduser(), data_folder() / given["source"]]
         there = [place for place in places if place.exists()]
         if there:
@@ -215,24 +201,6 @@ def _progress() -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("architectures", total=SIZE)
         yield lambda count: progress.update(task, completed=count)
-
-
-def _settings(arguments: Sequence[str], known: Sequence[str], *words: str) -> dict[str, str]:
-    """`name=value` arguments, and single words, which have no value.
-
-    Raises:
-        _UsageError: An argument of another form, unknown, or given twice.
-    """
-    given: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name not in (known if equals else words):
-            kinds = [f"{setting}=" for setting in known] + list(words)
-            raise _UsageError(f"unknown setting {argument!r}{suggestion(name, kinds)} (hwnas data --help)")
-        if name in given:
-            raise _UsageError(f"{name} is given twice")
-        given[name] = value
-    return given
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
