@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "search": "find architectures that are accurate and fit a device",
     "train": "train one architecture from scratch and test it",
+    "export": "a trained network as ONNX and torch files, with a model card",
     "prune": "train a Beta-VAE that classifies, prune it, measure what is left",
     "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again, or one of all runs of a sweep",

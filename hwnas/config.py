@@ -464,7 +464,7 @@ def _members(devices: Sequence[str]) -> list[str]:
 
 
 def train_arguments(arguments: list[str]) -> list[str]:
-    """Hydra's arguments for `hwnas train`: architectures quoted; `run=` chooses the run's groups.
+    """Hydra's arguments of `hwnas train` and `export`: architectures quoted; `run=` chooses groups.
 
     Raises:
         ValueError: `run=` names no run.

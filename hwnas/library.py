@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hwnas.devices.profile import Profile
     from hwnas.run_folder import Run
 
-__all__ = ["Outcome", "profile", "prune", "read_run", "report", "search", "train"]
+__all__ = ["Outcome", "export", "profile", "prune", "read_run", "report", "search", "train"]
 
 WORDS = ("null", "true", "false", "nan", "inf")
 """Text that Hydra reads as something else unless it is quoted."""
@@ -40,11 +40,11 @@ WORDS = ("null", "true", "false", "nan", "inf")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `train` and `prune` leave.
+    """What `train`, `prune` and `export` leave.
 
     Attributes:
-        folder: The run's folder, absolute.
-        result: Contents of its result.json.
+        folder: The run's folder, of `export` the folder with the files; absolute.
+        result: Contents of its result.json, of `export` its export.json.
         page: Its report.html; None where the command draws none.
     """
 
@@ -103,6 +103,25 @@ def prune(*words: str, folder: str | Path | None = None, show: bool = True, **se
         ValueError: What the command would say in one line.
     """
     return _outcome(_call("prune", words, folder, show, settings))
+
+
+def export(*words: str, folder: str | Path | None = None, show: bool = True, **settings: Any) -> Outcome:
+    """`hwnas export`: a trained network as ONNX and torch files, with a model card.
+
+    Args:
+        words: As for `search`.
+        folder: Of the log and the configuration, and of the files if neither `to=` nor `run=` is given.
+        show: As for `search`.
+        settings: As for `search`.
+
+    Raises:
+        ValueError: What the command would say in one line.
+    """
+    from hwnas.export import FIGURES, target
+
+    written = _call("export", words, folder, show, settings)
+    files = target(config.read_yaml(written / ".hydra" / "config.yaml"), written).absolute()
+    return Outcome(files, json.loads((files / FIGURES).read_text()), None)
 
 
 def profile(
@@ -172,7 +191,7 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = config.resume_arguments(arguments)
     arguments = config.device_arguments(arguments)
-    if command == "train":
+    if command in ("train", "export"):
         arguments = config.train_arguments(arguments)
     if command == "profile":
         from hwnas.profile import arguments as of_profile

@@ -513,8 +513,8 @@ def main(cfg: DictConfig) -> Returned:
         if network is not None:
             display.say(f"weights: {folder / network['weights']}")
         display.say(f"report: {folder / 'report.html'}")
-        if answer is not None and network is None and hasattr(space, "network"):
-            display.say(f"next: hwnas train run={folder}")
+        if answer is not None and hasattr(space, "network"):
+            display.say(f"next: hwnas {'train' if network is None else 'export'} run={folder}")
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; nothing is lost, go on with: hwnas search resume={folder}") from None
     finally:

@@ -58,15 +58,7 @@ def train_network(
                 f"training accuracy {figures['train_acc']:.2%}"
             )
 
-    what = {
-        "arch": space.to_str(genotype),
-        "genotype": list(genotype),
-        "search_space": space.name,
-        "dataset": dataset.name,
-        **{name: getattr(space, name) for name in SIZES if hasattr(space, name)},
-        "image_shape": list(space.image_shape),
-        "num_classes": space.num_classes,
-    }
+    what = identity(space, genotype, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = space.network(genotype)
@@ -104,6 +96,19 @@ def train_network(
         "epochs": recipe.epochs,
         "weights": f"{folder.name}/weights.pt",
         "seconds": time.perf_counter() - start,
+    }
+
+
+def identity(space: Any, genotype: Genotype, dataset: Any) -> dict[str, Any]:
+    """What a trained network is, and is rebuilt from, JSON-able; the first part of architecture.json."""
+    return {
+        "arch": space.to_str(genotype),
+        "genotype": list(genotype),
+        "search_space": space.name,
+        "dataset": dataset.name,
+        **{name: getattr(space, name) for name in SIZES if hasattr(space, name)},
+        "image_shape": list(space.image_shape),
+        "num_classes": space.num_classes,
     }
 
 
@@ -210,6 +215,7 @@ def main(cfg: DictConfig) -> float:
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
         display.say(f"weights: {folder / network['weights']}")
+        display.say(f"next: hwnas export run={folder}")
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on: hwnas train resume={folder}") from None
     finally:

@@ -38,6 +38,8 @@ ROOMS = {
     "pruning": 5,
     "report": 5,
     "train": 5,
+    "export": 6,
+    "export_card": 6,
     "profile": 6,
     "profile_page": 6,
     "store_command": 6,

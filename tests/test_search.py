@@ -270,8 +270,9 @@ def test_truth_of_a_benchmark_beside_an_estimate(run_hwnas, tmp_path: Path) -> N
 
 def test_real_networks_and_weights_and_biases(run_hwnas, wandb_records, tmp_path: Path) -> None:
     """The default run, made small: real images, real training, this machine, W&B offline; twice."""
-    run_hwnas("search", *SMALL, "store.dir=store")
+    done = run_hwnas("search", *SMALL, "store.dir=store")
     run = tmp_path / "run"
+    assert done.stdout.splitlines()[-1] == f"next: hwnas export run={run}"
     result = json.loads((run / "result.json").read_text())
     metrics = result["best"]["metrics"]
     assert list(metrics) == ["rmi", "latency_ms", "flops", "params"]

@@ -143,7 +143,7 @@ def plan_of(space: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, n
         modules = {name: module for name, (module, _) in blocks.modules.items()}
         modules.update({f"network {i}": space.network(genotype) for i, genotype in enumerate(genotypes)})
         for module in modules.values():
-            _draw_weights(module)
+            draw_weights(module)
     models: list[dict[str, Any]] = [
         {"name": name, "input": [batch_size, *shape]} for name, (_, shape) in blocks.modules.items()
     ]
@@ -171,7 +171,8 @@ def distinct_sample(space: Any, num: int, seed: int) -> list[Genotype]:
     return list(found)[:num]
 
 
-def _draw_weights(module: nn.Module) -> None:
+def draw_weights(module: nn.Module) -> None:
+    """Draw weights of convolutions and linear layers so that activations neither vanish nor overflow."""
     import torch
 
     with torch.no_grad():
@@ -248,10 +249,12 @@ def _torch_timer(name: str, module: nn.Module, shape: Sequence[int], cuda: bool)
         raise ValueError(
             f"torch cannot run {name} with input {size} ({str(error).splitlines()[0]})"
         ) from None
-    return _cuda_timer(module, x) if cuda else _cpu_timer(module, x)
+    return _cuda_timer(module, x) if cuda else cpu_timer(module, x)
 
 
-def _cpu_timer(module: nn.Module, x: Tensor) -> board.Timer:
+def cpu_timer(module: Callable[[Tensor], Any], x: Tensor) -> board.Timer:
+    """The timer of a module on this machine's CPU."""
+
     def timer(passes: int) -> float:
         start = time.perf_counter()
         for _ in range(passes):

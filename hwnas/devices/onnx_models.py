@@ -1,11 +1,14 @@
-"""Modules as ONNX files for timing: what is computed is real, the weights are random and shared."""
+"""Modules as ONNX files: for timing, with random and shared weights; or with their own, also in 8 bits."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
+import logging
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +16,19 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
-OPSET = 17
+OPSET, PROGRAM_OPSET = 17, 18
 WEIGHTS = "weights.bin"
+
+
+def require_onnx(*packages: str) -> None:
+    """Raise ValueError unless these packages of the extra `onnx` are there."""
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except ImportError:
+        raise ValueError("ONNX files need the extra onnx: pip install 'hwnas[onnx]'") from None
 
 
 def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], folder: Path) -> None:
@@ -31,10 +44,9 @@ def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], fol
     Raises:
         ValueError: No onnx package, or a module that has no ONNX form (named with its shape).
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ValueError("ONNX files need the extra onnx: pip install 'hwnas[onnx]'") from None
+    require_onnx("onnx")
+    import onnx
+
     protos = {}
     lengths: dict[int, int] = {}
     for name, (module, shape, _) in models.items():
@@ -103,3 +115,88 @@ def _exported(name: str, module: nn.Module, shape: Sequence[int]) -> bytes:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} with input {'x'.join(map(str, shape))} has no ONNX form ({line})") from None
     return stream.getvalue()
+
+
+def write_program(
+    program: ExportedProgram, path: Path, *, names: tuple[str, str], metadata: Mapping[str, str]
+) -> None:
+    """Write a traced program as an ONNX file that takes any number of images, with its weights.
+
+    Args:
+        program: One tensor in, whose first dimension is dynamic, one tensor out.
+        path: The file.
+        names: Of input and output.
+        metadata: Kept in the file.
+    """
+    import onnx
+    import torch
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        written = torch.onnx.export(
+            program,
+            dynamo=True,  # the older exporter, above, knows no shapes where the batch is open
+            opset_version=PROGRAM_OPSET,
+            input_names=[names[0]],
+            output_names=[names[1]],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )
+    assert written is not None
+    proto = written.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # where each came from in our code; long
+    onnx.helper.set_model_props(proto, dict(metadata))
+    path.write_bytes(proto.SerializeToString())
+
+
+class _Images:
+    """Calibration images for onnxruntime, which asks for one batch after another."""
+
+    def __init__(self, name: str, batches: Iterable[np.ndarray]) -> None:
+        self._feeds = ({name: images} for images in batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch, or None."""
+        return next(self._feeds, None)
+
+
+def quantise(model: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
+    """Write an ONNX model with 8-bit weights, scaled per output channel, and 8-bit activations.
+
+    BatchNorm is folded into convolutions first. The ranges of activations are those that the images reach.
+    Weights use seven of their bits: processors without instructions for 8-bit dot products add pairs of
+    products in 16 bits, which full weights overflow.
+
+    Args:
+        model: An ONNX file with one input.
+        target: The file that is written.
+        batches: Images for the calibration, each batch (B, C, H, W), float32.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    proto = onnx.load(model, load_external_data=False)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # onnxruntime's hints go to the root logger
+    try:
+        with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+            folded = Path(folder) / "folded.onnx"
+            quant_pre_process(model, folded, skip_symbolic_shape=True)
+            quantize_static(
+                folded,
+                target,
+                _Images(proto.graph.input[0].name, batches),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+    finally:
+        root.setLevel(level)
+    quantised = onnx.load(target)
+    del quantised.metadata_props[:]
+    quantised.metadata_props.extend(proto.metadata_props)
+    target.write_bytes(quantised.SerializeToString())

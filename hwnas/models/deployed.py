@@ -1,0 +1,56 @@
+"""A trained network as it is handed on: images in, logits out, nothing of the training left.
+
+Shapes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class Deployed(nn.Module):
+    """Normalises images and classifies them, in evaluation mode and without an auxiliary classifier.
+
+    Args:
+        network: (B, C, H, W) to logits (B, classes); an auxiliary classifier is taken out of it.
+        mean: Mean per channel, shape (C, 1, 1).
+        std: Standard deviation per channel, shape (C, 1, 1).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        if hasattr(network, "auxiliary"):
+            network.auxiliary = None  # type: ignore[assignment]
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.eval().requires_grad_(False)
+
+    def load(self, path: Path) -> None:
+        """Read the network's weights; those of an auxiliary classifier are left out.
+
+        Raises:
+            ValueError: Not a file of weights, or of another network.
+        """
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            weights = {name: value for name, value in stored.items() if not name.startswith("auxiliary.")}
+        except FileNotFoundError:
+            raise ValueError(f"weights {path} are not there") from None
+        except Exception as error:  # torch.load raises many kinds for other files
+            raise ValueError(f"{path} is no file of weights ({type(error).__name__})") from None
+        try:
+            self.network.load_state_dict(weights)
+        except (RuntimeError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"weights {path} are not of this network: {reason[:200]}") from None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W) in 0..1."""
+        return self.network((image - self.mean) / self.std)
