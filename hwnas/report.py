@@ -600,8 +600,8 @@ def _next(run: Run, answer: Trial | None, trained: Mapping[str, Any] | None) -> 
     """The command that a user may want now; None if there is nothing left to do."""
     if not run.result:
         return shlex.join(["hwnas", "search", f"resume={run.folder}"])
-    if answer is not None and trained is None and hasattr(run.space, "network"):
-        return shlex.join(["hwnas", "train", f"run={run.folder}"])
+    if answer is not None and hasattr(run.space, "network"):
+        return shlex.join(["hwnas", "train" if trained is None else "export", f"run={run.folder}"])
     return None
 
 

@@ -356,6 +356,7 @@ def test_the_final_network(tmp_path):
         assert shown in drawn.text
     assert str(folder / "network" / "weights.pt") in drawn.text
     assert "hwnas train" not in drawn.text
+    assert f"hwnas export run={folder}" in drawn.text
 
 
 def test_cells_of_nasbench201(tmp_path):
