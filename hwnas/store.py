@@ -133,9 +133,12 @@ class Archive:
         if self._file is not None:
             offset = self._file.seek(0, os.SEEK_END)
             lines = [_line(trial) for trial in trials]
-            self._file.write(b"".join(lines))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._file.write(b"".join(lines))
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:  # a full disk; what was written of the generation is dropped on resuming
+                raise OSError(error.errno, error.strerror, self._file.name) from None
             for line in lines:
                 self._offsets.append(offset)
                 offset += len(line)
@@ -388,7 +391,8 @@ class EvaluationStore:
                     raise ArgumentError(f"{parsed.get_backend_name()} is not one of {', '.join(_ALONE)}")
                 if parsed.get_backend_name() == "sqlite" and parsed.database:
                     Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-                self._engine = sql.create_engine(parsed)
+                # A server may have been restarted since we last asked.
+                self._engine = sql.create_engine(parsed, pool_pre_ping=True)
             except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
                 raise ValueError(
                     f"store.url {self.url!r} cannot be used ({error}); "

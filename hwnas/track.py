@@ -95,12 +95,15 @@ class Tracker:
         first = self._columns is None
         if self._columns is None:
             self._columns = ["step", *values]
-        with self._path.open("w" if first else "a", newline="") as file:
-            writer = csv.writer(file)
-            if first:
-                writer.writerow(self._columns)
-            row = [values.get(name) for name in self._columns[1:]]
-            writer.writerow([step, *("" if value is None else value for value in row)])
+        row = [values.get(name) for name in self._columns[1:]]
+        try:
+            with self._path.open("w" if first else "a", newline="") as file:
+                writer = csv.writer(file)
+                if first:
+                    writer.writerow(self._columns)
+                writer.writerow([step, *("" if value is None else value for value in row)])
+        except OSError as error:  # a full disk
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
         known = {name: value for name, value in values.items() if value is not None}
         if not replayed:
             self._send(lambda run: run.log(known, step=step))

@@ -86,8 +86,8 @@ def wandb_records() -> Callable[[Path], list[Any]]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A PostgreSQL server of our own, in a temporary folder on a free port; its URL without a database."""
+def postgres_process() -> Iterator[tuple[str, Callable[[], None]]]:
+    """A PostgreSQL server of our own, in a temporary folder on a free port: its URL, and what restarts it."""
     found = [*map(Path, sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"))), shutil.which("pg_ctl")]
     binary = next((Path(path) for path in reversed(found) if path), None)
     if binary is None:
@@ -108,9 +108,16 @@ def postgres_server() -> Iterator[str]:
     options = f"-p {port} -k {folder} -h 127.0.0.1 -c fsync=off"
     control = [str(binary), "-D", f"{folder}/data", "-l", f"{folder}/log", "-w"]
     call(*control, "-o", options, "start")
-    yield f"postgresql+psycopg://hwnas@127.0.0.1:{port}"
+    url = f"postgresql+psycopg://hwnas@127.0.0.1:{port}"
+    yield url, lambda: call(*control, "-o", options, "-m", "immediate", "restart")
     call(*control, "-m", "immediate", "stop")
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_process: tuple[str, Callable[[], None]]) -> str:
+    """The server's URL, without a database."""
+    return postgres_process[0]
 
 
 @pytest.fixture
