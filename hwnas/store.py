@@ -147,7 +147,8 @@ class Archive:
     def close(self) -> None:
         """Close the journal and release it."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of what could not be written, and was said then
+                self._file.close()
             self._file = None
 
 
