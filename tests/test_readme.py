@@ -1,0 +1,95 @@
+"""README's commands and its Python: they compose in every test run, and run, made small, in the slow ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hwnas.config import conf_folder
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+CONSOLE = "".join(re.findall(r"```console\n(.*?)```", README, re.S)).replace("\\\n", " ")
+COMMANDS = [shlex.split(line[2:], comments=True)[1:] for line in CONSOLE.splitlines() if line[:2] == "$ "]
+SMALL = {
+    "search": (
+        *("generations=1", "trainer=none", "logger=csv", "strategy.population_size=4"),
+        *("hydra.launcher.n_jobs=1", "evaluator.steps=1", "evaluator.reference.epochs=0"),
+    ),
+    "train": ("trainer.epochs=1", "logger=csv"),
+    "prune": (),
+    "profile": ("repeats=1",),
+    "export": (),
+}
+
+
+@pytest.fixture
+def run(run_hwnas, tmp_path: Path) -> str:
+    """A finished run with a network, and the files that commands name."""
+    small = [
+        "generations=1",
+        "strategy.population_size=4",
+        "evaluator.steps=1",
+        "evaluator.reference.epochs=0",
+    ]
+    run_hwnas("search", *small, "device=flops", "trainer.epochs=1", "logger=csv", "hydra.run.dir=run")
+    shutil.copy(conf_folder().parent / "hwnas" / "devices" / "profiles" / "fpga.json", tmp_path / "mine.json")
+    return "run"
+
+
+def prepared(arguments: list[str], run: str) -> list[str]:
+    """With what stands for a folder replaced."""
+    return [re.sub(r"multirun/(runs/search/<run>|sweeps/<sweep>)", run, argument) for argument in arguments]
+
+
+def test_readme_has_commands() -> None:
+    assert len(COMMANDS) >= 20
+    assert {command[0] for command in COMMANDS} >= {"search", "train", "export", "profile", "prune", "report"}
+
+
+def test_every_command_composes(run: str, run_hwnas) -> None:
+    """A sweep's first job."""
+    for command in COMMANDS:
+        name, *arguments = prepared(command, run)
+        if name in ("report", "store", "doctor", "data") or arguments == ["resume=run"]:
+            run_hwnas(name, *arguments)
+            continue
+        action = [arguments.pop(0)] if name == "profile" else []
+        swept = "-m" in arguments
+        first = [
+            re.sub(r"=(\w[\w.]*)(,[\w.]+)+$", r"=\1", argument)
+            for argument in arguments
+            if argument != "-m" and not (swept and "interval(" in argument)
+        ]
+        done = run_hwnas(name, *action, *first, "--cfg", "job")
+        assert done.stdout, command
+
+
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_path: Path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "val_acc" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c[0] in ("search", "train", "export")], ids=lambda c: " ".join(c)[:60]
+)
+def test_every_command_runs(run: str, run_hwnas, table_path: Path, command: list[str]) -> None:
+    name, *arguments = prepared(command, run)
+    if any("slurm" in argument for argument in arguments):
+        pytest.skip("needs SLURM")
+    if any(argument.startswith("resume=") for argument in arguments):
+        run_hwnas(name, *arguments)
+        return
+    table = any("table" in argument for argument in arguments)
+    small = [s for s in SMALL[name] if not (table and s.startswith("evaluator."))]
+    joblib = any("joblib" in argument for argument in arguments)
+    small = [s for s in small if joblib or not s.startswith("hydra.launcher.")]
+    if any("population_size" in argument for argument in arguments):
+        small = [s for s in small if "population_size" not in s]
+    run_hwnas(name, *arguments, *small)
