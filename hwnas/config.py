@@ -248,7 +248,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    given = os.environ.get("HYDRA_FULL_ERROR")
+    full = given == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     expected = (
         *(ValueError, OSError, MemoryError, KeyboardInterrupt),
@@ -289,6 +290,10 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         code = 1
     finally:
         sys.argv = argv
+        if given is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = given
         if folder is not None and before is not None and folder.is_dir():
             code = max(code, sweep.summarise(folder, before))
     return code

@@ -57,7 +57,6 @@ def digits(cls: type[Images] = Images) -> Any:
 
 def hwnas(*arguments: str) -> int:
     """The command in this process; its exit code."""
-    os.environ["HYDRA_FULL_ERROR"] = "0"  # the last command in this process has set it
     try:
         return main(list(arguments))
     except SystemExit as error:  # what a job finds wrong

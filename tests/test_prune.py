@@ -29,7 +29,6 @@ TINY = [
 
 
 def run(*arguments: str, code: int = 0) -> None:
-    os.environ["HYDRA_FULL_ERROR"] = "0"  # the last command in this process has set it
     with pytest.raises(SystemExit) if code else contextlib.nullcontext() as exit_of_job:
         given = main(["prune", *arguments])
         if code:
@@ -73,7 +72,6 @@ def in_a_child(action: Callable[[], object]) -> int:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     return tmp_path
 
 

@@ -32,7 +32,6 @@ TINY = [
 
 
 def run(*arguments: str, code: int = 0) -> None:
-    os.environ["HYDRA_FULL_ERROR"] = "0"  # the last command in this process has set it
     with pytest.raises(SystemExit) if code else contextlib.nullcontext() as exit_of_job:
         given = main(["train", *arguments])
         if code:
@@ -76,7 +75,6 @@ def kill_in_step(number: int, *arguments: str) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     return tmp_path
 
 
