@@ -302,7 +302,6 @@ def main(cfg: DictConfig) -> Returned:
             leader = best([*hypervolume.front, *trials] if limits else hypervolume.front, objectives, limits)
             values: dict[str, float | None] = {
                 "evaluations": float(len(seen)),
-                "from_store": float(evaluators[0].saved),
                 "hypervolume": curve[-1],
                 "front_size": float(len(hypervolume.front)),
                 "diversity": diversity(space, [trial.genotype for trial in trials]),
@@ -320,7 +319,8 @@ def main(cfg: DictConfig) -> Returned:
                     None if leader is None else leader.metrics[objective.metric]
                 )
             meter.read()  # its counters start over
-            tracker.log(generation, values, replayed=replayed)
+            session = {"from_store": float(evaluators[0].saved)}
+            tracker.log(generation, values, replayed=replayed, session=session)
             shown = {"evaluations": len(seen), "from store": evaluators[0].saved, "hypervolume": curve[-1]}
             if leader is not None:
                 shown |= {f"best {o.metric}": leader.metrics[o.metric] for o in objectives}

@@ -84,13 +84,21 @@ class Tracker:
             except Exception as second:
                 warn(f"Weights & Biases does not work offline either ({second}); metrics.csv has the figures")
 
-    def log(self, step: int, values: Mapping[str, float | None], *, replayed: bool = False) -> None:
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float | None],
+        *,
+        replayed: bool = False,
+        session: Mapping[str, float] | None = None,
+    ) -> None:
         """Figures of one step.
 
         Args:
             step: From 0.
             values: Figures by name, None where there is none; the names of the first step are the columns.
             replayed: Whether an earlier session of the run has sent them already.
+            session: Figures of this session of the run, which are sent, but not kept in metrics.csv.
         """
         first = self._columns is None
         if self._columns is None:
@@ -104,7 +112,7 @@ class Tracker:
                 writer.writerow([step, *("" if value is None else value for value in row)])
         except OSError as error:  # a full disk
             raise OSError(error.errno, error.strerror, str(self._path)) from None
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {name: value for name, value in {**values, **(session or {})}.items() if value is not None}
         if not replayed:
             self._send(lambda run: run.log(known, step=step))
             if self._board is not None:
