@@ -3,6 +3,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# A process per core, four at most, each with whole test files.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -18,10 +20,10 @@ search: $(VENV)/.installed  ## install if needed, run the default search (minute
 	@$(BIN)/hwnas search $(ARGS)
 
 test: $(VENV)/.installed-dev  ## install if needed, run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-full: $(VENV)/.installed-dev  ## the tests and the slow ones
-	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" $(ARGS)
 
 bench: $(VENV)/.installed-dev  ## measure the speed figures that README quotes
 	@OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \

@@ -388,7 +388,7 @@ BAD = [
     (["store.dir=null"], "store.dir must be a folder"),
     (["limits=3"], "limits takes metrics, e.g. limits.latency_ms=5, not limits=3"),
     (["device=null"], "device=null is no choice"),
-    (["logger.wandb=maybe"], "logger must be csv or wandb"),
+    (["logger.wandb=maybe"], "logger must be csv, wandb or tensorboard"),
     (["search_space.num_edges=[2]"], "search_space.num_edges must be a whole number"),
     (["dataset.name=null"], "dataset.name must be a word, not None"),
     (["dataset=digits", "dataset.valid_fraction=[1]"], "dataset.valid_fraction must be between 0 and 1"),
