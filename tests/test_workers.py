@@ -140,7 +140,9 @@ RMI = (  # noqa: SIM905
 ).split()
 
 
-@pytest.mark.parametrize("arguments", [TRAIN, RMI], ids=["train", "rmi"])
+@pytest.mark.parametrize(
+    "arguments", [TRAIN, pytest.param(RMI, marks=pytest.mark.slow)], ids=["train", "rmi"]
+)
 def test_whole_searches_are_the_same(run_hwnas, tmp_path: Path, arguments: list[str]) -> None:
     for num in (1, 2):
         done = run_hwnas(*arguments, f"workers={num}", f"hydra.run.dir=run{num}", f"store.dir=store{num}")
