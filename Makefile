@@ -27,7 +27,7 @@ test-full: $(VENV)/.installed-dev  ## the tests and the slow ones
 
 bench: $(VENV)/.installed-dev  ## measure the speed figures that README quotes
 	@OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \
-		$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
+		$(BIN)/python -m pytest tests/benchmarks -m "slow or not slow" --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
 
 study: $(VENV)/.installed-dev  ## measure the strategies against the exact truth of benchmark tables (most of an hour)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -m slow -s $(ARGS)

@@ -151,6 +151,7 @@ def test_known_factors_are_scored(folder: Path) -> None:
         assert 0 <= trained[name] <= 1
 
 
+@pytest.mark.slow
 def test_a_killed_study_does_nothing_twice(folder: Path, capsys: pytest.CaptureFixture) -> None:
     study = ["-m", *TINY, "model.beta=0,1", "seed=0,1"]
     run(*study, "hydra.sweep.dir=whole")

@@ -181,6 +181,7 @@ def test_a_killed_real_run_resumes(tmp_path: Path) -> None:
         (tmp_path / "run").rename(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_a_supernet_in_training_is_killed_again_and_again(tmp_path: Path) -> None:
     """In an evaluation, in an epoch, and between the two moves that put a checkpoint in place."""
     search(tmp_path, *TRAINED_ON, "store.url=sqlite:///whole.sqlite", "hydra.run.dir=whole")

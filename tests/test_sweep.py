@@ -198,7 +198,9 @@ def test_a_wrong_setting_of_the_whole_sweep_is_one_line(run_hwnas) -> None:
     assert "unknown setting 'sed'; did you mean seed" in done.stderr
 
 
-@pytest.mark.parametrize("launcher", [[], JOBLIB], ids=["basic", "joblib"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param([], marks=pytest.mark.slow), JOBLIB], ids=["basic", "joblib"]
+)
 def test_a_killed_sweep_goes_on_and_ends_like_one_that_was_not(run_hwnas, tmp_path: Path, launcher) -> None:
     arguments = [*TOY, "seed=0,1,2", "generations=60", *launcher]
     run_hwnas(*arguments, "hydra.sweep.dir=whole", "store.dir=a")

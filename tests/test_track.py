@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def test_a_run_in_weights_and_biases(run_hwnas, wandb_records, tmp_path: Path) -
     held = {a.type: {entry.path for entry in a.manifest.contents} for a in artifacts if a.type}
     assert held["result"] == {"result.json", "pareto.csv", "report.html"}
     listed = [sys.executable, "-m", "wandb", "sync", "--dry-run"]
-    said = subprocess.run(listed, cwd=run, capture_output=True, text=True, timeout=60)
+    loud = {name: value for name, value in os.environ.items() if name != "WANDB_SILENT"}
+    said = subprocess.run(listed, cwd=run, env=loud, capture_output=True, text=True, timeout=60)
     assert about.run_id in said.stdout + said.stderr  # what `wandb sync` would send
 
 
@@ -92,6 +94,7 @@ def test_the_dashboard_shows_what_runs_log() -> None:
         workspace("hwnas", ("rmi", "energy_mj"))
 
 
+@pytest.mark.slow
 def test_a_dashboard_without_weights_and_biases_is_one_line(run_hwnas) -> None:
     pytest.importorskip("wandb_workspaces")
     offline = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "x" * 40}

@@ -56,6 +56,7 @@ def plain_loop(net: BetaVAE, x: torch.Tensor, y: torch.Tensor) -> float:
     return loss.item()
 
 
+@pytest.mark.slow
 def test_an_epoch_of_mnist(mnist: Images, tmp_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
     """60,000 images at the settings of `beta_vae_mnist_small`; without --benchmark-enable, a tenth."""
     batches = mnist.batches("all", batch_size=BATCH_SIZE, seed=0)
@@ -81,6 +82,7 @@ def test_an_epoch_of_mnist(mnist: Images, tmp_path: Path, benchmark) -> None:  #
         )
 
 
+@pytest.mark.slow
 def test_memory_of_an_epoch_of_mnist(mnist: Images, tmp_path: Path) -> None:
     """All of MNIST as tensors and a training, in a process of its own, below 2 GB."""
     code = (

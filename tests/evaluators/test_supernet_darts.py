@@ -48,6 +48,7 @@ def test_too_few_cells_are_one_line(folders: Folders) -> None:
         folders.evaluator(space=SPACE)
 
 
+@pytest.mark.slow
 def test_a_search_on_digits(run_hwnas: Callable[..., object], tmp_path: Path) -> None:
     """EvNAS' way of training and judging, in small: every generation trains the supernet, soft decoding."""
     run_hwnas(
