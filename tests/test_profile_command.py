@@ -72,6 +72,7 @@ def test_wrong_input_gets_one_line(run_hwnas, tmp_path: Path, arguments: list[st
 SMALL = ("search_space.channels=4", "search_space.num_cells=1", "dataset=digits")
 
 
+@pytest.mark.slow
 def test_measure_show_and_compare(run_hwnas, tmp_path: Path) -> None:
     quick = (*SMALL, "rounds=3", "networks=20", "check=5", "noise=10")
     done = run_hwnas("profile", "measure", *quick, "name=box", "to=a.json")

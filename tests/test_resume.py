@@ -168,6 +168,7 @@ def test_a_run_killed_twice_resumes_from_another_folder(tmp_path: Path, whole_to
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_real_run_resumes(tmp_path: Path) -> None:
     """Real networks: the same profile and reference, but evaluations of its own for every run."""
     common = [*REAL, "store.dir=store"]

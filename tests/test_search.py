@@ -482,6 +482,7 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert not list((tmp_path / "sweep").glob("seed=1-*"))
 
 
+@pytest.mark.slow
 def test_training_takes_the_space_and_images_as_the_run_had_them(run_hwnas, tmp_path: Path) -> None:
     """Also where they came from an experiment, and where a path was relative to another folder."""
     x = np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8)
@@ -523,6 +524,7 @@ def test_a_read_only_folder(run_hwnas) -> None:
     assert done.stderr == "hwnas search: error: /proc/nowhere: No such file or directory\n"
 
 
+@pytest.mark.slow
 def test_an_unreachable_weights_and_biases_does_not_stop_a_run(run_hwnas, tmp_path: Path) -> None:
     environment = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     done = run_hwnas(

@@ -21,7 +21,9 @@ QUALITY = {
 }
 
 
-@pytest.mark.parametrize(("evaluator", "metric"), [("rmi", "rmi"), ("train", "val_acc")])
+@pytest.mark.parametrize(
+    ("evaluator", "metric"), [("rmi", "rmi"), pytest.param("train", "val_acc", marks=pytest.mark.slow)]
+)
 def test_a_search_ends_with_a_page_and_a_network(run_hwnas, tmp_path, evaluator: str, metric: str) -> None:
     choice = (f"evaluator={evaluator}", *QUALITY[evaluator])
     done = run_hwnas("search", *TINY, *choice, "generations=2", "trainer.epochs=1", "trainer.max_steps=2")

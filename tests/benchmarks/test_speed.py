@@ -97,6 +97,7 @@ def rmi(tmp_path_factory: pytest.TempPathFactory) -> RMI:
     return evaluator
 
 
+@pytest.mark.slow
 def test_a_population_scores_like_its_networks_alone(rmi: RMI) -> None:
     """Equal to 1e-9 in float64, cells without a path and without convolutions included."""
     genotypes = [(0,) * 6, (1,) * 6, (4,) * 6, (3,) * 6, (0, 0, 3, 0, 2, 3)]

@@ -273,6 +273,7 @@ def test_the_script_is_for_python_3_8() -> None:
     assert imports - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
 
 
+@pytest.mark.slow
 def test_a_board_with_nothing_but_onnxruntime_and_numpy(tmp_path: Path) -> None:
     """Export, run the script in a bare environment, kill it once on the way, import."""
     pytest.importorskip("onnxruntime")
