@@ -91,7 +91,7 @@ def _dispatch(arguments: list[str] | None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     from hwnas import config
-    from hwnas.library import prepared
+    from hwnas.api import prepared
 
     try:
         arguments = prepared(command, arguments)

@@ -24,11 +24,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hwnas.__main__ import main
+from hwnas.api import export
 from hwnas.data.images import Images
 from hwnas.devices import board
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, network_shape
 from hwnas.export import export_network, predicted
-from hwnas.library import export
 from hwnas.models.deployed import Deployed
 from hwnas.spaces.darts import PRESETS, Darts
 from hwnas.spaces.nasbench201 import NasBench201

@@ -45,7 +45,7 @@ ROOMS = {
     "store_command": 6,
     "prune": 6,
     "search": 6,
-    "library": 7,
+    "api": 7,
     "info": 7,
     "__main__": 7,
     "__init__": 0,

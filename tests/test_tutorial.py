@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hwnas.api import search
 from hwnas.config import data_folder
-from hwnas.library import search
 from hwnas.strategies.random import RandomSearch
 
 TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()

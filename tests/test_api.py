@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from hwnas.api import profile, prune, read_run, report, search, train
 from hwnas.core import Limit
 from hwnas.devices.profile import Profile
-from hwnas.library import profile, prune, read_run, report, search, train
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.strategies.random import RandomSearch
 
@@ -234,7 +234,7 @@ def test_profile(here: Path) -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import hwnas.library, sys; heavy = ('torch', 'matplotlib', 'sklearn', 'wandb', 'hydra'); "
+        "import hwnas.api, sys; heavy = ('torch', 'matplotlib', 'sklearn', 'wandb', 'hydra'); "
         "assert not [m for m in heavy if m in sys.modules]"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

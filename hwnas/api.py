@@ -1,4 +1,4 @@
-"""The commands as Python functions: `from hwnas.library import search`.
+"""The commands as Python functions: `from hwnas.api import search`.
 
     run = search("experiment=toy", strategy="random", generations=5, limits={"latency_ms": 5})
     print(run.best, run.front, run.page)
