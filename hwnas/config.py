@@ -273,6 +273,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
 
     folder = sweep.sweep_folder(arguments)
     before = None if folder is None else sweep.Jobs.read(folder)
+    if folder and before and sweep.is_complete(folder, config_name, arguments, before):
+        return sweep.summarise(folder, before)
     argv = sys.argv
     sys.argv = [f"hwnas {config_name}", *arguments]
     code = 0
@@ -296,6 +298,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
             os.environ["HYDRA_FULL_ERROR"] = given
         if folder is not None and before is not None and folder.is_dir():
             code = max(code, sweep.summarise(folder, before))
+            if code == 0:
+                sweep.complete(folder, config_name, arguments)
     return code
 
 

@@ -22,12 +22,18 @@ from omegaconf import DictConfig, OmegaConf
 JOB = "job.json"
 """Says in a job's folder whether it finished, and what it returned, or failed, and why."""
 
+COMPLETE = "sweep.json"
+"""Says in a sweep's folder which commands came to their end, and the jobs that it had then."""
+
 FLAGS = ("-m", "--multirun")
 HOW = ("workers", "cluster")
 """Settings of how a run is done, not of what it finds."""
 
 OPTIONAL = ("hydra/launcher=", "hydra.launcher.", "hydra.verbose=", "workers=", "cluster=", "cluster.")
 """How a sweep is run, not what: another launcher goes on with the same sweep."""
+
+OTHER_JOBS = ("-", "hydra/sweeper=", "hydra.sweeper.", "hydra.searchpath=")
+"""Arguments that let something else than the shipped configuration say which jobs there are."""
 
 MOST_CHARACTERS = 100
 
@@ -149,6 +155,41 @@ class Jobs:
             else:
                 errors[job.name] = known["error"]
         return Jobs(frozenset(finished), errors, frozenset(torn))
+
+
+def is_complete(folder: Path, command: str, arguments: Sequence[str], jobs: Jobs) -> bool:
+    """Whether a sweep's command came to its end before and there is nothing to do, without composing jobs.
+
+    Args:
+        folder: The sweep's folder.
+        command: The command, e.g. "search".
+        arguments: Hydra's.
+        jobs: Those of the folder.
+    """
+    known = (_read(folder / COMPLETE) or {}).get(_fingerprint(command, arguments))
+    return known is not None and jobs.finished.issuperset(known)
+
+
+def complete(folder: Path, command: str, arguments: Sequence[str]) -> None:
+    """Keep that a sweep's command came to its end and all jobs of its folder are finished."""
+    fingerprint = _fingerprint(command, arguments)
+    if fingerprint:
+        jobs = sorted(Jobs.read(folder).finished)
+        _write(folder / COMPLETE, {**(_read(folder / COMPLETE) or {}), fingerprint: jobs})
+
+
+def _fingerprint(command: str, arguments: Sequence[str]) -> str:
+    """Hash of all that a sweep's jobs depend on; empty where that is more than arguments and `conf/`."""
+    from hwnas import __version__
+    from hwnas.config import conf_folder
+
+    what = sorted(text for text in arguments if not text.startswith(OPTIONAL) and text not in FLAGS)
+    if any(text.startswith(OTHER_JOBS) for text in what):
+        return ""
+    digest = hashlib.sha256(json.dumps([__version__, command, what]).encode())
+    for path in sorted(conf_folder().rglob("*.yaml")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def sweep_folder(arguments: Sequence[str]) -> Path | None:

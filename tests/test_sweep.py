@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.sweep import Jobs, once, sweep_arguments, sweep_folder
+from hwnas.sweep import COMPLETE, Jobs, is_complete, once, sweep_arguments, sweep_folder
 
 TOY = ["search", "-m", "experiment=toy", "logger=csv"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -71,6 +71,25 @@ def test_repeating_a_sweep_runs_what_is_missing(run_hwnas, tmp_path: Path) -> No
     # The same job with another setting is another job.
     run_hwnas(*TOY, "seed=0", "strategy.population_size=6,8", sweep)
     assert len(state(tmp_path / "sweep")) == 5
+
+
+def test_a_sweep_that_came_to_its_end_is_known_without_composing_its_jobs(run_hwnas, tmp_path: Path) -> None:
+    given = [*TOY, "seed=0,1", "generations=2", "hydra.sweep.dir=sweep"]
+    folder, arguments = tmp_path / "sweep", sweep_arguments("search", given[1:])
+    run_hwnas(*given)
+    assert is_complete(folder, "search", arguments, Jobs.read(folder))
+    assert is_complete(folder, "search", [*arguments, *JOBLIB], Jobs.read(folder))
+    assert not is_complete(folder, "train", arguments, Jobs.read(folder))
+    assert not is_complete(folder, "search", [*arguments, "hydra/sweeper=optuna"], Jobs.read(folder))
+    assert not is_complete(folder, "search", [*arguments, "+generations=3"], Jobs.read(folder))
+    before = state(folder)
+    assert "2 jobs finished, 2 of them before" in run_hwnas(*given).stdout
+    shutil.rmtree(next(folder.glob("seed=0*")))
+    assert not is_complete(folder, "search", arguments, Jobs.read(folder))
+    assert "2 jobs finished, 1 of them before" in run_hwnas(*given).stdout
+    assert state(folder).keys() == before.keys()
+    (folder / COMPLETE).write_text("{torn")
+    assert "2 jobs finished, 2 of them before" in run_hwnas(*given).stdout
 
 
 def test_the_page_of_a_sweep(run_hwnas, tmp_path: Path) -> None:
