@@ -294,7 +294,7 @@ def _run(command: str, cfg: DictConfig, show: bool) -> Path:
 def _settings(task: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(task)
     assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key not in ("resume", "workers")}
+    return {str(key): value for key, value in settings.items() if key not in ("resume", *config.sweep.HOW)}
 
 
 @contextlib.contextmanager

@@ -325,11 +325,6 @@ class Stored:
     latest: float
     size: int
 
-    @property
-    def named(self) -> dict[str, str]:
-        """The key's values by name."""
-        return _named_key(self.key)
-
 
 @dataclass(frozen=True)
 class Row:
@@ -348,11 +343,6 @@ class Row:
     metrics: Mapping[str, float]
     run: str
     created: float
-
-    @property
-    def named(self) -> dict[str, str]:
-        """The key's values by name."""
-        return _named_key(self.key)
 
 
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(201)"}
@@ -451,7 +441,7 @@ class EvaluationStore:
         now = time.time()
         rows = [
             {
-                **_named_key(key),
+                **named(key),
                 "genotype": _name(genotype),
                 "metrics": to_json(metrics),
                 "run": self.run,
@@ -481,7 +471,7 @@ class EvaluationStore:
 
     def claim(self, key: Key, genotypes: Sequence[Genotype]) -> list[Genotype]:
         """Claim what nobody has claimed; those of the genotypes that are now ours, in order."""
-        rows = [{**_named_key(key), "genotype": _name(g), "owner": self.owner, "beat": 0} for g in genotypes]
+        rows = [{**named(key), "genotype": _name(g), "owner": self.owner, "beat": 0} for g in genotypes]
         with self._writing() as connection:
             connection.execute(self._claim, rows)
             owners = self._owners(connection, key, genotypes)
@@ -586,7 +576,7 @@ class EvaluationStore:
         if not rows:
             return 0
         values = [
-            {**row.named, "genotype": row.genotype, "metrics": to_json(row.metrics)}
+            {**named(row.key), "genotype": row.genotype, "metrics": to_json(row.metrics)}
             | {"run": row.run, "created": row.created}
             for row in rows
         ]
@@ -628,13 +618,14 @@ def _name(genotype: Genotype) -> str:
     return ",".join(map(str, genotype))
 
 
-def _named_key(key: Key) -> dict[str, str]:
+def named(key: Key) -> dict[str, str]:
+    """A key's values by their names in `KEY`."""
     return dict(zip(KEY, key, strict=True))
 
 
 def _of(table: sql.Table, key: Key) -> list[sql.ColumnElement[bool]]:
     """What picks the rows of a key."""
-    return [table.c[name] == value for name, value in _named_key(key).items()]
+    return [table.c[name] == value for name, value in named(key).items()]
 
 
 def _machine() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hwnas.config import UsageError, plain, plain_settings, suggestion
 from hwnas.data.download import in_words
-from hwnas.store import KEY, EvaluationStore, Row, Stored, metrics_from_json
+from hwnas.store import KEY, EvaluationStore, Row, Stored, metrics_from_json, named
 
 HELP = """\
 usage: hwnas store [action] [setting=value ...]
@@ -72,8 +72,8 @@ def _chosen(store: EvaluationStore, settings: Mapping[str, str]) -> list[Stored]
     contents = store.contents()
     for name in KEY:
         if name in settings:
-            values = sorted({part.named[name] for part in contents})
-            contents = [part for part in contents if part.named[name] == settings[name]]
+            values = sorted({named(part.key)[name] for part in contents})
+            contents = [part for part in contents if named(part.key)[name] == settings[name]]
             if not contents:
                 raise ValueError(
                     f"the store has no {name}={settings[name]}{suggestion(settings[name], values)}"
@@ -135,7 +135,7 @@ def import_(store: EvaluationStore, settings: Mapping[str, str]) -> None:
         batch.clear()
 
     for row in FORMATS[path.suffix][1](path):
-        if all(row.named[name] == settings.get(name, row.named[name]) for name in KEY):
+        if all(named(row.key)[name] == settings.get(name, named(row.key)[name]) for name in KEY):
             batch.append(row)
         if len(batch) == BATCH:
             add()
@@ -229,7 +229,7 @@ def _write_parquet(path: Path, names: Sequence[str], rows: Iterable[Row]) -> int
         for row in rows:
             num += 1
             own = {"genotype": row.genotype, "run": row.run, "created": row.created}
-            batch.append({**row.named, **own, **row.metrics})
+            batch.append({**named(row.key), **own, **row.metrics})
             if len(batch) == BATCH:
                 writer.write_table(arrow.Table.from_pylist(batch, schema))
                 batch = []

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import pickle
-import re
 import socket
 import sys
 import tempfile
@@ -164,10 +163,8 @@ class Ray(Workers):
             "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         }
         try:
-            if address and re.search(
-                r":\d+$", address
-            ):  # Ray itself tries for minutes, and aborts the process
-                host, _, port = address.rpartition("://")[2].rpartition(":")
+            host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+            if port.isdigit():  # Ray itself tries for minutes, and aborts the process
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, logging_level="ERROR", log_to_driver=False, **({} if address else own))
         except (OSError, ValueError, RuntimeError) as error:

@@ -228,9 +228,11 @@ class RMI(Evaluator):
                 name: tensor.to(self._device)
                 for name, tensor in self._candidates.initial_weights(batch.seed).items()
             }
-            for start in range(0, len(genotypes), self.group_size):
-                group = genotypes[start : start + self.group_size]
-                totals[start : start + len(group)] += self.train_and_score(group, weights, batch)
+            totals += [
+                score
+                for group in self.parts(genotypes)
+                for score in self.train_and_score(group, weights, batch)
+            ]
         scores = totals / self.repeats
         if not scores.any() and self._with_path(genotypes):
             self._warn(
