@@ -44,6 +44,8 @@ ROOMS = {
     "profile_page": 6,
     "store_command": 6,
     "prune": 6,
+    "task": 6,
+    "conclusion": 6,
     "search": 6,
     "api": 7,
     "info": 7,

@@ -78,7 +78,7 @@ def before(module, name, label):
     setattr(module, name, dying)
 
 before(hwnas.report, "write_report", "before the report")
-before(hwnas.search, "_write_front", "before the front")
+before(hwnas.search, "write_front", "before the front")
 before(os, "replace", "before a file is put in place")
 if place == "in an epoch":
     import torch

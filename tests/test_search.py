@@ -17,11 +17,12 @@ from omegaconf import OmegaConf
 
 from hwnas.core import Genotype, Limit, Objective, SearchSpace
 from hwnas.evaluators.table import Table
-from hwnas.search import parse_limits, search
+from hwnas.search import search
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.store import Archive
 from hwnas.strategies.random import RandomSearch
+from hwnas.task import parse_limits
 
 TOY = ["experiment=toy", "logger=csv", "hydra.run.dir=run"]
 SMALL = [

@@ -14,8 +14,8 @@ from hwnas.config import device_arguments
 from hwnas.core import Evaluator, Genotype, Limit
 from hwnas.devices.multi import Multi
 from hwnas.devices.table import CostTable
-from hwnas.search import parse_limits
 from hwnas.spaces.toy import Toy, ToyCost
+from hwnas.task import parse_limits
 from hwnas.truth import device_limits
 
 SPACE = Toy(2, 3)
