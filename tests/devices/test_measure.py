@@ -156,7 +156,7 @@ def test_every_space_is_measured_by_onnxruntime(space: Any) -> None:
     assert set(profile.operations) == set(space.blocks().modules)
     assert profile.live
     assert profile.origin["provider"] == "CPUExecutionProvider"
-    assert "round 3 of 3, " in said[-1]
+    assert any("round 3 of 3, " in text for text in said)  # noisy ones come after it
 
 
 def test_energy_is_measured_where_there_is_a_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
