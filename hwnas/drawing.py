@@ -376,8 +376,9 @@ class Drawing:
         height: Of the drawing.
         slots: One per decision of a genotype.
         nodes: (x, y, name) of the nodes.
-        ops: (style class, label) per operation.
+        ops: (style class, label) per operation; "ghost" is drawn faintly, "off" not at all.
         names: Full name per operation, for a legend.
+        captions: (x, y, text) beside the drawing's parts.
     """
 
     width: int
@@ -386,6 +387,7 @@ class Drawing:
     nodes: tuple[tuple[float, float, str], ...]
     ops: tuple[tuple[str, str], ...]
     names: tuple[str, ...]
+    captions: tuple[tuple[float, float, str], ...] = ()
 
 
 NODE_RADIUS = 14
@@ -398,23 +400,37 @@ _LOOKS = {
     "nor_conv_3x3": ("c1", "3×3"),
     "avg_pool_3x3": ("c3", "pool"),
 }
+_DARTS_LOOKS = {
+    "none": ("off", ""),
+    "max_pool_3x3": ("c3", "max"),
+    "avg_pool_3x3": ("c5", "avg"),
+    "skip_connect": ("c0", "skip"),
+    "sep_conv_3x3": ("c1", "sep3"),
+    "sep_conv_5x5": ("c6", "sep5"),
+    "dil_conv_3x3": ("c2", "dil3"),
+    "dil_conv_5x5": ("c4", "dil5"),
+}
 
 
 def drawing(space: SearchSpace) -> Drawing:
-    """The drawing of a space: NAS-Bench-201's graph, FBNet's stages, else a strip with a box per decision."""
+    """The drawing of a space: NAS-Bench-201's graph, the two cells of DARTS, FBNet's stages, else a strip.
+
+    A strip has a box per decision.
+    """
     if space.ops == OPS and len(space.choices) == len(EDGES):
         slots = tuple(_edge(source, target) for source, target in EDGES)
         return Drawing(350, 158, slots, _NODES, tuple(_LOOKS[op] for op in OPS), OPS)
+    if space.ops == darts.OPS and len(space.choices) == len(darts.EDGES):
+        return _cells()
     if space.ops == fbnet.OPS and len(space.choices) == sum(fbnet.LAYERS):
         return _stages()
     size, per_row, count = 20, 16, len(space.choices)
-    names = [f"decision {i + 1}" for i in range(count)]
-    if space.ops == darts.OPS and count == len(darts.EDGES):
-        names = [f"{cell} {source}→{target}" for cell, source, target in darts.EDGES]
     boxes: list[Slot] = []
     for i in range(count):
         x, y = 1 + (i % per_row) * (size + 2), 1 + (i // per_row) * (size + 2)
-        boxes.append(Slot("box", f"M{x} {y}h{size}v{size}h-{size}z", x + size / 2, y + size / 2, names[i]))
+        boxes.append(
+            Slot("box", f"M{x} {y}h{size}v{size}h-{size}z", x + size / 2, y + size / 2, f"decision {i + 1}")
+        )
     labels = [op if len(op) == 1 else str(index) for index, op in enumerate(space.ops)]
     ops = tuple((f"c{index % NUM_COLOURS}", label) for index, label in enumerate(labels))
     rows = -(-count // per_row)
@@ -427,6 +443,8 @@ def picture(space: SearchSpace, genotype: Genotype) -> str:
     parts = []
     for slot, op in zip(shape.slots, genotype, strict=True):
         style, label = shape.ops[op]
+        if style == "off":
+            continue
         colour = COLOURS.get(style, "#b6bcc4")
         line = f'stroke="{colour}"' + (' stroke-dasharray="2 4"' if style == "ghost" else "")
         if slot.shape == "edge":
@@ -445,6 +463,7 @@ def picture(space: SearchSpace, genotype: Genotype) -> str:
         f'<text x="{x}" y="{y}" fill="#1c2126">{name}</text>'
         for x, y, name in shape.nodes
     ]
+    parts += [f'<text x="{x}" y="{y}" fill="#67707a">{name}</text>' for x, y, name in shape.captions]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{shape.width}" height="{shape.height}" '
         f'viewBox="0 0 {shape.width} {shape.height}" font-family="sans-serif" font-size="11" '
@@ -470,6 +489,35 @@ def _stages() -> Drawing:
     looks.append(("ghost", "skip"))
     size = len(fbnet.LAYERS) * (width + gap), max(fbnet.LAYERS) * (height + gap)
     return Drawing(*size, tuple(boxes), (), tuple(looks), fbnet.OPS)
+
+
+def _cells() -> Drawing:
+    """DARTS: a cell's nodes in a row, edges of even sources in arcs above it, of odd ones below."""
+    step, height, rise = 61.0, 158.0, 15.0
+    nodes, slots, captions = [], [], []
+    for row, cell in enumerate(("normal", "reduce")):
+        middle = row * height + 92.0
+        captions.append((26.0, row * height + 10.0, cell))
+        nodes += [(22.0 + node * step, middle, str(node)) for node in range(darts.NUM_NODES + 2)]
+        for source, target in darts.CELL_EDGES:
+            a, b = 22.0 + source * step, 22.0 + target * step
+            x, span = (a + b) / 2, target - source
+            if span == 1:
+                slots.append((f"M{a + NODE_RADIUS} {middle}H{b - NODE_RADIUS - 2}", x, middle))
+            else:
+                top = middle + (rise * span + 1) * (1 if source % 2 else -1)
+                control = 2 * top - middle  # a quadratic curve comes half as near
+                length = math.hypot(x - a, control - middle)
+                out = (x - a) / length, (control - middle) / length
+                start = f"{a + NODE_RADIUS * out[0]:.1f} {middle + NODE_RADIUS * out[1]:.1f}"
+                end = f"{b - (NODE_RADIUS + 2) * out[0]:.1f} {middle + (NODE_RADIUS + 2) * out[1]:.1f}"
+                slots.append((f"M{start}Q{x} {control:.1f} {end}", x, top))
+    named = [
+        Slot("edge", path, x, y, f"{cell} {source}→{target}")
+        for (path, x, y), (cell, source, target) in zip(slots, darts.EDGES, strict=True)
+    ]
+    looks = tuple(_DARTS_LOOKS[op] for op in darts.OPS)
+    return Drawing(350, int(2 * height), tuple(named), tuple(nodes), looks, darts.OPS, tuple(captions))
 
 
 def _edge(source: int, target: int) -> Slot:

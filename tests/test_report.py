@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from hwnas.core import Limit, Objective
-from hwnas.drawing import axis, drawing, quantity, scatter, text
+from hwnas.drawing import axis, drawing, picture, quantity, scatter, text
 from hwnas.report import command, write_report
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
@@ -385,6 +386,29 @@ def test_fbnet_is_drawn_by_stages():
         *("3×3 e1", "3×3 g2", "3×3 e3", "3×3 e6", "5×5 e1", "5×5 g2", "5×5 e3", "5×5 e6", "skip")
     ]
     assert shape.ops[8][0] == "ghost"
+
+
+def test_darts_is_drawn_as_two_cells():
+    """Nodes in a row, 61 apart; edges that are not kept leave no trace in a picture."""
+    space = Darts()
+    shape = drawing(space)
+    assert [slot.name for slot in shape.slots][13:15] == ["normal 4→5", "reduce 0→2"]
+    assert [text for *_, text in shape.captions] == ["normal", "reduce"]
+    assert [name for *_, name in shape.nodes] == ["0", "1", "2", "3", "4", "5"] * 2
+    assert {(slot.x, slot.y) for slot in shape.slots} == {
+        *((22 + 61, y) for y in (61, 219)),  # 0→2, above node 1
+        *((22 + 61 * 1.5, y) for y in (46, 92, 204, 250)),  # 0→3 above, 1→2 between the circles
+        *((22 + 61 * 2, y) for y in (31, 123, 189, 281)),  # 0→4 above, 1→3 below
+        *((22 + 61 * 2.5, y) for y in (16, 92, 138, 174, 250, 296)),  # 0→5, 2→3, 1→4
+        *((22 + 61 * 3, y) for y in (61, 153, 219, 311)),  # 2→4 above, 1→5 below
+        *((22 + 61 * 3.5, y) for y in (46, 92, 204, 250)),  # 2→5, 3→4
+        *((22 + 61 * 4, y) for y in (123, 281)),  # 3→5
+        *((22 + 61 * 4.5, y) for y in (92, 250)),  # 4→5
+    }
+    assert all(0 <= slot.x <= shape.width and 0 <= slot.y <= shape.height for slot in shape.slots)
+    drawn = picture(space, space.from_str(space.presets["evnas_a"]))
+    assert drawn.count("marker-end") == 16
+    assert drawn.count(">sep3<") == 5
 
 
 def test_strips_wrap():
