@@ -66,11 +66,10 @@ def test_every_command_composes(run: str, command: list[str]) -> None:
         assert main([name, *arguments]) == 0
         return
     action = [arguments.pop(0)] if name == "profile" else []
-    swept = "-m" in arguments
     first = [
-        re.sub(r"=(\w[\w.]*)(,[\w.]+)+$", r"=\1", argument)
+        re.sub(r"=(?:range\()?(\w[\w.]*)(,[\w.]+)+\)?$", r"=\1", argument)
         for argument in arguments
-        if argument != "-m" and not (swept and "interval(" in argument)
+        if argument != "-m"
     ]
     assert main([name, *action, *first, "--cfg", "job"]) == 0
 
