@@ -39,6 +39,7 @@ check: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 docs: $(VENV)/.installed-dev  ## make the documentation site in build/site; what leads nowhere is an error
+	@# The variable leaves out the theme's note on its successor.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove what was built and installed; results in multirun/ stay
