@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help search test test-full bench study format check clean
+.PHONY: help search test test-full bench study format check docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ test: $(VENV)/.installed-dev  ## install if needed, run the tests
 test-full: $(VENV)/.installed-dev  ## the tests and the slow ones
 	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" $(ARGS)
 
-bench: $(VENV)/.installed-dev  ## measure the speed figures that README quotes
+bench: $(VENV)/.installed-dev  ## measure the speed figures that docs/measurements.md quotes
 	@OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \
 		$(BIN)/python -m pytest tests/benchmarks -m "slow or not slow" --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
 
@@ -37,6 +37,10 @@ format: $(VENV)/.installed-dev  ## format the code and mend what can be mended
 
 check: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(VENV)/.installed-dev  ## make the documentation site in build/site; what leads nowhere is an error
+	@# The variable leaves out the theme's note on its successor.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove what was built and installed; results in multirun/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -1,4 +1,4 @@
-"""README's commands and its Python: they compose in every test run, and run, made small, in the slow ones."""
+"""What README and docs/ tell to type: commands compose; README's, made small, run in the slow tests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ import pytest
 from hwnas.__main__ import main
 from hwnas.config import conf_folder
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-CONSOLE = "".join(re.findall(r"```console\n(.*?)```", README, re.S)).replace("\\\n", " ")
-COMMANDS = [shlex.split(line[2:], comments=True)[1:] for line in CONSOLE.splitlines() if line[:2] == "$ "]
+ROOT = Path(__file__).parents[1]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PROSE[0].read_text()
+PAGES = [path.read_text() for path in PROSE if path.name != "tutorial.md"]  # that one has its own tests
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words after `hwnas` of each command in a page's console blocks."""
+    console = "".join(re.findall(r"```console\n(.*?)```", page, re.S)).replace("\\\n", " ")
+    return [shlex.split(line[2:], comments=True)[1:] for line in console.splitlines() if line[:2] == "$ "]
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
 SMALL = {
     "search": (
-        *("generations=1", "trainer=none", "logger=csv", "strategy.population_size=4"),
+        *("generations=1", "trainer=none", "logger=csv", "strategy.population_size=10"),
         *("hydra.launcher.n_jobs=1", "evaluator.steps=1", "evaluator.reference.epochs=0"),
     ),
     "train": ("trainer.epochs=1", "logger=csv"),
@@ -34,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     with contextlib.chdir(folder):
         assert main(["search", "experiment=toy", "generations=1", "logger=csv", "hydra.run.dir=run"]) == 0
+        assert main(["store", "export", "to=evaluations.csv"]) == 0
     shutil.copy(conf_folder().parent / "hwnas" / "devices" / "profiles" / "fpga.json", folder / "mine.json")
     return folder
 
@@ -55,6 +66,13 @@ def test_readme_has_commands() -> None:
     assert {command[0] for command in COMMANDS} >= {"search", "train", "export", "profile", "prune", "report"}
 
 
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
+def test_links_lead_to_files(path: Path) -> None:
+    """As on a forge; `make docs` checks those of the site."""
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Hydra's, of how it is started more than once
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c != ["doctor"]], ids=lambda command: " ".join(command)[:60]
@@ -66,27 +84,31 @@ def test_every_command_composes(run: str, command: list[str]) -> None:
         assert main([name, *arguments]) == 0
         return
     action = [arguments.pop(0)] if name == "profile" else []
-    swept = "-m" in arguments
     first = [
-        re.sub(r"=(\w[\w.]*)(,[\w.]+)+$", r"=\1", argument)
+        re.sub(r"=(?:range\()?(\w[\w.]*)(,[\w.]+)+\)?$", r"=\1", argument)
         for argument in arguments
-        if argument != "-m" and not (swept and "interval(" in argument)
+        if argument != "-m"
     ]
     assert main([name, *action, *first, "--cfg", "job"]) == 0
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_path: Path, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", "".join(PAGES), re.S)
     exec(compile(code, "README.md", "exec"), {})
     assert "val_acc" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c[0] in ("search", "train", "export")], ids=lambda c: " ".join(c)[:60]
+    "command",
+    [c for c in commands(README) if c[0] in ("search", "train", "export")],
+    ids=lambda c: " ".join(c)[:60],
 )
-def test_every_command_runs(run: str, run_hwnas, table_path: Path, command: list[str]) -> None:
+def test_every_command_runs(
+    run: str, run_hwnas, table_path: Path, tmp_path: Path, command: list[str]
+) -> None:
+    shutil.copy("mine.json", tmp_path)
     small = [word for word in SMALL["search"] if not word.startswith(("trainer", "hydra"))]
     run_hwnas("search", *small, "device=flops", "trainer.epochs=1", "hydra.run.dir=small")
     name, *arguments = prepared(command, "small")

@@ -1,4 +1,4 @@
-"""The speed figures that README quotes, each against a plain way of doing the same in the same run.
+"""The speed figures in docs/measurements.md, each against a plain way of doing the same in the same run.
 
 `make bench` prints them; as ordinary tests they run once and check that both ways agree.
 """

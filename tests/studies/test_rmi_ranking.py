@@ -1,4 +1,4 @@
-"""How well similarity ranks cells of NAS-Bench-201: the figures that README quotes, printed as tables.
+"""How well similarity ranks cells of NAS-Bench-201: the figures in docs/measurements.md, printed as tables.
 
     pytest tests/studies/test_rmi_ranking.py -m slow -s
 
