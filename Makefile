@@ -3,8 +3,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# A process per core, four at most, each with whole test files.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# A process per core, four at most, each with whole test files, in the order in which they are collected.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)

@@ -22,6 +22,11 @@ from hwnas.config import data_folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run commands take longest: first, so that processes end together."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def table_path() -> Path:
     path = data_folder() / "nasbench201.npz"
