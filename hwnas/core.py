@@ -465,6 +465,9 @@ class Evaluator(ABC):
         """
         return [genotypes]
 
+    def ready(self) -> None:  # noqa: B027  # most have nothing to do
+        """Do here, once, what all parts wait for; called before copies of the evaluator go to workers."""
+
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics that only reports may show (test accuracy of tables); never told to a strategy."""
         return [{} for _ in genotypes]

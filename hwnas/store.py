@@ -766,6 +766,7 @@ class CachedEvaluator(Evaluator):
                 (part, self.inner.evaluate(part)) for part in parts
             )
         else:
+            self.inner.ready()
             done = self._workers.map(self.inner, parts)
         for part, rows in done:
             answers = dict(zip(part, rows, strict=True))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weights or other accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+GROUP_SIZE = 5
+"""Networks evaluated in one part: few enough for workers to end together, enough to be worth a call."""
+
 OPTIONS = {
     "decoding": ("soft", "hard"),
     "valid_transform": ("test", "train"),
@@ -294,17 +297,34 @@ class Supernet(Evaluator):
         """Train what is to be trained; the accuracy per genotype, each alone."""
         self._train()
         assert self._weights is not None
-        train = self.valid_transform == "train"
         with self._within_memory("evaluation", "valid_batch_size"):
             accuracies = self._weights.accuracies(
                 genotypes,
-                num_images=self.num_valid,
-                batch_size=self.valid_batch_size,
-                transform_seed=int(_hash(self._links[-1].chain, "augment")[:12], 16) if train else None,
+                **self._images(),
                 batch_statistics=self.eval_mode == "batch",
                 decoding=self.decoding,
             )
         return [{"val_acc": accuracy} for accuracy in accuracies]
+
+    def _images(self) -> dict[str, Any]:
+        """Which validation images judge, as `SharedWeights` takes it."""
+        seed = (
+            int(_hash(self._links[-1].chain, "augment")[:12], 16) if self.valid_transform == "train" else None
+        )
+        return {"num_images": self.num_valid, "batch_size": self.valid_batch_size, "transform_seed": seed}
+
+    def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
+        """Small groups; each network is evaluated alone anyway."""
+        return [genotypes[i : i + GROUP_SIZE] for i in range(0, len(genotypes), GROUP_SIZE)]
+
+    def ready(self) -> None:
+        """Train what is to be trained."""
+        self._train()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs: trained weights and the images that judge them."""
+        weights = None if self._weights is None else self._weights.for_evaluation(**self._images())
+        return {**self.__dict__, "_weights": weights}
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """True accuracies per genotype, of networks trained alone, where a benchmark's table was given."""

@@ -367,6 +367,20 @@ class SharedWeights(pl.LightningModule):
         num = sum(len(labels) for _, labels in batches)
         return [count / num for count in right.tolist()]
 
+    def for_evaluation(
+        self, *, num_images: int | None, batch_size: int, transform_seed: int | None
+    ) -> SharedWeights:
+        """These weights and their validation images, without what trains them; for other processes.
+
+        The arguments are those of `accuracies`, which can be called with no others of them.
+        """
+        self._move(_fastest())
+        self._validation(num_images, batch_size, transform_seed)
+        other: Any = copy.copy(self)
+        other.optimizer = other._batches = None
+        other._mixtures, other._figures = [], []
+        return other
+
     def _validation(
         self, num_images: int | None, batch_size: int, transform_seed: int | None
     ) -> list[tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from hwnas.data.images import Images, NoImages
 from hwnas.evaluators.supernet import Supernet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
+from hwnas.workers import _Unpickler, packed
 
 SPACE = NasBench201(image_shape=(1, 8, 8))
 PRUNED = SPACE.restrict([(1, 3), (1, 2, 4), (3, 4), (2, 3), (1, 3, 4), (0, 1)])
@@ -444,3 +445,23 @@ def test_too_little_memory_is_one_line(folders: Folders) -> None:
         ValueError, match=r"ran out of memory in training; a smaller .*evaluator.channels \(900000\)"
     ):
         folders.evaluator("channels=900000").prepare(SPACE, [])
+
+
+def test_copies_for_workers_evaluate_and_do_no_more(folders: Folders) -> None:
+    """No training images, no momenta, no files; the answers are those of the evaluator itself."""
+    evaluator = folders.evaluator(*EVERY_GENERATION, "valid_transform=train")
+    evaluator.prepare(SPACE, POPULATIONS[0])
+    evaluator.ready()
+    files = {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
+    folders.said.clear()
+    copied = packed(evaluator, {"announce": evaluator._announce})
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in states(evaluator).values())
+    x, _ = digits().split("valid")
+    assert weights + 4 * x.numel() < len(copied) < weights + 4 * x.numel() + 200_000
+    other = _Unpickler(copied, []).load()
+    assert other.evaluate(POPULATIONS[0]) == evaluator.evaluate(POPULATIONS[0])
+    assert files == {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
+    evaluator.prepare(SPACE, POPULATIONS[1])  # which can still train
+    evaluator.evaluate(POPULATIONS[1])
+    parts = evaluator.parts(SPACE.sample(np.random.default_rng(0), 12))
+    assert [len(part) for part in parts] == [5, 5, 2]
