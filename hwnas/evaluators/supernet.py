@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weights or other accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 GROUP_SIZE = 5
-"""Networks evaluated in one part: few enough for workers to end together, enough to be worth a call."""
+"""Networks per call of a worker: few enough for workers to end together, enough to be worth a call."""
 
 OPTIONS = {
     "decoding": ("soft", "hard"),
@@ -313,13 +313,10 @@ class Supernet(Evaluator):
         )
         return {"num_images": self.num_valid, "batch_size": self.valid_batch_size, "transform_seed": seed}
 
-    def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
-        """Small groups; each network is evaluated alone anyway."""
-        return [genotypes[i : i + GROUP_SIZE] for i in range(0, len(genotypes), GROUP_SIZE)]
-
-    def ready(self) -> None:
-        """Train what is to be trained."""
+    def for_workers(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
+        """Train what is to be trained; small groups, since each network is evaluated alone anyway."""
         self._train()
+        return [genotypes[i : i + GROUP_SIZE] for i in range(0, len(genotypes), GROUP_SIZE)]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker needs: trained weights and the images that judge them."""

@@ -451,7 +451,8 @@ def test_copies_for_workers_evaluate_and_do_no_more(folders: Folders) -> None:
     """No training images, no momenta, no files; the answers are those of the evaluator itself."""
     evaluator = folders.evaluator(*EVERY_GENERATION, "valid_transform=train")
     evaluator.prepare(SPACE, POPULATIONS[0])
-    evaluator.ready()
+    parts = evaluator.for_workers(SPACE.sample(np.random.default_rng(0), 12))
+    assert [len(part) for part in parts] == [5, 5, 2]
     files = {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
     folders.said.clear()
     copied = packed(evaluator, {"announce": evaluator._announce})
@@ -463,5 +464,3 @@ def test_copies_for_workers_evaluate_and_do_no_more(folders: Folders) -> None:
     assert files == {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
     evaluator.prepare(SPACE, POPULATIONS[1])  # which can still train
     evaluator.evaluate(POPULATIONS[1])
-    parts = evaluator.parts(SPACE.sample(np.random.default_rng(0), 12))
-    assert [len(part) for part in parts] == [5, 5, 2]
