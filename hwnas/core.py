@@ -461,9 +461,16 @@ class Evaluator(ABC):
     def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
         """The population in parts that get the same answers apart; one part where it cannot be divided.
 
-        Parts are kept as soon as they are answered, and `workers` evaluate several at once.
+        Parts are kept as soon as they are answered.
         """
         return [genotypes]
+
+    def for_workers(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
+        """The population in parts for several workers; does here, once, what all of them wait for.
+
+        Copies of the evaluator evaluate them. They are those of `parts` unless an evaluator says otherwise.
+        """
+        return self.parts(genotypes)
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics that only reports may show (test accuracy of tables); never told to a strategy."""

@@ -760,7 +760,8 @@ class CachedEvaluator(Evaluator):
     def _evaluate(self, genotypes: list[Genotype]) -> None:
         """Pay for answers and keep them, all or none of a part."""
         assert self._key is not None
-        parts = self.inner.parts(genotypes)
+        divide = self.inner.parts if self._workers is None else self.inner.for_workers
+        parts = divide(genotypes)
         if self._workers is None or len(parts) == 1:
             done: Iterable[tuple[Sequence[Genotype], list[dict[str, float]]]] = (
                 (part, self.inner.evaluate(part)) for part in parts

@@ -120,6 +120,8 @@ class Processes(Workers):
             yield from pool(delayed(_evaluate_file)(path, index, part) for index, part in parts.items())
         except BrokenProcessPool:
             return
+        finally:
+            path.unlink(missing_ok=True)  # a supernet's is large, and every population has another
 
     def close(self) -> None:
         """Stop the processes."""

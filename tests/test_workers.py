@@ -138,10 +138,17 @@ RMI = (  # noqa: SIM905
     "search evaluator.steps=2 evaluator.group_size=2 evaluator.reference.epochs=0 "
     "device=flops generations=2 strategy.population_size=4 trainer=none logger=csv"
 ).split()
+SUPERNET = (  # noqa: SIM905
+    "search strategy=evnas strategy.tournament_size=2 evaluator=supernet evaluator.warmup_epochs=0 "
+    "evaluator.epochs_per_generation=1 evaluator.training.sampling=population evaluator.channels=4 "
+    "device=flops generations=2 strategy.population_size=12 trainer=none logger=csv"
+).split()
 
 
 @pytest.mark.parametrize(
-    "arguments", [TRAIN, pytest.param(RMI, marks=pytest.mark.slow)], ids=["train", "rmi"]
+    "arguments",
+    [TRAIN, pytest.param(RMI, marks=pytest.mark.slow), SUPERNET],
+    ids=["train", "rmi", "supernet"],
 )
 def test_whole_searches_are_the_same(run_hwnas, tmp_path: Path, arguments: list[str]) -> None:
     for num in (1, 2):

@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weights or other accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+GROUP_SIZE = 5
+"""Networks per call of a worker: few enough for workers to end together, enough to be worth a call."""
+
 OPTIONS = {
     "decoding": ("soft", "hard"),
     "valid_transform": ("test", "train"),
@@ -49,6 +52,47 @@ class _Link:
     first_epoch: int
     num_epochs: int
     population: tuple[Genotype, ...] | None
+
+
+@dataclass
+class _Checkpoint:
+    """File of a link's weights; goes to the processes that train on several devices.
+
+    Attributes:
+        path: The file.
+        names: What the weights are, for whoever finds it.
+        first_epoch: Of the link, counted from the start of the stage.
+        shared: Whether runs share it; in a run's folder the one before is kept, too.
+        seconds: Least time between two that are written on the way.
+        written: When the last one was, by the machine's monotonic clock.
+    """
+
+    path: Path
+    names: dict[str, Any]
+    first_epoch: int
+    shared: bool
+    seconds: float
+    written: float = field(default_factory=time.monotonic)
+
+    def write(self, state: Mapping[str, Any], epochs: int) -> None:
+        """Write weights after `epochs` of the link, atomically."""
+        import torch
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
+        with partial.open("wb") as file:
+            torch.save({**self.names, "epochs": epochs, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not self.shared and self.path.is_file():
+            os.replace(self.path, self.path.with_suffix(".previous.pt"))
+        os.replace(partial, self.path)
+        self.written = time.monotonic()
+
+    def keep(self, state: Callable[[], Mapping[str, Any]], next_epoch: int) -> None:
+        """Write what `state` gives, before the epoch `next_epoch` of the stage, if the last one is old."""
+        if time.monotonic() - self.written > self.seconds:
+            self.write(state(), next_epoch - self.first_epoch)
 
 
 class Supernet(Evaluator):
@@ -235,27 +279,49 @@ class Supernet(Evaluator):
                 WEIGHTS_VERSION,
                 [space.name, self.channels, self.num_cells, space.image_shape, space.num_classes],
                 [self.affine, self.track_running_stats, self.seed, self.num_epochs],
-                [asdict(self.training), self.decoding if self.training.sampling == "population" else ""],
+                [self._recipe(), self.decoding if self.training.sampling == "population" else ""],
                 [data.fingerprint(), data.valid_fraction, data.crop, data.flip, data.cutout],
                 "cuda" if torch.cuda.is_available() else "cpu",
             )
         return self._root
 
+    def _recipe(self) -> dict[str, Any]:
+        """What weights depend on of the recipe; one device is what versions know that knew no others."""
+        recipe = asdict(self.training)
+        del recipe["strategy"]
+        if recipe["devices"] == 1:
+            del recipe["devices"]
+        return recipe
+
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Train what is to be trained; the accuracy per genotype, each alone."""
         self._train()
         assert self._weights is not None
-        train = self.valid_transform == "train"
         with self._within_memory("evaluation", "valid_batch_size"):
             accuracies = self._weights.accuracies(
                 genotypes,
-                num_images=self.num_valid,
-                batch_size=self.valid_batch_size,
-                transform_seed=int(_hash(self._links[-1].chain, "augment")[:12], 16) if train else None,
+                **self._images(),
                 batch_statistics=self.eval_mode == "batch",
                 decoding=self.decoding,
             )
         return [{"val_acc": accuracy} for accuracy in accuracies]
+
+    def _images(self) -> dict[str, Any]:
+        """Which validation images judge, as `SharedWeights` takes it."""
+        seed = (
+            int(_hash(self._links[-1].chain, "augment")[:12], 16) if self.valid_transform == "train" else None
+        )
+        return {"num_images": self.num_valid, "batch_size": self.valid_batch_size, "transform_seed": seed}
+
+    def for_workers(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
+        """Train what is to be trained; small groups, since each network is evaluated alone anyway."""
+        self._train()
+        return [genotypes[i : i + GROUP_SIZE] for i in range(0, len(genotypes), GROUP_SIZE)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs: trained weights and the images that judge them."""
+        weights = None if self._weights is None else self._weights.for_evaluation(**self._images())
+        return {**self.__dict__, "_weights": weights}
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """True accuracies per genotype, of networks trained alone, where a benchmark's table was given."""
@@ -324,19 +390,26 @@ class Supernet(Evaluator):
             self._announce(f"training the supernet{which}: {link.num_epochs - epochs} epochs")
             if self.training.autocast and self._weights.device.type != "cuda":
                 self._announce("note: evaluator.training.autocast has no effect without a GPU")
-        saved = time.monotonic()
+        every, devices = max(1, link.num_epochs // 5), self.training.devices
+        checkpoint = self._checkpoint(index)
         while epochs < link.num_epochs:
+            at, population = link.first_epoch + epochs, link.population or ()
+            num = 1 if devices == 1 else min(every - epochs % every, link.num_epochs - epochs)
             with self._within_memory("training", "training.batch_size"), repeatable():
-                figures = self._weights.train_epoch(link.first_epoch + epochs, link.population or ())
-            epochs += 1
-            if link.population is None and epochs % max(1, link.num_epochs // 5) == 0:
+                if devices == 1:
+                    figures = self._weights.train_epoch(at, population)
+                else:
+                    figures = self._weights.train_epochs(at, num, population, checkpoint.keep)
+            epochs += num
+            if link.population is None and epochs % every == 0:
                 self._announce(
                     f"  epoch {epochs}/{link.num_epochs}  loss {figures['loss']:.3f}  "
                     f"training accuracy {figures['train_acc']:.2%}"
                 )
-            if epochs == link.num_epochs or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                self._save(index, epochs)
-                saved = time.monotonic()
+            if epochs == link.num_epochs:
+                checkpoint.write(self._weights.state(), epochs)
+            else:
+                checkpoint.keep(self._weights.state, link.first_epoch + epochs)
 
     @property
     def _own_path(self) -> Path:
@@ -361,28 +434,12 @@ class Supernet(Evaluator):
             "classes": space.num_classes,
         }
 
-    def _save(self, index: int, epochs: int) -> None:
-        """Write a checkpoint atomically; in the run's folder the one before is kept, too."""
-        import torch
-
-        assert self._weights is not None
-        link, path = self._links[index], self._path(index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        content = {
-            "made_for": self._made_for(link),
-            "root": self._root,
-            "chain": link.chain,
-            "epochs": epochs,
-            **self._weights.state(),
-        }
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if not self._shared(index) and path.is_file():
-            os.replace(path, path.with_suffix(".previous.pt"))
-        os.replace(partial, path)
+    def _checkpoint(self, index: int) -> _Checkpoint:
+        link = self._links[index]
+        names = {"made_for": self._made_for(link), "root": self._root, "chain": link.chain}
+        return _Checkpoint(
+            self._path(index), names, link.first_epoch, self._shared(index), SECONDS_BETWEEN_CHECKPOINTS
+        )
 
     def _restore(self, index: int, path: Path) -> int:
         """Load a checkpoint if it is one of this link; returns how many of the link's epochs it has, or 0.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from hwnas.core import not_negative, positive, whole_number
 from hwnas.models.classifier import Batch, KeepLast, Passes
+from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import PRECISIONS
 
 LIKELIHOODS = ("bernoulli", "gaussian", "none")
@@ -488,26 +488,14 @@ def train(
     network.to(memory_format=torch.channels_last)
     network.train()
     if module.step < num_steps:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
-            trainer = pl.Trainer(
-                max_steps=num_steps - module.step,
-                accelerator="auto",
-                devices=1,
-                precision=PRECISIONS[str(training.precision)],  # type: ignore[arg-type]
-                callbacks=[] if checkpoint is None else [KeepLast(checkpoint, identity or {})],
-                logger=False,
-                enable_checkpointing=checkpoint is not None,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=folder,
-            )
-            try:
-                trainer.fit(module, _Passes(batches, module))
-            except SystemExit:  # Lightning's answer to Ctrl-C
-                raise KeyboardInterrupt from None
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+        fit_by_lightning(
+            module,
+            _Passes(batches, module),
+            folder=folder,
+            keep=None if checkpoint is None else KeepLast(checkpoint, identity or {}),
+            max_steps=num_steps - module.step,
+            precision=PRECISIONS[str(training.precision)],
+        )
     network.cpu().eval()
     return module.history
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import PRECISIONS, Recipe
 
 CHECKPOINT = "checkpoint.pt"
@@ -291,31 +291,20 @@ def fit(
     if module.step < num_steps:
         if recipe.compile:
             network.compile()
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
-            trainer = pl.Trainer(
-                max_steps=num_steps - module.step,
-                accelerator="auto",
+        try:
+            fit_by_lightning(
+                module,
+                _Shuffled(batches, module),
+                folder=folder,
                 devices=recipe.devices,
-                strategy="ddp_fork" if recipe.devices > 1 and recipe.strategy == "auto" else recipe.strategy,
-                precision=PRECISIONS[str(recipe.precision)],  # type: ignore[arg-type]
+                strategy=recipe.strategy,
+                keep=None if path is None or identity is None else KeepLast(path, identity),
+                max_steps=num_steps - module.step,
+                precision=PRECISIONS[str(recipe.precision)],
                 gradient_clip_val=recipe.grad_clip,
-                callbacks=[] if path is None or identity is None else [KeepLast(path, identity)],
-                use_distributed_sampler=False,  # the batches share the images among devices themselves
-                logger=False,
-                enable_checkpointing=path is not None,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=folder,
             )
-            try:
-                trainer.fit(module, _Shuffled(batches, module))
-            except SystemExit:  # Lightning's answer to Ctrl-C
-                raise KeyboardInterrupt from None
-            except (ValueError, RuntimeError, torch.multiprocessing.ProcessRaisedException) as error:
-                raise _explained(error, module, path) from error
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+        except (ValueError, RuntimeError) as error:
+            raise _explained(error, module, path) from error
         if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
             module.history = _read(path, identity)["history"]
     return module.cpu().eval()
@@ -345,18 +334,14 @@ def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explained(error: Exception, module: Classifier, path: Path | None) -> Exception:
     """What went wrong while training, with what can be done."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = next((line for line in reversed(lines) if "Error: " in line), lines[0])
-    if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {error}"):
+    text = str(error)
+    if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {text}"):
         return ValueError(
             f"out of memory in step {module.step}: lower trainer.batch_size "
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
         )
-    if not isinstance(error, ValueError) and not re.search("(ValueError|DivergedError): ", text):
-        return error
-    text = re.split("(?:ValueError|DivergedError): ", text, maxsplit=1)[-1]
     if "the loss became" not in text:
-        return ValueError(text)
+        return error
     if path is not None and path.is_file():
         text += f"; the last finished epoch is kept in {path}"
     return DivergedError(text)

@@ -39,7 +39,7 @@ class Recipe:
         channels_last: Memory format of the network; faster on most machines.
         compile: Whether torch.compile is used; the first steps take minutes.
         devices: GPUs (or processes on a CPU) that share the work.
-        strategy: Lightning's name of how they do; "auto" starts a process per further device.
+        strategy: Lightning's name of how they do; "auto" forks a process for each, with one thread.
 
     Raises:
         ValueError: A value out of range; names the setting.
@@ -137,6 +137,7 @@ class Recipe:
 
 
 SAMPLINGS = ("random_alpha", "population", "single_path")
+STRATEGIES = ("auto", "ddp_fork", "ddp_spawn")
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class SupernetRecipe:
             the softmax as they are (CMANAS, pEvoNAS); "population": the population's members in turn, decoded
             (EvNAS, NEvoNAS); "single_path": one architecture drawn uniformly, nothing else runs.
         alpha_scale: Upper end of random alphas (pEvoNAS on the DARTS space: 1e-3).
-        batch_size: Images per step.
+        batch_size: Images per step, on each device.
         lr: Learning rate of the first epoch.
         lr_min: Where the cosine ends.
         momentum: SGD's momentum, in 0..1.
@@ -156,6 +157,9 @@ class SupernetRecipe:
         nesterov: Whether the momentum is Nesterov's.
         grad_clip: Largest global gradient norm; None does not clip.
         autocast: Whether a GPU computes in bfloat16 while training; without a GPU it has no effect.
+        devices: GPUs (or processes on a CPU) that share the training.
+        strategy: How their processes start: "ddp_fork", with one thread each; "ddp_spawn", anew, which takes
+            seconds; "auto": forked on a CPU, anew on GPUs, since CUDA does not survive a fork.
 
     Raises:
         ValueError: A value out of range; names the setting.
@@ -171,8 +175,13 @@ class SupernetRecipe:
     nesterov: bool = True
     grad_clip: float | None = 5.0
     autocast: bool = False
+    devices: int = 1
+    strategy: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
+        whole_number("devices", self.devices)
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, not {self.sampling!r}")
         whole_number("batch_size", self.batch_size, least=2)

@@ -11,9 +11,9 @@ with
 
 and by `onehot`, which says what an architecture chooses on every edge.
 
-The weights are a Lightning module that a Trainer can fit. A search drives it by a plain loop instead:
-generations of a search and epochs of training take turns, a Trainer per generation would build optimiser and
-schedule anew and leaks memory, and the state must be written together with the name of what made it.
+The weights are a Lightning module that a Trainer can fit. On one device a search drives it by a plain loop
+instead: generations of a search and epochs of training take turns, a Trainer per generation leaks memory, and
+the state must be written together with the name of what made it. Several devices are left to Lightning's DDP.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -21,9 +21,11 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.data.images import Batches, Images, augment
+from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import SupernetRecipe
 
 
@@ -83,12 +86,16 @@ def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
     return missing
 
 
+Keep = Callable[[Callable[[], dict[str, Any]], int], None]
+"""Gets what gives the state, and the number of the next epoch."""
+
+
 class SharedWeights(pl.LightningModule):
     """A supernet in training, with its optimiser and its images on the device.
 
     An epoch is a function of the weights, the momenta, the seed, the epoch's number and the population: there
-    is no other state. `train_epoch` is the loop that a search drives; a Lightning Trainer with the recipe's
-    `grad_clip` ends with the same weights where nobody has to know a population.
+    is no other state. `train_epoch` is the loop for one device, `train_epochs` for several; a Lightning
+    Trainer with the recipe's `grad_clip` ends with the same weights where nobody has to know a population.
 
     Args:
         space: A space with `supernet`, of the supernet's width and depth.
@@ -100,8 +107,12 @@ class SharedWeights(pl.LightningModule):
         decoding: Of the population's members, "soft" or "hard".
         seed: Seed of initialisation, batches, augmentation and sampling.
 
+    Attributes:
+        first_epoch: Number of a Trainer's first epoch.
+        told: What a Trainer's last epoch came to, as `train_epoch` returns it.
+
     Raises:
-        ValueError: Fewer training images than a batch.
+        ValueError: Fewer training images than a batch on every device.
     """
 
     def __init__(
@@ -119,23 +130,42 @@ class SharedWeights(pl.LightningModule):
         super().__init__()
         self.space, self.recipe, self.num_epochs = space, recipe, num_epochs
         self.decoding, self.seed = decoding, seed
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             supernet = space.supernet(affine=affine, track_running_stats=track_running_stats)
-        self.supernet = supernet.to(device, memory_format=torch.channels_last)
-        self.to(device)
+        self.supernet = supernet.to(memory_format=torch.channels_last)
         self.optimizer = self._sgd()
-        self._mean, self._std = (tensor.to(device) for tensor in dataset.normalisation())
+        self._mean, self._std = dataset.normalisation()
         self._dataset = dataset
-        x, y = (tensor.to(device) for tensor in dataset.split("train"))
-        if len(x) < recipe.batch_size:
+        x, y = dataset.split("train")
+        if len(x) < recipe.batch_size * recipe.devices:
+            each = f" on each of {recipe.devices} devices" if recipe.devices > 1 else ""
             raise ValueError(
-                f"evaluator.training.batch_size {recipe.batch_size} is more than the {len(x)} training images"
+                f"evaluator.training.batch_size {recipe.batch_size}{each} is more than the {len(x)} training "
+                "images"
             )
-        self._batches = Batches(x, y, dataset, batch_size=recipe.batch_size, seed=seed)
+        self._batches = Batches(
+            x, y, dataset, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices
+        )
+        self.first_epoch = 0
+        self._population: Sequence[Genotype] = ()  # whom a Trainer trains
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
+        self._figures: list[Tensor] = []  # loss and share of right answers of the epoch's steps
+        self.told: dict[str, float] = {}
         self._resident: tuple[Any, list[tuple[Tensor, Tensor]]] | None = None
+        if recipe.devices == 1:  # else processes take them from the CPU
+            self._move(_fastest())
+
+    def _move(self, device: torch.device) -> None:
+        """Weights, momenta and images to a device."""
+        if self.device.type == self._mean.device.type == device.type:
+            return
+        self.to(device)
+        stored = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(stored)  # puts momenta where the weights are
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        self._batches.x, self._batches.y = self._batches.x.to(device), self._batches.y.to(device)
+        self._resident = None
 
     def _sgd(self) -> torch.optim.SGD:
         recipe = self.recipe
@@ -148,28 +178,54 @@ class SharedWeights(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """SGD, and the recipe's cosine stepped per epoch; for a Trainer."""
-        optimizer = self._sgd()
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: self.recipe.lr_at(epoch, self.num_epochs) / self.recipe.lr
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        """SGD with its momenta; for a Trainer. Epochs set the learning rate themselves."""
+        return self.optimizer
 
     def train_dataloader(self) -> Batches:
         """Shuffled and augmented batches of the training images; for a Trainer."""
         return self._batches
 
+    def on_fit_start(self) -> None:
+        """Images to the device of the process, convolutions deterministic there; for a Trainer."""
+        self._move(self.device)
+        # Processes that start anew have each other's memory; Lightning takes care of the weights only.
+        self.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        if self.trainer.world_size > 1:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
     def on_train_epoch_start(self) -> None:
-        """Draw the mixing weights of an epoch; for a Trainer."""
-        self._start(self.current_epoch, ())
+        """Draw the mixing weights of an epoch, the same in every process; for a Trainer."""
+        self._start(self.first_epoch + self.current_epoch, self._population)
+
+    def on_train_epoch_end(self) -> None:
+        """Figures of an epoch, of all processes together; for a Trainer."""
+        figures = torch.stack(self._figures)
+        if self.trainer.world_size > 1:
+            figures = self.trainer.strategy.reduce(figures, reduce_op="mean")
+        self.told = self._summary(self.first_epoch + self.current_epoch, figures)
 
     def _start(self, epoch: int, population: Sequence[Genotype]) -> None:
         self.supernet.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(epoch, self.num_epochs)
         self._batches.epoch = epoch
         self._mixtures = list(self._sampled(epoch, population))
+        self._figures = []
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Loss and share of right answers of a batch, with the step's mixing weights.
+    def _summary(self, epoch: int, figures: Tensor) -> dict[str, float]:
+        """Figures of an epoch; raises ValueError where a loss was not finite."""
+        lr = self.recipe.lr_at(epoch, self.num_epochs)
+        broken = (~figures[:, 0].isfinite()).nonzero().flatten().tolist()
+        if broken:
+            raise ValueError(
+                f"the supernet's loss became {figures[broken[0], 0].item()} in step {broken[0] + 1} of epoch "
+                f"{epoch + 1} at a learning rate of {lr:.3g}; try a smaller evaluator.training.lr"
+            )
+        loss, accuracy = figures.mean(0).tolist()
+        return {"loss": loss, "train_acc": accuracy, "lr": lr}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch, with the step's mixing weights.
 
         Args:
             batch: Images (B, C, H, W) in 0..1 and labels (B,).
@@ -179,7 +235,9 @@ class SharedWeights(pl.LightningModule):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
             logits = self.supernet(self._normalised(x), self._mixtures[batch_idx])
         loss = F.cross_entropy(logits.float() if self._autocasts else logits, y)
-        return {"loss": loss, "right": (logits.detach().argmax(1) == y).float().mean()}
+        # Nothing waits for the device: figures are read when the epoch is over.
+        self._figures.append(torch.stack([loss.detach(), (logits.detach().argmax(1) == y).float().mean()]))
+        return loss
 
     def _normalised(self, x_BCHW: Tensor) -> Tensor:
         return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
@@ -208,28 +266,66 @@ class SharedWeights(pl.LightningModule):
         Raises:
             ValueError: The loss is not finite; says in which step.
         """
-        lr = self.recipe.lr_at(epoch, self.num_epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self._start(epoch, population)
-        # Nothing in the loop waits for the device: figures are read when the epoch is over.
-        figures = torch.zeros(len(self._batches), 2, device=self.device)
         for step, batch in enumerate(self._batches):
-            told = self.training_step(batch, step)
+            loss = self.training_step(batch, step)
             self.optimizer.zero_grad()
-            told["loss"].backward()
+            loss.backward()
             if self.recipe.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
             self.optimizer.step()
-            figures[step, 0], figures[step, 1] = told["loss"].detach(), told["right"]
-        broken = (~figures[:, 0].isfinite()).nonzero().flatten().tolist()
-        if broken:
-            raise ValueError(
-                f"the supernet's loss became {figures[broken[0], 0].item()} in step {broken[0] + 1} of epoch "
-                f"{epoch + 1} at a learning rate of {lr:.3g}; try a smaller evaluator.training.lr"
+        return self._summary(epoch, torch.stack(self._figures))
+
+    def train_epochs(
+        self,
+        first_epoch: int,
+        num_epochs: int,
+        population: Sequence[Genotype] = (),
+        keep: Keep | None = None,
+    ) -> dict[str, float]:
+        """Passes over the training images on the recipe's devices by DDP; returns the last one's figures.
+
+        Every step has the mixing weights that it would have on one device, and gradients averaged over the
+        batches of all devices. BatchNorm uses the statistics of its own device's batch; running ones are
+        those of the first device. Parameters that a step does not use stay as they are, momenta too.
+
+        On GPUs processes start anew and get weights and images from the CPU's memory; tried on CPUs only.
+
+        Args:
+            first_epoch: Number of the first one, from 0.
+            num_epochs: How many; one start of processes serves them all.
+            population: As for `train_epoch`.
+            keep: Called in the first process after every epoch but the last, with what gives the state and
+                the number of the next epoch.
+
+        Raises:
+            ValueError: The loss is not finite (says in which step), or a process was killed.
+            RuntimeError: Not enough memory.
+        """
+        self._move(torch.device("cpu"))
+        self.first_epoch, self._population = first_epoch, population
+        self._batches.epoch = first_epoch
+        self._resident = None
+        strategy, sampling = self.recipe.strategy, self.recipe.sampling
+        hard = sampling == "single_path" or (sampling == "population" and self.decoding == "hard")
+        if strategy == "auto" and torch.cuda.is_available():
+            strategy = "ddp_spawn"
+        with tempfile.TemporaryDirectory(prefix="hwnas-supernet-") as folder:
+            handed = Path(folder) / "state.pt"
+            fit_by_lightning(
+                self,
+                folder=Path(folder),
+                devices=self.recipe.devices,
+                strategy=strategy,
+                unused=hard or not self.space.allowed.all(),
+                keep=_Hand(handed, keep),
+                max_epochs=num_epochs,
+                gradient_clip_val=self.recipe.grad_clip,
             )
-        loss_mean, accuracy = figures.mean(0).tolist()
-        return {"loss": loss_mean, "train_acc": accuracy, "lr": lr}
+            state = torch.load(handed, weights_only=True)
+        self.trainer = None  # it refers to all that it had
+        self.load(state)
+        return dict(state["figures"])
 
     @property
     def _autocasts(self) -> bool:
@@ -258,6 +354,7 @@ class SharedWeights(pl.LightningModule):
         Raises:
             ValueError: Fewer validation images than `num_images`.
         """
+        self._move(_fastest())
         batches = self._validation(num_images, batch_size, transform_seed)
         self.supernet.eval()
         right = torch.zeros(len(genotypes), dtype=torch.long, device=self.device)
@@ -269,6 +366,20 @@ class SharedWeights(pl.LightningModule):
                 right[row] += (logits(images).argmax(1) == labels).sum()
         num = sum(len(labels) for _, labels in batches)
         return [count / num for count in right.tolist()]
+
+    def for_evaluation(
+        self, *, num_images: int | None, batch_size: int, transform_seed: int | None
+    ) -> SharedWeights:
+        """These weights and their validation images, without what trains them; for other processes.
+
+        The arguments are those of `accuracies`, which can be called with no others of them.
+        """
+        self._move(_fastest())
+        self._validation(num_images, batch_size, transform_seed)
+        other: Any = copy.copy(self)
+        other.optimizer = other._batches = None
+        other._mixtures, other._figures = [], []
+        return other
 
     def _validation(
         self, num_images: int | None, batch_size: int, transform_seed: int | None
@@ -308,6 +419,30 @@ class SharedWeights(pl.LightningModule):
         stored = self.optimizer.state_dict()
         stored["state"] = {index: {"momentum_buffer": tensor} for index, tensor in state["momenta"].items()}
         self.optimizer.load_state_dict(stored)
+
+
+class _Hand(pl.callbacks.Checkpoint):
+    """Writes the last state, for the process that started those of the devices; earlier ones by `keep`.
+
+    Args:
+        path: The file.
+        keep: As for `train_epochs`.
+    """
+
+    def __init__(self, path: Path, keep: Keep | None) -> None:
+        self.path, self.keep = path, keep
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """In the first process only."""
+        weights, epochs = cast(SharedWeights, pl_module), trainer.current_epoch + 1
+        if trainer.is_global_zero and epochs == trainer.max_epochs:
+            torch.save({**weights.state(), "figures": weights.told}, self.path)
+        elif trainer.is_global_zero and self.keep is not None:
+            self.keep(weights.state, weights.first_epoch + epochs)
+
+
+def _fastest() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hwnas.data.images import Images, NoImages
 from hwnas.evaluators.supernet import Supernet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
+from hwnas.workers import _Unpickler, packed
 
 SPACE = NasBench201(image_shape=(1, 8, 8))
 PRUNED = SPACE.restrict([(1, 3), (1, 2, 4), (3, 4), (2, 3), (1, 3, 4), (0, 1)])
@@ -157,6 +160,115 @@ def test_an_interrupted_warm_up_goes_on(folders: Folders, monkeypatch: pytest.Mo
     assert folders.trained == ["training the supernet: 1 epochs"]
 
 
+def states(evaluator: Supernet) -> dict[str, torch.Tensor]:
+    assert evaluator._weights is not None
+    return evaluator._weights.supernet.state_dict()
+
+
+TWO = ["training.devices=2", "training.batch_size=128"]
+
+
+def test_two_devices_are_another_version_and_strategies_are_not(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def version(*overrides: str) -> str:
+        return folders.evaluator(*overrides).prepare(SPACE, POPULATIONS[0])
+
+    assert version() == "135cc0d9db1f5fc8"  # that of earlier runs
+    assert version("training.devices=2", "training.strategy=ddp_spawn") == version("training.devices=2")
+    assert version("training.devices=2") not in (version(), version("training.devices=3"))
+
+
+def test_a_warm_up_on_two_devices_that_was_killed_goes_on(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process kills itself at the start of the second epoch; the first epoch is kept."""
+    from hwnas.evaluators import supernet as module
+    from hwnas.models.supernet import SharedWeights
+
+    settings = [*TWO, "warmup_epochs=10"]  # processes start for two epochs at a time
+    whole = folders.evaluator(*settings)
+    expected = answers(whole, POPULATIONS[0])
+    assert [text.split("  ")[1] for text in folders.said[1:]] == [f"epoch {n}/10" for n in (2, 4, 6, 8, 10)]
+    shutil.rmtree(folders.path / "store")
+
+    start = SharedWeights._start
+
+    def deadly(self: SharedWeights, epoch: int, population: Any) -> None:
+        if epoch == 3 and self.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        start(self, epoch, population)
+
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(SharedWeights, "_start", deadly)
+    with pytest.raises(ValueError, match=r"^a process of the training was killed \(out of memory\?\)$"):
+        folders.evaluator(*settings).prepare(SPACE, [])
+    monkeypatch.setattr(SharedWeights, "_start", start)
+    resumed = folders.evaluator(*settings)
+    assert answers(resumed, POPULATIONS[0]) == expected
+    assert folders.said[0].startswith("supernet after 3 epochs from")
+    assert folders.trained == ["training the supernet: 7 epochs"]
+    for name, tensor in states(whole).items():
+        assert torch.equal(states(resumed)[name], tensor), name
+
+
+def test_populations_train_on_two_devices_and_a_resumed_run_ends_alike(folders: Folders) -> None:
+    settings = [*EVERY_GENERATION, *TWO]
+    whole = folders.evaluator(*settings, run="whole")
+    expected = [answers(whole, population) for population in POPULATIONS[:3]]
+    killed = folders.evaluator(*settings)
+    for population in POPULATIONS[:2]:
+        answers(killed, population)
+    resumed = folders.evaluator(*settings)
+    versions = [resumed.prepare(SPACE, population) for population in POPULATIONS[:3]]
+    assert (versions[2], resumed.evaluate(POPULATIONS[2])) == expected[2]
+    assert [text.split(" from")[0] for text in folders.said] == ["supernet after 2 epochs"]
+    for name, tensor in states(whole).items():
+        assert torch.equal(states(resumed)[name], tensor), name
+
+
+@pytest.mark.slow
+def test_processes_that_start_anew_train_the_same_weights(folders: Folders) -> None:
+    forked, anew = (
+        folders.evaluator(*EVERY_GENERATION, *TWO, f"training.strategy={strategy}", run=strategy)
+        for strategy in ("ddp_fork", "ddp_spawn")
+    )
+    for population in POPULATIONS[:2]:
+        assert answers(forked, population) == answers(anew, population)
+    for name, tensor in states(forked).items():
+        assert torch.equal(states(anew)[name], tensor), name
+
+
+def test_what_goes_wrong_on_two_devices_is_one_line(folders: Folders) -> None:
+    lr = ["training.lr=1e30", "training.grad_clip=null"]
+    message = r"^the supernet's loss became (nan|inf) in step \d of epoch \d at a learning rate of"
+    with pytest.raises(ValueError, match=message):
+        folders.evaluator(*TWO, *lr).prepare(SPACE, [])
+    message = r"^evaluator.training.batch_size 360 on each of 2 devices is more than the 719 training images$"
+    with pytest.raises(ValueError, match=message):
+        folders.evaluator("training.devices=2", "training.batch_size=360").prepare(SPACE, [])
+
+
+def test_a_search_on_two_devices(run_hwnas, tmp_path: Path) -> None:
+    """Supernet and final network; with threads, which processes that are forked must not wait for."""
+    done = run_hwnas(
+        *("search", "strategy=evnas", "generations=2", "strategy.population_size=4", "device=flops"),
+        "strategy.tournament_size=2",
+        *("evaluator=supernet", *(f"evaluator.{setting}" for setting in EVERY_GENERATION)),
+        *("evaluator.channels=16", "evaluator.training.devices=2", "trainer.devices=2", "trainer.epochs=1"),
+        *("logger=csv", "hydra.run.dir=run"),
+        env={"OMP_NUM_THREADS": "2"},
+    )
+    assert done.stderr == ""
+    assert (tmp_path / "run" / "result.json").is_file()
+    state = torch.load(tmp_path / "run" / "supernet" / "checkpoint.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["weights"].values())
+    lines = (tmp_path / "run" / "network" / "curves.csv").read_text().splitlines()
+    assert len(lines) == 2
+
+
 def parameters(evaluator: Supernet) -> dict[str, torch.Tensor]:
     assert evaluator._weights is not None
     return {name: p.detach().clone() for name, p in evaluator._weights.supernet.named_parameters()}
@@ -297,6 +409,8 @@ def test_true_accuracies_are_for_reports(folders: Folders, table_path: Path) -> 
         (["valid_batch_size=1"], "evaluator.valid_batch_size must be a whole number of at least 2"),
         (["channels=0"], "evaluator.channels must be a whole number of at least 1"),
         (["training.lr=-1"], "evaluator.training.lr must be a number above 0"),
+        (["training.devices=0"], "evaluator.training.devices must be a whole number of at least 1, not 0"),
+        (["training.strategy=ddp"], "strategy must be one of auto, ddp_fork, ddp_spawn, not 'ddp'"),
         (["training.sampling=x"], "evaluator.training.sampling must be one of random_alpha"),
     ],
 )
@@ -331,3 +445,22 @@ def test_too_little_memory_is_one_line(folders: Folders) -> None:
         ValueError, match=r"ran out of memory in training; a smaller .*evaluator.channels \(900000\)"
     ):
         folders.evaluator("channels=900000").prepare(SPACE, [])
+
+
+def test_copies_for_workers_evaluate_and_do_no_more(folders: Folders) -> None:
+    """No training images, no momenta, no files; the answers are those of the evaluator itself."""
+    evaluator = folders.evaluator(*EVERY_GENERATION, "valid_transform=train")
+    evaluator.prepare(SPACE, POPULATIONS[0])
+    parts = evaluator.for_workers(SPACE.sample(np.random.default_rng(0), 12))
+    assert [len(part) for part in parts] == [5, 5, 2]
+    files = {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
+    folders.said.clear()
+    copied = packed(evaluator, {"announce": evaluator._announce})
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in states(evaluator).values())
+    x, _ = digits().split("valid")
+    assert weights + 4 * x.numel() < len(copied) < weights + 4 * x.numel() + 200_000
+    other = _Unpickler(copied, []).load()
+    assert other.evaluate(POPULATIONS[0]) == evaluator.evaluate(POPULATIONS[0])
+    assert files == {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
+    evaluator.prepare(SPACE, POPULATIONS[1])  # which can still train
+    evaluator.evaluate(POPULATIONS[1])

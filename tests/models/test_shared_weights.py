@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from hwnas.data.images import Images
 from hwnas.models.recipe import SupernetRecipe
@@ -24,10 +26,12 @@ def digits(**settings: Any) -> Images:
     return Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, **settings)
 
 
-def shared(space: NasBench201 = SPACE, seed: int = 0, num_epochs: int = 4, **recipe: Any) -> SharedWeights:
+def shared(
+    space: NasBench201 = SPACE, seed: int = 0, num_epochs: int = 4, crop: int = 1, **recipe: Any
+) -> SharedWeights:
     return SharedWeights(
         space,
-        digits(),
+        digits(crop=crop),
         SupernetRecipe(**{"sampling": "random_alpha", "batch_size": 256, **recipe}),
         num_epochs=num_epochs,
         affine=False,
@@ -229,3 +233,58 @@ def test_a_lightning_trainer_ends_with_the_same_weights(tmp_path: Path) -> None:
     expected = ours.supernet.state_dict()
     for name, tensor in theirs.supernet.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def by_hand(
+    ours: SharedWeights, epochs: range, momenta: dict[str, torch.Tensor], population: Any = ()
+) -> nn.Module:
+    """Plain training on two devices: each has every other image of a shuffle; `momenta` are updated."""
+    recipe, images = ours.recipe, digits(crop=0)
+    x, y = images.split("train")
+    mean, std = images.normalisation()
+    net = copy.deepcopy(ours.supernet).train()
+    for epoch in epochs:
+        lr = recipe.lr_at(epoch, 4)
+        order = torch.randperm(719, generator=torch.Generator().manual_seed(epoch))
+        for step, mix in enumerate(ours._sampled(epoch, population)):
+            second = copy.deepcopy(net)
+            for rank, device in enumerate((net, second)):
+                rows = order[rank::2][step * 64 : (step + 1) * 64]
+                device.zero_grad()
+                F.cross_entropy(device.plain((x[rows] - mean) / std, mix), y[rows]).backward()
+            grads = {
+                name: (p.grad + q.grad) / 2
+                for (name, p), q in zip(net.named_parameters(), second.parameters(), strict=True)
+                if p.grad is not None
+            }
+            norm = torch.cat([grad.flatten() for grad in grads.values()]).norm()
+            with torch.no_grad():
+                for name, p in net.named_parameters():
+                    if name in grads:
+                        grad = grads[name] * min(1, 1 / (norm + 1e-6)) + 3e-4 * p
+                        momenta[name] = 0.9 * momenta[name] + grad if name in momenta else grad
+                        p -= lr * (grad + 0.9 * momenta[name])
+    return net
+
+
+@pytest.mark.parametrize("sampling", ["random_alpha", "single_path", "population"])
+def test_two_devices_average_their_gradients(sampling: str) -> None:
+    ours = shared(crop=0, sampling=sampling, batch_size=64, devices=2, grad_clip=1.0, lr=0.1)
+    population = POPULATION if sampling == "population" else ()
+    momenta: dict[str, torch.Tensor] = {}
+    named = dict(ours.supernet.named_parameters())
+    start = {name: p.detach().clone() for name, p in named.items()}
+    for epochs in (range(1), range(1, 3)):
+        expected = by_hand(ours, epochs, momenta, population)
+        figures = ours.train_epochs(epochs[0], len(epochs), population)
+        for name, tensor in expected.state_dict().items():
+            assert torch.allclose(ours.supernet.state_dict()[name], tensor, rtol=1e-4, atol=1e-5), name
+        stored = ours.state()["momenta"]
+        found = {name: stored[index] for index, name in enumerate(named) if index in stored}
+        assert found.keys() == momenta.keys()
+        assert all(torch.allclose(found[name], momenta[name], rtol=1e-3, atol=1e-4) for name in found)
+        unused = [name for name in named if name not in momenta]
+        assert all(torch.equal(named[name], start[name]) for name in unused)
+        if epochs[0] == 0:
+            assert bool(unused) == (sampling == "single_path")
+    assert figures["lr"] == pytest.approx(0.0505)
