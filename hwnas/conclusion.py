@@ -32,7 +32,7 @@ from hwnas.truth import (
 )
 
 MOST_SHOWN = 12
-"""Networks of the front that the terminal shows."""
+"""Networks of the front that the terminal shows, besides the answer."""
 
 
 class Conclusion:
@@ -211,11 +211,6 @@ def say(display: Display, end: Conclusion, result: Mapping[str, Any]) -> None:
         end: The search's end.
         result: Contents of result.json.
     """
-    if not end.task.quality.stationary:
-        display.say(
-            f"{end.task.quality.name}: values of different generations are of different weights; "
-            "the answer is among what the strategy returns"
-        )
     _say_front(display, end)
     if end.answer is None:
         _say_that_none_is_feasible(display, end)
@@ -258,7 +253,10 @@ def _say_front(display: Display, end: Conclusion) -> None:
     for objective in objectives:
         table.add_column(objective.metric, justify="right", no_wrap=True, min_width=len(objective.metric))
     table.add_column("architecture", overflow="fold")
-    for row in spread(len(trials), MOST_SHOWN):
+    rows = set(spread(len(trials), MOST_SHOWN))
+    if end.answer in trials:
+        rows.add(trials.index(end.answer))
+    for row in sorted(rows):
         trial = trials[row]
         mark = " <- best" if trial == end.answer else ""
         table.add_row(

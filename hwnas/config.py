@@ -277,9 +277,10 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         return sweep.summarise(folder, before)
     argv = sys.argv
     sys.argv = [f"hwnas {config_name}", *arguments]
-    code = 0
+    code, ended = 0, False
     try:
         hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
+        ended = True
     except BrokenPipeError:
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -298,7 +299,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
             os.environ["HYDRA_FULL_ERROR"] = given
         if folder is not None and before is not None and folder.is_dir():
             code = max(code, sweep.summarise(folder, before))
-            if code == 0:
+            if ended and code == 0:
                 sweep.complete(folder, config_name, arguments)
     return code
 

@@ -103,6 +103,8 @@ def main(cfg: DictConfig) -> Returned:
         return _returned_before(cfg, read_result(finished))
     task = set_up(cfg, folder, display)
     for_sweeper(cfg.get("returns"), task.goals, {})
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
     run_id = _run_id(folder)
     with contextlib.ExitStack() as opened:
         store = EvaluationStore(cfg.store.url, run_id)
@@ -124,8 +126,6 @@ def main(cfg: DictConfig) -> Returned:
             display.warn(note)
         if not (folder / PLAN).is_file():
             write_json(folder / PLAN, task.plan)
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
         tracker = Tracker(
             folder,
             cfg.logger,
@@ -146,16 +146,22 @@ def main(cfg: DictConfig) -> Returned:
             progress = Progress(task, evaluators[0], tracker, display, meter)
             with display.generations(task.generations):
                 search(task.strategy, evaluators, archive, task.generations, progress.log)
+            if not task.quality.stationary:
+                display.say(
+                    f"{task.quality.name}: values of different generations are of different weights; "
+                    "the answer is among what the strategy returns"
+                )
             end = Conclusion(task, archive.trials)
+            network = _trained(task, end, folder / "network", display)
             result = _result(task, end, progress, store.paid(task.quality.name))
             result["versions"] = {evaluator.name: evaluator.version for evaluator in evaluators}
-            result["network"] = _trained(task, end, folder / "network", display)
+            result["network"] = network
             _write(folder, end, result, tracker, display, meter, start)
-            _say_end(folder, end, result, display, start)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; nothing is lost, go on with: hwnas search resume={folder}"
             ) from None
+    _say_end(folder, end, result, display, start)
     return for_sweeper(cfg.get("returns"), task.goals, {} if end.answer is None else end.answer.metrics)
 
 

@@ -29,8 +29,11 @@ FLAGS = ("-m", "--multirun")
 HOW = ("workers", "cluster")
 """Settings of how a run is done, not of what it finds."""
 
-OPTIONAL = ("hydra/launcher=", "hydra.launcher.", "hydra.verbose=", "workers=", "cluster=", "cluster.")
-"""How a sweep is run, not what: another launcher goes on with the same sweep."""
+LAUNCH = ("hydra/launcher=", "hydra.launcher.", "hydra.verbose=")
+"""Settings of who runs the jobs."""
+
+OPTIONAL = (*LAUNCH, "workers=", "cluster=", "cluster.")
+"""How a sweep is run, not what: with others it goes on in the same folder."""
 
 OTHER_JOBS = ("-", "hydra/sweeper=", "hydra.sweeper.", "hydra.searchpath=")
 """Arguments that let something else than the shipped configuration say which jobs there are."""
@@ -166,12 +169,12 @@ def is_complete(folder: Path, command: str, arguments: Sequence[str], jobs: Jobs
         arguments: Hydra's.
         jobs: Those of the folder.
     """
-    known = (_read(folder / COMPLETE) or {}).get(_fingerprint(command, arguments))
-    return known is not None and jobs.finished.issuperset(known)
+    known = (_read(folder / COMPLETE) or {}).get(_fingerprint(command, arguments)) or []
+    return len(known) > 0 and jobs.finished.issuperset(known)
 
 
 def complete(folder: Path, command: str, arguments: Sequence[str]) -> None:
-    """Keep that a sweep's command came to its end and all jobs of its folder are finished."""
+    """Keep that a sweep's command came to its end; for when all jobs of its folder are finished."""
     fingerprint = _fingerprint(command, arguments)
     if fingerprint:
         jobs = sorted(Jobs.read(folder).finished)
@@ -179,16 +182,16 @@ def complete(folder: Path, command: str, arguments: Sequence[str]) -> None:
 
 
 def _fingerprint(command: str, arguments: Sequence[str]) -> str:
-    """Hash of all that a sweep's jobs depend on; empty where that is more than arguments and `conf/`."""
+    """Hash of what says which jobs a sweep has; empty where that is more than arguments and `conf/`."""
     from hwnas import __version__
     from hwnas.config import conf_folder
 
-    what = sorted(text for text in arguments if not text.startswith(OPTIONAL) and text not in FLAGS)
-    if any(text.startswith(OTHER_JOBS) for text in what):
+    what = sorted(text for text in arguments if not text.startswith(LAUNCH) and text not in FLAGS)
+    if any(text.lstrip("+").startswith(OTHER_JOBS) for text in what):
         return ""
     digest = hashlib.sha256(json.dumps([__version__, command, what]).encode())
     for path in sorted(conf_folder().rglob("*.yaml")):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.relative_to(conf_folder()).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -87,8 +87,7 @@ if place == "in an evaluation":
     from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
     before(NasBench201Supernet, "compiled", "in an evaluation")
 if place == "before the final network":
-    import hwnas.train
-    before(hwnas.train, "train_network", "before the final network")
+    before(hwnas.search, "train_network", "before the final network")
 sys.exit(main(["search", *sys.argv[3:]]))
 """
 

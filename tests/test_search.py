@@ -309,6 +309,16 @@ def test_real_networks_and_weights_and_biases(run_hwnas, wandb_records, tmp_path
     assert again == network
 
 
+def test_the_answer_is_in_the_table_of_a_long_front(run_hwnas) -> None:
+    """A dozen of the front's networks, evenly spread, and the answer, which is none of these here."""
+    lines = run_hwnas("search", "experiment=toy", "logger=csv", "limits.latency_ms=q0.4").stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("front: ")) + 2
+    end = next(i for i, line in enumerate(lines) if line.startswith("best: "))
+    marked = [line.split() for line in lines[start:end] if "<- best" in line]
+    assert [words[2] for words in marked] == [lines[end].removeprefix("best: ")]
+    assert end - start == 13
+
+
 def test_images_of_ones_own(run_hwnas, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8)

@@ -81,6 +81,7 @@ def test_a_sweep_that_came_to_its_end_is_known_without_composing_its_jobs(run_hw
     assert is_complete(folder, "search", [*arguments, *JOBLIB], Jobs.read(folder))
     assert not is_complete(folder, "train", arguments, Jobs.read(folder))
     assert not is_complete(folder, "search", [*arguments, "hydra/sweeper=optuna"], Jobs.read(folder))
+    assert not is_complete(folder, "search", [*arguments, "workers=1,2"], Jobs.read(folder))
     assert not is_complete(folder, "search", [*arguments, "+generations=3"], Jobs.read(folder))
     before = state(folder)
     assert "2 jobs finished, 2 of them before" in run_hwnas(*given).stdout
@@ -160,6 +161,13 @@ def test_on_another_launcher(run_hwnas, tmp_path: Path, launcher: str) -> None:
     done = run_hwnas(*arguments, code=1)
     assert "2 jobs finished, 2 of them before; 1 failed" in done.stdout
     assert state(tmp_path / "sweep") == before
+
+
+def test_a_sweep_that_did_not_begin_is_not_complete(run_hwnas) -> None:
+    """Also where its error is shown whole, and the folder has no failed job."""
+    arguments = [*TOY, "seed=0,1", "generations=2", "hydra.sweep.dir=sweep"]
+    run_hwnas(*arguments, "hydra/launcher=submitit_slurm", env={"HYDRA_FULL_ERROR": "1"}, code=1)
+    assert "2 jobs finished" in run_hwnas(*arguments).stdout
 
 
 def test_slurm_is_asked_for_and_not_there(run_hwnas) -> None:

@@ -394,7 +394,11 @@ class Supernet(Evaluator):
         checkpoint = self._checkpoint(index)
         while epochs < link.num_epochs:
             at, population = link.first_epoch + epochs, link.population or ()
-            num = 1 if devices == 1 else min(every - epochs % every, link.num_epochs - epochs)
+            num = link.num_epochs - epochs
+            if devices == 1:
+                num = 1
+            elif link.population is None:  # as far as the next announcement
+                num = min(num, every - epochs % every)
             with self._within_memory("training", "training.batch_size"), repeatable():
                 if devices == 1:
                     figures = self._weights.train_epoch(at, population)

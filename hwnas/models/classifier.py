@@ -304,7 +304,9 @@ def fit(
                 gradient_clip_val=recipe.grad_clip,
             )
         except (ValueError, RuntimeError) as error:
-            raise _explained(error, module, path) from error
+            if (explained := _explained(error, module, path)) is None:
+                raise
+            raise explained from error
         if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
             module.history = _read(path, identity)["history"]
     return module.cpu().eval()
@@ -332,8 +334,8 @@ def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _explained(error: Exception, module: Classifier, path: Path | None) -> Exception:
-    """What went wrong while training, with what can be done."""
+def _explained(error: Exception, module: Classifier, path: Path | None) -> ValueError | None:
+    """What went wrong while training, with what can be done; None where the error says it."""
     text = str(error)
     if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {text}"):
         return ValueError(
@@ -341,7 +343,7 @@ def _explained(error: Exception, module: Classifier, path: Path | None) -> Excep
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
         )
     if "the loss became" not in text:
-        return error
+        return None
     if path is not None and path.is_file():
         text += f"; the last finished epoch is kept in {path}"
     return DivergedError(text)

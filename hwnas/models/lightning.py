@@ -26,6 +26,10 @@ class _OneThread(pl.Callback):
             torch.set_num_threads(1)
 
 
+FORKING = ("fork", "notebook")
+"""Parts of the names of Lightning's strategies that fork."""
+
+
 def fit_by_lightning(
     module: pl.LightningModule,
     batches: Any = None,
@@ -63,6 +67,7 @@ def fit_by_lightning(
         strategy = "ddp_fork"
     if unused and strategy.startswith("ddp"):
         strategy += "_find_unused_parameters_true"
+    forks = any(part in strategy for part in FORKING)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
         try:
@@ -70,7 +75,7 @@ def fit_by_lightning(
                 accelerator="auto",
                 devices=devices,
                 strategy=strategy,
-                callbacks=[*([keep] if keep else []), *([_OneThread()] if "fork" in strategy else [])],
+                callbacks=[*([keep] if keep else []), *([_OneThread()] if forks else [])],
                 use_distributed_sampler=False,  # the batches share the images among devices themselves
                 logger=False,
                 enable_checkpointing=keep is not None,
@@ -96,5 +101,7 @@ def _as_here(traceback: str) -> Exception:
     """What a process raised, as this one would have raised it."""
     lines = [line for line in traceback.splitlines() if line.strip()]
     text = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
-    told = re.fullmatch(r"(?:[\w.]+\.)?(?:Value|Diverged)Error: (.*)", text)
+    if failed := re.fullmatch(r"(?:[\w.]+\.)?\w*Error: \[Errno (\d+)\] (.*?)(?:: '(.*)')?", text):
+        return OSError(int(failed[1]), failed[2], failed[3])
+    told = re.fullmatch(r"(?:[\w.]+\.)?(?:Value|Diverged|Memory)Error: (.*)", text)
     return ValueError(told[1]) if told else RuntimeError(text)
