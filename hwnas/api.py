@@ -78,14 +78,7 @@ def search(*words: str, folder: str | Path | None = None, show: bool = True, **s
 def train(*words: str, folder: str | Path | None = None, show: bool = True, **settings: Any) -> Outcome:
     """`hwnas train`: train one architecture (`arch=`, or `run=` a search's folder) and test it.
 
-    Args:
-        words: As for `search`.
-        folder: As for `search`.
-        show: As for `search`.
-        settings: As for `search`.
-
-    Raises:
-        ValueError: What the command would say in one line.
+    The arguments and errors are those of `search`.
     """
     return _outcome(_call("train", words, folder, show, settings))
 
@@ -93,14 +86,7 @@ def train(*words: str, folder: str | Path | None = None, show: bool = True, **se
 def prune(*words: str, folder: str | Path | None = None, show: bool = True, **settings: Any) -> Outcome:
     """`hwnas prune`: train a Beta-VAE that classifies, prune it, measure what is left.
 
-    Args:
-        words: As for `search`.
-        folder: As for `search`.
-        show: As for `search`.
-        settings: As for `search`.
-
-    Raises:
-        ValueError: What the command would say in one line.
+    The arguments and errors are those of `search`.
     """
     return _outcome(_call("prune", words, folder, show, settings))
 

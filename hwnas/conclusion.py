@@ -203,7 +203,7 @@ def write_front(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerow([row["arch"], " ".join(map(str, row["genotype"])), *values])
 
 
-def say(display: Display, end: Conclusion, result: Mapping[str, Any]) -> None:
+def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any]) -> None:
     """The front as a table, the answer with all its metrics, and what is known of the best there is.
 
     Args:

@@ -248,6 +248,10 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
+    folder = sweep.sweep_folder(arguments)
+    before = None if folder is None else sweep.Jobs.read(folder)
+    if folder and before and sweep.is_complete(folder, config_name, arguments, before):
+        return sweep.summarise(folder, before)
     given = os.environ.get("HYDRA_FULL_ERROR")
     full = given == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
@@ -271,10 +275,6 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
             _say(error, config_name, arguments)
             raise SystemExit(1) from None
 
-    folder = sweep.sweep_folder(arguments)
-    before = None if folder is None else sweep.Jobs.read(folder)
-    if folder and before and sweep.is_complete(folder, config_name, arguments, before):
-        return sweep.summarise(folder, before)
     argv = sys.argv
     sys.argv = [f"hwnas {config_name}", *arguments]
     code, ended = 0, False

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hwnas.conclusion import Conclusion, say, write_front
+from hwnas.conclusion import Conclusion, say_conclusion, write_front
 from hwnas.config import build, suggestion
 from hwnas.core import (
     Evaluator,
@@ -152,8 +152,8 @@ def main(cfg: DictConfig) -> Returned:
                     "the answer is among what the strategy returns"
                 )
             end = Conclusion(task, archive.trials)
-            network = _trained(task, end, folder / "network", display)
-            result = _result(task, end, progress, store.paid(task.quality.name))
+            network = _trained(end, folder / "network", display)
+            result = _result(end, progress, store.paid(task.quality.name))
             result["versions"] = {evaluator.name: evaluator.version for evaluator in evaluators}
             result["network"] = network
             _write(folder, end, result, tracker, display, meter, start)
@@ -255,10 +255,10 @@ class Progress:
         self._display.generation(generation, shown, replayed)
 
 
-def _result(task: Task, end: Conclusion, progress: Progress, paid: int) -> dict[str, Any]:
+def _result(end: Conclusion, progress: Progress, paid: int) -> dict[str, Any]:
     """What result.json says, but for what is known last: seconds, energy, versions, the trained network."""
     groups = ("strategy", "search_space", "dataset", "evaluator", "device")
-    asked = len(end.trials)
+    task, asked = end.task, len(end.trials)
     return {
         "status": "finished",
         **{group: task.names[group] for group in groups},
@@ -276,9 +276,9 @@ def _result(task: Task, end: Conclusion, progress: Progress, paid: int) -> dict[
     }
 
 
-def _trained(task: Task, end: Conclusion, folder: Path, display: Display) -> dict[str, Any] | None:
+def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] | None:
     """Train the answer from scratch, if that is asked for and a benchmark does not know its accuracy."""
-    answer = end.to_train
+    task, answer = end.task, end.to_train
     if answer is None:
         return None
     with display.phase("final network", "training the final network"):
@@ -335,7 +335,7 @@ def _say_end(
     """Say what was found, what it took, where it is and what comes next."""
     from hwnas.report import virtual_clock
 
-    say(display, end, result)
+    say_conclusion(display, end, result)
     evaluations, network = result["evaluations"], result["network"]
     display.say(
         f"{evaluations['asked']} evaluations, {evaluations['cached']} of them from the store, "

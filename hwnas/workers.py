@@ -112,8 +112,7 @@ class Processes(Workers):
         from joblib import Parallel, delayed, parallel_config
 
         path = Path(self._folder.name) / hashlib.sha256(copy).hexdigest()[:16]
-        if not path.is_file():
-            path.write_bytes(copy)
+        path.write_bytes(copy)
         with parallel_config(backend="loky", inner_max_num_threads=self._threads):
             pool = Parallel(self.num, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         try:
