@@ -6,6 +6,7 @@ ICLR 2021.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tarfile
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hwnas.config import find_file
 from hwnas.data.pickles import loads, read_pickle, read_torch
 from hwnas.spaces.nasbench201 import OPS, NasBench201
 
@@ -429,6 +431,39 @@ def read_table(file: Path) -> Table:
             raise ValueError(f"{file} is not a readable .npz file ({error})") from None
 
 
+def has_order() -> bool:
+    """Whether there is a file that `official_order` can read."""
+    try:
+        return find_file("nasbench201.npz").is_file()
+    except ValueError:
+        return False
+
+
+def official_order() -> np.ndarray:
+    """All architectures of NAS-Bench-201 in its official order, shape (15625, 6), from its table.
+
+    Raises:
+        ValueError: There is no nasbench201.npz, or its architectures are in another order.
+    """
+    file = find_file("nasbench201.npz")
+    table = read_table(file)
+    try:
+        genotypes = _check_cells(table)
+        _check_order(genotypes)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; hwnas data verify {file}") from None
+    return genotypes.astype(np.intp)
+
+
+_ORDER = "efc20b8c0d7b04db1ae693c5872f6ab5a8086a466abf23d8e7c6ac7faba8caa0"
+"""SHA-256 of the operations of all architectures in the official order, a byte each."""
+
+
+def _check_order(genotypes: np.ndarray) -> None:
+    if hashlib.sha256(genotypes.astype(np.int8).tobytes()).hexdigest() != _ORDER:
+        raise ValueError("its architectures are not in the benchmark's official order, which index refers to")
+
+
 def check_nasbench201(table: Table) -> str:
     """Check a table of NAS-Bench-201 against its layout and its known truths; returns a summary.
 
@@ -440,6 +475,7 @@ def check_nasbench201(table: Table) -> str:
     names = table["arch_str"].tolist() if "arch_str" in table else []
     if names != [NasBench201().to_str(tuple(row)) for row in genotypes.tolist()]:
         raise ValueError("arch_str and arch_ops are not the same architectures")
+    _check_order(genotypes)
     columns = ("valid_200", "test_200", "valid_12", "test_12", "train_seconds_200", "params_M", "flops_M")
     known: set[int] = set()
     prefixes = ["cifar10", "cifar100", *(["imagenet16"] if "imagenet16_test_200" in table else [])]

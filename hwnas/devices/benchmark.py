@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hwnas.config import data_folder, find_file
+from hwnas.config import data_folder
 from hwnas.core import Evaluator, SearchSpace
-from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, read_table
+from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, ProfileDevice
 from hwnas.devices.table import CostTable, check_metric, costs_of
 from hwnas.spaces.fbnet import OPS, FBNet
@@ -75,7 +75,7 @@ def benchmark_device(
         arrays = read_table(part)
         columns = costs_of(device, arrays, part)
         if columns:
-            genotypes = read_table(find_file("nasbench201.npz"))["arch_ops"]
+            genotypes = official_order()
             if name != "cifar10":
                 announce(f"costs of {device} are those of the CIFAR-10 networks: {part} has no others")
             return CostTable(space, device, genotypes, columns, metric=metric, source=part)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hwnas.config import find_file, suggestion
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace
-from hwnas.data.tables import read_table
+from hwnas.data.tables import SIZE, has_order, official_order, read_table
 
 UNITS = ("latency_ms", "energy_mj")
 """Costs of devices; their names end in the unit."""
@@ -78,9 +80,10 @@ class CostTable(Evaluator):
                 row = int(np.flatnonzero(np.isnan(values))[0])
                 raise ValueError(f"{source}: {each} is missing in row {row}")
             values = np.where(values == -1, math.inf, values)  # HW-NAS-Bench: not supported by the device
-            if (values < 0).any():
-                row = int(np.flatnonzero(values < 0)[0])
-                raise ValueError(f"{source}: {each} is {values[row]} in row {row}; costs are not negative")
+            if (wrong := np.flatnonzero((values < 0) | (np.isfinite(values) & (values > HIGHEST)))).size:
+                row = int(wrong[0])
+                rule = "not negative" if values[row] < 0 else f"not above {HIGHEST:g}"
+                raise ValueError(f"{source}: {each} is {values[row]} in row {row}; costs are {rule}")
             self.columns[each] = values
             digest.update(each.encode() + values.tobytes())
         self._sorted = [values[order] for values in self.columns.values()]
@@ -107,40 +110,57 @@ class CostTable(Evaluator):
         return [dict(zip(self.columns, row, strict=True)) for row in zip(*picked, strict=True)]
 
 
+ARCH_KEYS = ("arch", "arch_str", "architecture")
+"""Columns that name networks by strings of the space, in any case."""
+
+INDEX_KEYS = ("index", "arch_index")
+"""Columns that name networks by their place in NAS-Bench-201's official order, in any case."""
+
+HIGHEST = 1e12
+"""No cost is above: milliseconds of thirty years. Larger numbers overflow where costs are multiplied."""
+
+
 def table_device(
-    space: SearchSpace, *, path: str | None, metric: str, device: str | None = None
+    space: SearchSpace,
+    announce: Callable[[str], None],
+    *,
+    path: str | None,
+    metric: str,
+    device: str | None = None,
 ) -> CostTable:
     """A device of one's own, from a file with a row per network and a column per metric.
 
-    A CSV with a header, or an .npz with equally long arrays. Networks are named by a column `arch` (strings
-    of the space), by `arch_ops` (n, edges) in an .npz, or by `index`, their place in the official order of
-    NAS-Bench-201; without any of these there must be a row for each of its architectures, in that order.
+    A CSV with a header, or an .npz with equally long arrays; which of them is told by the content. Networks
+    are named by a column `arch` (strings of the space; also `arch_str` and `architecture`), by `arch_ops`
+    (n, edges) in an .npz, or by `index`, their place in the official order of NAS-Bench-201. Only a table
+    that holds nothing but costs and has a row for each of its architectures is read in that order.
 
     Args:
         space: The space of the networks.
+        announce: Called with a sentence where networks are named by nothing but the order of the rows.
         path: The file, absolute or relative to the working folder or the data folder.
         metric: The cost that strategies minimise, "latency_ms" or "energy_mj".
         device: For files of several devices, whose columns are then `<device>_latency_ms`, ...
 
     Raises:
-        ValueError: No such file, device or metric; a row that is twice there, lacks a value, is negative, or
-            names no architecture (named).
+        ValueError: No such file, device or metric; no column that names the networks, or two that disagree; a
+            row that is twice there, lacks a value, is negative or too large, or names no network (named).
     """
     if not path:
         raise ValueError("device=table needs device.path=<CSV or npz with a column arch and one per metric>")
     check_metric(metric)
     file = find_file(path)
-    columns = read_csv(file) if file.suffix == ".csv" else read_table(file)
+    columns = read_columns(file)
     metrics = costs_of(device, columns, file)
     if device is not None and not metrics:
         known = [name.rpartition("_latency")[0] for name in columns if name.endswith("_latency_ms")]
         raise ValueError(f"{file} has no columns of device {device!r}{suggestion(device, known)}")
-    genotypes = _genotypes(file, columns, space, {len(values) for values in metrics.values()})
+    if any(np.size(values) == 0 for values in columns.values()):
+        raise ValueError(f"{file} has no rows")
+    genotypes = _genotypes(file, columns, metrics, space, announce)
     for name, values in metrics.items():
         if values.shape != (len(genotypes),):
             raise ValueError(f"{file}: {name} has shape {values.shape}, not ({len(genotypes)},)")
-    if len(genotypes) == 0:
-        raise ValueError(f"{file} has no rows")
     name = f"table-{file.stem}" if device is None else device
     return CostTable(space, name, genotypes, metrics, metric=metric, source=file)
 
@@ -149,66 +169,172 @@ def costs_of(device: str | None, columns: Mapping[str, np.ndarray], source: Path
     """The columns `<device>_latency_ms`, ... by metric, in any case of letters; None: `latency_ms`, ...
 
     Raises:
-        ValueError: A column holds something that is no number.
+        ValueError: A column holds something that is no number, or two columns are of one metric.
     """
     prefix = "" if device is None else f"{device}_"
     units = {f"{prefix}{unit}".lower(): unit for unit in UNITS}
-    found = {}
+    found: dict[str, FloatArray] = {}
+    names: dict[str, str] = {}
     for name, values in columns.items():
-        if name.lower() in units:
-            try:
-                found[units[name.lower()]] = np.asarray(values, dtype=np.float64)
-            except ValueError as error:
-                raise ValueError(f"{source}: {name} holds something that is no number ({error})") from None
+        if name.lower() not in units:
+            continue
+        unit = units[name.lower()]
+        if unit in found:
+            raise ValueError(f"{source} has the columns {names[unit]} and {name}; only one of them can count")
+        try:
+            found[unit], names[unit] = np.asarray(values, dtype=np.float64), name
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source}: {name} holds something that is no number ({error})") from None
     return found
 
 
 def _genotypes(
-    file: Path, columns: Mapping[str, np.ndarray], space: SearchSpace, lengths: set[int]
+    file: Path,
+    columns: Mapping[str, np.ndarray],
+    metrics: Mapping[str, FloatArray],
+    space: SearchSpace,
+    announce: Callable[[str], None],
 ) -> np.ndarray:
-    if "arch_ops" in columns:
-        genotypes = np.asarray(columns["arch_ops"], dtype=np.intp)
-        for row, genotype in enumerate(genotypes.tolist()):
-            _named(file, row, lambda genotype=genotype: space.check(genotype))  # type: ignore[misc]
-        return genotypes
-    if "arch" in columns:
-        rows = []
-        for row, text in enumerate(columns["arch"].tolist()):
-            rows.append(_named(file, row, lambda text=text: space.from_str(str(text))))  # type: ignore[misc]
-        return np.array(rows, dtype=np.intp).reshape(-1, len(space.choices))
-    if space.name == "nasbench201" and ("index" in columns or lengths == {space.size}):
-        official = read_table(find_file("nasbench201.npz"))["arch_ops"].astype(np.intp)
-        if "index" not in columns:
-            return official
-        for row, value in enumerate(columns["index"].tolist()):
-            if not str(value).isdigit() or not 0 <= int(value) < len(official):
-                raise ValueError(f"{file}, row {row}: index {value!r} is not one of 0..{len(official) - 1}")
-        return official[np.asarray(columns["index"], dtype=np.intp)]
-    raise ValueError(f"{file} has no column 'arch' that names the networks; it has {', '.join(columns)}")
+    """The network of each row, shape (n, edges), from all columns that name networks."""
+    named, indices = {}, []
+    for name, values in columns.items():
+        key = name.lower()
+        if key == "arch_ops":
+            named[name] = _rows(file, values, space.check)
+        elif key in ARCH_KEYS:
+            named[name] = _rows(file, values, lambda text: space.from_str(str(text)))
+        elif key in INDEX_KEYS and space.name == "nasbench201":
+            indices.append(name)
+    others = {
+        name: values
+        for name, values in columns.items()
+        if name not in named and name not in indices and not name.lower().endswith(UNITS)
+    }
+    if not named:
+        for name, values in others.items():
+            if values.dtype.kind == "U" and values.ndim and _parses(space, str(values[0])):
+                named[name] = _rows(file, values, lambda text: space.from_str(str(text)))
+    for name in indices:
+        if named and not has_order():
+            announce(f"{file}: {name} is not compared with {next(iter(named))}: there is no nasbench201.npz")
+        else:
+            named[name] = official_order()[_indices(file, name, columns[name])]
+    if not named:
+        return _in_order(file, columns, metrics, others, space, announce)
+    (first, genotypes), *rest = named.items()
+    for name, same in rest:
+        if len(same) != len(genotypes):
+            raise ValueError(f"{file}: {first} has {len(genotypes)} rows, {name} {len(same)}")
+        differ = np.flatnonzero((same != genotypes).any(axis=1))
+        if len(differ):
+            row = int(differ[0])
+            raise ValueError(
+                f"{file}, row {row}: {first} and {name} name different networks, "
+                f"{columns[first][row]} and {columns[name][row]}"
+            )
+    return genotypes
 
 
-def _named(file: Path, row: int, parse: Callable[[], Genotype]) -> Genotype:
+def _in_order(
+    file: Path,
+    columns: Mapping[str, np.ndarray],
+    metrics: Mapping[str, FloatArray],
+    others: Mapping[str, np.ndarray],
+    space: SearchSpace,
+    announce: Callable[[str], None],
+) -> np.ndarray:
+    """All networks of NAS-Bench-201, for a table in which nothing could name them but the order of rows."""
+    lengths = {len(values) for values in metrics.values()}
+    if lengths != {SIZE} or space.name != "nasbench201":
+        names = ", ".join(columns)
+        if len(columns) == 1 and re.search(r"[;\t|]", names):
+            raise ValueError(f"{file}: columns must be separated by commas; its header is {names!r}")
+        if lengths == {SIZE}:
+            raise ValueError(
+                f"{file} has no column 'arch', and as many rows as nasbench201 has networks; the run's "
+                f"search_space is {space.name}"
+            )
+        raise ValueError(f"{file} has no column 'arch' that names the networks; it has {names}")
+    if keys := [name for name, values in others.items() if _could_be_key(values)]:
+        raise ValueError(
+            f"{file}: nothing says what column {keys[0]!r} is, and it could name the networks; call it arch "
+            "(strings of the space) or index (places in the official order), or leave it out: a table of "
+            f"costs alone, with all {SIZE:,} rows, is read in the official order"
+        )
+    announce(f"{file} names no networks: its {SIZE:,} rows are read in NAS-Bench-201's official order")
+    return official_order()
+
+
+def _could_be_key(values: np.ndarray) -> bool:
+    """Whether a column may say which network a row is of, rather than something about it."""
+    if values.ndim != 1:
+        return True
+    if values.dtype.kind == "U":
+        try:
+            values = values.astype(np.float64)
+        except ValueError:
+            return True
+    if values.dtype.kind not in "iuf":
+        return True
+    start = values[0]
+    counted = bool((values == np.arange(len(values)) + start).all()) and start in (0, 1)
+    whole = bool((np.isfinite(values) & (values == np.round(values))).all())
+    return whole and not counted and not bool((values == start).all())
+
+
+def _parses(space: SearchSpace, text: str) -> bool:
     try:
-        return parse()
-    except ValueError as error:
-        raise ValueError(f"{file}, row {row}: {error}") from None
+        space.from_str(text)
+    except ValueError:
+        return False
+    return True
 
 
-def read_csv(file: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV file with a header, as text.
+def _indices(file: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """A column of places in the official order."""
+    for row, value in enumerate(values.tolist()):
+        if not re.fullmatch(r"\d+(\.0*)?", str(value).strip(), flags=re.ASCII) or float(value) >= SIZE:
+            raise ValueError(f"{file}, row {row}: {name} {value!r} is not one of 0..{SIZE - 1}")
+    return values.astype(np.float64).astype(np.intp)
+
+
+def _rows(file: Path, values: np.ndarray, parse: Callable[[Any], Genotype]) -> np.ndarray:
+    """The genotypes of a column, shape (n, edges)."""
+    genotypes = []
+    for row, value in enumerate(values.tolist()):
+        try:
+            genotypes.append(parse(value))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}, row {row}: {error}") from None
+    return np.array(genotypes, dtype=np.intp)
+
+
+def read_columns(file: Path) -> dict[str, np.ndarray]:
+    """The columns of an .npz file, or of a CSV file with a header, as text; the content tells which it is.
 
     Raises:
-        ValueError: No header, or a row of another length (named).
+        ValueError: Neither of them, no header, a column that is twice there, or a row of another length
+            (named).
     """
-    with file.open(newline="") as stream:
-        rows = list(csv.reader(stream))
+    with file.open("rb") as stream:
+        if stream.read(2) == b"PK":
+            return read_table(file)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{file} is neither an .npz file nor text in UTF-8 ({error}); save the table as CSV UTF-8"
+        ) from None
     if not rows:
         raise ValueError(f"{file} is empty")
     header, body = [name.strip() for name in rows[0]], [row for row in rows[1:] if row]
+    if repeated := [name for name in header if header.count(name) > 1]:
+        raise ValueError(f"{file} has the column {repeated[0]!r} twice")
     for number, row in enumerate(body):
         if len(row) != len(header) or "" in (cell.strip() for cell in row):
             raise ValueError(f"{file}, row {number}: {len(header)} values are needed, not {row}")
-    return {name: np.array([row[column] for row in body]) for column, name in enumerate(header)}
+    return {name: np.array([row[column] for row in body], dtype=str) for column, name in enumerate(header)}
 
 
 def _codes(genotypes: np.ndarray) -> np.ndarray:

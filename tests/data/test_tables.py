@@ -809,6 +809,10 @@ def test_verify(
         (lambda t: t.update(arch_ops=t["arch_ops"][1:]), "arch_ops is int8 (15624, 6)"),
         (lambda t: t["arch_ops"].__setitem__(0, 9), "arch_ops does not hold every architecture once"),
         (lambda t: t.update(arch_str=t["arch_str"][::-1]), "arch_str and arch_ops are not the same"),
+        (
+            lambda t: t.update({key: t[key][::-1] for key in t if key != "ops"}),
+            "its architectures are not in the benchmark's official order",
+        ),
         (lambda t: t["cifar10_test_200"].__setitem__(0, 101.5), "cifar10_test_200 is out of range"),
         (lambda t: t["cifar10_test_12"].__setitem__(0, np.nan), "columns cover 15624 or 15625 architectures"),
         (
