@@ -77,6 +77,35 @@ def test_experiments_of_final_training_fit_together() -> None:
         )
 
 
+CUTOUT = {  # in the authors' code: 16 pixels on the DARTS space, but for NEvoNAS; none on NAS-Bench-201
+    **{f"{method}_darts": 16 for method in ("cmanas", "evnas", "pevonas")},
+    "nevonas_darts": 0,
+    **{f"{method}_nasbench201": 0 for method in ("cmanas", "evnas", "nevonas", "pevonas")},
+    **{f"{method}_small": 0 for method in ("cmanas", "evnas", "nevonas", "pevonas")},
+    "train_evnas_a_cifar10": 16,
+    "train_evnas_a_cifar100": 16,
+}
+
+
+@pytest.mark.parametrize("name", CUTOUT)
+def test_experiments_cut_what_the_papers_cut(name: str) -> None:
+    command = "train" if name.startswith("train") else "search"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(command, [f"experiment={name}"])
+    cutout = config.dataset.cutout if command == "train" else config.evaluator.cutout
+    assert cutout == CUTOUT[name]
+    assert (config.dataset.crop, config.dataset.flip) == ((2, True) if "small" in name else (4, True))
+
+
+def test_every_search_with_a_supernet_says_what_it_cuts() -> None:
+    for path in (CONF / "experiment").glob("*.yaml"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            command = path.read_text().splitlines()[1].split()[2]
+            config = compose(command, [f"experiment={path.stem}"])
+        if command == "search" and "supernet" in config.evaluator._target_:
+            assert path.stem in CUTOUT
+
+
 @pytest.mark.parametrize("command", ["search", "train", "prune"])
 def test_commands_compose(command: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):

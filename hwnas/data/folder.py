@@ -84,6 +84,11 @@ class ImageFolder:
         """Number of classes."""
         return len(self.classes)
 
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """How training images are changed at random, JSON-able."""
+        return {"image_size": self.image_size, "color_jitter": list(self.color_jitter)}
+
     def files(self, part: str) -> list[tuple[Path, int]]:
         """File and label of every image of a part: "train", "valid", "all" (both) or "test".
 

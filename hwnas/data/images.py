@@ -58,7 +58,7 @@ class Images:
         valid_fraction: Share of the training images kept apart for validation.
         crop: Padding in pixels of the random crop; 0 switches it off.
         flip: Whether to flip images left to right at random.
-        cutout: Side in pixels of the square cut out at random; 0 switches it off.
+        cutout: Side in pixels of the square that is painted in the mean colour at random; 0: none.
         benchmark: What the columns of benchmark tables call the data set; None: `name`.
         shrink: Whether larger images, by a whole factor, are averaged over squares down to `image_shape`.
 
@@ -104,6 +104,7 @@ class Images:
         self._shape = image_shape
         self._num_classes = num_classes
         self._arrays: dict[str, np.ndarray] | None = None
+        self._normalisation: tuple[Tensor, Tensor] | None = None
         if source == "npz":
             if not path:
                 raise ValueError(
@@ -114,7 +115,7 @@ class Images:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images: a copy in another process reads them itself."""
-        return {**self.__dict__, "_arrays": None}
+        return {**self.__dict__, "_arrays": None, "_normalisation": None}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -152,6 +153,17 @@ class Images:
                     raise ValueError(f"dataset.{what} of {self.name} is {said}, but its images have {found}")
             self._arrays = arrays
         return self._arrays
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """How training images are changed at random, JSON-able."""
+        # What a cut square is filled with stands here since it is the mean; it was black before.
+        fill = {"cutout_fill": "mean"} if self.cutout else {}
+        return {"crop": self.crop, "flip": self.flip, "cutout": self.cutout, **fill}
+
+    def identity(self) -> list[Any]:
+        """What weights trained on these images depend on, JSON-able: images, labels, split, augmentation."""
+        return [self.fingerprint(), self.valid_fraction, *self.augmentation.values()]
 
     def fingerprint(self) -> str:
         """A hash of all images and labels."""
@@ -192,9 +204,11 @@ class Images:
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel over the training images, each (C, 1, 1)."""
-        x, _ = self.split("train")
-        std = x.std(dim=(0, 2, 3)).clamp_min(1e-6)
-        return x.mean(dim=(0, 2, 3)).view(-1, 1, 1), std.view(-1, 1, 1)
+        if self._normalisation is None:
+            x, _ = self.split("train")
+            std = x.std(dim=(0, 2, 3)).clamp_min(1e-6)
+            self._normalisation = x.mean(dim=(0, 2, 3)).view(-1, 1, 1), std.view(-1, 1, 1)
+        return self._normalisation
 
 
 class Batches:
@@ -276,8 +290,11 @@ def check_batch(num_images: int, batch_size: int) -> None:
 def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tensor:
     """Random crop, flip and cutout of a whole batch, as the data set asks; keeps (B, C, H, W).
 
+    A crop's border is black, a cut square has the data set's mean colour and is 0 once images are normalised:
+    the order of DARTS and of all who follow it is crop, flip, normalise, cut out (DeVries and Taylor, 2017).
+
     Args:
-        x_BCHW: Images, on any device.
+        x_BCHW: Images in 0..1, on any device.
         dataset: Sizes of crop and cutout, and whether to flip.
         generator: Source of randomness, on the CPU; the same draws for every device.
     """
@@ -303,8 +320,9 @@ def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tens
         x = torch.randint(W, (B, 1), generator=generator)
         in_rows = (torch.arange(H) >= y - side // 2) & (torch.arange(H) < y - side // 2 + side)
         in_columns = (torch.arange(W) >= x - side // 2) & (torch.arange(W) < x - side // 2 + side)
-        kept = ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
-        x_BCHW = x_BCHW * kept.to(device, non_blocking=True)
+        cut = (in_rows[:, None, :, None] & in_columns[:, None, None, :]).to(device, non_blocking=True)
+        mean, _ = dataset.normalisation()
+        x_BCHW = torch.where(cut, mean.to(device, non_blocking=True), x_BCHW)
     return x_BCHW
 
 

@@ -274,13 +274,12 @@ class Supernet(Evaluator):
         if not self._root:
             import torch
 
-            data = self._dataset
             self._root = _hash(
                 WEIGHTS_VERSION,
                 [space.name, self.channels, self.num_cells, space.image_shape, space.num_classes],
                 [self.affine, self.track_running_stats, self.seed, self.num_epochs],
                 [self._recipe(), self.decoding if self.training.sampling == "population" else ""],
-                [data.fingerprint(), data.valid_fraction, data.crop, data.flip, data.cutout],
+                self._dataset.identity(),
                 "cuda" if torch.cuda.is_available() else "cpu",
             )
         return self._root

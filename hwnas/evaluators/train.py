@@ -96,11 +96,11 @@ class Train(Evaluator):
 
         from hwnas.models.classifier import MAY_CHANGE
 
-        data, recipe = self._dataset, asdict(self.training)
+        recipe = asdict(self.training)
         settings = [
             TRAIN_VERSION,
             fingerprint(self._networks),
-            [data.fingerprint(), data.valid_fraction, data.crop, data.flip, data.cutout],
+            self._dataset.identity(),
             {name: value for name, value in recipe.items() if name not in MAY_CHANGE},
             self.seed,
             "cuda" if torch.cuda.is_available() else "cpu",

@@ -542,8 +542,7 @@ def identity_of(
     return {
         "model": {**asdict(settings), "channels": list(settings.channels)},
         "training": asdict(training),
-        "dataset": dataset.fingerprint(),
-        "augmentation": [dataset.crop, dataset.flip, dataset.cutout, dataset.valid_fraction],
+        "images": dataset.identity(),
         "part": part,
         "seed": seed,
     }

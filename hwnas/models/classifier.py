@@ -53,6 +53,10 @@ class Dataset(Protocol):
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel, each (C, 1, 1)."""
 
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """How training images are changed at random, JSON-able."""
+
 
 class Classifier(pl.LightningModule):
     """Normalises images, classifies them with a network, and trains it by a recipe.
@@ -279,7 +283,12 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CHECKPOINT
         settings = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
-        identity = {**identity, "seed": seed, **{f"trainer.{key}": value for key, value in settings.items()}}
+        identity = {
+            **identity,
+            "augmentation": dataset.augmentation,
+            "seed": seed,
+            **{f"trainer.{key}": value for key, value in settings.items()},
+        }
         if path.is_file():
             start = _read(path, identity)
             announce(f"going on after epoch {len(start['history'])}")

@@ -139,10 +139,12 @@ def test_flip_mirrors_about_half_of_the_images() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 8])
-def test_cutout_zeroes_one_square_across_channels(side: int) -> None:
+def test_cutout_paints_one_square_across_channels(side: int) -> None:
     x = ramp(300)
-    y = augment(x, digits(cutout=side), generator())
-    cut = y == 0
+    images = digits(cutout=side)
+    y = augment(x, images, generator())
+    mean, _ = images.normalisation()
+    cut = y == mean  # the ramp has whole numbers only
     assert torch.equal(y[~cut], x[~cut])
     assert torch.equal(cut[:, 0], cut[:, 1])
     num = cut[:, 0].sum(dim=(1, 2))
@@ -152,6 +154,37 @@ def test_cutout_zeroes_one_square_across_channels(side: int) -> None:
     widths = cut[:, 0].any(dim=1).sum(dim=1)
     assert torch.equal(heights * widths, num)  # a rectangle
     assert cut[:, 0].any(dim=0).all()  # every pixel is hit now and then
+
+
+def coloured(folder: Path, **settings: Any) -> Images:
+    """24 images of two channels' means that are far apart: 200, 20 and 100 of 255, and noise."""
+    rng = np.random.default_rng(3)
+    x = (np.array([200, 20, 100]) + rng.integers(-15, 16, size=(24, 6, 6, 3))).astype(np.uint8)
+    path = write(folder, x_train=x, y_train=np.arange(24) % 3, x_test=x[:3], y_test=np.arange(3))
+    return Images("x", source="npz", image_shape=None, num_classes=None, path=str(path), **settings)
+
+
+def test_a_cut_pixel_is_the_mean_and_0_once_normalised(tmp_path: Path) -> None:
+    """Cutout comes after normalisation in the papers' code: what is cut is 0 there, the mean before it."""
+    images = coloured(tmp_path, cutout=3)
+    x, _ = images.split("train")
+    by_hand = np.round(x.double().numpy() * 255).mean(axis=(0, 2, 3)) / 255
+    (cut, _), = images.batches("train", batch_size=len(x), seed=1)  # fmt: skip
+    (whole, _), = coloured(tmp_path).batches("train", batch_size=len(x), seed=1)  # fmt: skip
+    changed = (cut != whole).any(dim=1)
+    assert 0.05 < changed.float().mean() < 0.3
+    pixels = cut.double().permute(0, 2, 3, 1)[changed]
+    np.testing.assert_allclose(pixels, np.broadcast_to(by_hand, pixels.shape), rtol=0, atol=1e-6)
+    mean, std = images.normalisation()
+    assert (((cut - mean) / std).permute(0, 2, 3, 1)[changed] == 0).all()
+
+
+def test_cutout_alone_changes_what_weights_are_known_by(tmp_path: Path) -> None:
+    """Weights from when squares were black are others; without cutout they are what they were."""
+    images = coloured(tmp_path)
+    assert images.identity() == [images.fingerprint(), 0.2, 0, False, 0]
+    images = coloured(tmp_path, cutout=3)
+    assert images.identity() == [images.fingerprint(), 0.2, 0, False, 3, "mean"]
 
 
 def test_augmentation_is_a_function_of_its_generator() -> None:

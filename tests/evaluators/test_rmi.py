@@ -28,6 +28,7 @@ def create(
     space: SearchSpace = SPACE,
     warn: Any = pytest.fail,
     table: Path | None = None,
+    dataset: Images | None = None,
     **settings: Any,
 ) -> RMI:
     defaults: dict[str, Any] = {
@@ -46,7 +47,7 @@ def create(
         "group_size": 64,
         "reference": Recipe(epochs=0),
     }
-    images = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10)
+    images = dataset or Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10)
     path = None if table is None else str(table)
     lookup = Lookup(space, path=path, val_column=None, test_column="test", scale=1.0)
     rmi = RMI(space, images, folder, lambda text: None, warn, **{**defaults, **settings}, lookup=lookup)
@@ -60,6 +61,15 @@ def test_similarity_of_cells_and_of_none(tmp_path: Path) -> None:
     rows = rmi.evaluate(CELLS)
     assert all(list(row) == ["rmi"] for row in rows)
     assert all(0 < row["rmi"] <= 3 for row in rows[:3])
+
+
+def test_what_is_cut_out_of_the_batch_is_0_once_normalised(tmp_path: Path) -> None:
+    """Candidates and reference see 0 there, the mean colour, and not black."""
+    images = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, cutout=20)
+    whole, cut = create(tmp_path), create(tmp_path, dataset=images)
+    assert (whole._batches[0].x != 0).all()
+    ((_, share),) = [(batch.x.shape, (batch.x == 0).double().mean()) for batch in cut._batches]
+    assert share > 0.9  # of 20 pixels a side little is left of an image of 8
 
 
 def test_flops_weight_scales_what_similarity_lacks(tmp_path: Path) -> None:

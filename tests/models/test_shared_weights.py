@@ -27,11 +27,16 @@ def digits(**settings: Any) -> Images:
 
 
 def shared(
-    space: NasBench201 = SPACE, seed: int = 0, num_epochs: int = 4, crop: int = 1, **recipe: Any
+    space: NasBench201 = SPACE,
+    seed: int = 0,
+    num_epochs: int = 4,
+    crop: int = 1,
+    cutout: int = 0,
+    **recipe: Any,
 ) -> SharedWeights:
     return SharedWeights(
         space,
-        digits(crop=crop),
+        digits(crop=crop, cutout=cutout),
         SupernetRecipe(**{"sampling": "random_alpha", "batch_size": 256, **recipe}),
         num_epochs=num_epochs,
         affine=False,
@@ -199,6 +204,15 @@ def test_accuracies_do_not_depend_on_the_company() -> None:
         expected = (plain.plain((x - mean) / std, row).argmax(1) == y).double().mean().item()
     judge |= {"decoding": "soft", "transform_seed": None}
     assert weights.accuracies(POPULATION[:1], **judge) == pytest.approx([expected], abs=2 / 719)
+
+
+def test_what_is_cut_out_is_0_in_training_and_where_validation_images_are_augmented() -> None:
+    weights = shared(cutout=20, crop=0)
+    assert all((weights._normalised(x) == 0).double().mean() > 0.5 for x, _ in weights._batches)
+    ((x, _),) = weights._validation(None, 1000, transform_seed=1)
+    assert (x == 0).double().mean() > 0.5
+    ((x, _),) = weights._validation(None, 1000, transform_seed=None)
+    assert (x != 0).all()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
