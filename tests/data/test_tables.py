@@ -516,9 +516,9 @@ def test_a_whole_source(table_path: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def is_small_and_fast(file: Path) -> bool:
     best = np.inf
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # other work on the machine does not count
         table = read_table(file)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best < 0.3 and sum(values.nbytes for values in table.values()) < 50e6
 
 

@@ -217,14 +217,17 @@ def test_fewer_images_than_a_batch(images: Images, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same(images: Images, tmp_path: Path) -> None:
-    """A small network of another space: compiling one of DARTS cells takes many minutes on a busy CPU."""
+    """A small network of another space: compiling one of DARTS cells takes many minutes on a busy CPU.
+
+    After one step: what rounds differently in float32 grows with every further one.
+    """
     space = NasBench201(4, 1, image_shape=(1, 8, 8), num_classes=3)
     modules = []
     for compiled in (False, True):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = space.network((0, 0, 0, 3, 0, 1))
-        recipe = Recipe(epochs=1, batch_size=20, channels_last=False, compile=compiled)
+        recipe = Recipe(epochs=1, batch_size=40, channels_last=False, compile=compiled)
         modules.append(train(images, tmp_path / str(compiled), recipe, network=network))
     plain, fast = modules
     assert states(plain).keys() == states(fast).keys()

@@ -85,8 +85,9 @@ def test_the_same_share_of_every_layer() -> None:
 
 
 def test_gradient_criteria_are_what_they_are_called() -> None:
-    net = network().deployed
+    net = network().deployed.double()
     x, y = images()
+    x = x.double()
     layers = net.layers()
     for structure in STRUCTURES:
         for criterion in ("snip", "taylor"):
@@ -105,7 +106,7 @@ def test_gradient_criteria_are_what_they_are_called() -> None:
                 expected = (a.square() + b.square()) / 2
             else:
                 expected = (a.sum(1).square() + b.sum(1).square()) / 2
-            assert torch.allclose(found["hidden"], expected, rtol=1e-5, atol=1e-12)
+            assert torch.allclose(found["hidden"], expected, rtol=1e-9, atol=1e-18)
             without = {"mean", "classifier"} if structure == "filters" else set()
             assert set(found) == set(layers) - without
 
