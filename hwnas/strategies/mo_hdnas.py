@@ -29,6 +29,7 @@ class MOHDNAS(Strategy):
             "merged", anew among parents and children at every selection; "none", two objectives.
         crossover_prob: Probability of simulated binary crossover (eta 15).
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
+        crowding: As for `NSGA2`.
 
     Raises:
         ValueError: A population that is odd or smaller than 2, an unknown kind of diversity, or no cost.
@@ -47,6 +48,7 @@ class MOHDNAS(Strategy):
         diversity: str,
         crossover_prob: float,
         mutation_prob: float,
+        crowding: str,
     ) -> None:
         if len(objectives) < 2:
             raise ValueError(f"mo_hdnas needs a quality and a cost, not {[o.metric for o in objectives]}")
@@ -62,6 +64,7 @@ class MOHDNAS(Strategy):
             population_size=population_size,
             crossover_prob=crossover_prob,
             mutation_prob=mutation_prob,
+            crowding=crowding,
         )
 
     def ask(self) -> list[Genotype]:

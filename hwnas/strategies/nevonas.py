@@ -40,6 +40,7 @@ class NEvoNAS(Strategy):
         novelty: False is the ablation "only accuracy".
         crossover_prob: Probability of simulated binary crossover (eta 15).
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
+        crowding: As for `NSGA2`.
 
     Raises:
         ValueError: A setting out of range, or neither fitness nor novelty.
@@ -60,6 +61,7 @@ class NEvoNAS(Strategy):
         novelty: bool,
         crossover_prob: float,
         mutation_prob: float,
+        crowding: str,
     ) -> None:
         if fitness not in FITNESSES:
             raise ValueError(f"strategy.fitness {fitness!r} is not one of {', '.join(FITNESSES)}")
@@ -79,6 +81,7 @@ class NEvoNAS(Strategy):
             population_size=population_size,
             crossover_prob=crossover_prob,
             mutation_prob=mutation_prob,
+            crowding=crowding,
         )
         self._archive: dict[Genotype, float] = {}  # all architectures seen, with their first fitness
 

@@ -13,10 +13,14 @@ from pymoo.core.problem import Problem
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.sampling.rnd import FloatRandomSampling
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
+from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.problems.static import StaticProblem
 
 from hwnas.core import FloatArray, Trial, share, whole_number
 from hwnas.strategies.evolution import check_told
+
+CROWDINGS = ("unique", "all")
 
 
 class NSGA2:
@@ -32,12 +36,16 @@ class NSGA2:
         population_size: Even, because children come in pairs.
         crossover_prob: Probability of simulated binary crossover (eta 15).
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
+        crowding: "unique": of members with equal costs all but the first have a crowding distance of 0, as in
+            pymoo 0.5.0, which NEvoNAS requires. "all": they count like others, as in pymoo 0.6, where copies of
+            one network can fill the population.
 
     Attributes:
         asked: pymoo's population of the last `ask`; None before.
 
     Raises:
-        ValueError: A population that is odd or smaller than 2, or a probability outside 0..1.
+        ValueError: A population that is odd or smaller than 2, a probability outside 0..1, or an unknown
+            crowding.
 
     Source: Deb et al., NSGA-II, 2002; operators of Sinha & Chen, NEvoNAS, arXiv 2204.00188 (code).
     """
@@ -51,7 +59,10 @@ class NSGA2:
         population_size: int,
         crossover_prob: float,
         mutation_prob: float,
+        crowding: str,
     ) -> None:
+        if crowding not in CROWDINGS:
+            raise ValueError(f"strategy.crowding {crowding!r} is not one of {', '.join(CROWDINGS)}")
         self.population_size = whole_number("strategy.population_size", population_size, least=2)
         if self.population_size % 2:
             raise ValueError(f"strategy.population_size of NSGA-II must be even, not {population_size}")
@@ -63,6 +74,8 @@ class NSGA2:
             sampling=FloatRandomSampling(),
             crossover=SBX(prob=share("strategy.crossover_prob", crossover_prob), eta=15),
             mutation=PM(prob=1.0, prob_var=share("strategy.mutation_prob", mutation_prob), eta=20),
+            # Of a function pymoo computes distances among different costs only, of its name among all.
+            survival=RankAndCrowding(crowding_func=calc_crowding_distance if crowding == "unique" else "cd"),
         )
         self._problem = Problem(
             n_var=num_alphas,

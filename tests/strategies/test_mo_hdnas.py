@@ -17,7 +17,13 @@ Score = Callable[[Genotype], tuple[float, float]]
 
 
 def create(objectives: tuple[Objective, ...] = OBJECTIVES, **settings: Any) -> MOHDNAS:
-    defaults = {"population_size": 4, "diversity": "population", "crossover_prob": 0.7, "mutation_prob": 0.2}
+    defaults = {
+        "population_size": 4,
+        "diversity": "population",
+        "crossover_prob": 0.7,
+        "mutation_prob": 0.2,
+        "crowding": "unique",
+    }
     return MOHDNAS(Toy(5, 3), objectives, 0, **{**defaults, **settings})
 
 
