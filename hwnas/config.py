@@ -476,6 +476,8 @@ def _members(devices: Sequence[str]) -> list[str]:
 def train_arguments(arguments: list[str]) -> list[str]:
     """Hydra's arguments of `hwnas train` and `export`: architectures quoted; `run=` chooses groups.
 
+    The name of a published architecture chooses its search space, unless one is given.
+
     Raises:
         ValueError: `run=` names no run.
     """
@@ -486,18 +488,30 @@ def train_arguments(arguments: list[str]) -> list[str]:
         for argument in arguments
     ]
     runs = [argument.removeprefix("run=") for argument in prepared if argument.startswith("run=")]
+    given = {argument.partition("=")[0] for argument in prepared}
     if not runs or _unquoted(runs[-1]) in ("", "null"):
-        return prepared
+        names = [_unquoted(a.removeprefix("arch=")) for a in prepared if a.startswith("arch=")]
+        space = (
+            _space_of(names[-1]) if names and not given & {"search_space", "experiment", "resume"} else None
+        )
+        return prepared if space is None else [f"search_space={space}", *prepared]
     folder = Path(_unquoted(runs[-1])).expanduser()
     if not (folder / ".hydra" / "config.yaml").is_file():
         raise ValueError(f"run={runs[-1]} is not the folder of a run")
-    given = {argument.partition("=")[0] for argument in prepared}
     known = [
         f"{group}={option}"
         for group, option in choices(folder).items()
         if group in RUN_GROUPS and group not in given and (conf_folder() / group / f"{option}.yaml").is_file()
     ]
     return [*known, *prepared]
+
+
+def _space_of(name: str) -> str | None:
+    """The search space that has a published architecture of this name."""
+    from hwnas.spaces import darts, fbnet
+
+    presets = {"darts": darts.PRESETS, "fbnet": fbnet.PRESETS}
+    return next((space for space, known in presets.items() if name in known), None)
 
 
 def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:

@@ -237,10 +237,8 @@ def architecture(space: SearchSpace, text: str) -> Genotype:
     if text in space.presets:
         return space.from_str(space.presets[text])
     if space.presets and re.fullmatch(r"\w+(-\w+)?", text):  # texts of 22 blocks have more dashes
-        raise ValueError(
-            f"arch={text} is no published architecture of the {space.name} space"
-            f"{suggestion(text, list(space.presets))}"
-        )
+        hint = suggestion(text, list(space.presets)) or f"; known: {', '.join(space.presets)}"
+        raise ValueError(f"arch={text} is no published architecture of the {space.name} space{hint}")
     return space.from_str(text)
 
 

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from hwnas.__main__ import main
+from hwnas.config import train_arguments
 from hwnas.models.classifier import Classifier
 from hwnas.spaces.darts import PRESETS, Darts
 from hwnas.spaces.fbnet import FBNet
@@ -155,6 +156,14 @@ def test_a_training_of_a_search_resumes_without_the_search(folder: Path) -> None
     network = json.loads((folder / "it" / "network" / "architecture.json").read_text())
     assert (network["channels"], network["num_cells"], network["epochs"]) == (6, 3, 2)
     assert Darts().from_str(network["arch"]) == Darts().from_str(PRESETS["evnas_c"])
+
+
+def test_the_name_of_a_published_architecture_chooses_its_space() -> None:
+    assert train_arguments(["arch=cmanas_c10a"]) == ["search_space=darts", "arch='cmanas_c10a'"]
+    assert train_arguments(["arch='fbnet_a'"]) == ["search_space=fbnet", "arch='fbnet_a'"]
+    for given in ("search_space=darts", "experiment=train_evnas_a_small", "resume=it"):
+        assert train_arguments(["arch=evnas_b", given]) == ["arch='evnas_b'", given]
+    assert train_arguments(["arch=|skip_connect~0|"]) == ["arch='|skip_connect~0|'"]
 
 
 @pytest.mark.parametrize("arch", ["fbnet_c", "-".join(["k3_e1_g2", "skip"] * 11)])

@@ -95,8 +95,68 @@ PRESETS = {
         "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 skip-0 skip-0 dil3-2",
         "max-0 max-1 skip-2 max-1 max-0 skip-2 skip-2 max-1",
     ),
+    "cmanas_c10a": _cells(
+        "skip-0 sep3-1 sep5-0 dil3-1 max-1 sep5-2 sep3-3 sep3-2",
+        "sep3-0 sep3-1 skip-0 sep3-2 sep3-3 dil5-2 dil3-0 max-1",
+    ),
+    "cmanas_c100a": _cells(
+        "sep3-1 skip-0 skip-1 skip-2 sep5-1 sep3-0 sep3-3 dil5-0",
+        "sep3-0 dil5-1 avg-0 dil3-2 sep5-0 dil5-2 max-2 sep5-1",
+    ),
+    "nevonas_c10a": _cells(
+        "dil5-1 sep5-0 sep3-1 sep5-2 dil3-3 skip-0 dil3-3 max-0",
+        "sep3-0 skip-1 sep3-0 sep3-2 dil5-3 skip-1 dil3-0 skip-3",
+    ),
+    "nevonas_c10b": _cells(
+        "sep3-0 skip-1 dil5-0 dil5-2 sep3-1 max-2 skip-0 avg-2",
+        "skip-0 dil3-1 sep3-2 max-1 sep3-2 avg-3 sep3-4 max-3",
+    ),
+    "nevonas_c10c": _cells(
+        "sep3-0 skip-1 sep3-2 avg-1 dil3-0 sep5-1 avg-3 dil3-4",
+        "sep5-0 sep5-1 dil3-0 sep3-2 sep5-1 dil3-2 avg-0 dil5-2",
+    ),
+    "nevonas_c100a": _cells(
+        "skip-0 sep3-1 sep3-0 sep5-1 sep3-2 skip-1 sep5-3 sep3-2",
+        "skip-0 sep5-1 sep5-0 skip-1 avg-0 skip-3 max-0 skip-1",
+    ),
+    "nevonas_c100b": _cells(
+        "skip-0 dil3-1 max-2 avg-1 sep5-0 sep3-1 avg-3 dil3-4",
+        "skip-0 sep5-1 sep3-0 dil3-2 max-0 sep3-1 dil3-2 sep5-4",
+    ),
+    "nevonas_c100c": _cells(
+        "avg-0 sep5-1 sep3-0 max-1 max-0 skip-2 skip-0 sep5-2",
+        "dil5-0 max-1 max-2 skip-1 avg-0 dil3-2 max-4 sep3-3",
+    ),
+    "pevonas_c10a": _cells(
+        "skip-0 sep3-1 dil3-0 avg-2 dil5-3 sep5-1 sep5-2 sep3-3",
+        "sep3-1 dil5-0 dil5-2 sep5-0 dil3-2 dil5-0 sep3-4 avg-0",
+    ),
+    "pevonas_c10b": _cells(
+        "sep5-0 sep3-1 skip-0 avg-1 max-3 sep5-1 sep3-0 sep3-4",
+        "dil3-1 avg-0 skip-2 sep3-1 avg-3 dil3-0 dil5-4 sep5-0",
+    ),
+    "pevonas_c10c": _cells(
+        "max-1 dil5-0 sep3-2 sep3-0 avg-2 skip-0 sep5-1 max-0",
+        "skip-0 sep5-1 dil3-2 dil5-1 sep5-3 max-1 avg-0 sep5-2",
+    ),
+    "pevonas_c100a": _cells(
+        "sep5-1 max-0 sep5-1 sep3-0 avg-3 max-2 avg-1 dil3-3",
+        "sep3-0 max-1 avg-0 dil3-1 avg-0 dil3-2 sep5-0 dil5-4",
+    ),
+    "pevonas_c100b": _cells(
+        "max-1 avg-0 dil5-1 dil5-0 dil3-3 skip-0 sep3-4 sep5-0",
+        "sep5-1 sep5-0 sep5-2 max-0 avg-3 dil5-0 max-3 sep5-0",
+    ),
+    "pevonas_c100c": _cells(
+        "avg-1 dil3-0 sep3-2 max-0 sep3-1 max-0 sep5-0 sep3-3",
+        "dil3-1 dil3-0 avg-1 avg-2 sep5-3 sep5-2 dil3-1 skip-3",
+    ),
 }
-"""Published cells by name: of EvNAS, and of DARTS' first and second order (all in EvNAS' genotypes.py)."""
+"""Published cells by name.
+
+Of EvNAS, and of DARTS' first and second order: as in EvNAS' genotypes.py. Of CMANAS, NEvoNAS and pEvoNAS, found on
+CIFAR-10 (c10) and CIFAR-100 (c100): from the pictures in their repositories, which draw no others of CMANAS.
+"""
 
 
 class Darts(SearchSpace):
