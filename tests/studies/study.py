@@ -28,10 +28,12 @@ SPACE = NasBench201(image_shape=(3, 32, 32))
 
 
 class Case:
-    """A data set on a device: quality is the table's validation accuracy; limits are the nine deciles."""
+    """A data set on a device: quality is the table's validation accuracy; limits are the nine deciles.
+
+    Deciles are those of the networks that the device supports; the others cost `inf` and keep no limit.
+    """
 
     def __init__(self, dataset: str, device: str) -> None:
-        self.notes: list[str] = []
         self.name = f"{dataset} {device}"
         self.evaluators = [
             Table(
@@ -46,7 +48,7 @@ class Case:
             benchmark_device(
                 SPACE,
                 SimpleNamespace(name=dataset),
-                self.notes.append,
+                pytest.fail,  # costs are the table's, of networks for this data set
                 device=device,
                 metric="latency_ms",
             ),

@@ -21,6 +21,13 @@ from hwnas.strategies.evolution import cost_diversity
 pytestmark = pytest.mark.slow
 
 SHOWN = (1, 10, 30, 50, 70, 100)
+ARMS = (  # strategy.diversity, strategy.crowding
+    ("population", "unique"),
+    ("merged", "unique"),
+    ("none", "unique"),
+    ("population", "all"),
+    ("none", "all"),
+)
 PUBLISHED = {  # Fig. 6, CIFAR-10, one run
     "none": ("41.96", "44.10", "44.32", "38.11", "36.30", "33.07"),
     "population": ("67.86", "38.34", "91.44", "139.74", "107.08", "177.85"),
@@ -99,12 +106,13 @@ def test_why_the_front_is_missed(cases: list[Case]) -> None:
     dominated in accuracy and latency, and most of the front that the run has seen is no longer there.
     """
     rows = []
-    measured: dict[tuple[str, str], np.ndarray] = {}
-    for case in cases[:4]:
+    measured: dict[tuple[str, str, str], np.ndarray] = {}
+    cifar10 = [case for case in cases if case.name.startswith("cifar10 ")]
+    for case in cifar10:
         true = non_dominated(
             np.column_stack([-np.array(list(case.points.values())), list(case.latency.values())])
         )
-        for kind in ("population", "merged", "none"):
+        for kind, crowding in ARMS:
             values: list[list[float]] = []
             for seed in range(20):
                 seen: list[Trial] = []
@@ -135,15 +143,17 @@ def test_why_the_front_is_missed(cases: list[Case]) -> None:
                         ]
                     )
 
-                case.run("mo_hdnas", seed, generations=100, diversity=kind, watch=watch)
+                case.run("mo_hdnas", seed, generations=100, diversity=kind, crowding=crowding, watch=watch)
             mean = np.mean(values, axis=0)
-            measured[case.name, kind] = mean
-            rows.append([case.name, kind, *(f"{value:.2f}" for value in mean), str(len(true))])
+            measured[case.name, kind, crowding] = mean
+            rows.append(
+                [case.name, f"{kind}, {crowding}", *(f"{value:.2f}" for value in mean), str(len(true))]
+            )
     show(
         "Survivors of generations 51 to 100",
         [
             "case",
-            "diversity",
+            "diversity, crowding",
             "non-dominated",
             "in accuracy and latency",
             "different of 20",
@@ -154,10 +164,14 @@ def test_why_the_front_is_missed(cases: list[Case]) -> None:
         ],
         rows,
     )
-    for case in cases[:4]:
-        assert measured[case.name, "population"][0] > 0.95
-        assert measured[case.name, "population"][1] < 0.8 < measured[case.name, "none"][1]
-        assert measured[case.name, "population"][5] > measured[case.name, "none"][5]
+    for case in cifar10:
+        with_it, without = (measured[case.name, kind, "unique"] for kind in ("population", "none"))
+        assert with_it[0] > 0.95
+        assert with_it[1] < 0.8 < without[1]
+        assert with_it[5] > without[5]
+        for kind in ("population", "none"):
+            # Different networks survive when copies have no crowding distance.
+            assert measured[case.name, kind, "unique"][2] > measured[case.name, kind, "all"][2]
 
 
 def share_not_dominated(F: np.ndarray) -> float:
