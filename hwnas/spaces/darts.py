@@ -154,8 +154,9 @@ PRESETS = {
 }
 """Published cells by name.
 
-Of EvNAS, and of DARTS' first and second order: as in EvNAS' genotypes.py. Of CMANAS, NEvoNAS and pEvoNAS, found on
-CIFAR-10 (c10) and CIFAR-100 (c100): from the pictures in their repositories, which draw no others of CMANAS.
+Of EvNAS, and of DARTS' first and second order: as in EvNAS' genotypes.py. Of CMANAS, NEvoNAS and pEvoNAS,
+found on CIFAR-10 (c10) and CIFAR-100 (c100): from the pictures in their repositories, which draw no others
+of CMANAS.
 """
 
 

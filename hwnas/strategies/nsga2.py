@@ -36,9 +36,9 @@ class NSGA2:
         population_size: Even, because children come in pairs.
         crossover_prob: Probability of simulated binary crossover (eta 15).
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
-        crowding: "unique": of members with equal costs all but the first have a crowding distance of 0, as in
-            pymoo 0.5.0, which NEvoNAS requires. "all": they count like others, as in pymoo 0.6, where copies of
-            one network can fill the population.
+        crowding: "unique": of members with equal costs all but the first have a crowding distance of 0, as
+            in pymoo 0.5.0, which NEvoNAS requires. "all": they count like others, as in pymoo 0.6, where
+            copies of one network can fill the population.
 
     Attributes:
         asked: pymoo's population of the last `ask`; None before.

@@ -370,8 +370,8 @@ def test_settings_are_checked(settings: dict[str, object], message: str) -> None
         Darts(**settings)
 
 
-# Millions of parameters in the papers' tables of CIFAR-10 and CIFAR-100 (C=36, 20 cells, no auxiliary head). What
-# was found on CIFAR-100 has 100 classes.
+# Millions of parameters in the papers' tables of CIFAR-10 and CIFAR-100 (C=36, 20 cells, no auxiliary head).
+# What was found on CIFAR-100 has 100 classes.
 @pytest.mark.parametrize(
     ("name", "params"),
     [
@@ -404,8 +404,8 @@ def test_parameters_are_the_published_ones(name: str, params: float) -> None:
     assert space.static_metrics([genotype])["params"].tolist() == [counted]
 
 
-# Tables of ImageNet results (C=48, 14 cells, 224x224): millions of parameters and multiply-adds. All multiply-adds
-# are met by convolutions alone; with the classifier EvNAS-B has 600 M.
+# Tables of ImageNet results (C=48, 14 cells, 224x224): millions of parameters and multiply-adds. All of the
+# latter are met by convolutions alone; with the classifier EvNAS-B has 600 M.
 @pytest.mark.parametrize(
     ("name", "params", "published", "flops"),
     [

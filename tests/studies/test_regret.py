@@ -80,7 +80,7 @@ def test_one_run_for_all_limits(cases: list[Case]) -> None:
         + [[name, *(f"{np.mean(values):.0f}" for values in table[name])] for name in uniques],
     )
     show(
-        f"Regret at each run's worst limit, in points; runs that are more than {BAD:g} points off at some limit",
+        f"Regret at a run's worst limit, in points; runs more than {BAD:g} points off at some limit",
         ["strategy", *header, "all"],
         [
             [
@@ -116,7 +116,7 @@ def test_one_run_for_all_limits(cases: list[Case]) -> None:
             ]
         )
     show(
-        "After so many different networks, all cases: regret, mean of nine limits; at the worst limit; bad runs",
+        "After so many different networks, all cases: mean regret; at the worst limit; bad runs",
         ["strategy", *map(str, BUDGETS)],
         rows,
     )
