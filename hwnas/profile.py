@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from hwnas.config import build, find_file, quoted, suggestion
 from hwnas.core import Evaluator, SearchSpace, whole_number
-from hwnas.devices.profile import Profile, fit, network_shape
+from hwnas.devices.profile import Profile, network_shape
 from hwnas.devices.table import CostTable
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ def _import(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display)
 def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
     from hydra.core.hydra_config import HydraConfig
 
+    from hwnas.devices.fitting import fit
+
     device = build(cfg.device, Evaluator, space=space, dataset=dataset, announce=display.say)
     if not isinstance(device, CostTable):
         chosen = HydraConfig.get().runtime.choices["device"]
@@ -154,7 +156,6 @@ def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) ->
         device.genotypes,
         device.columns,
         device=cfg.name or device.name,
-        fraction=cfg.fraction,
         seed=whole_number("seed", cfg.seed, least=0),
         network=network_shape(space, 1) if hasattr(space, "network") else {},
         origin={"table": device.source.name, "dataset": dataset.name, "fitted": time.strftime("%Y-%m-%d")},

@@ -21,7 +21,7 @@ def write_csv(path: Path, num: int = 150) -> None:
 
 def test_fit_and_use(run_hwnas, tmp_path: Path) -> None:
     write_csv(tmp_path / "mine.csv")
-    done = run_hwnas("profile", "fit", "device.path=mine.csv", "fraction=0.5", "to=mine.json")
+    done = run_hwnas("profile", "fit", "device.path=mine.csv", "to=mine.json")
     assert "next: hwnas search device=profile device.path=mine.json" in done.stdout
     profile = json.loads((tmp_path / "mine.json").read_text())
     assert (profile["device"], profile["space"]) == ("table-mine", "nasbench201")
@@ -42,8 +42,11 @@ def test_fit_and_use(run_hwnas, tmp_path: Path) -> None:
     [
         (["fot", "device.path=mine.csv"], "action=fot is not known; did you mean fit?"),
         (["fit", "device.path=mine.csv", "to=3"], "to must be a file, not 3"),
-        (["fit", "device.path=mine.csv", "fraction=2"], "fraction must be a number in 0..1, not 2"),
-        (["fit", "device.path=mine.csv", "fraction=0.01"], "20 of each are needed"),
+        (
+            ["fit", "device.path=few.csv"],
+            "9 supported networks are too few to fit a profile to; 10 are needed",
+        ),
+        (["fit", "device.path=mine.csv", "fraction=0.2"], "unknown setting 'fraction'"),
         (["fit", "device=flops"], "device=flops has no table of measured networks to fit to"),
         (["measrue"], "action=measrue is not known; did you mean measure or compare?"),
         (["show"], "hwnas profile show needs path=<file>"),
@@ -64,6 +67,7 @@ def test_wrong_input_gets_one_line(run_hwnas, tmp_path: Path, arguments: list[st
     lines = (tmp_path / "mine.csv").read_text().splitlines()
     same = [lines[0], *(line.rpartition(",")[0] + ",2" for line in lines[1:])]
     (tmp_path / "same.csv").write_text("\n".join(same) + "\n")
+    (tmp_path / "few.csv").write_text("\n".join(lines[:10]) + "\n")
     done = run_hwnas("profile", *arguments, code=1)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -99,7 +103,7 @@ def test_measure_show_and_compare(run_hwnas, tmp_path: Path) -> None:
 
 def test_a_profile_against_itself_agrees(run_hwnas, tmp_path: Path) -> None:
     write_csv(tmp_path / "mine.csv")
-    run_hwnas("profile", "fit", "device.path=mine.csv", "fraction=0.5", "to=mine.json")
+    run_hwnas("profile", "fit", "device.path=mine.csv", "to=mine.json")
     done = run_hwnas("profile", "compare", "mine.json", "mine.json")
     assert "Spearman 1.000, typically 1.00 times as much on b" in done.stdout
     assert "edge" in run_hwnas("profile", "show", "mine.json", "to=mine.html").stdout
@@ -112,6 +116,6 @@ def test_help_names_every_action(run_hwnas) -> None:
 
 
 def test_settings_complete_after_the_action(run_hwnas) -> None:
-    line = "hwnas profile fit frac"
+    line = "hwnas profile fit roun"
     done = run_hwnas("-sc", "query=bash", env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
-    assert "fraction=" in done.stdout
+    assert "rounds=" in done.stdout

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hwnas.config import find_file, suggestion
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, share
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
@@ -56,7 +57,7 @@ class Networks:
         archs: In the space's text form.
         fitted: The first so many were seen by the fit.
         measured: Per metric, a figure per network; of timings the lower quartile of the rounds.
-        predicted: Per metric, a figure per network.
+        predicted: Per metric, a figure per network; of those that were not seen without their help.
     """
 
     archs: list[str]
@@ -78,7 +79,7 @@ class Profile:
             table of a fit.
         costs: Per metric, e.g. "latency_ms".
         check: Per metric, predictions against networks that the fit has not seen: "networks", "r2",
-            "spearman", "median_error" (relative).
+            "spearman", "median_error" and "mean_error" (relative).
         operations: Of a measurement, per block and measured alone: "median_ms", "iqr_ms" (interquartile
             range), "variation" (coefficient of variation), "noisy" (above the threshold, measured again and
             still so), "rounds", "passes" per round, "input" (shape); and "network_ms", what the block adds to
@@ -108,11 +109,22 @@ class Profile:
             return cost(genotypes)
         return np.where(space.is_connected(genotypes), cost(space.live(genotypes)), cost.floor)
 
+    def errors(self, metric: str) -> FloatArray:
+        """Measured over predicted cost of networks that the fit has not seen; empty where none are kept."""
+        if self.networks is None or metric not in self.networks.measured:
+            return np.empty(0)
+        measured, predicted = (
+            np.array(values[metric][self.networks.fitted :])
+            for values in (self.networks.measured, self.networks.predicted)
+        )
+        return measured[predicted > 0] / predicted[predicted > 0]
+
     def summary(self) -> str:
         """A sentence on how well it predicts."""
         parts = [
             f"{metric} R2 {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error "
             f"{check['median_error']:.1%}"
+            + (f", mean error {check['mean_error']:.1%}" if "mean_error" in check else "")
             for metric, check in self.check.items()
         ]
         number = next(iter(self.check.values()))["networks"]
@@ -274,153 +286,39 @@ def checked_on(
     )
 
 
-def cross_validated(
-    predict: Callable[[np.ndarray, float], FloatArray], y: FloatArray, penalties: Sequence[float]
-) -> float:
-    """The largest of rising penalties whose cross-validated error (five folds) is near the least.
+def margin(errors: FloatArray, confidence: float) -> float:
+    """How much more than predicted a network may cost, relative; 0 where it costs less.
+
+    The quantile that a further network keeps with the given confidence if it is drawn like the others
+    (split conformal prediction); the largest error where there are too few of them for that.
 
     Args:
-        predict: From rows to fit to and a penalty to predictions for all rows.
-        y: What is predicted, shape (n,).
-        penalties: To choose from.
+        errors: Measured over predicted cost, (n,), at least one.
+        confidence: In 0..1.
+
+    Source: Vovk et al., Algorithmic Learning in a Random World, 2005.
     """
-    rows = np.arange(len(y))
-    errors = np.zeros(len(penalties))
-    for test in (rows[k::5] for k in range(5)):
-        rest = np.setdiff1d(rows, test)
-        errors += [float(((predict(rest, penalty) - y)[test] ** 2).sum()) for penalty in penalties]
-    good = np.flatnonzero(errors <= 1.01 * errors.min() + 1e-8 * ((y - y.mean()) ** 2).sum())
-    return penalties[good[-1]]
+    rank = min(len(errors), math.ceil((len(errors) + 1) * confidence))
+    return max(0.0, float(np.sort(errors)[max(rank, 1) - 1]) - 1)
 
 
 def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
-    """How well predictions agree: "networks", "r2", "spearman", "median_error" (relative, where above 0)."""
+    """How well predictions agree.
+
+    "networks", "r2", "spearman", and of the relative errors, where costs are above 0, "median_error" and
+    "mean_error".
+    """
     from scipy.stats import spearmanr
 
     residual, spread = predicted - actual, actual - actual.mean()
+    relative = np.abs(residual[actual > 0]) / actual[actual > 0]
     return {
         "networks": len(actual),
         "r2": float(1 - (residual @ residual) / (spread @ spread)),
         "spearman": float(spearmanr(predicted, actual).statistic),
-        "median_error": float(np.median(np.abs(residual[actual > 0]) / actual[actual > 0])),
+        "median_error": float(np.median(relative)),
+        "mean_error": float(relative.mean()),
     }
-
-
-MOST_SHOWN = 200
-"""Networks of a fit's check that a profile keeps, to be drawn."""
-
-PENALTIES = (1e-6, 0.1, 1.0, 10.0, 100.0, np.inf)
-"""Ridge penalties of the pairs that a fit tries; infinite: no pairs."""
-
-
-def fit(
-    space: SearchSpace,
-    genotypes: np.ndarray,
-    columns: Mapping[str, FloatArray],
-    *,
-    device: str,
-    fraction: float,
-    seed: int,
-    network: Mapping[str, Any],
-    origin: Mapping[str, Any],
-) -> Profile:
-    """Fit a profile to measured networks.
-
-    Least squares over operations and pairs of operations. How much the pairs are trusted (a ridge penalty,
-    or not at all) is decided by five-fold cross-validation, so that few networks are enough for a plain fit
-    per operation. Networks that the device does not support are left out.
-
-    Args:
-        space: The space.
-        genotypes: Shape (n, edges).
-        columns: Measured values per metric, each (n,).
-        device: Name of the device.
-        fraction: Share of the networks that the fit sees; the others are its check.
-        seed: Seed of their choice.
-        network: Shape of the networks, kept in the profile.
-        origin: Kept in the profile.
-
-    Raises:
-        ValueError: A share outside 0..1, fewer than 20 networks on either side, or costs that are all equal.
-    """
-    share("fraction", fraction)
-    known = np.all([np.isfinite(values) for values in columns.values()], axis=0)
-    G = genotypes[known].astype(np.intp)
-    order = np.random.default_rng(seed).permutation(len(G))
-    num_seen = round(fraction * len(G))
-    seen, unseen = order[:num_seen], order[num_seen:]
-    if min(len(seen), len(unseen)) < 20:
-        raise ValueError(
-            f"fraction={fraction:g} of {len(G)} networks leaves {len(seen)} to fit, {len(unseen)} to check; "
-            "20 of each are needed"
-        )
-    features, num_plain = _features(space, G), 1 + int(np.prod(space.alpha_shape))
-    costs, check, shown = {}, {}, unseen[:MOST_SHOWN]
-    for metric, values in columns.items():
-        y = values[known]
-        if np.ptp(y[unseen]) == 0 or np.ptp(y[seen]) == 0:
-            raise ValueError(f"device {device}: all networks have the same {metric}; there is nothing to fit")
-        cost = _additive(space, _ridge(features, y, seen, num_plain), floor=float(y[seen].min()))
-        costs[metric] = cost
-        check[metric] = agreement(cost(G[unseen]), y[unseen])
-    return Profile(
-        schema=SCHEMA_VERSION,
-        device=device,
-        space=space.name,
-        network=dict(network),
-        origin={**origin, "fitted_to": len(seen), "fraction": fraction, "seed": seed},
-        costs=costs,
-        check=check,
-        networks=Networks(
-            archs=[space.to_str(tuple(row)) for row in G[shown].tolist()],
-            fitted=0,
-            measured={metric: values[known][shown].tolist() for metric, values in columns.items()},
-            predicted={metric: cost(G[shown]).tolist() for metric, cost in costs.items()},
-        ),
-    )
-
-
-def _features(space: SearchSpace, G: np.ndarray) -> FloatArray:
-    """One-hot operations of every edge, then of every pair of edges, shape (n, 1 + edges + pairs)."""
-    onehot = np.eye(len(space.ops))[G]
-    pairs = [
-        (onehot[:, a, :, None] * onehot[:, b, None, :]).reshape(len(G), -1)
-        for a, b in itertools.combinations(range(G.shape[1]), 2)
-    ]
-    return np.concatenate([np.ones((len(G), 1)), onehot.reshape(len(G), -1), *pairs], axis=1)
-
-
-def _ridge(features: FloatArray, y: FloatArray, rows: np.ndarray, num_plain: int) -> FloatArray:
-    """Weights of the features, with the penalty on all but `num_plain` that cross-validates best."""
-
-    def solve(rows: np.ndarray, penalty: float) -> FloatArray:
-        A = features[rows] if np.isfinite(penalty) else features[rows, :num_plain]
-        ridge = np.full(A.shape[1], min(penalty, PENALTIES[0]))
-        ridge[num_plain:] = penalty
-        weights = np.zeros(features.shape[1])
-        weights[: A.shape[1]] = np.linalg.solve(A.T @ A + np.diag(ridge), A.T @ y[rows])
-        return weights
-
-    penalty = cross_validated(lambda seen, p: features[rows] @ solve(rows[seen], p), y[rows], PENALTIES)
-    return solve(rows, penalty)
-
-
-def _additive(space: SearchSpace, weights: FloatArray, floor: float) -> Additive:
-    """Weights of `_features` as a cost; six digits are enough."""
-    num_edges, num_ops = space.alpha_shape
-
-    def rounded(values: FloatArray) -> Any:
-        return np.vectorize(lambda value: float(f"{value:.6g}"))(values).tolist()
-
-    num_plain = 1 + num_edges * num_ops
-    blocks = weights[num_plain:].reshape(-1, num_ops, num_ops)
-    pairs = {
-        f"{a},{b}": rounded(block)
-        for (a, b), block in zip(itertools.combinations(range(num_edges), 2), blocks, strict=True)
-        if block.any()
-    }
-    edges = rounded(weights[1:num_plain].reshape(num_edges, num_ops))
-    return Additive(rounded(weights[:1])[0], edges, pairs, floor)
 
 
 def network_shape(space: Any, batch_size: int) -> dict[str, Any]:

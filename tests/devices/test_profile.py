@@ -15,7 +15,7 @@ from hwnas.devices import profile as profile_module
 from hwnas.devices.flops import Flops
 from hwnas.devices.host import Host
 from hwnas.devices.measure import Settings, measure
-from hwnas.devices.profile import Additive, Profile, ProfileDevice, fit, profile_device
+from hwnas.devices.profile import Additive, Profile, ProfileDevice, profile_device
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
@@ -272,70 +272,6 @@ def test_flops_refuses() -> None:
         Flops(Toy())
     with pytest.raises(ValueError, match=r"device\.metric 'latency_ms' is not one of flops, params"):
         Flops(NasBench201(), metric="latency_ms")
-
-
-def additive_table(space: Toy, num: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Costs of `num` networks: a sum over edges, and one pair of edges that does not add up."""
-    rng = np.random.default_rng(5)
-    genotypes = np.array(sorted(set(space.sample(rng, num))))
-    edges = rng.random(space.alpha_shape)
-    cost = 2.0 + edges[np.arange(genotypes.shape[1]), genotypes].sum(axis=1)
-    cost += 3.0 * ((genotypes[:, 0] == 1) & (genotypes[:, 2] == 0))
-    return genotypes, cost + noise * rng.standard_normal(len(cost))
-
-
-def test_fit_finds_what_adds_up_and_the_pair_that_does_not() -> None:
-    space = Toy(5, 3)
-    genotypes, cost = additive_table(space, 400, 0.0)
-    unsupported = cost.copy()
-    unsupported[7] = np.inf
-    profile = fit(
-        space,
-        genotypes,
-        {"latency_ms": unsupported},
-        device="x",
-        fraction=0.6,
-        seed=0,
-        network={},
-        origin={"table": "t"},
-    )
-    check = profile.check["latency_ms"]
-    assert check["networks"] + profile.origin["fitted_to"] == len(genotypes) - 1
-    assert check["r2"] > 0.9999
-    assert check["spearman"] > 0.999
-    predicted = profile.costs["latency_ms"](list(map(tuple, genotypes.tolist())))
-    floor = profile.costs["latency_ms"].floor  # nothing is predicted below the cheapest one seen
-    assert predicted == pytest.approx(np.maximum(cost, floor), abs=0.02)
-
-
-def test_few_noisy_networks_get_a_plain_fit_per_operation() -> None:
-    space = Toy(5, 3)
-    genotypes, cost = additive_table(space, 120, 0.01)
-    cost -= 3.0 * ((genotypes[:, 0] == 1) & (genotypes[:, 2] == 0))
-    profile = fit(
-        space, genotypes, {"latency_ms": cost}, device="x", fraction=0.5, seed=0, network={}, origin={}
-    )
-    assert profile.costs["latency_ms"].pairs == {}
-    assert profile.check["latency_ms"]["r2"] > 0.99
-
-
-def test_a_fit_needs_networks_on_both_sides() -> None:
-    space = Toy(5, 3)
-    genotypes, cost = additive_table(space, 60, 0.0)
-    for fraction in (0.1, 0.9):
-        with pytest.raises(ValueError, match=r"of \d+ networks leaves .*; 20 of each are needed"):
-            fit(
-                space,
-                genotypes,
-                {"latency_ms": cost},
-                device="x",
-                fraction=fraction,
-                seed=0,
-                network={},
-                origin={},
-            )
-    with pytest.raises(ValueError, match=r"fraction must be a number in 0\.\.1, not 1\.5"):
-        fit(space, genotypes, {"latency_ms": cost}, device="x", fraction=1.5, seed=0, network={}, origin={})
 
 
 def test_a_device_by_its_profile(tmp_path: Path) -> None:
