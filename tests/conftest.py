@@ -47,6 +47,17 @@ def table(table_path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests that fork: OpenMP waits forever for the threads that a forked process' parent had."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def run_hwnas(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command in an empty folder, as a user does; checks the exit code."""
 

@@ -20,6 +20,7 @@ from hwnas.__main__ import main
 from hwnas.models.beta_vae import BetaVAESettings, BetaVAETraining, Deployed, read_weights
 from hwnas.prune import area, choose, limits, sparsity_at_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = [
     *("dataset=digits", "logger=csv", "model.channels=[4,8]", "model.hidden=16", "model.latent=4"),
     *("model.gamma=50", "training.epochs=2", "training.batch_size=100", "training.lr=0.01"),

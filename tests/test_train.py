@@ -26,6 +26,7 @@ from hwnas.models.classifier import Classifier
 from hwnas.spaces.darts import PRESETS, Darts
 from hwnas.spaces.fbnet import FBNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = [
     *("search_space=darts", "search_space.channels=4", "search_space.num_cells=3", "logger=csv"),
     *("trainer=darts", "trainer.epochs=3", "trainer.batch_size=400", "search_space.auxiliary=true"),
