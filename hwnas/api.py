@@ -14,7 +14,6 @@ import functools
 import importlib
 import io
 import json
-import logging
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas import config
+from hwnas.job import run as run_in_folder
 
 if TYPE_CHECKING:
     from hwnas.devices.profile import Profile
@@ -174,6 +174,8 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     arguments = joined
+    if any(argument.startswith("hydra.output_subdir=") for argument in arguments):
+        raise ValueError("hydra.output_subdir cannot be changed: a run's configuration is in .hydra")
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = config.resume_arguments(arguments)
     arguments = config.device_arguments(arguments)
@@ -216,7 +218,7 @@ def _call(
         with open_dict(cfg):
             for name, value in objects.items():
                 cfg[name], cfg.hydra.runtime.choices[name] = _node(value)
-        return _run(command, cfg, show)
+        return _run(command, cfg, given, show)
 
 
 def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> DictConfig:
@@ -250,37 +252,19 @@ def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> 
     return cfg
 
 
-def _run(command: str, cfg: DictConfig, show: bool) -> Path:
-    """Run a command in its folder, which gets or has its configuration; returns the folder."""
-    folder = Path(cfg.hydra.runtime.output_dir)
+def _run(command: str, cfg: DictConfig, given: Sequence[str], show: bool) -> Path:
+    """Run a command in its folder; returns the folder."""
     task = copy.deepcopy(cfg)
     with open_dict(task):
         del task["hydra"]
-    stored = folder / ".hydra"
-    begun = folder.is_dir() and {path.name for path in folder.iterdir()} - {stored.name, f"{command}.log"}
-    if not begun:
-        stored.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save({"hydra": cfg.hydra}, stored / "hydra.yaml")
-        OmegaConf.save(cfg.hydra.overrides.task, stored / "overrides.yaml")
-        OmegaConf.save(task, stored / "config.yaml")
-    elif _settings(task) != _settings(config.read_yaml(stored / "config.yaml")):
-        raise ValueError(f"{folder} holds a run with other settings; choose another folder")
-    elif "resume" in task:
-        task.resume = str(folder)
     main = importlib.import_module(f"hwnas.{command}").main
     silence = contextlib.nullcontext() if show else contextlib.redirect_stdout(io.StringIO())
     try:
-        with silence, _hydra_config(cfg), _log(folder / f"{command}.log"):
-            main(task)
+        with silence, _hydra_config(cfg):
+            run_in_folder(main, task, command, given)
     except (OSError, OmegaConfBaseException) as error:
         raise ValueError(config.explain(error, command)) from error
-    return folder
-
-
-def _settings(task: DictConfig) -> dict[str, Any]:
-    settings = OmegaConf.to_container(task)
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key not in ("resume", *config.sweep.HOW)}
+    return Path(cfg.hydra.runtime.output_dir)
 
 
 @contextlib.contextmanager
@@ -295,22 +279,6 @@ def _hydra_config(cfg: DictConfig) -> Iterator[None]:
         yield
     finally:
         state.cfg = before
-
-
-@contextlib.contextmanager
-def _log(path: Path) -> Iterator[None]:
-    """Write what is said to a file."""
-    ours, handler = logging.getLogger("hwnas"), logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    level = ours.level
-    logging.root.addHandler(handler)  # where Lightning finds one it does not write to the terminal
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.root.removeHandler(handler)
-        ours.setLevel(level)
-        handler.close()
 
 
 def _is_object(name: str, value: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import logging
 import os
 import re
 import sys
@@ -261,16 +260,13 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     )
 
     def job(cfg: DictConfig) -> Any:
-        folder, swept = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
+        from hwnas.job import run as run_in_folder
+
         try:
-            return sweep.once(main, cfg, folder) if swept else main(cfg)
+            return run_in_folder(main, cfg, config_name, arguments)
         except (Exception, KeyboardInterrupt) as error:
-            if not (swept or isinstance(error, expected)):
-                raise
-            logging.getLogger("hwnas").error(explain(error, config_name, arguments), exc_info=error)
-            if swept and isinstance(error, Exception):  # the others go on, the end says which failed
-                sweep.failed(folder, explain(error, config_name, arguments))
-            if full or swept:
+            swept = HydraConfig.get().mode == RunMode.MULTIRUN
+            if full or swept or not isinstance(error, expected):
                 raise
             _say(error, config_name, arguments)
             raise SystemExit(1) from None
@@ -338,6 +334,17 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} is not readable YAML ({str(error).splitlines()[0]})") from None
 
 
+def check_command(folder: Path, command: str) -> None:
+    """Raise ValueError if the run in `folder` is one of another command."""
+    stored = OmegaConf.to_container(read_yaml(folder / ".hydra" / "hydra.yaml"))
+    try:
+        name = stored["hydra"]["job"]["name"]  # type: ignore[call-overload, index]
+    except (KeyError, TypeError):
+        return  # a run's folder that was put together by hand
+    if name != command and name in ("search", "train", "prune", "export", "profile"):
+        raise ValueError(f"{folder} holds a run of `hwnas {name}`, not of `hwnas {command}`")
+
+
 def working_folder(folder: Path) -> Path | None:
     """Where the run in `folder` was started, for its relative paths; None if that is gone."""
     cwd = OmegaConf.select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
@@ -363,8 +370,11 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     stored = folder / ".hydra" / "config.yaml"
     if not folder.is_dir():
         raise ValueError(f"resume={path} is not a folder")
-    if not stored.is_file():
-        raise ValueError(f"resume={path} holds no run: {stored.relative_to(folder)} is missing")
+    for name in ("hydra.yaml", "config.yaml"):
+        if not (folder / ".hydra" / name).is_file():
+            begun = folder / ".hydra"
+            why = ", so the run had not begun; give its command again" * begun.is_dir()
+            raise ValueError(f"resume={path} holds no run: .hydra/{name} is missing{why}")
     config = read_yaml(stored)
     if not isinstance(config, DictConfig) or "resume" not in config:
         raise ValueError(f"{stored} is not the configuration of a run")
@@ -405,7 +415,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         "--config-name=config",
         f"--config-dir={conf_folder()}",  # where the logging of jobs is configured
         "hydra/job_logging=hwnas",
-        "hydra.output_subdir=null",  # what is stored there stays
+        "hydra.output_subdir=null",  # job.py keeps the configuration
         f"hydra.run.dir={run_dir}",
         f"resume={run_dir}",
         *how,

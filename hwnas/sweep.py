@@ -138,26 +138,30 @@ class Jobs:
         finished: Names of their folders.
         failed: Name of the folder, and why.
         torn: Those that did not come to an end.
+        running: Those that a process works on.
     """
 
     finished: frozenset[str]
     failed: dict[str, str]
     torn: frozenset[str]
+    running: frozenset[str] = frozenset()
 
     @staticmethod
     def read(folder: Path) -> Jobs:
         """Look through a sweep's folder; one that does not exist has no jobs."""
-        finished, torn, errors = set(), set(), {}
+        from hwnas.job import in_use
+
+        finished, torn, running, errors = set(), set(), set(), {}
         for config in sorted(folder.glob("*/.hydra/config.yaml")):
             job = config.parents[1]
             known = _read(job / JOB)
             if known is None:
-                torn.add(job.name)
+                (running if in_use(job) else torn).add(job.name)
             elif known["status"] == "finished":
                 finished.add(job.name)
             else:
                 errors[job.name] = known["error"]
-        return Jobs(frozenset(finished), errors, frozenset(torn))
+        return Jobs(frozenset(finished), errors, frozenset(torn), frozenset(running))
 
 
 def is_complete(folder: Path, command: str, arguments: Sequence[str], jobs: Jobs) -> bool:
@@ -214,6 +218,7 @@ def summarise(folder: Path, before: Jobs) -> int:
     known = len(jobs.finished & before.finished)
     parts = [f"{len(jobs.finished)} jobs finished" + f", {known} of them before" * (known > 0)]
     parts += [f"{len(jobs.failed)} failed"] * bool(jobs.failed) + [f"{len(jobs.torn)} torn"] * bool(jobs.torn)
+    parts += [f"{len(jobs.running)} running in another process"] * bool(jobs.running)
     print(f"sweep {folder}: {'; '.join(parts)}")
     for name, reason in jobs.failed.items():
         print(f"  {name} failed: {reason}", file=sys.stderr)

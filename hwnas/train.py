@@ -156,6 +156,24 @@ def curves_svg(history: Sequence[Mapping[str, float]], test_acc: float) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>' + "".join(parts) + "</svg>\n"
 
 
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Put what `run=` stands for into the configuration: a resumed training must not depend on that folder.
+
+    Args:
+        cfg: Of `hwnas train`; changed in place.
+        overrides: Those of the command.
+
+    Raises:
+        ValueError: Both or none of `arch` and `run`, or no finished search in `run`.
+    """
+    if (cfg.arch is None) == (cfg.run is None):
+        raise ValueError("give one of arch='<architecture>' and run=<folder of a search>")
+    if cfg.run is not None:
+        run = Path(str(cfg.run)).expanduser()
+        take_from_run(cfg, run, overrides)
+        cfg.arch, cfg.run = best_of(run), None
+
+
 def main(cfg: DictConfig) -> float:
     """The command; returns the test accuracy in 0..1."""
     from hydra.core.hydra_config import HydraConfig
@@ -165,18 +183,10 @@ def main(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     display = Display()
     finished = folder / "result.json"
-    if cfg.resume is not None and finished.is_file():
+    if finished.is_file():
         display.say(f"this run is finished already; see {finished}")
         return float(json.loads(finished.read_text())["test_acc"])
     seed = whole_number("seed", cfg.seed, least=0)
-    if (cfg.arch is None) == (cfg.run is None):
-        raise ValueError("give one of arch='<architecture>' and run=<folder of a search>")
-    if cfg.run is not None and cfg.resume is None:
-        take_from_run(cfg, Path(str(cfg.run)).expanduser(), HydraConfig.get().overrides.task)
-        # A resumed training must not depend on the search's folder, nor on the overrides of this command.
-        cfg.arch, cfg.run = best_of(Path(str(cfg.run)).expanduser()), None
-        if (folder / ".hydra").is_dir():
-            OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     dataset = build(cfg.dataset)
     space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
     if not hasattr(space, "network"):

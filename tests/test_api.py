@@ -109,7 +109,7 @@ def test_objects_are_resumed_with_objects(here: Path) -> None:
     run = search(resume="torn", strategy=mine, show=False)
     assert run.trials == whole.trials
     assert run.result["status"] == "finished"
-    with pytest.raises(ValueError, match="torn holds a run with other settings; choose another folder"):
+    with pytest.raises(ValueError, match=r"torn holds a run with strategy\.population_size=5, not .*=6; "):
         search(resume="torn", strategy=functools.partial(FirstOps, population_size=6), show=False)
 
 
@@ -118,7 +118,7 @@ def test_a_folder_goes_on_with_the_same_run_only(here: Path) -> None:
     written = (here / "run/result.json").stat().st_mtime_ns
     assert search(*TOY, generations=2, folder="run", show=False).trials == first.trials
     assert (here / "run/result.json").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="run holds a run with other settings; choose another folder"):
+    with pytest.raises(ValueError, match="run holds a run with generations=2, not generations=3; "):
         search(*TOY, generations=3, folder="run", show=False)
 
 
@@ -129,8 +129,9 @@ def test_a_call_that_was_wrong_leaves_its_folder_usable(here: Path) -> None:
     assert run.limits == (Limit("latency_ms", 5.0, "min"),)
     (here / "other").mkdir()
     (here / "other/notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"other/\.hydra/config\.yaml is missing"):
+    with pytest.raises(ValueError, match="other holds no run, but other files; choose a new or an empty"):
         search(*TOY, folder="other", show=False)
+    assert [path.name for path in (here / "other").iterdir()] == ["notes.txt"]
 
 
 def test_resume_leaves_the_working_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ ROOMS = {
     "workers": 1,
     "config": 1,
     "sweep": 1,
+    "job": 1,
     "store": 1,
     "strategies": 1,
     "drawing": 1,

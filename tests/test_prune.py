@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on(folder: Path, capsys: pytest.CaptureFixture) -> No
     kill_in_step(17, *TINY, "hydra.run.dir=killed")
     kill_in_step(11 + 12 + 5, "resume=killed")  # in the second sparsity
     run(*TINY, "model.beta=3", "hydra.run.dir=killed", code=1)
-    assert "killed holds a run with other settings" in capsys.readouterr().err
+    assert "killed holds a run with model.beta=1.0, not model.beta=3;" in capsys.readouterr().err
     run(*TINY, "hydra.run.dir=killed")
     run("resume=killed")
     assert "this run is finished already" in capsys.readouterr().out

@@ -147,13 +147,25 @@ def whole_toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         ("after the journal", 6),
         ("before the front", 1),
         ("before the report", 1),
-        ("before a file is put in place", 1),  # the run's identity
-        ("before a file is put in place", 3),  # result.json
+        ("before a file is put in place", 4),  # the run's identity
+        ("before a file is put in place", 6),  # result.json
     ],
 )
 def test_a_killed_toy_run_resumes(tmp_path: Path, whole_toy: dict[str, object], place: str, nth: int) -> None:
     killed(tmp_path, place, nth, *TOY, "hydra.run.dir=run")
     search(tmp_path, "resume=run")
+    assert outcome(tmp_path / "run") == whole_toy
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_run_killed_while_its_configuration_is_written(
+    tmp_path: Path, run_hwnas, whole_toy: dict[str, object], nth: int
+) -> None:
+    """It counts as not begun: resuming says so, and its command starts it."""
+    killed(tmp_path, "before a file is put in place", nth, *TOY, "hydra.run.dir=run")
+    said = run_hwnas("search", "resume=run", code=1).stderr
+    assert "is missing, so the run had not begun; give its command again" in said
+    search(tmp_path, *TOY, "hydra.run.dir=run")
     assert outcome(tmp_path / "run") == whole_toy
 
 
@@ -212,7 +224,9 @@ def test_a_killed_warm_up_resumes(tmp_path: Path) -> None:
 
 def test_finished_runs_are_left_alone(tmp_path: Path, whole_toy: dict[str, object]) -> None:
     search(tmp_path, *TOY, "hydra.run.dir=run")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.*")}
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*.*") if path.suffix != ".log"
+    }
     search(tmp_path, "resume=run")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -291,7 +305,7 @@ def test_contradictions_are_refused(tmp_path: Path, run_hwnas, override: str, me
     ("folder", "message"),
     [
         ("nowhere", "resume=nowhere is not a folder"),
-        (".", "resume=. holds no run: .hydra/config.yaml is missing"),
+        (".", "resume=. holds no run: .hydra/hydra.yaml is missing"),
     ],
 )
 def test_folders_that_are_no_run(run_hwnas, folder: str, message: str) -> None:

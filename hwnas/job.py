@@ -1,0 +1,221 @@
+"""A command in its folder, which belongs to one configuration and to one process at a time.
+
+The command line, Python and the jobs of sweeps run commands by `run`. Hydra itself writes nothing into the
+folder (`hydra.output_subdir=null`), because it would do so before anything is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hwnas import config, sweep
+
+STORED = ".hydra"
+"""Where a run's folder keeps its configuration, as Hydra would write it, and the lock."""
+
+HYDRA, CONFIG = "hydra.yaml", "config.yaml"
+"""What Hydra knows of the configuration (choices, where the run was started), and the configuration."""
+
+LOCK = "lock"
+"""Locked while a process works in the folder; says which process it is or was."""
+
+MAY_CHANGE = ("resume", *sweep.HOW)
+"""Settings that may be others when a run is resumed."""
+
+
+def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, arguments: Sequence[str]) -> Any:
+    """Run a command in the folder that Hydra's configuration names; returns what it returns.
+
+    The folder gets the configuration, or has the same one: then the command resumes there. What goes wrong
+    is in the log. A command that is refused before it has written anything leaves no folder; a job of a
+    sweep keeps its folder, which says why it failed.
+
+    Args:
+        main: The command.
+        cfg: Its configuration, without Hydra's.
+        command: Its name.
+        arguments: What the user gave, for errors.
+
+    Raises:
+        ValueError: The folder is in use, or holds a run of another configuration.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    folder, swept = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
+    log = folder / f"{command}.log"
+    settle = getattr(importlib.import_module(f"hwnas.{command}"), "settle", None)
+    with _locked(folder, wait=swept):
+        others = _names(folder) - {STORED, log.name, sweep.JOB}
+        new = not all((folder / STORED / name).is_file() for name in (HYDRA, CONFIG))
+        try:
+            if settle is not None:
+                settle(cfg, list(hydra.overrides.task))
+            if new and others:
+                raise ValueError(f"{folder} holds no run, but other files; choose a new or an empty folder")
+            if new:
+                _keep(folder / STORED, cfg)
+            else:
+                _compare(folder, cfg, command)
+            with _log(log):
+                try:
+                    return sweep.once(main, cfg, folder) if swept else main(cfg)
+                except (Exception, KeyboardInterrupt) as error:
+                    reason = config.explain(error, command, arguments)
+                    logging.getLogger("hwnas").error(reason, exc_info=error)
+                    if swept and isinstance(error, Exception):  # the others go on, the end says which failed
+                        sweep.failed(folder, reason)
+                    raise
+        except (ValueError, OSError, OmegaConfBaseException):
+            if new and _names(folder) <= others | {STORED, log.name}:
+                _remove(folder, log)
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if needed.
+
+    Args:
+        folder: A run's folder.
+        wait: Whether to wait for another process that holds it; else that is an error.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory locks; two processes in a folder are the user's care there
+        (folder / STORED).mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    path, said = folder / STORED / LOCK, False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                if not wait:
+                    raise ValueError(f"{folder} is in use by {owner}; wait for it or stop it first") from None
+                if not said:
+                    print(f"{folder} is in use by {owner}; waiting for it", flush=True)
+                    said = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):  # its last owner removed the folder
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process works in a run's folder."""
+    try:
+        import fcntl
+
+        with (folder / STORED / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
+def _keep(stored: Path, cfg: DictConfig) -> None:
+    """Write a configuration and what Hydra knows of it; one that is interrupted counts as not begun."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra: Any = HydraConfig.instance().cfg
+    _write(stored / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
+    _write(stored / HYDRA, OmegaConf.to_yaml(hydra))
+    _write(stored / CONFIG, OmegaConf.to_yaml(cfg))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _compare(folder: Path, cfg: DictConfig, command: str) -> None:
+    """Raise ValueError unless a folder's configuration is this one; names the first difference."""
+    config.check_command(folder, command)
+    ours, theirs = _flat(cfg), _flat(config.read_yaml(folder / STORED / CONFIG))
+    for key in [*ours, *theirs]:
+        if ours.get(key) != theirs.get(key):
+            has = f"{key}={theirs[key]}" if key in theirs else f"no {key}"
+            wanted = f"{key}={ours[key]}" if key in ours else f"no {key}"
+            raise ValueError(f"{folder} holds a run with {has}, not {wanted}; choose another folder")
+
+
+def _flat(cfg: Any) -> dict[str, Any]:
+    """The settings of a configuration by dotted name, but for those that may change."""
+    settings = OmegaConf.to_container(cfg)
+    assert isinstance(settings, dict)
+    found: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{prefix}.{key}", inner)
+        else:
+            found[prefix] = value
+
+    for key, value in settings.items():
+        if key not in MAY_CHANGE:
+            add(str(key), value)
+    return found
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _remove(folder: Path, log: Path) -> None:
+    """Remove what a refused command has written, and its folder if nothing else is in it."""
+    shutil.rmtree(folder / STORED)
+    log.unlink(missing_ok=True)
+    if not _names(folder) and folder.resolve() != Path.cwd():
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Write what is said to a file."""
+    ours, handler = logging.getLogger("hwnas"), logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    level = ours.level
+    logging.root.addHandler(handler)  # where Lightning finds one it does not write to the terminal
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        ours.setLevel(level)
+        handler.close()
