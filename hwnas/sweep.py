@@ -151,7 +151,10 @@ class Jobs:
         """Look through a sweep's folder; one that does not exist has no jobs."""
         from hwnas.job import in_use
 
-        finished, torn, running, errors = set(), set(), set(), {}
+        finished: set[str] = set()
+        torn: set[str] = set()
+        running: set[str] = set()
+        errors: dict[str, str] = {}
         for config in sorted(folder.glob("*/.hydra/config.yaml")):
             job = config.parents[1]
             known = _read(job / JOB)
