@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import math
@@ -15,6 +14,7 @@ from hwnas.analysis import MOST_REPORTED, spread
 from hwnas.core import FloatArray, Trial, best, closest, front, trials_of, unique
 from hwnas.devices.multi import Multi
 from hwnas.display import Display
+from hwnas.files import write_csv
 from hwnas.task import Task
 from hwnas.truth import (
     YARDSTICKS,
@@ -194,13 +194,11 @@ def _rows(added: FloatArray) -> list[list[float | None]]:
 def write_front(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write described trials as CSV."""
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        if rows:
-            writer.writerow(["arch", "genotype", *names])
-        for row in rows:
-            values = [row["metrics"].get(name, "") for name in names]
-            writer.writerow([row["arch"], " ".join(map(str, row["genotype"])), *values])
+    lines: list[list[object]] = [["arch", "genotype", *names]] if rows else []
+    for row in rows:
+        values = [row["metrics"].get(name, "") for name in names]
+        lines.append([row["arch"], " ".join(map(str, row["genotype"])), *values])
+    write_csv(path, lines)
 
 
 def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from hwnas.devices import board
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.display import Display
 from hwnas.export_card import card
-from hwnas.store import write_json
+from hwnas.files import remove, replacing, write_json, write_text
 from hwnas.train import architecture, identity
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def export_network(
         require_onnx(*PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*FILES.values(), INT8, FIGURES, CARD):
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     shape = (1, *dataset.image_shape)
     runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     timers: dict[str, board.Timer] = {}
@@ -99,7 +99,8 @@ def export_network(
         node.meta.pop("stack_trace", None)  # has the paths of this machine's files
     if "torch" in formats:
         path = folder / FILES["torch"]
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.export.save(program, file, extra_files={"metadata.json": json.dumps(dict(metadata))})
         loaded = torch.export.load(path).module()
         runs[path.name] = lambda images: loaded(torch.from_numpy(images)).numpy()
         timers[path.name] = cpu_timer(loaded, image)
@@ -373,7 +374,7 @@ def main(cfg: DictConfig) -> None:
         "exported_by": _command("export", overrides),
     }
     write_json(folder / FIGURES, content)
-    (folder / CARD).write_text(card(content), encoding="utf-8")
+    write_text(folder / CARD, card(content))
     _show(content, display)
     display.say(f"card: {folder / CARD}")
     extra = "" if int8 or "onnx" not in formats else "; int8=true adds a file in 8 bits"

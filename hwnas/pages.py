@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hwnas.files import write_text
 
 
 def write_page(template: str, values: Mapping[str, Any], path: Path) -> Path:
@@ -25,8 +26,5 @@ def write_page(template: str, values: Mapping[str, Any], path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(templates.get_template(template).render(values), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, templates.get_template(template).render(values))
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import json
 import os
@@ -18,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from hwnas.config import build, choices, find_file, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
+from hwnas.files import remove, to_json, write_csv, write_json
 from hwnas.pruning.study import read_pruned, result_files
-from hwnas.store import to_json, write_json
 
 WEIGHTS = "weights.pt"
 """File of the trained network, in the run's folder."""
@@ -79,7 +78,7 @@ def main(cfg: DictConfig) -> float:
         write_json(finished, result)
         completed = True
         for name in ("checkpoint.pt", "curve.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+            remove(folder / name)
         if HydraConfig.get().mode == RunMode.RUN:
             display.say(f"report: {write_study(folder)[0]}")
     except KeyboardInterrupt:
@@ -371,11 +370,9 @@ class _Run:
         read_outs: Mapping[str, Any],
     ) -> None:
         """The answer in the terminal, the curve as a file."""
-        with (self.folder / "curve.csv").open("w", newline="") as file:
-            names = [name for name, value in curve[0].items() if isinstance(value, int | float)]
-            writer = csv.DictWriter(file, names, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(curve)
+        names = [name for name, value in curve[0].items() if isinstance(value, int | float)]
+        rows = ([row[name] for name in names] for row in curve)
+        write_csv(self.folder / "curve.csv", [names, *rows])
         at = read_outs["sparsity_at_1_percent"]
         self.display.say(
             f"area under the curve {read_outs['area']:.4f}, sparsity at a loss of 1 point "

@@ -33,7 +33,8 @@ from hwnas.core import (
     violations,
 )
 from hwnas.drawing import picture, quantity, text
-from hwnas.store import PLAN, metrics_from_json, read_archive, to_json
+from hwnas.files import to_json
+from hwnas.store import PLAN, metrics_from_json, read_archive
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from hwnas.core import (
 )
 from hwnas.devices.energy import Meter
 from hwnas.display import Display
+from hwnas.files import write_json, write_text
 from hwnas.store import (
     PLAN,
     Archive,
@@ -37,7 +37,6 @@ from hwnas.store import (
     Hypervolume,
     metrics_from_json,
     read_result,
-    write_json,
 )
 from hwnas.task import Task, set_up
 from hwnas.track import Tracker
@@ -387,12 +386,7 @@ def _run_id(folder: Path) -> str:
     """
     path = folder / "run_id"
     if not path.is_file():
-        partial = path.with_suffix(".tmp")
-        with partial.open("w") as file:
-            file.write(uuid.uuid4().hex[:12] + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
     run_id = path.read_text().strip()
     if not run_id:
         raise ValueError(f"{path} is empty: without it the run's evaluations cannot be told from others'")

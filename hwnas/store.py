@@ -32,6 +32,7 @@ from hwnas.core import (
     non_dominated,
     unique,
 )
+from hwnas.files import to_json
 from hwnas.workers import Workers
 
 SCHEMA_VERSION = 2
@@ -43,28 +44,6 @@ PLAN = "plan.json"
 """A run's objectives, and its limits as numbers, in the run's folder from its start."""
 
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)  # whatever a line that is no trial can raise
-
-
-def to_json(value: Any) -> str:
-    """Strict JSON in one line; `inf` (not supported) becomes null, NaN is refused."""
-    return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and math.isinf(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON, whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(_finite(value), allow_nan=False, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def metrics_from_json(metrics: Mapping[str, Any]) -> dict[str, float]:

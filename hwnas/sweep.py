@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from hwnas.files import write_text
 
 JOB = "job.json"
 """Says in a job's folder whether it finished, and what it returned, or failed, and why."""
@@ -108,19 +109,13 @@ def once(main: Callable[[DictConfig], Any], cfg: DictConfig, folder: Path) -> An
         return known["returned"]
     path.unlink(missing_ok=True)
     returned = main(cfg)
-    _write(path, {"status": "finished", "returned": returned})
+    write_text(path, json.dumps({"status": "finished", "returned": returned}) + "\n")
     return returned
 
 
 def failed(folder: Path, reason: str) -> None:
     """Keep in a job's folder why it failed."""
-    _write(folder / JOB, {"status": "failed", "error": reason})
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content) + "\n")
-    os.replace(partial, path)
+    write_text(folder / JOB, json.dumps({"status": "failed", "error": reason}) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -185,7 +180,8 @@ def complete(folder: Path, command: str, arguments: Sequence[str]) -> None:
     fingerprint = _fingerprint(command, arguments)
     if fingerprint:
         jobs = sorted(Jobs.read(folder).finished)
-        _write(folder / COMPLETE, {**(_read(folder / COMPLETE) or {}), fingerprint: jobs})
+        known = _read(folder / COMPLETE) or {}
+        write_text(folder / COMPLETE, json.dumps({**known, fingerprint: jobs}) + "\n")
 
 
 def _fingerprint(command: str, arguments: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from hwnas.config import build, choices, suggestion, take_from_run
 from hwnas.core import Genotype, Interrupted, SearchSpace, whole_number
 from hwnas.display import Display
+from hwnas.files import remove, write_csv, write_json, write_text, write_torch
 from hwnas.store import read_result
 
 SIZES = ("channels", "num_cells", "variant")
@@ -83,14 +83,12 @@ def train_network(
         "seed": seed,
         "test_acc": test_acc,
     }
-    torch.save(network.state_dict(), folder / "weights.pt")
-    (folder / "architecture.json").write_text(json.dumps(figures, indent=1) + "\n")
-    with (folder / "curves.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["epoch", "loss", "train_acc", "lr"])
-        writer.writeheader()
-        writer.writerows(module.history)
-    (folder / "curves.svg").write_text(curves_svg(module.history, test_acc))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    write_torch(folder / "weights.pt", network.state_dict())
+    write_json(folder / "architecture.json", figures)
+    columns = ("epoch", "loss", "train_acc", "lr")
+    write_csv(folder / "curves.csv", [columns, *([row[name] for name in columns] for row in module.history)])
+    write_text(folder / "curves.svg", curves_svg(module.history, test_acc))
+    remove(folder / CHECKPOINT)
     return {
         "test_acc": test_acc,
         "epochs": recipe.epochs,
@@ -219,9 +217,7 @@ def main(cfg: DictConfig) -> float:
             for row in csv.DictReader(file):
                 tracker.log(int(row["epoch"]) - 1, {key: float(value) for key, value in row.items()})
         tracker.summary(network)
-        partial = finished.with_suffix(".tmp")
-        partial.write_text(json.dumps({"status": "finished", "arch": text, **network}, indent=1))
-        os.replace(partial, finished)
+        write_json(finished, {"status": "finished", "arch": text, **network})
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
         display.say(f"weights: {folder / network['weights']}")

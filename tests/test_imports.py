@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 # Lower rooms never import higher ones; what shares a number may import each other.
 ROOMS = {
     "core": 0,
+    "files": 0,
     "analysis": 1,
     "knapsack": 1,
     "workers": 1,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Trial
+from hwnas.files import to_json
 from hwnas.spaces.toy import Toy
-from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_archive, to_json
+from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_archive
 
 ACC, LATENCY = Objective("val_acc", "max"), Objective("latency_ms", "min")
 KEY = ("rmi", "toy", "digits", "v1")

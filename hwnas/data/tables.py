@@ -7,7 +7,6 @@ ICLR 2021.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tarfile
 import zipfile
@@ -22,6 +21,7 @@ import numpy as np
 
 from hwnas.config import find_file
 from hwnas.data.pickles import loads, read_pickle, read_torch
+from hwnas.files import replacing
 from hwnas.spaces.nasbench201 import OPS, NasBench201
 
 SIZE = len(OPS) ** 6
@@ -403,14 +403,8 @@ def _costs(values: Any, where: str) -> np.ndarray:
 
 def write_table(file: Path, table: Table) -> None:
     """Write an .npz file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as stream:
-            np.savez_compressed(stream, **table)  # type: ignore[arg-type]
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as partial, partial.open("wb") as stream:
+        np.savez_compressed(stream, **table)  # type: ignore[arg-type]
 
 
 def read_table(file: Path) -> Table:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hwnas.files import replacing, write_bytes
+
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
@@ -56,7 +58,7 @@ def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], fol
             lengths[fan_in] = max(lengths.get(fan_in, 0), int(np.prod(tensor.dims)))
     starts: dict[int, int] = {}
     rng = np.random.default_rng(0)
-    with (folder / WEIGHTS).open("wb") as stream:
+    with replacing(folder / WEIGHTS) as partial, partial.open("wb") as stream:
         for fan_in, length in sorted(lengths.items()):
             starts[fan_in] = stream.tell()
             stream.write((rng.standard_normal(length) / fan_in**0.5).astype("<f4").tobytes())
@@ -70,7 +72,7 @@ def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], fol
                 ("length", 4 * int(np.prod(tensor.dims))),
             ):
                 tensor.external_data.add(key=key, value=str(value))
-        (folder / models[name][2]).write_bytes(proto.SerializeToString())
+        write_bytes(folder / models[name][2], proto.SerializeToString())
 
 
 def _kernels(proto: Any) -> list[Any]:
@@ -146,7 +148,7 @@ def write_program(
     for node in proto.graph.node:
         del node.metadata_props[:]  # where each came from in our code; long
     onnx.helper.set_model_props(proto, dict(metadata))
-    path.write_bytes(proto.SerializeToString())
+    write_bytes(path, proto.SerializeToString())
 
 
 class _Images:
@@ -184,9 +186,10 @@ def quantise(model: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
         with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
             folded = Path(folder) / "folded.onnx"
             quant_pre_process(model, folded, skip_symbolic_shape=True)
+            eight_bits = Path(folder) / "quantised.onnx"
             quantize_static(
                 folded,
-                target,
+                eight_bits,
                 _Images(proto.graph.input[0].name, batches),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
@@ -194,9 +197,9 @@ def quantise(model: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
+            quantised = onnx.load(eight_bits)
     finally:
         root.setLevel(level)
-    quantised = onnx.load(target)
     del quantised.metadata_props[:]
     quantised.metadata_props.extend(proto.metadata_props)
-    target.write_bytes(quantised.SerializeToString())
+    write_bytes(target, quantised.SerializeToString())

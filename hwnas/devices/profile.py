@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from hwnas.config import find_file, suggestion
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum
+from hwnas.files import write_text
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
@@ -148,10 +148,7 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @staticmethod
     def load(path: Path) -> Profile:

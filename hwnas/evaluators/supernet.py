@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
+from hwnas.files import write_torch
 from hwnas.models.recipe import SupernetRecipe
 
 if TYPE_CHECKING:
@@ -76,17 +77,9 @@ class _Checkpoint:
 
     def write(self, state: Mapping[str, Any], epochs: int) -> None:
         """Write weights after `epochs` of the link, atomically."""
-        import torch
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
-        with partial.open("wb") as file:
-            torch.save({**self.names, "epochs": epochs, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
         if not self.shared and self.path.is_file():
             os.replace(self.path, self.path.with_suffix(".previous.pt"))
-        os.replace(partial, self.path)
+        write_torch(self.path, {**self.names, "epochs": epochs, **state})
         self.written = time.monotonic()
 
     def keep(self, state: Callable[[], Mapping[str, Any]], next_epoch: int) -> None:

@@ -9,7 +9,6 @@ Shapes: B images, C channels, H height, W width, L latent dimensions, K classes.
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import not_negative, positive, whole_number
+from hwnas.files import write_torch
 from hwnas.models.classifier import Batch, KeepLast, Passes
 from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import PRECISIONS
@@ -516,9 +516,7 @@ def keep_freed_memory() -> None:
 
 def write_weights(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain types in one piece."""
-    partial = path.with_suffix(".tmp")
-    torch.save(dict(content), partial)
-    os.replace(partial, path)
+    write_torch(path, dict(content))
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwnas.files import write_torch
 from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import PRECISIONS, Recipe
 
@@ -237,9 +237,7 @@ class KeepLast(pl.callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it, in the first process only."""
         if trainer.is_global_zero:
-            partial = self.path.with_suffix(".tmp")
-            torch.save({**cast(Any, pl_module).checkpoint(), "identity": self.identity}, partial)
-            os.replace(partial, self.path)
+            write_torch(self.path, {**cast(Any, pl_module).checkpoint(), "identity": self.identity})
 
 
 def fit(

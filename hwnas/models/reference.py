@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.data.images import Images
+from hwnas.files import write_torch
 from hwnas.models.classifier import Classifier, accuracy, fit
 from hwnas.models.recipe import Recipe
 
@@ -97,10 +97,8 @@ def reference_model(
     if recipe.epochs and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         module = fit(_new(dataset, seed), dataset, recipe, part="train", seed=seed, folder=path.parent)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
         weights, valid_acc = module.network.state_dict(), accuracy(module, dataset, "valid")
-        torch.save({"weights": weights, "valid_acc": valid_acc}, partial)
-        os.replace(partial, path)
+        write_torch(path, {"weights": weights, "valid_acc": valid_acc})
         trained = True
 
     # A fresh model in any case, so that its features are the same bit for bit in every run.

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.data.images import Batches, Images, augment
+from hwnas.files import write_torch
 from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import SupernetRecipe
 
@@ -436,7 +437,7 @@ class _Hand(pl.callbacks.Checkpoint):
         """In the first process only."""
         weights, epochs = cast(SharedWeights, pl_module), trainer.current_epoch + 1
         if trainer.is_global_zero and epochs == trainer.max_epochs:
-            torch.save({**weights.state(), "figures": weights.told}, self.path)
+            write_torch(self.path, {**weights.state(), "figures": weights.told})
         elif trainer.is_global_zero and self.keep is not None:
             self.keep(weights.state, weights.first_epoch + epochs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.drawing import text
+from hwnas.files import to_json, write_csv, write_text
 from hwnas.pages import write_page
 from hwnas.pruning.study import Comparison, Family, Group, Study, entanglement, read_study
-from hwnas.store import to_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,14 +62,15 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
             figure.savefig(pictures[stem], dpi=90)
             figures[-1][name] = _svg(figure)
     _write_csv(folder / "study.csv", study)
-    (folder / "study.json").write_text(
+    write_text(
+        folder / "study.json",
         to_json(
             [
                 {"name": family.name, "dataset": family.dataset, **asdict(told)}
                 for family, told in zip(study.families, study.conclusions, strict=True)
             ]
         )
-        + "\n"
+        + "\n",
     )
     families = [
         {
@@ -311,16 +311,12 @@ def _svg(figure: Figure) -> str:
 
 def _write_csv(path: Path, study: Study) -> None:
     """Every row of every curve, with what it is of."""
-    with path.open("w", newline="") as file:
-        names = [
-            key for key, value in study.families[0].groups()[0].first.result["curve"][0].items()
-            if isinstance(value, int | float)
-        ]  # fmt: skip
-        writer = csv.writer(file)
-        writer.writerow(["family", "kind", "beta", "weight_decay", "seed", *names])
-        for family in study.families:
-            for group in family.groups():
-                for seed, arm in sorted(group.arms.items()):
-                    for values in arm.result["curve"]:
-                        of = [family.name, arm.kind, arm.beta, arm.weight_decay, seed]
-                        writer.writerow([*of, *(values[name] for name in names)])
+    first = study.families[0].groups()[0].first.result["curve"][0]
+    names = [key for key, value in first.items() if isinstance(value, int | float)]
+    rows: list[list[object]] = [["family", "kind", "beta", "weight_decay", "seed", *names]]
+    for family in study.families:
+        for group in family.groups():
+            for seed, arm in sorted(group.arms.items()):
+                of = [family.name, arm.kind, arm.beta, arm.weight_decay, seed]
+                rows += ([*of, *(values[name] for name in names)] for values in arm.result["curve"])
+    write_csv(path, rows)

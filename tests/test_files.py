@@ -1,0 +1,89 @@
+"""Files are written whole or not at all, and errors name them."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from hwnas import files
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file grows beyond `size` bytes: writing more fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "new/a.txt", "é\n")
+    assert (tmp_path / "new/a.txt").read_bytes() == b"\xc3\xa9\n"
+    files.write_json(tmp_path / "a.json", {"a": math.inf, "b": [1.5, None]})
+    assert (tmp_path / "a.json").read_text() == '{\n "a": null,\n "b": [\n  1.5,\n  null\n ]\n}\n'
+    files.write_csv(tmp_path / "a.csv", [("a", "b"), (1, "x,y")])
+    assert (tmp_path / "a.csv").read_bytes() == b'a,b\r\n1,"x,y"\r\n'
+    files.write_torch(tmp_path / "a.pt", {"a": torch.tensor([1.0, 2.0])})
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["a"].tolist() == [1.0, 2.0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json", "a.pt", "new"]
+
+
+@pytest.mark.parametrize(
+    ("write", "content"),
+    [
+        (files.write_bytes, b"x" * 5000),
+        (files.write_text, "x" * 5000),
+        (files.write_json, ["x" * 5000]),
+        (files.write_csv, [["x" * 5000]]),
+        (files.write_torch, torch.zeros(5000)),
+    ],
+)
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path, write, content: object) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with small_files(1000), pytest.raises(OSError, match="File too large") as error:
+        write(path, content)
+    assert error.value.filename == str(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "old"
+
+
+def test_contents_are_synced_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        done.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    files.write_text(tmp_path / "a", "new")
+    assert done == ["file", "rename", "folder"]
+    files.remove(tmp_path / "a")
+    assert done[3:] == ["folder"]
+
+
+def test_abandoned_files_are_deleted_and_others_are_not(tmp_path: Path) -> None:
+    for name in ("a.0123.partial", "b.4567.partial", "c.txt"):
+        (tmp_path / name).write_text("x")
+    os.utime(tmp_path / "a.0123.partial", (0, 0))
+    os.utime(tmp_path / "c.txt", (0, 0))
+    files.remove_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.4567.partial", "c.txt"]
