@@ -271,12 +271,14 @@ class SearchSpace(ABC):
         ops: Names of the operations, in index order.
         choices: Operation indices still allowed, one tuple per edge.
         presets: Published architectures by name, in the space's text form.
+        fewest_cells: Cells of the space's smallest networks, where their number can be set.
     """
 
     name: str
     ops: tuple[str, ...]
     choices: tuple[tuple[int, ...], ...]
     presets: Mapping[str, str] = MappingProxyType({})
+    fewest_cells: int = 1
 
     @property
     def alpha_shape(self) -> tuple[int, int]:

@@ -110,3 +110,12 @@ def test_every_search_with_a_supernet_says_what_it_cuts() -> None:
 def test_commands_compose(command: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose(command).seed == 0
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_benchmark_of_twelve_epochs_charges_twelve(dataset: str) -> None:
+    """Also on other images of the benchmark, whose name is not that of its columns."""
+    for option, column in ((dataset, dataset), ("imagenet16_120", "imagenet16")):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("search", [f"experiment=cmanas_h12_{dataset}", f"dataset={option}"])
+        assert (cfg.evaluator.epochs, cfg.evaluator.column) == (12, f"{column}_valid_12")

@@ -62,6 +62,7 @@ class RMI(Evaluator):
         warn: Called with a sentence when a whole population scores 0.
         channels: C of the candidates (RMI-NAS: 16); FBNet: of the stem, all widths are in proportion.
         num_cells: N of the candidates (RMI-NAS: 5); DARTS: cells in all (RMI-NAS: 8); FBNet: without meaning.
+            "fewest": as many as the space needs.
         batch_size: B, images of the batch (RMI-NAS: 32; DARTS: 128).
         batch_choice: "easiest": of 16 B augmented images those with the reference's lowest cross-entropy
             (RMI-NAS); "random": any.
@@ -95,7 +96,7 @@ class RMI(Evaluator):
         warn: Callable[[str], None],
         *,
         channels: int,
-        num_cells: int,
+        num_cells: int | str,
         batch_size: int,
         batch_choice: str,
         steps: int,
@@ -143,7 +144,9 @@ class RMI(Evaluator):
         self._lookup = lookup
         self._candidates: Any = space.resized(  # type: ignore[attr-defined]
             channels=whole_number("evaluator.channels", channels),
-            num_cells=whole_number("evaluator.num_cells", num_cells),
+            num_cells=whole_number(
+                "evaluator.num_cells", space.fewest_cells if num_cells == "fewest" else num_cells
+            ),
         )
         self._dataset = dataset
         self._store_dir = store_dir

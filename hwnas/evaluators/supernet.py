@@ -108,7 +108,7 @@ class Supernet(Evaluator):
         folder: The run's folder, for supernets that are trained on its populations.
         announce: Called with a sentence about what is being trained.
         channels: C of the supernet; None: the space's.
-        num_cells: Cells of the supernet, in the space's unit; None: the space's.
+        num_cells: Cells of the supernet, in the space's unit; None: the space's; "fewest": of its smallest.
         affine: Whether BatchNorm in cells has a weight and a bias.
         track_running_stats: Whether BatchNorm in cells keeps running statistics; else it uses the batch's.
         warmup_epochs: Epochs of training before the first population of a stage.
@@ -144,7 +144,7 @@ class Supernet(Evaluator):
         announce: Callable[[str], None],
         *,
         channels: int | None,
-        num_cells: int | None,
+        num_cells: int | str | None,
         affine: bool,
         track_running_stats: bool,
         warmup_epochs: int,
@@ -205,9 +205,10 @@ class Supernet(Evaluator):
             "evaluator.channels",
             space.channels if channels is None else channels,  # type: ignore[attr-defined]
         )
+        if num_cells is None:
+            num_cells = space.num_cells  # type: ignore[attr-defined]
         self.num_cells = whole_number(
-            "evaluator.num_cells",
-            space.num_cells if num_cells is None else num_cells,  # type: ignore[attr-defined]
+            "evaluator.num_cells", space.fewest_cells if num_cells == "fewest" else num_cells
         )
         try:
             space.resized(channels=self.channels, num_cells=self.num_cells)  # type: ignore[attr-defined]

@@ -193,6 +193,7 @@ class Darts(SearchSpace):
 
     presets: Mapping[str, str] = PRESETS
     drop_path = True
+    fewest_cells = 3
 
     def __init__(
         self,
@@ -208,7 +209,7 @@ class Darts(SearchSpace):
         self.name = "darts"
         self.ops = OPS
         self.channels = whole_number("search_space.channels", channels, least=2)
-        self.num_cells = whole_number("search_space.num_cells", num_cells, least=3)
+        self.num_cells = whole_number("search_space.num_cells", num_cells, least=self.fewest_cells)
         self.image_shape = image_shape
         self.num_classes = num_classes
         if not isinstance(auxiliary, bool):
@@ -247,7 +248,7 @@ class Darts(SearchSpace):
             ValueError: A size that is too small.
         """
         whole_number("evaluator.channels", channels, least=2)
-        whole_number("evaluator.num_cells", num_cells, least=3)
+        whole_number("evaluator.num_cells", num_cells, least=self.fewest_cells)
         return self._like(channels=channels, num_cells=num_cells, auxiliary=False)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Darts:

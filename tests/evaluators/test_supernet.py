@@ -15,6 +15,7 @@ from hwnas.config import build, conf_folder
 from hwnas.core import Genotype
 from hwnas.data.images import Images, NoImages
 from hwnas.evaluators.supernet import Supernet
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.workers import _Unpickler, packed
@@ -437,6 +438,8 @@ def test_spaces_and_images_are_needed(folders: Folders) -> None:
 def test_the_widths_of_the_space_where_none_are_given(folders: Folders) -> None:
     evaluator = folders.evaluator("channels=null", "num_cells=null", space=NasBench201(3, 2))
     assert (evaluator.channels, evaluator.num_cells) == (3, 2)
+    assert folders.evaluator("num_cells=fewest").num_cells == 1
+    assert folders.evaluator("num_cells=fewest", space=Darts(4, 5)).num_cells == 3
 
 
 def test_too_little_memory_is_one_line(folders: Folders) -> None:
