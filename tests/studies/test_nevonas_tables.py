@@ -1,9 +1,10 @@
-"""NEvoNAS and its ablations on true accuracies of NAS-Bench-201, beside what its paper reports; printed by `-s`.
+"""NEvoNAS and its ablations on true accuracies of NAS-Bench-201, beside what is published; printed by `-s`.
 
 python -m pytest -m slow -s tests/studies/test_nevonas_tables.py
 
-"Only novelty" needs no accuracies: its published row took 28 s, so it had no supernet either, and can be compared
-exactly. The other published rows judge by a supernet, ours by the table: what is left when nothing is misjudged.
+"Only novelty" needs no accuracies: its published row took 28 s, so it had no supernet either, and can be
+compared exactly. The other published rows judge by a supernet, ours by the table: what is left when nothing is
+misjudged.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ PUBLISHED = {  # validation and test accuracy; 3 runs
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_ablations(table_path: Path, dataset: str) -> None:
-    """The code reports the returned member of the best *test* accuracy; ours is the one of the best fitness."""
+    """Their code reports the returned member of the best *test* accuracy; ours has the best fitness."""
     table = Table(
         SPACE,
         path=str(table_path),
