@@ -176,6 +176,10 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     arguments = joined
     if any(argument.startswith("hydra.output_subdir=") for argument in arguments):
         raise ValueError("hydra.output_subdir cannot be changed: a run's configuration is in .hydra")
+    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+        raise ValueError(
+            "--experimental-rerun reads a pickle, which may run anything; resume=<folder> goes on"
+        )
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = config.resume_arguments(arguments)
     arguments = config.device_arguments(arguments)
@@ -227,6 +231,9 @@ def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> 
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
+    from hwnas import composing
+
+    composing.install()
     arguments = prepared(command, given)
     flags = dict(argument.split("=", 1) for argument in arguments if argument.startswith("--"))
     overrides = [argument for argument in arguments if not argument.startswith("--")]
@@ -237,11 +244,10 @@ def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> 
         overrides.append(f"hydra.searchpath=[{config.quoted(f'file://{more}')}]")
     if folder is not None:
         overrides.append(f"hydra.run.dir={config.quoted(str(Path(folder).expanduser()))}")
-    source = flags.get("--config-path", str(config.conf_folder()))
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(source, version_base="1.3"):
+        with initialize_config_dir(str(config.conf_folder()), version_base="1.3"):
             cfg = compose(flags.get("--config-name", command), overrides, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer

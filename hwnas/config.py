@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -17,11 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas import sweep
+from hwnas.foreign import plain_yaml, read_yaml
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
+ALLOWED = tuple(filter(None, os.environ.get(ALLOW_VARIABLE, "").split(",")))
+"""Modules whose classes the user lets a `_target_` name, from the environment in which the process began: no
+configuration can allow itself anything."""
+
 MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
 PLUGINS = ("joblib", "submitit", "ray", "optuna")
 """Extras that bring launchers and sweepers of Hydra, whose names begin like theirs."""
+
+RESUMED = "resumed"
+"""Name under which Hydra knows the configuration of a run that is resumed."""
 
 RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
 
@@ -36,9 +45,10 @@ def build(node: DictConfig, kind: type | None = None, /, **offered: Any) -> Any:
     """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
 
     Of the offered objects a class gets those that its constructor names and the node does not set; so do
-    the classes of nodes inside the node, at any depth. A config file is code, so a `_target_` must come from
-    this package, or from one that the environment variable HWNAS_ALLOW_TARGETS names (module names, separated
-    by commas).
+    the classes of nodes inside the node, at any depth. A configuration may come from anywhere: a `_target_`
+    names a class or function that `conf/` names in the same group, one of a module that the environment
+    variable HWNAS_ALLOW_TARGETS named when the process began (separated by commas), or one given to `trust`.
+    What it makes is checked before it is called.
 
     Args:
         node: A choice of a config group.
@@ -56,10 +66,14 @@ def build(node: DictConfig, kind: type | None = None, /, **offered: Any) -> Any:
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from None
     path = str(node._get_full_key(""))
-    built = _create(settings, offered, path)
+    built = _create(settings, offered, path, kind)
     if kind is not None and not isinstance(built, kind):
-        raise ValueError(f"{path} must set up {_a(kind)}, not {_a(type(built))}")
+        raise _wrong_kind(path, kind, type(built))
     return built
+
+
+def _wrong_kind(path: str, kind: type, found: type) -> ValueError:
+    return ValueError(f"{path} must set up {_a(kind)}, not {_a(found)}")
 
 
 def _a(kind: type) -> str:
@@ -71,20 +85,26 @@ def _inner(value: Any, offered: Mapping[str, Any], path: str) -> Any:
     if not isinstance(value, dict):
         return value
     if "_target_" in value:
-        return _create(value, offered, path)
+        return _create(value, offered, path, None)
     return {key: _inner(item, offered, f"{path}.{key}") for key, item in value.items()}
 
 
-def _create(settings: Any, offered: Mapping[str, Any], path: str) -> Any:
-    settings = {key: _inner(value, offered, f"{path}.{key}") for key, value in settings.items()}
+def _create(settings: Any, offered: Mapping[str, Any], path: str, kind: type | None) -> Any:
+    settings = dict(settings)
     if "_target_" not in settings:
         raise ValueError(f"{path} has no _target_, the class that it sets up")
     name = settings.pop("_target_")
-    target = locate(name)
+    target = locate(name, path.partition(".")[0])
+    made = _made_by(target)
+    if made is None and name not in _TRUSTED:
+        raise ValueError(f"{path}: {name} must be a class, or a function that says which class it returns")
+    if kind is not None and made is not None and not issubclass(made, kind):
+        raise _wrong_kind(path, kind, made)
     known = inspect.signature(target).parameters
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}{suggestion(str(unknown[0]), list(known))}")
+    settings = {key: _inner(value, offered, f"{path}.{key}") for key, value in settings.items()}
     arguments = {key: value for key, value in offered.items() if key in known}
     try:
         return target(**{**arguments, **settings})
@@ -105,32 +125,69 @@ def trust(name: str, target: Callable[..., Any]) -> None:
     _TRUSTED[name] = target
 
 
-def locate(name: str) -> Any:
+@functools.cache
+def shipped() -> dict[str, set[str]]:
+    """The groups of `conf/` that name a class or function, by its dotted name."""
+    found: dict[str, set[str]] = {}
+    for path in conf_folder().glob("*/*.yaml"):
+        for name in re.findall(r"^ *_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.setdefault(name, set()).add(path.parent.name)
+    for path in conf_folder().glob("*.yaml"):  # a command's own nodes are groups of one choice
+        for group, name in re.findall(
+            r"^(\w+):\n  _target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            found.setdefault(name, set()).add(group)
+    return found
+
+
+def locate(name: object, group: str) -> Any:
     """The class or function of a dotted name.
+
+    Args:
+        name: What a `_target_` says.
+        group: The config group that it stands in; empty: any.
 
     Raises:
         ValueError: Outside the allow-list, or it does not exist.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"_target_ must be the dotted name of a class, not {name!r}")
     if name in _TRUSTED:
         return _TRUSTED[name]
-    allowed = ["hwnas", *filter(None, os.environ.get(ALLOW_VARIABLE, "").split(","))]
-    module_name, _, attribute = str(name).rpartition(".")
-
-    def refuse() -> ValueError:
-        return ValueError(
-            f"_target_ {name!r} is outside the allowed packages ({', '.join(allowed)}); "
-            f"if you trust it, set {ALLOW_VARIABLE}={str(name).partition('.')[0]}"
+    groups = shipped().get(name, set())
+    if groups and (group in groups or not group):
+        return _imported(name)
+    module = name.rpartition(".")[0]
+    if not _within(module, ALLOWED):
+        own = [target for target, where in shipped().items() if group in where]
+        if _within(module, ["hwnas"]):
+            raise ValueError(f"_target_ {name!r} is no choice of {group or 'conf/'}{suggestion(name, own)}")
+        raise ValueError(
+            f"_target_ {name!r} is outside the allowed packages ({', '.join(['hwnas', *ALLOWED])}); "
+            f"if you trust it, set {ALLOW_VARIABLE}={name.partition('.')[0]}"
         )
+    target = _imported(name)
+    if not callable(target) or not _within(getattr(target, "__module__", ""), ALLOWED):
+        raise ValueError(f"_target_ {name!r} is no class of the allowed packages ({', '.join(ALLOWED)})")
+    return target
 
-    if not _within(module_name, allowed):
-        raise refuse()
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
     try:
-        target = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"_target_ {name!r} does not exist ({error})") from None
-    if not callable(target) or not _within(getattr(target, "__module__", ""), allowed):
-        raise refuse()
-    return target
+
+
+def _made_by(target: Any) -> type | None:
+    """The class whose object a target makes; None if it is a function that does not say."""
+    if isinstance(target, type):
+        return target
+    returned = getattr(target, "__annotations__", {}).get("return")
+    if isinstance(returned, str):
+        returned = getattr(target, "__globals__", {}).get(returned)
+    return returned if isinstance(returned, type) else None
 
 
 def _within(module: str, packages: Sequence[str]) -> bool:
@@ -217,6 +274,9 @@ def _settings(config_name: str, arguments: Sequence[str]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    from hwnas import composing
+
+    composing.install()
     GlobalHydra.instance().clear()
     groups = [
         a for a in arguments if re.fullmatch(r"\w+=\w+", a) and (conf_folder() / a.split("=")[0]).is_dir()
@@ -247,6 +307,9 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
+    from hwnas import composing
+
+    composing.install()
     folder = sweep.sweep_folder(arguments)
     before = None if folder is None else sweep.Jobs.read(folder)
     if folder and before and sweep.is_complete(folder, config_name, arguments, before):
@@ -315,23 +378,18 @@ def choices(folder: Path) -> dict[str, str]:
 
 def _choices(folder: Path) -> dict[str, str]:
     """All that Hydra remembers of the choices of a run, with groups in other packages."""
-    hydra_config = read_yaml(folder / ".hydra" / "hydra.yaml")
-    chosen: Mapping[str, Any] = OmegaConf.select(hydra_config, "hydra.runtime.choices") or {}
+    chosen = _hydra_says(folder, "runtime", "choices")
+    if not isinstance(chosen, dict):
+        raise ValueError(f"{folder / '.hydra' / 'hydra.yaml'} is corrupt: hydra.runtime.choices are missing")
     return {str(group): str(option) for group, option in chosen.items()}
 
 
-def read_yaml(path: Path) -> Any:
-    """A configuration file.
-
-    Raises:
-        ValueError: Missing, or not YAML; names the file.
-    """
-    try:
-        return OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is not readable YAML ({str(error).splitlines()[0]})") from None
+def _hydra_says(folder: Path, *keys: str) -> Any:
+    """A value of Hydra's node in a run's folder, as it is written; None if there is none."""
+    found: Any = plain_yaml(folder / ".hydra" / "hydra.yaml")
+    for key in ("hydra", *keys):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def check_command(folder: Path, command: str) -> None:
@@ -347,8 +405,9 @@ def check_command(folder: Path, command: str) -> None:
 
 def working_folder(folder: Path) -> Path | None:
     """Where the run in `folder` was started, for its relative paths; None if that is gone."""
-    cwd = OmegaConf.select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
-    return Path(cwd) if cwd and Path(cwd).is_dir() else None
+    cwd = _hydra_says(folder, "runtime", "cwd")
+    given = isinstance(cwd, str) and Path(cwd).is_absolute() and Path(cwd).is_dir()
+    return Path(cwd) if given else None
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -359,6 +418,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: The folder is missing or no run, or an override contradicts it.
     """
+    from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -376,7 +436,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             why = ", so the run had not begun; give its command again" * begun.is_dir()
             raise ValueError(f"resume={path} holds no run: .hydra/{name} is missing{why}")
     config = read_yaml(stored)
-    if not isinstance(config, DictConfig) or "resume" not in config:
+    if not isinstance(config, DictConfig) or "resume" not in config or {"hydra", "defaults"} & set(config):
         raise ValueError(f"{stored} is not the configuration of a run")
     chosen = _choices(folder)
     others = device_arguments([a for a in arguments if not a.startswith("resume=")])
@@ -406,20 +466,30 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             )
     cwd = working_folder(folder)
     if cwd is not None:
-        os.chdir(cwd)  # relative paths of the run mean what they meant
+        _work_in(cwd)
     elif "store" in config and not Path(str(OmegaConf.select(config, "store.dir"))).is_absolute():
         print("warning: the run's working folder is gone; its store is looked for here", file=sys.stderr)
     run_dir = quoted(str(folder))
+    # The folder is none of those where Hydra looks for configurations: it could replace those of Hydra's own.
+    ConfigStore.instance().store(RESUMED, OmegaConf.to_container(config))
     return [
-        f"--config-path={folder / '.hydra'}",
-        "--config-name=config",
-        f"--config-dir={conf_folder()}",  # where the logging of jobs is configured
+        f"--config-name={RESUMED}",
         "hydra/job_logging=hwnas",
         "hydra.output_subdir=null",  # job.py keeps the configuration
         f"hydra.run.dir={run_dir}",
         f"resume={run_dir}",
         *how,
     ]
+
+
+def _work_in(folder: Path) -> None:
+    """Change to the working folder of a run, where its relative paths mean what they meant.
+
+    The folder may be anybody's: neither this process nor those that it starts import modules from it.
+    """
+    sys.path[:] = [path or os.getcwd() for path in sys.path]
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    os.chdir(folder)
 
 
 def device_arguments(arguments: Sequence[str]) -> list[str]:

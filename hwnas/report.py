@@ -42,10 +42,11 @@ from hwnas.drawing import (
     scatter,
     text,
 )
+from hwnas.foreign import read_json
 from hwnas.pages import write_page
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
-from hwnas.run_folder import Run, comparable_trials, goal_of, read_json, read_run
+from hwnas.run_folder import Run, comparable_trials, goal_of, read_run
 from hwnas.store import PLAN, Hypervolume, metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
 from hwnas.truth import YARDSTICKS

@@ -13,9 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from hwnas.analysis import MOST_REPORTED
 from hwnas.config import build, choices
@@ -34,6 +33,7 @@ from hwnas.core import (
 )
 from hwnas.drawing import picture, quantity, text
 from hwnas.files import to_json
+from hwnas.foreign import plain_yaml, read_config, read_json
 from hwnas.store import PLAN, metrics_from_json, read_archive
 
 
@@ -111,24 +111,16 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
         result = read_json(folder / "result.json")
     result = json.loads(to_json(result or {}))
     stored = folder / ".hydra"
-    try:
-        config, names = OmegaConf.load(stored / "config.yaml"), choices(folder)
-        shape, num_classes = (
-            OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
-        )
-        written = stored / "overrides.yaml"
-        overrides = [str(override) for override in OmegaConf.load(written)] if written.is_file() else []
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{stored} is corrupt: {' '.join(str(error).split())}") from None
-    assert isinstance(config, DictConfig)
+    config, names = read_config(stored / "config.yaml"), choices(folder)
+    written = stored / "overrides.yaml"
+    overrides = [str(override) for override in plain_yaml(written)] if written.is_file() else []
     _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
     _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
     plan = result or read_json(folder / PLAN)
     _require(plan, ("objectives", "limits"), folder / ("result.json" if result else PLAN))
     if result:
         _require(result, ("evaluations", "seconds"), folder / "result.json")
-    known = {} if shape is None else {"image_shape": tuple(shape), "num_classes": num_classes}
-    space: SearchSpace = build(config.search_space, **known)
+    space: SearchSpace = build(config.search_space, SearchSpace, **_image_sizes(config))
 
     trials = read_archive(folder / "archive.jsonl")
     if not trials:
@@ -148,6 +140,21 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from None
     return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits)
+
+
+def _image_sizes(config: DictConfig) -> dict[str, Any]:
+    """What the space is told of the images; nothing where the images' file knows it alone."""
+    try:
+        shape, num_classes = (
+            OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
+        )
+    except OmegaConfBaseException as error:
+        raise ValueError(f"dataset is corrupt: {' '.join(str(error).split())}") from None
+    if shape is None:
+        return {}
+    if not isinstance(shape, ListConfig):
+        raise ValueError(f"dataset.image_shape must be three numbers, not {shape}")
+    return {"image_shape": tuple(shape), "num_classes": num_classes}
 
 
 def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> None:
@@ -171,18 +178,6 @@ def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> Non
     for key in keys:
         if key not in content:
             raise ValueError(f"{path} is corrupt: it has no {key}")
-
-
-def read_json(path: Path) -> Any:
-    """What a file holds.
-
-    Raises:
-        ValueError: It is not JSON; says which.
-    """
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from None
 
 
 def comparable_trials(run: Run) -> list[Trial]:

@@ -42,7 +42,7 @@ def test_keys_are_the_constructors(path: Path) -> None:
     if path.parent.name == "logger":
         assert "wandb" in node
         return
-    target = locate(node.pop("_target_"))
+    target = locate(node.pop("_target_"), path.parent.name)
     parameters = inspect.signature(target).parameters
     assert set(node) <= set(parameters)
     needed = {name for name, p in parameters.items() if p.default is inspect.Parameter.empty}
@@ -60,7 +60,7 @@ def test_experiments_compose_and_say_their_command(path: Path) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(command, [f"experiment={path.stem}"])
     for group in GROUPS[command]:
-        assert locate(config[group]._target_)
+        assert locate(config[group]._target_, group)
 
 
 def test_experiments_of_final_training_fit_together() -> None:

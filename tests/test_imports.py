@@ -15,10 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 ROOMS = {
     "core": 0,
     "files": 0,
+    "foreign": 0,
     "analysis": 1,
     "knapsack": 1,
     "workers": 1,
     "config": 1,
+    "composing": 1,
     "sweep": 1,
     "job": 1,
     "store": 1,

@@ -504,7 +504,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert "result.json is corrupt: it has no objectives" in error(broken)
 
     unparsable = make_run(tmp_path / "unparsable", config="seed: [1\n")
-    assert ".hydra is corrupt" in error(unparsable)
+    assert ".hydra/config.yaml is not readable YAML" in error(unparsable)
 
     outside = make_run(tmp_path / "outside", config=CONFIG.replace("hwnas.spaces.toy.Toy", "os.system"))
     assert "outside the allowed packages" in error(outside)
