@@ -25,7 +25,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hwnas import config
+from hwnas import config, password
 from hwnas.job import run as run_in_folder
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def profile(
     from hwnas.devices.profile import Profile
 
     written = _call("profile", (action, *words), folder, show, settings)
-    chosen = OmegaConf.load(written / ".hydra" / "config.yaml")
+    chosen = config.read_yaml(written / ".hydra" / "config.yaml")
     if action == "show":
         return Profile.load(config.find_file(chosen.path))
     if action in ("measure", "fit", "import"):
@@ -173,7 +173,7 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
             joined[-1] = f"--config-dir={argument}"
         else:
             joined.append(argument)
-    arguments = joined
+    arguments = password.taken(joined)
     if any(argument.startswith("hydra.output_subdir=") for argument in arguments):
         raise ValueError("hydra.output_subdir cannot be changed: a run's configuration is in .hydra")
     if any(argument.startswith("--experimental-rerun") for argument in arguments):

@@ -22,6 +22,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from hwnas import password
 from hwnas.config import conf_folder
 from hwnas.foreign import read_yaml
 
@@ -94,6 +95,10 @@ class Loader(ConfigLoaderImpl):
         config = super().load_configuration(
             config_name, overrides, run_mode, from_shell, validate_sweep_overrides
         )
+        store = OmegaConf.to_container(config).get("store")  # type: ignore[union-attr]
+        url = store.get("url") if isinstance(store, dict) else None
+        if isinstance(url, str) and password.without(url) != url:  # of a file; those of arguments are taken
+            config.store.url = password.kept(url)
         given = {override.partition("=")[0].lstrip("+") for override in overrides}
         for group, option in config.hydra.runtime.choices.items():
             if group in ("hydra/launcher", "hydra/sweeper") and option != "basic" and group not in given:

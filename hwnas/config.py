@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hwnas import sweep
+from hwnas import password, sweep
 from hwnas.foreign import plain_yaml, read_yaml
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
@@ -235,6 +235,10 @@ def explain(error: BaseException, config_name: str, arguments: Sequence[str] = (
         config_name: The command.
         arguments: What the user gave it, to suggest settings of the groups that were chosen.
     """
+    return password.without(_explained(error, config_name, arguments))
+
+
+def _explained(error: BaseException, config_name: str, arguments: Sequence[str]) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
@@ -378,13 +382,13 @@ def choices(folder: Path) -> dict[str, str]:
 
 def _choices(folder: Path) -> dict[str, str]:
     """All that Hydra remembers of the choices of a run, with groups in other packages."""
-    chosen = _hydra_says(folder, "runtime", "choices")
+    chosen = hydra_says(folder, "runtime", "choices")
     if not isinstance(chosen, dict):
         raise ValueError(f"{folder / '.hydra' / 'hydra.yaml'} is corrupt: hydra.runtime.choices are missing")
     return {str(group): str(option) for group, option in chosen.items()}
 
 
-def _hydra_says(folder: Path, *keys: str) -> Any:
+def hydra_says(folder: Path, *keys: str) -> Any:
     """A value of Hydra's node in a run's folder, as it is written; None if there is none."""
     found: Any = plain_yaml(folder / ".hydra" / "hydra.yaml")
     for key in ("hydra", *keys):
@@ -405,7 +409,7 @@ def check_command(folder: Path, command: str) -> None:
 
 def working_folder(folder: Path) -> Path | None:
     """Where the run in `folder` was started, for its relative paths; None if that is gone."""
-    cwd = _hydra_says(folder, "runtime", "cwd")
+    cwd = hydra_says(folder, "runtime", "cwd")
     given = isinstance(cwd, str) and Path(cwd).is_absolute() and Path(cwd).is_dir()
     return Path(cwd) if given else None
 

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from hwnas.config import build, read_yaml, suggestion, take_from_run, working_folder
+from hwnas import password
+from hwnas.config import build, hydra_says, read_yaml, suggestion, take_from_run, working_folder
 from hwnas.core import Genotype, SearchSpace, whole_number
 from hwnas.devices import board
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.display import Display
 from hwnas.export_card import card
 from hwnas.files import remove, replacing, write_json, write_text
+from hwnas.foreign import plain_yaml
 from hwnas.train import architecture, identity
 
 if TYPE_CHECKING:
@@ -273,7 +275,7 @@ def trained(folder: Path) -> dict[str, Any]:
     """
     path = folder / "network" / "architecture.json"
     if not path.is_file() or not path.with_name("weights.pt").is_file():
-        job = OmegaConf.select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.job.name")
+        job = hydra_says(folder, "job", "name")
         if job not in ("search", "train"):
             raise ValueError(f"run={folder} is a folder of hwnas {job}, not of a search or a training")
         hint = f"train one: hwnas train run={folder}"
@@ -470,8 +472,8 @@ def _members(device: DictConfig) -> list[DictConfig]:
 
 def _command_of(run: Path) -> str:
     """The command of a run."""
-    job = OmegaConf.select(read_yaml(run / ".hydra" / "hydra.yaml"), "hydra.job.name")
-    return _command(str(job), read_yaml(run / ".hydra" / "overrides.yaml"))
+    job = hydra_says(run, "job", "name")
+    return _command(str(job), password.hidden(plain_yaml(run / ".hydra" / "overrides.yaml")))
 
 
 def _command(job: str, overrides: Sequence[str]) -> str:

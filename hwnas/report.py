@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from hwnas import dashboard, sweep_report
+from hwnas import dashboard, password, sweep_report
 from hwnas import report_sections as sections
 from hwnas.config import explain
 from hwnas.core import (
@@ -225,7 +225,7 @@ def page(run: Run) -> dict[str, Any]:
         "last_generation": max(trial.generation for trial in run.trials),
         "command": shlex.join(["hwnas", "search", *run.overrides]),
         "next": _next(run, answer, trained),
-        "yaml": (run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"),
+        "yaml": password.without((run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")),
         "versions": {
             "hwnas": _version("hwnas"),
             "torch": _version("torch"),

@@ -16,6 +16,7 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hwnas import password
 from hwnas.analysis import MOST_REPORTED
 from hwnas.config import build, choices
 from hwnas.core import (
@@ -113,7 +114,9 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     stored = folder / ".hydra"
     config, names = read_config(stored / "config.yaml"), choices(folder)
     written = stored / "overrides.yaml"
-    overrides = [str(override) for override in plain_yaml(written)] if written.is_file() else []
+    overrides = (
+        [password.without(str(override)) for override in plain_yaml(written)] if written.is_file() else []
+    )
     _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
     _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
     plan = result or read_json(folder / PLAN)

@@ -21,6 +21,7 @@ import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from hwnas import password
 from hwnas.core import (
     Evaluator,
     FloatArray,
@@ -350,13 +351,14 @@ class EvaluationStore:
     """
 
     def __init__(self, url: str | None, run: str, *, lease: float = LEASE_SECONDS) -> None:
-        self.url = url or "sqlite://"
+        url = password.found(url or "sqlite://")
+        self.url = password.without(url)
         self.run = run
         self.lease = lease
         self.owner = f"{_machine()}:{os.getpid()}:{_started(os.getpid())}:{uuid.uuid4().hex[:8]}"
         with self._explained():
             try:
-                parsed = sql.make_url(self.url)
+                parsed = sql.make_url(url)
                 if parsed.get_backend_name() not in _ALONE:
                     raise ArgumentError(f"{parsed.get_backend_name()} is not one of {', '.join(_ALONE)}")
                 if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -398,7 +400,10 @@ class EvaluationStore:
         try:
             yield
         except DBAPIError as error:
-            raise ValueError(f"store {self.url}: {str(error.orig).strip().splitlines()[0]}") from None
+            why = str(error.orig).strip().splitlines()[0]
+            if "no password supplied" in why:
+                why += "; give store.url= with its password, or PGPASSWORD, or ~/.pgpass"
+            raise ValueError(f"store {self.url}: {why}") from None
 
     def get(self, key: Key, genotypes: Sequence[Genotype]) -> dict[Genotype, dict[str, float]]:
         """The known answers among the genotypes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from statistics import mean, pstdev
 from typing import Any
 from urllib.parse import quote
 
-from omegaconf import OmegaConf
-
+from hwnas import password
 from hwnas.core import Objective, Trial, front
 from hwnas.drawing import NUM_COLOURS, Axis, axis, from_top, quantity, steps, text
+from hwnas.foreign import plain_yaml, read_json
 from hwnas.sweep import Jobs
 
 LIMITS = "limits."
@@ -59,9 +58,9 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = []
     for path in sorted(folder.glob("*/result.json")):
         try:
-            result = json.loads(path.read_text())
-            overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
-            pairs = [str(override).lstrip("+").partition("=") for override in overrides]
+            result = read_json(path)
+            overrides = plain_yaml(path.parent / ".hydra" / "overrides.yaml")
+            pairs = [password.without(str(override)).lstrip("+").partition("=") for override in overrides]
             names = [objective["metric"] for objective in result["objectives"]]
             with (path.parent / "pareto.csv").open(newline="") as file:
                 rows = [{name: float(row[name]) for name in names} for row in csv.DictReader(file)]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hwnas import password
+
 
 class Tracker:
     """Writes figures per step to metrics.csv and, if asked, to Weights & Biases or TensorBoard.
@@ -65,7 +67,7 @@ class Tracker:
         arguments: dict[str, Any] = {
             "project": settings.get("project"),
             "dir": str(folder),
-            "config": dict(config),
+            "config": password.hidden(dict(config)),
             "id": run_id,
             "resume": "allow",
             "job_type": job,

@@ -16,6 +16,7 @@ ROOMS = {
     "core": 0,
     "files": 0,
     "foreign": 0,
+    "password": 0,
     "analysis": 1,
     "knapsack": 1,
     "workers": 1,
