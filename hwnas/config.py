@@ -362,9 +362,25 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
             os.environ["HYDRA_FULL_ERROR"] = given
         if folder is not None and before is not None and folder.is_dir():
             code = max(code, sweep.summarise(folder, before))
+            if ended:
+                code = max(code, _after_sweep(main, folder, config_name, arguments))
             if ended and code == 0:
                 sweep.complete(folder, config_name, arguments)
     return code
+
+
+def _after_sweep(
+    main: Callable[[DictConfig], Any], folder: Path, config_name: str, arguments: Sequence[str]
+) -> int:
+    """Let a command draw the page of a sweep's runs, if it has one; returns the exit code."""
+    draw: Callable[[Path], None] | None = getattr(sys.modules[main.__module__], "after_sweep", None)
+    try:
+        if draw is not None:
+            draw(folder)
+    except (ValueError, OSError) as error:
+        _say(error, config_name, arguments)
+        return 1
+    return 0
 
 
 def _say(error: BaseException, config_name: str, arguments: Sequence[str]) -> None:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from hwnas.config import build, choices, find_file, suggestion
+from hwnas.config import build, choices, find_file, read_yaml, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
-from hwnas.files import remove, to_json, write_csv, write_json
-from hwnas.pruning.study import read_pruned, result_files
+from hwnas.files import remove, to_json, write_bytes, write_csv, write_json, write_text
+from hwnas.pruning.study import read_pruned, result_files, retained_area, trained_enough
 
 WEIGHTS = "weights.pt"
 """File of the trained network, in the run's folder."""
+
+KEPT = "network/pruned.pt"
+"""File of the network that is kept."""
+
+CURVE, NETWORKS = "curve.jsonl", "networks"
+"""Journal of an unfinished run's curve, a row per sparsity, and the folder of the networks it stands for."""
 
 POINT = 0.01
 """Loss of accuracy that is put up with, where a limit does not say how far to prune."""
@@ -32,9 +39,7 @@ LIMITS = ("params", "flops", "latency_ms")
 def main(cfg: DictConfig) -> float:
     """The command; returns the area under the test accuracy by sparsity, in 0..1, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
-    from hwnas.pruning.report import write_study
     from hwnas.track import Tracker
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -51,6 +56,7 @@ def main(cfg: DictConfig) -> float:
     if finished.is_file():
         result = read_pruned(finished)
         display.say(f"this run is finished already; see {finished}")
+        _leave(folder, display)
         return float(result["area"])
     run = _Run(cfg, folder, display)
     write_json(stored, settings)
@@ -77,15 +83,27 @@ def main(cfg: DictConfig) -> float:
         }
         write_json(finished, result)
         completed = True
-        for name in ("checkpoint.pt", "curve.jsonl"):
-            remove(folder / name)
-        if HydraConfig.get().mode == RunMode.RUN:
-            display.say(f"report: {write_study(folder)[0]}")
+        _leave(folder, display)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on: hwnas prune resume={folder}") from None
     finally:
         tracker.finish(failed=not completed)
     return float(result["area"])
+
+
+def _leave(folder: Path, display: Display) -> None:
+    """Remove what a finished run needs no more, and draw its page, if an earlier session has not."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from hwnas.pruning.report import write_study
+
+    for name in ("checkpoint.pt", CURVE):
+        remove(folder / name)
+    if (folder / KEPT).is_file():
+        shutil.rmtree(folder / NETWORKS, ignore_errors=True)
+    if HydraConfig.get().mode == RunMode.RUN and not (folder / "report.html").is_file():
+        display.say(f"report: {write_study(folder)[0]}")
 
 
 class _Run:
@@ -133,15 +151,22 @@ class _Run:
             f"trained: test accuracy {trained['test_acc']:.2%}, KL {trained['kl']:.1f} nats, "
             f"{trained['active_units']:.0f} active units"
         )
+        classes = self.dataset.num_classes
+        if not trained_enough(trained["val_acc"], classes):
+            self.display.warn(
+                f"the unpruned network has a validation accuracy of {trained['val_acc']:.2%} on {classes} "
+                "classes, nearer to chance than to perfect: what pruning costs it says little; raise "
+                "training.epochs or training.lr"
+            )
         curve = self.prune(tracker)
         chosen = choose(curve, self.limits)
         kept = None if chosen is None else self.keep(chosen)
         pictures = draw(self.network, self.parts["test"][0], self.folder / "pictures")
+        targets, accuracies = ([row[name] for row in curve] for name in ("target", "test_acc"))
         read_outs = {
-            "area": area([row["target"] for row in curve], [row["test_acc"] for row in curve]),
-            "sparsity_at_1_percent": sparsity_at_loss(
-                [row["target"] for row in curve], [row["test_acc"] for row in curve], POINT
-            ),
+            "area": area(targets, accuracies),
+            "retained_area": retained_area(targets, accuracies),
+            "sparsity_at_1_percent": sparsity_at_loss(targets, accuracies, POINT),
         }
         self.say(curve, chosen, read_outs)
         tracker.summary({**read_outs, "trained": trained, "chosen": chosen})
@@ -149,6 +174,7 @@ class _Run:
         return {
             **read_outs,
             "kind": self.settings.kind,
+            "num_classes": classes,
             "curve": curve,
             "trained": trained,
             "history": history,
@@ -164,9 +190,16 @@ class _Run:
 
         path = self.folder / WEIGHTS
         if path.is_file():  # of an earlier session of this run
-            load(self.network, path)
-            self.network.eval()
-            return list(read_weights(path)["history"])
+            try:
+                stored = read_weights(path)
+            except ValueError as error:
+                self.display.warn(f"{error}; the network is trained again")
+                remove(path)
+                remove(self.folder / CURVE)  # its rows are of those weights
+            else:
+                load(self.network, path)
+                self.network.eval()
+                return list(stored["history"])
         history: list[dict[str, float]] = []
         if self.checkpoint is not None:
             self.display.say(f"weights of {self.checkpoint}")
@@ -229,10 +262,23 @@ class _Run:
         }
 
     def prune(self, tracker: Any) -> list[dict[str, Any]]:
-        """The curve: a row per sparsity. Rows of an earlier session of the run are read."""
-        path = self.folder / "curve.jsonl"
+        """The curve: a row per sparsity. Rows of an earlier session of the run are read.
+
+        All networks are timed at the end, in turns: times of different sessions cannot be compared.
+        """
+        from hwnas.pruning.surgery import latency_ms
+
+        path = self.folder / CURVE
         curve = _rows(path)
-        (self.folder / "networks").mkdir(exist_ok=True)
+        (self.folder / NETWORKS).mkdir(exist_ok=True)
+        for index, row in enumerate(curve):
+            if row.get("sha256") != _digest(self.network_file(row["target"])):
+                self.display.warn(
+                    f"the network of sparsity {row['target']:g} is damaged or lost; it is pruned again"
+                )
+                del curve[index:]
+                write_text(path, "".join(to_json(row) + "\n" for row in curve))
+                break
         with self.display.phase("pruning", "pruning"):
             for index, target in enumerate(self.pruning.sparsities):
                 if index < len(curve):
@@ -249,13 +295,25 @@ class _Run:
                     {key: value for key, value in row.items() if isinstance(value, float)},
                     replayed=replayed,
                 )
-        return curve
+            networks = [
+                self.network.deployed,
+                *(_deployed(self.network_file(row["target"])) for row in curve),
+            ]
+            dense, *times = latency_ms(networks, **self.host)
+        return [
+            {**row, "latency_ms": ms, "unpruned_latency_ms": dense}
+            for row, ms in zip(curve, times, strict=True)
+        ]
+
+    def network_file(self, target: float) -> Path:
+        """Where the network that is pruned to a sparsity lies until one is chosen."""
+        return self.folder / NETWORKS / f"{target:g}.pt"
 
     def pruned(self, target: float) -> dict[str, Any]:
         """Prune the trained network to a sparsity, train on, measure; the network goes to networks/."""
         from hwnas.models.beta_vae import accuracy, train, write_weights
         from hwnas.pruning import masks
-        from hwnas.pruning.surgery import costs, latency_ms, smaller
+        from hwnas.pruning.surgery import costs, smaller
 
         pruning, start = self.pruning, time.perf_counter()
         network = copy.deepcopy(self.network)
@@ -303,7 +361,8 @@ class _Run:
             )
         num_zeros, num_weights = masks.zeros(deployed)
         small = smaller(deployed) if pruning.structure == "filters" else deployed
-        latency, dense = latency_ms([small, self.network.deployed], **self.host)
+        path = self.network_file(target)
+        write_weights(path, {"arguments": small.arguments, "network": small.state_dict()})
         row: dict[str, Any] = {
             "target": float(target),
             "sparsity": num_zeros / num_weights,
@@ -313,46 +372,31 @@ class _Run:
             "test_acc": accuracy(small, *self.parts["test"]),
             "one_shot_test_acc": one_shot,
             **costs(small),
-            "latency_ms": latency,
-            "unpruned_latency_ms": dense,
             "channels": small.arguments["channels"],
             "hidden": small.arguments["hidden"],
             "kept_one": emptied,
+            "sha256": _digest(path),
             "seconds": time.perf_counter() - start,
         }
-        write_weights(
-            self.folder / "networks" / f"{target:g}.pt",
-            {"arguments": small.arguments, "network": small.state_dict()},
-        )
         self.display.say(
             f"  sparsity {row['sparsity']:.2%}: test accuracy {row['test_acc']:.2%} (one shot "
-            f"{one_shot:.2%}), {row['params']:.0f} parameters, {latency:.3f} ms"
+            f"{one_shot:.2%}), {row['params']:.0f} parameters"
         )
         return row
 
     def keep(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Put the chosen network into network/, as ONNX too if asked; the others are deleted."""
-        from hwnas.models.beta_vae import Deployed, read_weights
+        """Put the chosen network into network/, as ONNX too if asked."""
         from hwnas.pruning.surgery import export_onnx
 
-        folder = self.folder / "network"
-        folder.mkdir(exist_ok=True)
-        source, path = self.folder / "networks" / f"{chosen['target']:g}.pt", folder / "pruned.pt"
-        if source.is_file():
-            os.replace(source, path)
-        for other in (self.folder / "networks").glob("*.pt"):
-            other.unlink()
-        (self.folder / "networks").rmdir()
+        path = self.folder / KEPT
+        write_bytes(path, self.network_file(chosen["target"]).read_bytes())
         kept: dict[str, Any] = {
             "weights": str(path.relative_to(self.folder)),
             "file_bytes": path.stat().st_size,
         }
         if self.onnx:
-            stored = read_weights(path)
-            network = Deployed(**stored["arguments"])
-            network.load_state_dict(stored["network"])
-            target = folder / "pruned.onnx"
-            difference = export_onnx(network.eval(), target, self.parts["test"][0][:100])
+            target = path.with_name("pruned.onnx")
+            difference = export_onnx(_deployed(path), target, self.parts["test"][0][:100])
             kept |= {
                 "onnx": str(target.relative_to(self.folder)),
                 "onnx_bytes": target.stat().st_size,
@@ -375,8 +419,8 @@ class _Run:
         write_csv(self.folder / "curve.csv", [names, *rows])
         at = read_outs["sparsity_at_1_percent"]
         self.display.say(
-            f"area under the curve {read_outs['area']:.4f}, sparsity at a loss of 1 point "
-            + ("beyond the last one" if at is None else f"{at:.3f}")
+            f"area under the curve {read_outs['area']:.4f}, retained area {read_outs['retained_area']:.4f}, "
+            "sparsity at a loss of 1 point " + ("beyond the last one" if at is None else f"{at:.3f}")
         )
         if chosen is None:
             near = min(curve, key=lambda row: _excess(row, self.limits))
@@ -491,6 +535,21 @@ def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
     return paths
 
 
+def _deployed(path: Path) -> Any:
+    """The network in a file, in evaluation mode."""
+    from hwnas.models.beta_vae import Deployed, read_weights
+
+    stored = read_weights(path)
+    network = Deployed(**stored["arguments"])
+    network.load_state_dict(stored["network"])
+    return network.eval()
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None if it is not there."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Rows of the journal; a last line that was cut off does not count, and is taken away."""
     if not path.is_file():
@@ -498,22 +557,24 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
-        path.write_bytes(whole)
+        write_bytes(path, whole)
     try:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-class StudyReport(Callback):
-    """Hydra's callback: the page of a sweep when all of its runs are finished."""
+def after_sweep(folder: Path) -> None:
+    """Draw the page of a sweep's finished runs, if there are several, and say what it concludes.
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write it, and say where it is."""
-        from hwnas.pruning.report import write_study
+    Raises:
+        ValueError: What `write_study` raises.
+    """
+    from hwnas.pruning.report import write_study
 
-        folder = Path(config.hydra.sweep.dir)
-        if len(result_files(folder)) > 1:
-            path, study = write_study(folder, logger=config.logger)
-            print(study.conclusion)
-            print(f"report: {path}")
+    files = result_files(folder)
+    if len(files) > 1:
+        logger = read_yaml(files[0].parent / ".hydra" / "config.yaml").logger
+        path, study = write_study(folder, logger=logger)
+        print(study.conclusion)
+        print(f"report: {path}")

@@ -122,6 +122,7 @@ def row(group: Group) -> dict[str, Any]:
         "seeds": len(group.arms),
         "trained": _mean(100 * group.trained("test_acc")),
         "accuracies": [_mean(100 * column) for column in group.curve("test_acc").T],
+        "retained": _mean(100 * group.retained(), 2),
         "area": _mean(100 * group.area(), 2),
         "at": _mean(100 * group.at_1_percent()),
     }
@@ -175,7 +176,7 @@ def _pictures(group: Group) -> dict[str, str]:
 
 
 def overview(family: Family) -> Figure:
-    """Four plots: curves with bands, accuracy at sparsities, area and sparsity at 1 % against beta."""
+    """Four plots: curves with bands, accuracy at sparsities, retained area and sparsity at 1 % by beta."""
     figure, axes = _figure(2, 2)
     curves, at, area, lost = axes.flat
     colours = _colours(len(family.betas))
@@ -194,27 +195,28 @@ def overview(family: Family) -> Figure:
     )
     curves.legend(fontsize=7, ncols=2)
 
-    betas = list(family.betas.values()) or list(family.classifiers.values())
+    betas = list((family.betas or family.bottlenecks or family.classifiers).values())
     places = np.arange(len(betas))
     for colour, index in zip(_colours(len(x)), x, strict=True):
         values = [100 * group.curve("test_acc")[:, index] for group in betas]
         _points(at, places, values, colour, f"{100 * family.sparsities[index]:g} %")
     at.set(ylabel="test accuracy, %", title="Accuracy at each sparsity")
     at.legend(fontsize=7, title="sparsity", title_fontsize=7)
-    _points(area, places, [100 * group.area() for group in betas], "#0067a5", "beta-VAE")
-    _points(lost, places, [100 * group.at_1_percent() for group in betas], "#0067a5", "beta-VAE")
+    kind = betas[0].first.kind
+    _points(area, places, [100 * group.retained() for group in betas], "#0067a5", kind)
+    _points(lost, places, [100 * group.at_1_percent() for group in betas], "#0067a5", kind)
     where = {beta: place for place, beta in enumerate(family.betas)}
     without = [(where[beta], group) for beta, group in family.bottlenecks.items() if beta in where]
     if without:
         xs = np.array([place for place, _ in without])
-        _points(area, xs, [100 * group.area() for _, group in without], "#b9540a", "no decoder")
+        _points(area, xs, [100 * group.retained() for _, group in without], "#b9540a", "no decoder")
         _points(lost, xs, [100 * group.at_1_percent() for _, group in without], "#b9540a", "no decoder")
     for number, (decay, group) in enumerate(family.classifiers.items()):
         look = ("--", ":", "-.")[number % 3]
-        for axis, values in ((area, group.area()), (lost, group.at_1_percent())):
+        for axis, values in ((area, group.retained()), (lost, group.at_1_percent())):
             level, label = 100 * float(values.mean()), f"classifier, weight decay {decay:g}"
             axis.axhline(level, color="0.45", ls=look, lw=1, label=label)
-    area.set(ylabel="area, %", title="Area under the curve")
+    area.set(ylabel="retained area, %", title="Accuracy retained, mean over ln(weights left)")
     lost.set(ylabel="sparsity, %", title="Sparsity at a loss of 1 point")
     area.legend(fontsize=7)
     for axis in (at, area, lost):
@@ -239,16 +241,16 @@ def proxies(family: Family) -> Figure:
     last = flat[len(known)]
     for x, group, colour in zip(told, groups, _colours(len(groups)), strict=True):
         last.errorbar(
-            x, 100 * group.area().mean(), 100 * _deviation(group.area()), fmt="o", color=colour, ms=4
+            x, 100 * group.retained().mean(), 100 * _deviation(group.retained()), fmt="o", color=colour, ms=4
         )
         last.annotate(
             group.first.label,
-            (x, 100 * group.area().mean()),
+            (x, 100 * group.retained().mean()),
             fontsize=7,
             xytext=(3, 3),
             textcoords="offset points",
         )
-    last.set(xlabel=name, ylabel="area, %", title="Easier to prune?")
+    last.set(xlabel=name, ylabel="retained area, %", title="Easier to prune?")
     last.xaxis.label.set_size(7)
     for axis in flat[len(known) + 1 :]:
         axis.set_visible(False)
@@ -293,7 +295,7 @@ def _points(axis: Axes, x: np.ndarray, values: Sequence[Any], colour: Any, label
 
 
 def _beta_axis(axis: Axes, groups: Sequence[Group]) -> None:
-    betas = groups[0].first.kind == "beta-VAE"
+    betas = groups[0].first.kind != "classifier"
     names = [f"{group.first.beta if betas else group.first.weight_decay:g}" for group in groups]
     axis.set_xticks(range(len(groups)), names)
     axis.set_xlabel("β" if betas else "weight decay", fontsize=8)

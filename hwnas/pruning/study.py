@@ -1,6 +1,10 @@
 """Many pruned Beta-VAEs together: does disentanglement make a network easier to prune?
 
-The rules of the conclusion are code, `conclude`, and no choice is left to whoever has seen the results.
+The rules of the conclusion are code, `conclude`, and no choice is left to whoever has seen the results. The
+primary measure is the retained area, `retained_area`: accuracy relative to the network's own before pruning,
+so that a network that is merely better does not count as easier to prune, over the logarithm of the weights
+that are left, so that halving them counts alike everywhere. The plain area and the sparsity at a loss of a
+point stand beside it.
 """
 
 from __future__ import annotations
@@ -84,8 +88,17 @@ class Group:
         return np.array([arm.result["trained"][name] for _, arm in sorted(self.arms.items())])
 
     def area(self) -> NDArray[np.float64]:
-        """Area under the curve per seed."""
+        """Area under the curve of test accuracy by sparsity per seed, not relative to anything."""
         return np.array([arm.result["area"] for _, arm in sorted(self.arms.items())])
+
+    def retained(self, name: str = "test_acc") -> NDArray[np.float64]:
+        """Retained area per seed, the primary measure; of validation images with "val_acc"."""
+        return np.array(
+            [
+                retained_area(*([row[key] for row in arm.result["curve"]] for key in ("target", name)))
+                for _, arm in sorted(self.arms.items())
+            ]
+        )
 
     def at_1_percent(self) -> NDArray[np.float64]:
         """Sparsity at a loss of a point per seed; the largest sparsity measured, where it is beyond that."""
@@ -134,7 +147,7 @@ class Comparison:
 
     Args:
         name: Of what, against what.
-        difference: Mean difference of the areas under the curves, or of what the name says.
+        difference: Mean difference of the retained areas, or of what the name says.
         low: Lower end of its 95 % confidence interval.
         high: Upper end.
         p: Of a paired t-test, corrected where it says so.
@@ -167,9 +180,9 @@ class Conclusion:
         verdict: "supported", "contradicted" or "inconclusive".
         words: The reasons, one sentence each.
         comparisons: Every beta against beta = 0, corrected by Holm's method.
-        controls: The best beta: its sparsity at a loss of a point against beta = 0's, its area against the
-            controls'.
-        correlation: Spearman's, of area and entanglement over betas; None for fewer than four.
+        controls: The best beta: its sparsity at a loss of a point and its plain area against beta = 0's, its
+            retained area against the controls'.
+        correlation: Spearman's, of retained area and entanglement over betas; None for fewer than four.
         correlation_p: Its p value.
     """
 
@@ -202,6 +215,30 @@ class Study:
             f"{family.name or family.dataset}: {told.verdict}. {' '.join(told.words)}"
             for family, told in zip(self.families, self.conclusions, strict=True)
         )
+
+
+def retained_area(sparsities: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Mean over ln(1 / (1 - sparsity)) of the accuracy relative to the first one, between points by lines.
+
+    Args:
+        sparsities: Rising, the first one usually 0, all below 1.
+        accuracies: Of the network pruned to each, the first above 0.
+
+    Returns:
+        1 if nothing is lost at any sparsity; also 1 for a single point, 0 where the first accuracy is 0.
+    """
+    if accuracies[0] <= 0:
+        return 0.0
+    if len(sparsities) == 1:
+        return 1.0
+    x = -np.log1p(-np.asarray(sparsities, dtype=np.float64))
+    relative = np.asarray(accuracies, dtype=np.float64) / accuracies[0]
+    return float(np.trapezoid(relative, x) / (x[-1] - x[0]))
+
+
+def trained_enough(accuracy: float, num_classes: int) -> bool:
+    """Whether an accuracy is at least half way from chance to 1: below, what pruning costs says little."""
+    return accuracy >= (1 + 1 / num_classes) / 2
 
 
 def read_pruned(path: Path) -> dict[str, Any]:
@@ -306,7 +343,7 @@ def _grouped(arms: Sequence[Arm], key: Any) -> dict[float, Group]:
 
 
 def compare(
-    name: str, first: Group, second: Group, read: Callable[[Group], NDArray[np.float64]] = Group.area
+    name: str, first: Group, second: Group, read: Callable[[Group], NDArray[np.float64]] = Group.retained
 ) -> Comparison | None:
     """Two groups, paired by seed, by a t-test; None for fewer than two common seeds.
 
@@ -314,7 +351,7 @@ def compare(
         name: Of what, against what.
         first: A group.
         second: Another.
-        read: What is compared; the area under the curve if nothing else is said.
+        read: What is compared; the retained area if nothing else is said.
     """
     from scipy.stats import t, ttest_rel
 
@@ -343,14 +380,17 @@ def holm(ps: Sequence[float]) -> list[float]:
 def conclude(family: Family) -> Conclusion:
     """Apply the rules.
 
-    "Supported" takes all of: (1) some beta above 0 has a significantly larger area under the curve of test
-    accuracy by sparsity than beta = 0, paired by seed, corrected for the number of betas, and the best such
-    is not the largest that was tried; (2) that beta loses a point of its own accuracy at a significantly
-    larger sparsity, so that it is not just better before it is pruned; (3) over betas the area falls with
-    entanglement, Spearman's correlation, at least four betas; (4) the best beta has a significantly larger
-    area than a network without a decoder at the same beta, a classifier without weight decay, and one whose
-    weight decay gives the nearest weight norm. "Contradicted": every beta above 0 has a significantly smaller
-    area than beta = 0. Anything else is "inconclusive".
+    Areas are retained areas of test images. The best beta is the one above 0 whose mean retained area on
+    *validation* images is largest. "Supported" takes all of: (0) beta = 0 and the best beta are trained well
+    enough before pruning, `trained_enough` on validation images; (1) the best beta has a significantly larger
+    area than beta = 0, paired by seed, corrected for the number of betas, and is not the largest that was
+    tried; (2) it loses a point of its own accuracy at a significantly larger sparsity; (3) over betas the
+    area falls with entanglement, Spearman's correlation, at least four betas; (4) the best beta has a
+    significantly larger area than a network without a decoder at the same beta, one without a decoder at
+    beta = 0 (noise alone), a classifier without weight decay, and one whose weight decay gives the nearest
+    weight norm.
+    "Contradicted": (0), and every beta above 0 has a significantly smaller area than beta = 0. Anything else
+    is "inconclusive".
     """
     from scipy.stats import spearmanr
 
@@ -367,13 +407,14 @@ def conclude(family: Family) -> Conclusion:
         return Conclusion("inconclusive", tuple(words), comparisons, (), None, None)
 
     by_beta = dict(zip(positive, comparisons, strict=True))
-    best = max(positive, key=lambda beta: by_beta[beta].difference)
+    best = max(positive, key=lambda beta: positive[beta].retained("val_acc").mean())
     top = by_beta[best]
+    enough = _trained_enough((zero, positive[best]), words)
     helps = top.better
     interior = best != max(positive)
     words.append(
-        f"The best beta above 0 is {best:g}: {_points(top)} of the area under the curve against beta = 0 "
-        f"({top.num} seeds, corrected p {top.p:.2g}), which is {'' if helps else 'not '}significant"
+        f"The best beta above 0 by validation images is {best:g}: {_points(top)} of the retained area "
+        f"against beta = 0 ({top.num} seeds, corrected p {top.p:.2g}), which is {'' if helps else 'not '}significant"
         + (
             "."
             if not helps or interior
@@ -392,29 +433,51 @@ def conclude(family: Family) -> Conclusion:
         f"The sparsity at which it loses a point of its own accuracy is {_points(later)} from that of "
         f"beta = 0 (p {later.p:.2g})."
     )
+    plainly = compare(f"β {best:g} - β 0, plain area", positive[best], zero, Group.area)
+    gain = positive[best].trained("test_acc").mean() - zero.trained("test_acc").mean()
+    assert plainly is not None
+    words.append(
+        f"Its plain area is {_points(plainly)} from that of beta = 0 (p {plainly.p:.2g}), its accuracy "
+        f"before pruning {100 * gain:+.2f} points."
+    )
 
     correlation = correlation_p = None
     tracks = False
     if len(family.betas) >= 4:
         told, name = entanglement(family)
         if np.ptp(told) > 0:
-            area = np.array([group.area().mean() for group in family.betas.values()])
+            area = np.array([group.retained().mean() for group in family.betas.values()])
             answer = spearmanr(told, area)
             correlation, correlation_p = float(answer.statistic), float(answer.pvalue)
             tracks = correlation < 0 and correlation_p < ALPHA
             words.append(
-                f"Over betas, area and {name} have a rank correlation of {correlation:.2f} (p "
+                f"Over betas, retained area and {name} have a rank correlation of {correlation:.2f} (p "
                 f"{correlation_p:.2g}): what prunes better is {'' if tracks else 'not significantly '}less "
                 "entangled."
             )
     controls, specific = _controls(family, best, words)
-    if helps and interior and later.better and tracks and specific:
+    if enough and helps and interior and later.better and tracks and specific:
         verdict = "supported"
-    elif len(worse) == len(positive):
+    elif enough and len(worse) == len(positive):
         verdict = "contradicted"
     else:
         verdict = "inconclusive"
-    return Conclusion(verdict, tuple(words), comparisons, (later, *controls), correlation, correlation_p)
+    beside = (later, plainly, *controls)
+    return Conclusion(verdict, tuple(words), comparisons, beside, correlation, correlation_p)
+
+
+def _trained_enough(groups: Sequence[Group], words: list[str]) -> bool:
+    """Whether all groups are trained well enough to be pruned; adds a sentence on the first that is not."""
+    for group in groups:
+        classes = group.first.result.get("num_classes")  # older runs do not say
+        accuracy = float(group.trained("val_acc").mean())
+        if classes is not None and not trained_enough(accuracy, int(classes)):
+            words.append(
+                f"{group.first.label} has a validation accuracy of {accuracy:.1%} before it is pruned, "
+                f"nearer to chance than to perfect on {classes} classes: too little for a verdict."
+            )
+            return False
+    return True
 
 
 def _points(comparison: Comparison) -> str:
@@ -445,10 +508,11 @@ def matched(family: Family, beta: float) -> float | None:
 
 
 def _controls(family: Family, best: float, words: list[str]) -> tuple[tuple[Comparison, ...], bool]:
-    """The best beta against its controls, and whether it beats all three; adds sentences."""
+    """The best beta against its controls, and whether it beats all of them; adds sentences."""
     decay = matched(family, best)
     wanted = {
         f"without a decoder, β {best:g}": family.bottlenecks.get(best),
+        "without a decoder, β 0 (noise alone)": family.bottlenecks.get(0.0),
         "cross-entropy only": family.classifiers.get(0.0),
         f"cross-entropy and matched weight decay {decay if decay is None else f'{decay:g}'}": (
             None if decay is None else family.classifiers[decay]
