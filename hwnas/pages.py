@@ -10,6 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hwnas.files import write_text
 
+BRAND = b'class="brand">hwnas'
+"""What every page of ours has, whatever its version."""
+
 
 def write_page(template: str, values: Mapping[str, Any], path: Path) -> Path:
     """Write a page, whole or not at all; returns its path.
@@ -18,7 +21,12 @@ def write_page(template: str, values: Mapping[str, Any], path: Path) -> Path:
         template: Its name below this package, e.g. "report.html.j2".
         values: What the template names; one that is missing is an error.
         path: The file; its folder is created if needed.
+
+    Raises:
+        ValueError: There is a file at `path` that is no page of ours.
     """
+    if path.is_file() and BRAND not in path.read_bytes():
+        raise ValueError(f"{path} is not a page of hwnas and would be overwritten; move it away first")
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

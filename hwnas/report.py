@@ -94,10 +94,14 @@ def write_page_of(folder: Path) -> tuple[Path, str]:
     Raises:
         ValueError: There is none of them in the folder, or a file is corrupt; says which.
     """
-    if result_files(folder):
+    sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
+    if pruned := result_files(folder):
+        if sweep or (folder / "archive.jsonl").is_file():
+            raise ValueError(
+                f"{folder} holds searches and pruning runs ({pruned[0].parent}); give a folder of one kind"
+            )
         path, study = write_study(folder)
         return path, study.conclusion
-    sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
     return write_sweep_report(folder) if sweep else write_report(folder), ""
 
 

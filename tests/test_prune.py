@@ -116,6 +116,8 @@ def test_what_a_run_leaves(folder: Path, capsys: pytest.CaptureFixture) -> None:
         *("pictures/reconstructions.png", "pictures/traversals.png"),
     }
     assert not files & {"checkpoint.pt", "curve.jsonl"}
+    assert not (folder / "it/networks").exists()
+    assert len({row["unpruned_latency_ms"] for row in result["curve"]}) == 1  # all were timed together
     stored = read_weights(folder / "it" / "network" / "pruned.pt")
     network = Deployed(**stored["arguments"])
     network.load_state_dict(stored["network"])
@@ -203,6 +205,37 @@ def test_a_killed_run_goes_on(folder: Path, capsys: pytest.CaptureFixture) -> No
     assert without_time(whole) == without_time(killed)
     first, second = (read_weights(folder / name / "weights.pt")["network"] for name in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_lost_files_are_made_again(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """Files that a power cut emptied: the network of a sparsity, then the trained one."""
+    run(*TINY, "hydra.run.dir=whole")
+    kill_in_step(22 + 12 + 12 + 5, *TINY, "hydra.run.dir=cut")  # in the third sparsity
+    (folder / "cut/networks/0.5.pt").write_bytes(b"")
+    kill_in_step(12 + 5, "resume=cut")
+    assert "the network of sparsity 0.5 is damaged or lost" in (folder / "cut/prune.log").read_text()
+    (folder / "cut/weights.pt").write_bytes(b"")
+    capsys.readouterr()
+    run("resume=cut")
+    assert "the network is trained again" in capsys.readouterr().out
+    assert without_time(result_of(folder / "cut")) == without_time(result_of(folder / "whole"))
+
+
+def test_a_run_that_was_killed_before_its_page_was_drawn(folder: Path) -> None:
+    run(*TINY, "hydra.run.dir=it")
+    (folder / "it/report.html").unlink()
+    (folder / "it/curve.jsonl").write_text("")
+    run("resume=it")
+    assert "What pruning costs" in (folder / "it/report.html").read_text()
+    assert not (folder / "it/curve.jsonl").exists()
+
+
+def test_a_sweep_whose_page_cannot_be_drawn_fails(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "sweep").mkdir()
+    (folder / "sweep/report.html").write_text("my own")
+    study = ("-m", *TINY, "training.epochs=1", "pruning.sparsities=[0]", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert main(["prune", *study]) == 1
+    assert "report.html is not a page of hwnas and would be overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
     figures: list[dict[str, str]] = []
     pictures: dict[str, Path] = {}
     for number, family in enumerate(study.families):
-        drawn = {"overview": overview(family)}
+        drawn = {"overview": overview(family) if len(family.groups()) > 1 else single(family)}
         if len(family.betas) > 1:
             drawn["proxies"] = proxies(family)
         figures.append({})
@@ -75,6 +75,7 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
     families = [
         {
             "title": family.name,
+            "single": len(family.groups()) == 1,
             "dataset": family.dataset,
             "verdict": told.verdict,
             "words": told.words,
@@ -221,6 +222,37 @@ def overview(family: Family) -> Figure:
     area.legend(fontsize=7)
     for axis in (at, area, lost):
         _beta_axis(axis, betas)
+    return figure
+
+
+def single(family: Family) -> Figure:
+    """Two plots of the only network of a family: accuracies, and what is left of its costs, by sparsity."""
+    (group,) = family.groups()
+    figure, axes = _figure(1, 2)
+    accuracy, cost = axes.flat
+    x = np.arange(len(family.sparsities))
+    for name, label, colour in (
+        ("test_acc", "test, fine-tuned", "#0067a5"),
+        ("val_acc", "validation, fine-tuned", "#7a9a01"),
+        ("one_shot_test_acc", "test, pruned at once", "#b9540a"),
+    ):
+        _band(accuracy, x, 100 * group.curve(name), colour, label)
+    trained = 100 * float(group.trained("test_acc").mean())
+    accuracy.axhline(trained, color="0.45", ls="--", lw=1, label="test, before pruning")
+    accuracy.set(ylabel="accuracy, %", title="What pruning costs")
+    for name, label, colour in (
+        ("params", "parameters", "#0067a5"),
+        ("flops", "multiply-adds", "#b9540a"),
+        ("bytes_compressed", "size, packed", "#7a9a01"),
+    ):
+        values = group.curve(name)
+        _band(cost, x, 100 * values / values[:, :1], colour, label)
+    _band(cost, x, 100 * group.curve("latency_ms") / group.curve("unpruned_latency_ms"), "0.45", "latency")
+    cost.set(ylabel="% of the least sparse network", title="What it saves", ylim=(0, None))
+    for axis in (accuracy, cost):
+        axis.set_xticks(x, [f"{100 * sparsity:g}" for sparsity in family.sparsities])
+        axis.set_xlabel("sparsity, %")
+        axis.legend(fontsize=7)
     return figure
 
 

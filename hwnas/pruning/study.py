@@ -414,7 +414,8 @@ def conclude(family: Family) -> Conclusion:
     interior = best != max(positive)
     words.append(
         f"The best beta above 0 by validation images is {best:g}: {_points(top)} of the retained area "
-        f"against beta = 0 ({top.num} seeds, corrected p {top.p:.2g}), which is {'' if helps else 'not '}significant"
+        f"against beta = 0 ({top.num} seeds, corrected p {top.p:.2g}), which is "
+        f"{'' if helps else 'not '}significant"
         + (
             "."
             if not helps or interior

@@ -12,7 +12,8 @@ from PIL import Image
 from scipy.stats import t, ttest_rel
 
 from hwnas.pruning.report import write_study
-from hwnas.pruning.study import Arm, Group, compare, holm, read_study
+from hwnas.pruning.study import Arm, Group, compare, holm, read_study, retained_area, trained_enough
+from hwnas.report import write_page_of
 
 SEEDS = (0, 1, 2)
 NOISE = (0.0, 0.001, -0.002)
@@ -31,7 +32,7 @@ def result(
     criterion: str = "l1",
     trained: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What a finished run's result.json holds, of two sparsities."""
+    """What a finished run's result.json holds: two sparsities between which a mean of `area` is retained."""
     row = {"params": 10.0, "flops": 20.0, "bytes": 40.0, "bytes_compressed": 30.0, "latency_ms": 1.0}
     return {
         "status": "finished",
@@ -42,11 +43,14 @@ def result(
         "sparsity_at_1_percent": at,
         "pictures": [],
         "curve": [
-            {"target": s, "sparsity": s, "test_acc": area, "unpruned_latency_ms": 2.0, **row}
-            for s in (0.0, 0.9)
+            {"target": s, "sparsity": s, "unpruned_latency_ms": 2.0, **row}
+            | dict.fromkeys(("test_acc", "val_acc", "one_shot_test_acc"), accuracy)
+            for s, accuracy in ((0.0, 0.99), (0.9, 0.99 * (2 * area - 1)))
         ],
+        "num_classes": 10,
         "trained": {
             "test_acc": area,
+            "val_acc": area,
             "kl": 1.0,
             "active_units": 2.0,
             "total_correlation": 0.1,
@@ -98,7 +102,7 @@ def betas(
 
 def controls(area: float) -> list[dict[str, Any]]:
     seeds = list(zip(SEEDS, NOISE, strict=True))
-    made = [result(kind="bottleneck", beta=1, seed=s, area=area + n) for s, n in seeds]
+    made = [result(kind="bottleneck", beta=b, seed=s, area=area + n) for b in (0, 1) for s, n in seeds]
     for decay, norm in ((0.0, 12.0), (0.1, 10.5), (1.0, 2.0)):
         made += [
             result(kind="classifier", beta=0, seed=s, area=area + n, weight_decay=decay, norm=norm)
@@ -116,6 +120,17 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.6, 0.5]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_the_retained_area_by_hand() -> None:
+    # Sparsities 0, 1/2, 3/4: ln of 1, 2, 4; relative 1, 0.9, 0.5: the mean of 0.95 and 0.7
+    assert retained_area([0, 0.5, 0.75], [0.8, 0.72, 0.4]) == pytest.approx(0.825)
+    # A network that is merely better retains as much
+    assert retained_area([0, 0.5, 0.75], [0.4, 0.36, 0.2]) == pytest.approx(0.825)
+    assert retained_area([0.5], [0.7]) == 1
+    assert retained_area([0, 0.5], [0.0, 0.1]) == 0
+    assert trained_enough(0.55, 10)
+    assert not trained_enough(0.5499, 10)
 
 
 def test_a_comparison_is_a_paired_t_test() -> None:
@@ -142,18 +157,19 @@ def test_supported_takes_all_four(tmp_path: Path) -> None:
     (told,) = study.conclusions
     assert told.verdict == "supported"
     assert told.correlation == pytest.approx(-1)
-    assert "The best beta above 0 is 1: +4.99 points" in told.words[0]
+    assert "The best beta above 0 by validation images is 1: +4.99 points" in told.words[0]
     assert [one.name for one in told.controls] == [
-        *("β 1 - β 0, sparsity at a loss of 1 point", "β 1 - without a decoder, β 1"),
+        *("β 1 - β 0, sparsity at a loss of 1 point", "β 1 - β 0, plain area"),
+        *("β 1 - without a decoder, β 1", "β 1 - without a decoder, β 0 (noise alone)"),
         *("β 1 - cross-entropy only", "β 1 - cross-entropy and matched weight decay 0.1"),
     ]
-    assert study.conclusion.startswith("digits: supported. The best beta above 0 is 1")
+    assert study.conclusion.startswith("digits: supported. The best beta above 0 by validation images is 1")
 
 
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        (betas({0.0: 0.90, 0.5: 0.92, 1.0: 0.95}, LATER), "3 of 3 controls at the best beta were not run"),
+        (betas({0.0: 0.90, 0.5: 0.92, 1.0: 0.95}, LATER), "4 of 4 controls at the best beta were not run"),
         (betas(INTERIOR, LATER) + controls(0.96), "cross-entropy only: -1.0"),
         (betas({**INTERIOR, 4.0: 0.97}, {**LATER, 4.0: 0.95}) + controls(0.9), "the largest that was tried"),
         (betas(INTERIOR, {0.0: 0.9}) + controls(0.9), "loses a point of its own accuracy is -0.0"),
@@ -183,6 +199,24 @@ def test_entanglement_must_fall_with_the_area(tmp_path: Path) -> None:
     assert "1 - DCI disentanglement" in known.conclusion
 
 
+def test_validation_images_choose_the_beta(tmp_path: Path) -> None:
+    made = betas(INTERIOR, LATER)
+    for content in made:
+        if content["settings"]["model"]["beta"] == 0.5:
+            content["curve"][1]["val_acc"] = 0.99
+    (told,) = read_study(write(tmp_path, made)).conclusions
+    assert told.words[0].startswith("The best beta above 0 by validation images is 0.5: +2.00 points")
+
+
+def test_networks_that_are_hardly_trained_get_no_verdict(tmp_path: Path) -> None:
+    made = betas(INTERIOR, LATER) + controls(0.9)
+    for content in made:
+        content["trained"]["val_acc"] = 0.34
+    (told,) = read_study(write(tmp_path, made)).conclusions
+    assert told.verdict == "inconclusive"
+    assert "β 0 has a validation accuracy of 34.0% before it is pruned" in " ".join(told.words)
+
+
 def test_contradicted_is_worse_everywhere(tmp_path: Path) -> None:
     study = read_study(write(tmp_path, betas({0.0: 0.95, 0.5: 0.93, 1.0: 0.92, 4.0: 0.9})))
     assert study.conclusions[0].verdict == "contradicted"
@@ -197,7 +231,7 @@ def test_runs_of_other_settings_are_families_of_their_own(tmp_path: Path) -> Non
     assert [family.name for family in study.families] == ["pruning.criterion=l1", "pruning.criterion=random"]
     first, second = study.families
     assert list(first.betas) == list(second.betas) == [0.0, 0.5, 1.0, 4.0]
-    assert list(first.bottlenecks) == [1.0]
+    assert list(first.bottlenecks) == [0.0, 1.0]
     assert list(first.classifiers) == [0.0, 0.1, 1.0]
     assert not second.classifiers  # these have the other criterion
 
@@ -221,7 +255,7 @@ def test_the_page(tmp_path: Path) -> None:
     page = path.read_text()
     assert page.count("<svg") == 2
     assert "Supported." in page
-    assert "24 runs below" in page
+    assert "27 runs below" in page
     for label in ("β 0.5", "no decoder, β 1", "classifier, weight decay 0.1"):
         assert f"<td>{label}</td>" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
@@ -229,7 +263,7 @@ def test_the_page(tmp_path: Path) -> None:
     ).replace("http://creativecommons.org", "")
     with (tmp_path / "study.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 24 * 2
+    assert len(rows) == 27 * 2
     assert rows[0]["kind"] == "beta-VAE"
     told = json.loads((tmp_path / "study.json").read_text())
     assert told[0]["verdict"] == "supported"
@@ -241,10 +275,30 @@ def test_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_of_one_run_and_of_controls_only(tmp_path: Path) -> None:
-    for number, made in enumerate(([result(beta=1, seed=0, area=0.9)], controls(0.9))):
+    path, study = write_study(write(tmp_path / "one", [result(beta=1, seed=0, area=0.9)]))
+    assert "<h1>What pruning costs</h1>" in path.read_text()
+    assert "Inconclusive." not in path.read_text()  # no question was asked
+    bottlenecks = [result(kind="bottleneck", beta=b, seed=0, area=0.9) for b in (1, 4)]
+    for number, made in enumerate((controls(0.9), bottlenecks)):
         path, study = write_study(write(tmp_path / str(number), made))
         assert "Inconclusive." in path.read_text()
         assert len(study.families) == 1
+
+
+def test_a_page_of_somebody_else_stays(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one", [result(beta=1, seed=0, area=0.9)])
+    (folder / "report.html").write_text("<h1>my own</h1>")
+    with pytest.raises(ValueError, match=r"report\.html is not a page of hwnas and would be overwritten"):
+        write_study(folder)
+    assert (folder / "report.html").read_text() == "<h1>my own</h1>"
+
+
+def test_a_folder_of_searches_and_pruning_runs_has_no_page(tmp_path: Path) -> None:
+    folder = write(tmp_path / "both", [result(beta=1, seed=0, area=0.9)])
+    (folder / "search").mkdir()
+    (folder / "search/archive.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds searches and pruning runs"):
+        write_page_of(folder)
 
 
 def test_weights_and_biases_gets_figures_and_pictures(tmp_path: Path) -> None:
