@@ -388,11 +388,18 @@ def _say(error: BaseException, config_name: str, arguments: Sequence[str]) -> No
 
 
 def choices(folder: Path) -> dict[str, str]:
-    """Which option was chosen in each config group of the run in `folder`; several devices in one text."""
+    """Which option was chosen in each config group of the run in `folder`.
+
+    Several devices are one text, and a device that is read from a file has the file's name.
+    """
     names = _choices(folder)
     members = [group.removeprefix(MEMBER) for group in names if group.startswith(MEMBER)]
     if members:
         names["device"] = ", ".join(members)
+    elif names.get("device") in FILES.values():
+        device = OmegaConf.select(read_yaml(folder / ".hydra" / "config.yaml"), "device") or {}
+        if own := device.get("device") or device.get("path"):
+            names["device"] = Path(str(own)).stem
     return {group: option for group, option in names.items() if "/" not in group and "@" not in group}
 
 
@@ -515,7 +522,8 @@ def _work_in(folder: Path) -> None:
 def device_arguments(arguments: Sequence[str]) -> list[str]:
     """Hydra's arguments for what else may follow `device=`: files, and lists of names and files.
 
-    `device=mine.json` is a profile and `device=mine.csv` a table of networks; `device=[raspi4,mine.json]` is
+    `device=mine.json` is a profile and `device=mine.csv` a table of networks, `device=a.csv,b.csv` a sweep
+    over several of a kind; `device=[raspi4,mine.json]` is
     the device `multi` with a member for each. A member's settings are below `device.devices.<name>`.
 
     Raises:
@@ -531,16 +539,25 @@ def device_arguments(arguments: Sequence[str]) -> list[str]:
             prepared += _members([_unquoted(part.strip()) for part in value[1:-1].split(",")])
         elif "[" in value:
             raise ValueError(f"{argument}: a sweep takes one list of devices; start a sweep for each list")
-        elif Path(value).suffix in FILES and "," not in value:
-            option, path = _device_file(value)
-            prepared += [f"device={option}", f"device.path={path}"]
+        elif any(map(_is_file, several := [_unquoted(part.strip()) for part in value.split(",")])):
+            files = [_device_file(part) for part in several if _is_file(part)]
+            if len(files) < len(several) or len({option for option, _ in files}) > 1:
+                raise ValueError(
+                    f"{argument}: a sweep takes names of devices, or files that are all tables or all "
+                    "profiles; start a sweep for each kind"
+                )
+            prepared += [f"device={files[0][0]}", f"device.path={','.join(path for _, path in files)}"]
         else:
             prepared.append(argument)
     return prepared
 
 
-FILES = {".json": "profile", ".csv": "table", ".npz": "table"}
-"""The device that reads a file, by the file's ending."""
+FILES = {".json": "profile", ".csv": "table", ".txt": "table", ".npz": "table"}
+"""The device that reads a file, by the file's ending in any case of letters."""
+
+
+def _is_file(device: str) -> bool:
+    return Path(device).suffix.lower() in FILES
 
 
 def _device_file(path: str) -> tuple[str, str]:
@@ -550,7 +567,7 @@ def _device_file(path: str) -> tuple[str, str]:
     except ValueError as error:
         known = sorted(option.stem for option in (conf_folder() / "device").glob("*.yaml"))
         raise ValueError(f"device={path}: {error}{suggestion(Path(path).stem, known)}") from None
-    return FILES[Path(path).suffix], quoted(path)
+    return FILES[Path(path).suffix.lower()], quoted(path)
 
 
 def _members(devices: Sequence[str]) -> list[str]:
@@ -560,7 +577,7 @@ def _members(devices: Sequence[str]) -> list[str]:
     added, settings = ["device=multi"], []
     names: list[str] = []
     for device in devices:
-        if Path(device).suffix in FILES:
+        if _is_file(device):
             option, path = _device_file(device)
             name = re.sub(r"\W", "_", Path(device).stem)
             settings.append(f"device.devices.{name}.path={path}")

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from hwnas.core import FloatArray, SearchSpace
 from hwnas.devices.profile import Profile
-from hwnas.drawing import Axis, axis, quantity, text
+from hwnas.drawing import Axis, axis, drawing, quantity, text
 
 NUM_COMPARED = 1000
 """Random networks that a comparison ranks."""
@@ -78,13 +78,14 @@ def table(profile: Profile, space: SearchSpace) -> list[str]:
 
 
 def _edges(profile: Profile, space: SearchSpace) -> list[str]:
-    lines = []
+    lines, names = [], [slot.name for slot in drawing(space).slots]
+    width = max(map(len, names))
     for metric, cost in profile.costs.items():
         lines.append(f"{metric}: {cost.base:.4g} and, by edge ({len(cost.pairs)} pairs of edges add to it):")
-        lines.append("      " + "".join(f"{name:>15}" for name in space.ops))
+        lines.append(" " * (width + 2) + "".join(f"{name:>15}" for name in space.ops))
         lines += [
-            f"{edge:>4}  " + "".join(f"{value:15.4g}" for value in values)
-            for edge, values in enumerate(cost.edges)
+            f"{name:>{width}}  " + "".join(f"{value:15.4g}" for value in values)
+            for name, values in zip(names, cost.edges, strict=True)
         ]
     return lines
 
@@ -165,7 +166,8 @@ def _edge_tables(profile: Profile, space: SearchSpace) -> list[dict[str, Any]]:
         low, spread = values.min(), max(float(np.ptp(values)), 1e-12)
         rows = [[(f"{v:.3g}", round(70 * (v - low) / spread)) for v in row] for row in values.tolist()]
         tables.append({"metric": quantity(metric).label, "base": text(metric, cost.base), "rows": rows})
-    return [{**entry, "ops": space.ops} for entry in tables]
+    names = [slot.name for slot in drawing(space).slots]
+    return [{**entry, "ops": space.ops, "names": names} for entry in tables]
 
 
 def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list[str]:

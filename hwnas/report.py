@@ -174,7 +174,7 @@ def page(run: Run) -> dict[str, Any]:
             ],
         )
     shown = next((point for point in points if point["best"]), None)
-    knee = pareto[_knee(costs(pareto, run.objectives))] if pareto else None
+    knee = _knee(run, pareto) if pareto else None
     return {
         "run": run,
         "objectives": [quantity(objective.metric) for objective in run.objectives],
@@ -469,10 +469,17 @@ def _cells(
     return [(", ".join(what), by_genotype[genotype]) for genotype, what in titles.items()]
 
 
-def _knee(F: np.ndarray) -> int:
-    """The row of a front, F (n, 2) as costs, that is farthest below the line between its ends."""
+def _knee(run: Run, pareto: Sequence[Trial]) -> Trial:
+    """The network of a front that is farthest below the line between its ends.
+
+    Networks without a path from input to output do not count unless there are no others: they cost next to
+    nothing and guess, and a line that begins there would call a bad network the knee.
+    """
+    connected = run.space.is_connected([trial.genotype for trial in pareto])
+    pool = list(itertools.compress(pareto, connected)) or list(pareto)
+    F = costs(pool, run.objectives)
     span = np.ptp(F, axis=0)
-    return int(np.argmin(((F - F.min(axis=0)) / np.where(span > 0, span, 1.0)).sum(axis=1)))
+    return pool[np.argmin(((F - F.min(axis=0)) / np.where(span > 0, span, 1.0)).sum(axis=1))]
 
 
 def _csv(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

@@ -114,7 +114,9 @@ def page(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no finished search")
     names = varied(jobs)
     limits = [name for name in names if name.startswith(LIMITS)]
-    kinds = [name for name in names if name not in (*limits, "device", "search_space", "dataset")]
+    kinds = [
+        name for name in names if name not in (*limits, "device", "device.path", "search_space", "dataset")
+    ]
 
     def kind(job: Job) -> str:
         return ", ".join(f"{name} {job.settings.get(name, '')}" for name in kinds) or job.result["strategy"]

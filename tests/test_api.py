@@ -226,7 +226,7 @@ def test_profile(here: Path) -> None:
     Path("mine.csv").write_text(
         "arch,latency_ms\n" + "".join(f"{arch},{cost}\n" for arch, cost in zip(archs, costs, strict=True))
     )
-    fitted = profile("fit", device={"path": "mine.csv"}, to="mine.json", fraction=0.8, show=False)
+    fitted = profile("fit", device={"path": "mine.csv"}, to="mine.json", show=False)
     assert isinstance(fitted, Profile)
     assert profile("show", "mine.json", to="mine.html", show=False) == fitted
     assert Path("mine.html").is_file()

@@ -106,7 +106,9 @@ def test_a_profile_against_itself_agrees(run_hwnas, tmp_path: Path) -> None:
     run_hwnas("profile", "fit", "device.path=mine.csv", "to=mine.json")
     done = run_hwnas("profile", "compare", "mine.json", "mine.json")
     assert "Spearman 1.000, typically 1.00 times as much on b" in done.stdout
-    assert "edge" in run_hwnas("profile", "show", "mine.json", "to=mine.html").stdout
+    shown = run_hwnas("profile", "show", "mine.json", "to=mine.html").stdout
+    assert "in→1" in shown  # as on the page of a run
+    assert "<td>in→1</td>" in (tmp_path / "mine.html").read_text()
 
 
 def test_help_names_every_action(run_hwnas) -> None:

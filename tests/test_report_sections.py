@@ -63,6 +63,20 @@ def test_the_knee_and_its_neighbours(tmp_path):
     assert "validation accuracy +10.0 points latency +4.00 ms decision 1: b → c" in dearer
 
 
+def test_the_knee_is_a_network_that_works(tmp_path):
+    """One cell without a path costs and knows nothing; beside it all others look alike."""
+    cells = [
+        (0, [0, 0, 0, 0, 0, 0], 0.1, 0.0),
+        (0, [1, 1, 1, 1, 1, 1], 0.6, 2.0),
+        (0, [2, 2, 2, 2, 2, 2], 0.9, 4.0),
+        (0, [3, 3, 3, 3, 3, 3], 0.91, 20.0),
+    ]
+    text = page(make_run(tmp_path / "run", cells, config=NASBENCH)).text
+    cheaper, dearer = text.split("the next cheaper one")[1].split("the next dearer one")
+    assert "latency −2.00 ms" in cheaper
+    assert "latency +16.0 ms" in dearer
+
+
 def test_the_lineage_of_the_best(tmp_path):
     """From ccca back to bbaa, which is as near as aaaa and came later."""
     text = page(make_run(tmp_path / "run")).text

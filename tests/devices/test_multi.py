@@ -123,6 +123,12 @@ def test_files_and_lists_on_the_command_line(tmp_path: Path, monkeypatch: pytest
     assert device_arguments(["seed=1", "device=raspi4,fpga"]) == ["seed=1", "device=raspi4,fpga"]
     assert device_arguments(["device=my board.json"]) == ["device=profile", "device.path='my board.json'"]
     assert device_arguments(["device=mine.csv"]) == ["device=table", "device.path='mine.csv'"]
+    Path("other.CSV").touch()
+    sweep = ["device=table", "device.path='mine.csv','other.CSV'"]
+    assert device_arguments(["device=mine.csv,other.CSV"]) == sweep
+    for mixed in ("device=mine.csv,raspi4", "device=mine.csv,my board.json"):
+        with pytest.raises(ValueError, match="files that are all tables or all profiles; start a sweep for"):
+            device_arguments([mixed])
     assert device_arguments(["device=[raspi4, 'my board.json']", "seed=1"]) == [
         "device=multi",
         "+device@device.devices.raspi4=raspi4",
@@ -214,3 +220,17 @@ def test_all_devices_as_objectives_and_a_wrong_name(run_hwnas, tmp_path: Path) -
     local = ["strategy=local_search", "hydra.run.dir=other"]
     narrow = run_hwnas(*common, "device=[toy,one.csv]", "device.objective=all", *local, code=1)
     assert "local_search needs one quality and one cost" in narrow.stderr
+
+
+def test_a_sweep_over_ones_own_devices(run_hwnas, tmp_path: Path) -> None:
+    for name, factor in (("slow", 2), ("fast", 1)):
+        rows = [f"{Toy(3, 3).to_str(g)},{factor * (1 + sum(g))}" for g in Toy(3, 3).all()]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["arch,latency_ms", *rows]) + "\n")
+    arguments = ["search", "-m", "experiment=toy", "device=slow.csv,fast.csv", "logger=csv", "generations=2"]
+    arguments += ["search_space.num_edges=3", "search_space.num_ops=3", "hydra.sweep.dir=both"]
+    run_hwnas(*arguments)
+    results = [json.loads(path.read_text()) for path in (tmp_path / "both").glob("*/result.json")]
+    assert sorted(result["device"] for result in results) == ["fast", "slow"]
+    for result in results:
+        (page,) = (p for p in (tmp_path / "both").glob("*/report.html") if result["device"] in p.parent.name)
+        assert f"of digits on {result['device']}" in page.read_text() or result["device"] in page.read_text()
