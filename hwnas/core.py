@@ -456,6 +456,9 @@ class Evaluator(ABC):
         The version hashes everything that the answers depend on besides space, dataset and genotype.
         """
 
+    def see(self, alphas: FloatArray | None) -> None:  # noqa: B027 - few evaluators need it
+        """Take `Strategy.alphas` of the population that `prepare` gets next; here they do not matter."""
+
     @abstractmethod
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics per genotype, in order. `inf` means not supported; NaN is an error of the evaluator."""
@@ -494,11 +497,14 @@ class Strategy(ABC):
         space: The search space.
         objectives: What the run optimises, quality first, then cost.
         done: True when the strategy has nothing more to ask.
+        alphas: What the last `ask` decoded, shape (n, edges, ops), for evaluators that judge it undecoded;
+            None where a strategy does not say.
     """
 
     space: SearchSpace
     objectives: tuple[Objective, ...]
     done: bool = False
+    alphas: FloatArray | None = None
 
     @abstractmethod
     def ask(self) -> list[Genotype]:

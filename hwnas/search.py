@@ -67,6 +67,7 @@ def search(
     for generation in range(generations):
         population = strategy.ask()
         for evaluator in evaluators:  # also for a replayed one: what they train may be a history
+            evaluator.see(strategy.alphas)
             evaluator.prepare(strategy.space, population)
         trials = archive.recorded(generation, population)
         replayed = trials is not None

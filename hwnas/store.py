@@ -685,6 +685,10 @@ class CachedEvaluator(Evaluator):
             self._known = {}
         return self.version
 
+    def see(self, alphas: FloatArray | None) -> None:
+        """For the inner evaluator."""
+        self.inner.see(alphas)
+
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics per genotype, in order.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,22 @@ def test_the_benchmark_of_twelve_epochs_charges_twelve(dataset: str) -> None:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("search", [f"experiment=cmanas_h12_{dataset}", f"dataset={option}"])
         assert (cfg.evaluator.epochs, cfg.evaluator.column) == (12, f"{column}_valid_12")
+
+
+ABLATIONS = re.findall(
+    r"`hwnas (search .*?)`", (Path(__file__).parents[1] / "docs" / "faithful.md").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("command", ABLATIONS)
+def test_published_ablations_are_settings_of_experiments(command: str) -> None:
+    """Each command of docs/faithful.md composes, and changes what it sets."""
+    name, experiment, *changes = command.split()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain, changed = compose(name, [experiment]), compose(name, [experiment, *changes])
+    assert locate(changed.strategy._target_)
+    assert OmegaConf.to_container(plain, resolve=False) != OmegaConf.to_container(changed, resolve=False)
+
+
+def test_all_published_ablations_have_a_command() -> None:
+    assert len(ABLATIONS) == 11

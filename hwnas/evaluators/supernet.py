@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
+import numpy as np
+
+from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, whole_number
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.files import write_torch
 from hwnas.models.recipe import SupernetRecipe
 
 if TYPE_CHECKING:
-    from hwnas.models.supernet import SharedWeights
+    from hwnas.models.supernet import Population, SharedWeights
 
 WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weights or other accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -28,7 +30,7 @@ GROUP_SIZE = 5
 """Networks per call of a worker: few enough for workers to end together, enough to be worth a call."""
 
 OPTIONS = {
-    "decoding": ("soft", "hard"),
+    "decoding": ("soft", "hard", "none"),
     "valid_transform": ("test", "train"),
     "eval_mode": ("running", "batch"),
 }
@@ -44,7 +46,7 @@ class _Link:
         stage: Number of the stage, from 0.
         first_epoch: Number of its first epoch, counted from the start of the stage.
         num_epochs: Epochs that it trains.
-        population: Whom it trains; None for a stage.
+        population: Whom it trains, architectures or undecoded alphas; None for a stage.
     """
 
     chain: str
@@ -52,7 +54,7 @@ class _Link:
     stage: int
     first_epoch: int
     num_epochs: int
-    population: tuple[Genotype, ...] | None
+    population: Population | None
 
 
 @dataclass
@@ -116,7 +118,9 @@ class Supernet(Evaluator):
         planned_generations: How many populations the cosine is planned for.
         training: How it is trained.
         decoding: "soft" or "hard": whether architectures are evaluated (and, sampled from the population,
-            trained) as mixtures or alone.
+            trained) as mixtures or alone. "none": the alphas of the strategy are judged as they are, put
+            through the softmax, and members of one architecture in a population like the first of them; for
+            EvNAS' ablations without decoding.
         inherit: Whether a smaller supernet starts with the weights of its former operations.
         cutout: Side in pixels of the square cut out of training images; None: the data set's.
         num_valid: Validation images used, the first of a fixed shuffle; None: all.
@@ -193,9 +197,10 @@ class Supernet(Evaluator):
                 "evaluator.warmup_epochs and evaluator.epochs_per_generation are both 0: "
                 "the supernet would never be trained"
             )
-        if training.sampling == "population" and (self.warmup_epochs or not self.epochs_per_generation):
+        trains_populations = training.sampling in ("population", "population_alpha")
+        if trains_populations and (self.warmup_epochs or not self.epochs_per_generation):
             raise ValueError(
-                "evaluator.training.sampling=population trains on populations: it needs "
+                f"evaluator.training.sampling={training.sampling} trains on populations: it needs "
                 "evaluator.epochs_per_generation of at least 1 and evaluator.warmup_epochs=0"
             )
         self.num_valid = None if num_valid is None else whole_number("evaluator.num_valid", num_valid)
@@ -226,6 +231,9 @@ class Supernet(Evaluator):
                 "note: running statistics of a supernet are of little use to single architectures; "
                 "evaluator.eval_mode=batch does without them"
             )
+        self._needs_alphas = decoding == "none" or training.sampling == "population_alpha"
+        self._alphas: FloatArray | None = None  # of the population that comes next
+        self._judged: dict[Genotype, FloatArray] = {}  # alphas of the population's architectures
         self._root = ""
         self._links: list[_Link] = []
         self._at = -1  # the link that the weights in memory have reached
@@ -235,7 +243,12 @@ class Supernet(Evaluator):
     @property
     def stationary(self) -> bool:
         """Whether the answers of all populations so far are of the same weights."""
-        return self.epochs_per_generation == 0 and all(link.stage == 0 for link in self._links)
+        alone = self.epochs_per_generation == 0 and self.decoding != "none"
+        return alone and all(link.stage == 0 for link in self._links)
+
+    def see(self, alphas: FloatArray | None) -> None:
+        """Alphas of the population that comes next, for ablations without decoding."""
+        self._alphas = alphas
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Note what has to be trained; the version names the weights and how they are judged.
@@ -250,18 +263,31 @@ class Supernet(Evaluator):
             parent = self._links[-1].chain if self._links and self.inherit else self._rooted(resized)
             chain = _hash(parent, "stage", stage, resized.choices, self.warmup_epochs)
             self._links.append(_Link(chain, resized, stage, 0, self.warmup_epochs, None))
+        alphas = self._alphas_of(population) if population and self._needs_alphas else None
         if population and self.epochs_per_generation:
-            last = self._links[-1]
-            members = tuple(population) if self.training.sampling == "population" else ()
+            last, sampling = self._links[-1], self.training.sampling
+            trained: Population = tuple(population)
+            members: Any = trained if sampling == "population" else ()
+            if alphas is not None and sampling == "population_alpha":
+                trained, members = alphas, alphas.tolist()
             chain = _hash(last.chain, "generation", members, self.epochs_per_generation)
             first = last.first_epoch + last.num_epochs
-            self._links.append(
-                _Link(chain, resized, last.stage, first, self.epochs_per_generation, tuple(population))
-            )
+            self._links.append(_Link(chain, resized, last.stage, first, self.epochs_per_generation, trained))
         if not population:
             self._train()
         judged = [self.decoding, self.num_valid, self.valid_batch_size, self.valid_transform, self.eval_mode]
+        if self.decoding == "none" and alphas is not None:
+            self._judged = dict(reversed(list(zip(population, alphas, strict=True))))  # of equals the first
+            judged.append(alphas.tolist())
         return _hash(self._links[-1].chain, *judged)
+
+    def _alphas_of(self, population: Sequence[Genotype]) -> FloatArray:
+        """Alphas that the population was decoded from."""
+        if self._alphas is None:
+            setting = "decoding=none" if self.decoding == "none" else "training.sampling=population_alpha"
+            raise ValueError(f"evaluator.{setting} needs alphas, which only strategy=evnas hands over")
+        assert len(self._alphas) == len(population)
+        return self._alphas
 
     def _rooted(self, space: Any) -> str:
         """Hash of what all weights depend on, whatever they are trained on."""
@@ -296,6 +322,9 @@ class Supernet(Evaluator):
                 **self._images(),
                 batch_statistics=self.eval_mode == "batch",
                 decoding=self.decoding,
+                alphas=np.array([self._judged[genotype] for genotype in genotypes])
+                if self.decoding == "none"
+                else None,
             )
         return [{"val_acc": accuracy} for accuracy in accuracies]
 
@@ -386,7 +415,7 @@ class Supernet(Evaluator):
         every, devices = max(1, link.num_epochs // 5), self.training.devices
         checkpoint = self._checkpoint(index)
         while epochs < link.num_epochs:
-            at, population = link.first_epoch + epochs, link.population or ()
+            at, population = link.first_epoch + epochs, () if link.population is None else link.population
             num = link.num_epochs - epochs
             if devices == 1:
                 num = 1

@@ -136,7 +136,7 @@ class Recipe:
         return self.drop_path * epoch / self.epochs
 
 
-SAMPLINGS = ("random_alpha", "population", "single_path")
+SAMPLINGS = ("random_alpha", "population", "population_alpha", "single_path")
 STRATEGIES = ("auto", "ddp_fork", "ddp_spawn")
 
 
@@ -147,7 +147,9 @@ class SupernetRecipe:
     Args:
         sampling: What each step trains. "random_alpha": alphas drawn anew from U[0, alpha_scale), put through
             the softmax as they are (CMANAS, pEvoNAS); "population": the population's members in turn, decoded
-            (EvNAS, NEvoNAS); "single_path": one architecture drawn uniformly, nothing else runs.
+            (EvNAS, NEvoNAS); "population_alpha": the same, but their alphas put through the softmax as they
+            are (EvNAS' ablations without decoding in training); "single_path": one architecture drawn
+            uniformly, nothing else runs.
         alpha_scale: Upper end of random alphas (pEvoNAS on the DARTS space: 1e-3).
         batch_size: Images per step, on each device.
         lr: Learning rate of the first epoch.

@@ -87,6 +87,9 @@ def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
     return missing
 
 
+Population = Sequence[Genotype] | FloatArray
+"""Whom an epoch trains: architectures, or undecoded alphas, shape (n, edges, ops)."""
+
 Keep = Callable[[Callable[[], dict[str, Any]], int], None]
 """Gets what gives the state, and the number of the next epoch."""
 
@@ -105,7 +108,7 @@ class SharedWeights(pl.LightningModule):
         num_epochs: Epochs planned, for the cosine.
         affine: Whether BatchNorm in cells has a weight and a bias.
         track_running_stats: Whether BatchNorm in cells keeps running statistics.
-        decoding: Of the population's members, "soft" or "hard".
+        decoding: Of the population's members, "hard", or else soft.
         seed: Seed of initialisation, batches, augmentation and sampling.
 
     Attributes:
@@ -149,7 +152,7 @@ class SharedWeights(pl.LightningModule):
             x, y, dataset, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices
         )
         self.first_epoch = 0
-        self._population: Sequence[Genotype] = ()  # whom a Trainer trains
+        self._population: Population = ()  # whom a Trainer trains
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
         self._figures: list[Tensor] = []  # loss and share of right answers of the epoch's steps
         self.told: dict[str, float] = {}
@@ -205,7 +208,7 @@ class SharedWeights(pl.LightningModule):
             figures = self.trainer.strategy.reduce(figures, reduce_op="mean")
         self.told = self._summary(self.first_epoch + self.current_epoch, figures)
 
-    def _start(self, epoch: int, population: Sequence[Genotype]) -> None:
+    def _start(self, epoch: int, population: Population) -> None:
         self.supernet.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(epoch, self.num_epochs)
@@ -243,7 +246,7 @@ class SharedWeights(pl.LightningModule):
     def _normalised(self, x_BCHW: Tensor) -> Tensor:
         return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
 
-    def _sampled(self, epoch: int, population: Sequence[Genotype]) -> Iterator[FloatArray]:
+    def _sampled(self, epoch: int, population: Population) -> Iterator[FloatArray]:
         """Mixing weights of each step of an epoch."""
         steps, recipe = len(self._batches), self.recipe
         rng = np.random.default_rng([self.seed, epoch])
@@ -253,16 +256,20 @@ class SharedWeights(pl.LightningModule):
         elif recipe.sampling == "single_path":
             yield from mixing_weights(self.space, self.space.sample(rng, steps), "hard")
         else:
-            weights = mixing_weights(self.space, population, self.decoding)
+            if isinstance(population, np.ndarray):
+                weights = mixture(self.space, population)
+            else:
+                decoding = "hard" if self.decoding == "hard" else "soft"
+                weights = mixing_weights(self.space, population, decoding)
             yield from (weights[step % len(weights)] for step in range(steps))
 
-    def train_epoch(self, epoch: int, population: Sequence[Genotype] = ()) -> dict[str, float]:
+    def train_epoch(self, epoch: int, population: Population = ()) -> dict[str, float]:
         """One pass over the training images; returns "loss", "train_acc" (of augmented ones, 0..1) and "lr".
 
         Args:
             epoch: Its number, from 0.
-            population: Whom to train, where `recipe.sampling` is "population"; step s trains member
-                s mod len(population).
+            population: Whom to train, where `recipe.sampling` is "population" or "population_alpha", then
+                alphas; step s trains member s mod len(population).
 
         Raises:
             ValueError: The loss is not finite; says in which step.
@@ -281,7 +288,7 @@ class SharedWeights(pl.LightningModule):
         self,
         first_epoch: int,
         num_epochs: int,
-        population: Sequence[Genotype] = (),
+        population: Population = (),
         keep: Keep | None = None,
     ) -> dict[str, float]:
         """Passes over the training images on the recipe's devices by DDP; returns the last one's figures.
@@ -341,6 +348,7 @@ class SharedWeights(pl.LightningModule):
         transform_seed: int | None,
         batch_statistics: bool,
         decoding: str,
+        alphas: FloatArray | None = None,
     ) -> list[float]:
         """Share of validation images that each architecture gets right, in 0..1.
 
@@ -351,6 +359,8 @@ class SharedWeights(pl.LightningModule):
             transform_seed: Seed of the training augmentation, drawn once for all architectures; None: none.
             batch_statistics: Whether BatchNorm uses the batch's statistics, not the running ones.
             decoding: "soft" or "hard".
+            alphas: Judged as they are, put through the softmax, instead of `genotypes` and whatever
+                `decoding` says; shape (len(genotypes), edges, ops).
 
         Raises:
             ValueError: Fewer validation images than `num_images`.
@@ -359,7 +369,10 @@ class SharedWeights(pl.LightningModule):
         batches = self._validation(num_images, batch_size, transform_seed)
         self.supernet.eval()
         right = torch.zeros(len(genotypes), dtype=torch.long, device=self.device)
-        for row, weights in enumerate(mixing_weights(self.space, genotypes, decoding)):
+        mixtures = (
+            mixing_weights(self.space, genotypes, decoding) if alphas is None else mixture(self.space, alphas)
+        )
+        for row, weights in enumerate(mixtures):
             logits: Callable[[Tensor], Tensor] = self.supernet.compiled(
                 weights, batch_statistics=batch_statistics
             )

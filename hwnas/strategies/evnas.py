@@ -56,7 +56,8 @@ class EvNAS(Strategy):
 
     def ask(self) -> list[Genotype]:
         """Random alphas first, then the elite and its children, decoded."""
-        return self.space.decode(self._genetic.ask(self.space.allowed))
+        self.alphas = self._genetic.ask(self.space.allowed)
+        return self.space.decode(self.alphas)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take the answers; the next `ask` evolves."""

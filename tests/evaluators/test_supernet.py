@@ -17,6 +17,7 @@ from hwnas.data.images import Images, NoImages
 from hwnas.evaluators.supernet import Supernet
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
 from hwnas.spaces.toy import Toy
 from hwnas.workers import _Unpickler, packed
 
@@ -467,3 +468,74 @@ def test_copies_for_workers_evaluate_and_do_no_more(folders: Folders) -> None:
     assert files == {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
     evaluator.prepare(SPACE, POPULATIONS[1])  # which can still train
     evaluator.evaluate(POPULATIONS[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained", "judged"),
+    [
+        (["training.sampling=population", "decoding=soft"], "decoded", "decoded"),
+        (["training.sampling=population_alpha", "decoding=soft"], "as they are", "decoded"),  # EvNAS-NDT
+        (["training.sampling=population", "decoding=none"], "decoded", "as they are"),  # EvNAS-NDF
+        (["training.sampling=population_alpha", "decoding=none"], "as they are", "as they are"),  # EvNAS-ND
+    ],
+    ids=["EvNAS", "NDT", "NDF", "ND"],
+)
+def test_ablations_of_decoding(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, settings: list[str], trained: str, judged: str
+) -> None:
+    """Rows that differ by log 4 weigh 4 to 1 as they are, and e to 1 once decoded."""
+    seen: dict[str, list[Any]] = {"trained": [], "judged": []}
+    forward, compiled = NasBench201Supernet.forward, NasBench201Supernet.compiled
+
+    def watched(self: Any, x: torch.Tensor, weights: Any) -> torch.Tensor:
+        seen["trained"].append(weights)
+        return forward(self, x, weights)
+
+    def noted(self: Any, weights: Any, **how: Any) -> Any:
+        seen["judged"].append(weights)
+        return compiled(self, weights, **how)
+
+    monkeypatch.setattr(NasBench201Supernet, "forward", watched)
+    monkeypatch.setattr(NasBench201Supernet, "compiled", noted)
+    alphas = np.zeros((2, 6, 5))
+    alphas[0, :, 3] = alphas[1, :, 1] = np.log(4)
+    evaluator = folders.evaluator(*EVERY_GENERATION[:2], *settings)
+    population = SPACE.decode(alphas)
+    assert population == [(3,) * 6, (1,) * 6]
+    evaluator.prepare(SPACE, [])
+    evaluator.see(alphas)
+    evaluator.prepare(SPACE, population)
+    evaluator.evaluate(population)
+    weight = {"decoded": np.e / (np.e + 4), "as they are": 4 / (4 + 4)}
+    for which, how in (("trained", trained), ("judged", judged)):
+        assert seen[which][0][:, 3] == pytest.approx(np.full(6, weight[how]))
+        assert seen[which][1][:, 1] == pytest.approx(np.full(6, weight[how]))
+
+
+def test_undecoded_alphas_are_part_of_the_version(folders: Folders) -> None:
+    """The same architectures of other alphas are judged anew, and a resumed run gets the same versions."""
+    settings = [*EVERY_GENERATION[:2], "training.sampling=population_alpha", "decoding=none"]
+    alphas = np.random.default_rng(0).random((4, 6, 5))
+    population = SPACE.decode(alphas)
+
+    def version(scale: float, *more: str) -> str:
+        evaluator = folders.evaluator(*settings, *more)
+        evaluator.see(scale * alphas)
+        return evaluator.prepare(SPACE, population)
+
+    assert version(1) == version(1) != version(2)
+    assert version(1, "training.sampling=population") != version(2, "training.sampling=population")
+    evaluator = folders.evaluator(*settings)
+    evaluator.see(alphas)
+    evaluator.prepare(SPACE, population)
+    assert not evaluator.stationary
+    rows = evaluator.evaluate(population)
+    assert [evaluator.evaluate([genotype])[0] for genotype in population] == rows
+
+
+@pytest.mark.parametrize("setting", ["decoding=none", "training.sampling=population_alpha"])
+def test_undecoded_alphas_need_a_strategy_that_has_them(folders: Folders, setting: str) -> None:
+    evaluator = folders.evaluator(*EVERY_GENERATION, setting)
+    evaluator.see(None)
+    with pytest.raises(ValueError, match=f"evaluator.{setting} needs alphas, which only strategy=evnas"):
+        evaluator.prepare(SPACE, POPULATIONS[0])

@@ -117,3 +117,13 @@ def test_without_mutation_no_row_is_new() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         create(**settings)
+
+
+def test_alphas_of_the_last_population_are_handed_over() -> None:
+    """For EvNAS' ablations without decoding: what was asked is what they decode to."""
+    strategy = create()
+    for generation in range(3):
+        population = strategy.ask()
+        assert strategy.alphas is not None
+        assert strategy.space.decode(strategy.alphas) == population
+        strategy.tell([Trial(g, {"val_acc": sum(g), "latency_ms": 1.0}, generation) for g in population])
