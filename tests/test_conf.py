@@ -133,7 +133,7 @@ def test_published_ablations_are_settings_of_experiments(command: str) -> None:
     name, experiment, *changes = command.split()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plain, changed = compose(name, [experiment]), compose(name, [experiment, *changes])
-    assert locate(changed.strategy._target_)
+    assert locate(changed.strategy._target_, "strategy")
     assert OmegaConf.to_container(plain, resolve=False) != OmegaConf.to_container(changed, resolve=False)
 
 
