@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import itertools
 import json
 import math
 import os
+import re
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial"
-"""How the names of files end that are being written."""
+from hwnas.processes import gone, identity
 
-ABANDONED_SECONDS = 3600.0
-"""Age after which a partial file that nobody writes any more is deleted."""
+PARTIAL = ".partial"
+"""How the names of files end that are being written; before it stands which process writes."""
+
+ABANDONED_SECONDS = 86_400.0
+"""Age after which a partial file is deleted whose process may be alive on another machine."""
+
+_WRITER = re.compile(r".*\.([0-9a-f]{12})-(\d+)-(\d*)-\d+\.partial")
+_numbers = itertools.count()
+_entered: set[Path] = set()
 
 
 @contextmanager
@@ -26,7 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A partial file beside `path` for the caller to write; afterwards it takes the place of `path`.
 
     The partial file is synced before it is renamed and its folder after, so that a power cut leaves the old
-    file or the new one. If the caller raises, the partial file is deleted and `path` stays as it was.
+    file or the new one. If the caller raises, the partial file is deleted and `path` stays as it was. What a
+    killed process left behind is deleted by the next one that writes into the folder.
 
     Args:
         path: The file; its folder is created if needed.
@@ -34,9 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The file cannot be written, e.g. on a full disk; names `path`.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
+    process = identity().replace(":", "-")
+    partial = path.with_name(f"{path.name[:150]}.{process}-{next(_numbers)}{PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        enter(path.parent)
         yield partial
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
@@ -53,12 +63,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sync_folder(folder: Path) -> None:
     """Make renames, creations and deletions in `folder` last through a power cut, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    if os.name == "nt":  # opens no folders
         return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no syncing of folders
+            raise OSError(error.errno, error.strerror, str(folder)) from None
     finally:
         os.close(descriptor)
 
@@ -70,12 +82,28 @@ def remove(path: Path) -> None:
         sync_folder(path.parent)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Delete partial files in `folder` that a process left behind when it was killed."""
+def enter(folder: Path) -> None:
+    """Before this process's first file in a folder: create it so that it lasts, and clean it.
+
+    Raises:
+        OSError: It cannot be created; names the folder.
+    """
+    folder = folder.absolute()
+    if folder in _entered and folder.is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for parent in folder.parents:  # whoever created them may not have synced them
+        if not os.access(parent, os.R_OK | os.W_OK):
+            break
+        sync_folder(parent)
     for path in folder.glob(f"*{PARTIAL}"):
+        writer = _WRITER.fullmatch(path.name)
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
+            if writer and (
+                gone(":".join(writer.groups())) or time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+            ):
+                path.unlink()
+    _entered.add(folder)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

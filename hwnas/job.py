@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas import config, sweep
+from hwnas.files import write_text
 
 STORED = ".hydra"
 """Where a run's folder keeps its configuration, as Hydra would write it, and the lock."""
@@ -149,18 +150,9 @@ def _keep(stored: Path, cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     hydra: Any = HydraConfig.instance().cfg
-    _write(stored / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
-    _write(stored / HYDRA, OmegaConf.to_yaml(hydra))
-    _write(stored / CONFIG, OmegaConf.to_yaml(cfg))
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_text(stored / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
+    write_text(stored / HYDRA, OmegaConf.to_yaml(hydra))
+    write_text(stored / CONFIG, OmegaConf.to_yaml(cfg))
 
 
 def _compare(folder: Path, cfg: DictConfig, command: str) -> None:

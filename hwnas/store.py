@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import sqlite3
 import threading
 import time
@@ -34,6 +33,7 @@ from hwnas.core import (
     unique,
 )
 from hwnas.files import to_json
+from hwnas.processes import gone, identity
 from hwnas.workers import Workers
 
 SCHEMA_VERSION = 2
@@ -336,7 +336,7 @@ class EvaluationStore:
 
     Who is about to pay for an answer claims it, so that others wait instead of paying too. A claim counts the
     beats of its owner's heart and compares no clocks: it is taken over once it was seen unchanged for
-    `lease` seconds, or at once when its owner was a process of this machine that is gone.
+    `lease` seconds, or at once when its owner was a process of this machine and container that is gone.
 
     Args:
         url: SQLAlchemy URL; None keeps the evaluations in memory.
@@ -355,7 +355,7 @@ class EvaluationStore:
         self.url = password.without(url)
         self.run = run
         self.lease = lease
-        self.owner = f"{_machine()}:{os.getpid()}:{_started(os.getpid())}:{uuid.uuid4().hex[:8]}"
+        self.owner = f"{identity()}:{uuid.uuid4().hex[:8]}"
         with self._explained():
             try:
                 parsed = sql.make_url(url)
@@ -612,28 +612,6 @@ def _of(table: sql.Table, key: Key) -> list[sql.ColumnElement[bool]]:
     return [table.c[name] == value for name, value in named(key).items()]
 
 
-def _machine() -> str:
-    """This machine since it was started."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return platform.node()
-
-
-def _started(pid: int) -> str:
-    """When a process of this machine was started, in ticks; empty if there is none or nobody can tell."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _gone(owner: str) -> bool:
-    """Whether a claim's owner was a process of this machine that is no more."""
-    machine, pid, started, _ = owner.rsplit(":", 3)
-    return bool(started) and machine == _machine() and _started(int(pid)) != started
-
-
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout=30000")
@@ -737,7 +715,7 @@ class CachedEvaluator(Evaluator):
                 stale = {
                     genotype: claim
                     for genotype, (claim, since) in seen.items()
-                    if now - since > self._store.lease or _gone(claim[0])
+                    if now - since > self._store.lease or gone(claim[0].rpartition(":")[0])
                 }
                 self._store.take_over(self._key, stale)
                 if not stale and len(claims) == len(missing):

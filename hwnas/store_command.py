@@ -12,6 +12,7 @@ from typing import Any
 
 from hwnas.config import UsageError, plain, plain_settings, suggestion
 from hwnas.data.download import in_words
+from hwnas.files import replacing
 from hwnas.store import KEY, EvaluationStore, Row, Stored, metrics_from_json, named
 
 HELP = """\
@@ -114,9 +115,8 @@ def export(store: EvaluationStore, settings: Mapping[str, str]) -> None:
     clash = set(names) & set(COLUMNS)
     if clash:
         raise ValueError(f"a metric is called {clash.pop()}, as a column of the file")
-    partial = path.with_name(path.name + ".tmp")
-    num = FORMATS[path.suffix][0](partial, names, store.rows(keys))
-    partial.replace(path)
+    with replacing(path) as partial:
+        num = FORMATS[path.suffix][0](partial, names, store.rows(keys))
     print(f"{path}: {num:,} evaluations, {in_words(path.stat().st_size)}")
 
 

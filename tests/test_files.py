@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from hwnas import files
+from hwnas.processes import identity
 
 
 @contextmanager
@@ -74,16 +77,42 @@ def test_contents_are_synced_before_the_rename_and_the_folder_after(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    files.write_text(tmp_path / "a", "new")
+    files.write_text(tmp_path / "b" / "a", "new")
+    first = done.index("file")
+    assert set(done[:first]) == {"folder"}  # that the new folder is there
+    assert done[first:] == ["file", "rename", "folder"]
+    done.clear()
+    files.write_text(tmp_path / "b" / "a", "newer")
     assert done == ["file", "rename", "folder"]
-    files.remove(tmp_path / "a")
+    files.remove(tmp_path / "b" / "a")
     assert done[3:] == ["folder"]
 
 
-def test_abandoned_files_are_deleted_and_others_are_not(tmp_path: Path) -> None:
-    for name in ("a.0123.partial", "b.4567.partial", "c.txt"):
-        (tmp_path / name).write_text("x")
-    os.utime(tmp_path / "a.0123.partial", (0, 0))
-    os.utime(tmp_path / "c.txt", (0, 0))
-    files.remove_abandoned(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.4567.partial", "c.txt"]
+KILLED = """
+import os, sys
+from pathlib import Path
+from hwnas.files import replacing
+with replacing(Path(sys.argv[1])) as partial:
+    partial.write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="elsewhere a process is known by its number")
+def test_what_a_killed_process_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)])
+    assert done.returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("a.")
+    assert left.name.endswith(files.PARTIAL)
+    alive = f"b.{identity().replace(':', '-')}-0.partial"  # what another thread of ours is writing
+    elsewhere = "c.0123456789ab-1-5-0.partial"  # of another machine or container
+    old = "d.0123456789ab-1-5-0.partial"
+    foreign = "e.partial"
+    for name in (alive, elsewhere, old, foreign):
+        (tmp_path / name).write_bytes(b"")
+    for name in (old, foreign):
+        os.utime(tmp_path / name, (0, 0))
+    files.write_bytes(path, b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a", alive, elsewhere, foreign}

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "hwnas"
 ROOMS = {
     "core": 0,
     "files": 0,
+    "processes": 0,
     "foreign": 0,
     "password": 0,
     "analysis": 1,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hwnas.config import data_folder
+from hwnas.files import sync_folder
 
 CHUNK = 1 << 20
 TIMEOUT = 30
@@ -163,7 +164,10 @@ def download(source: Source, folder: Path, *, looked: str | None = None) -> Path
                 f"{source.name} from {source.url} is not the file it should be: {algorithm} {found}, "
                 f"not {expected}; it was deleted"
             )
+    with part.open("rb+") as whole:
+        os.fsync(whole.fileno())
     os.replace(part, file)
+    sync_folder(folder)
     return file
 
 

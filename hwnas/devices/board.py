@@ -197,6 +197,8 @@ def write_json(path: str, content: Any) -> None:
     partial = f"{path}.{os.getpid()}.tmp"
     with open(partial, "w") as stream:
         json.dump(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(partial, path)
 
 

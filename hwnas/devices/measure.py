@@ -25,6 +25,7 @@ from hwnas.devices.profile import (
     checked_on,
     network_shape,
 )
+from hwnas.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -358,7 +359,7 @@ def export(space: Any, settings: Settings, folder: Path) -> int:
         folder,
     )
     board.write_json(str(folder / "plan.json"), plan)
-    (folder / "measure.py").write_text(Path(board.__file__).read_text())
+    write_text(folder / "measure.py", Path(board.__file__).read_text())
     return len(plan["models"])
 
 
