@@ -295,14 +295,18 @@ class _Run:
                     {key: value for key, value in row.items() if isinstance(value, float)},
                     replayed=replayed,
                 )
-            networks = [
-                self.network.deployed,
-                *(_deployed(self.network_file(row["target"])) for row in curve),
-            ]
-            dense, *times = latency_ms(networks, **self.host)
+            dense = self.network.deployed
+            pruned = [_deployed(self.network_file(row["target"])) for row in curve]
+            # Zeros save no time: networks of one shape are the same work, and are timed once.
+            shapes = {json.dumps(network.arguments): network for network in [dense, *pruned]}
+            times = dict(zip(shapes, latency_ms(list(shapes.values()), **self.host), strict=True))
         return [
-            {**row, "latency_ms": ms, "unpruned_latency_ms": dense}
-            for row, ms in zip(curve, times, strict=True)
+            {
+                **row,
+                "latency_ms": times[json.dumps(network.arguments)],
+                "unpruned_latency_ms": times[json.dumps(dense.arguments)],
+            }
+            for row, network in zip(curve, pruned, strict=True)
         ]
 
     def network_file(self, target: float) -> Path:

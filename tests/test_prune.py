@@ -118,6 +118,7 @@ def test_what_a_run_leaves(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert not files & {"checkpoint.pt", "curve.jsonl"}
     assert not (folder / "it/networks").exists()
     assert len({row["unpruned_latency_ms"] for row in result["curve"]}) == 1  # all were timed together
+    assert first["latency_ms"] == first["unpruned_latency_ms"]  # no filter was removed: the same work
     stored = read_weights(folder / "it" / "network" / "pruned.pt")
     network = Deployed(**stored["arguments"])
     network.load_state_dict(stored["network"])
