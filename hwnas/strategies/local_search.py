@@ -1,4 +1,4 @@
-"""Local search along the front: the baseline that needs the fewest evaluations. Ours, not a paper's."""
+"""Local search along the front, for all limits at once. Ours, not a paper's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class LocalSearch(Strategy):
     among those within the bound that still has a neighbour nobody asked for, and the child is one of these
     (`SearchSpace.neighbours`: another operation on one edge, or two edges' operations exchanged, which
     changes the quality but hardly the cost). No architecture is asked for twice while there are others. One
-    run serves every limit, as the front of MO-HDNAS does.
+    run serves every limit, as the front of MO-HDNAS does. Its weakness are small budgets: below about
+    200 architectures it may starve the cheapest bounds (docs/measurements.md has worst limits and bad runs).
 
     Args:
         space: Search space.

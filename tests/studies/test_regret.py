@@ -94,11 +94,15 @@ def test_one_run_for_all_limits(cases: list[Case]) -> None:
         ],
     )
     show(
-        f"Runs that are more than {BAD:g} points off, by limit, all cases",
+        f"Runs that are more than {BAD:g} points off, by limit, all cases, after so many different networks",
         ["strategy", *(f"q0.{decile}" for decile in range(1, 10))],
         [
-            [name, *(f"{share:.1%}" for share in (np.concatenate(per_limit[name]) > BAD).mean(axis=0))]
+            [f"{name}, {after}", *(f"{part:.1%}" for part in (regret > BAD).mean(axis=0))]
             for name in FRONTS
+            for after, regret in (
+                *((m, np.concatenate(early[name])[:, at]) for at, m in enumerate(BUDGETS)),
+                ("all", np.concatenate(per_limit[name])),
+            )
         ],
     )
     rows = []
