@@ -19,6 +19,7 @@ from hwnas.config import build, choices, find_file, read_yaml, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
 from hwnas.files import remove, to_json, write_bytes, write_csv, write_json, write_text
+from hwnas.progress import progress
 from hwnas.pruning.study import read_pruned, result_files, retained_area, trained_enough
 
 WEIGHTS = "weights.pt"
@@ -295,6 +296,7 @@ class _Run:
                     {key: value for key, value in row.items() if isinstance(value, float)},
                     replayed=replayed,
                 )
+                progress("sparsities", len(curve), len(self.pruning.sparsities))
             dense = self.network.deployed
             pruned = [_deployed(self.network_file(row["target"])) for row in curve]
             # Zeros save no time: networks of one shape are the same work, and are timed once.

@@ -138,9 +138,9 @@ def main(cfg: DictConfig) -> Returned:
         opened.push(lambda kind, *_: tracker.finish(failed=kind is not None))
         try:
             _announce(display, task, archive)
-            with display.phase("quality", f"preparing {task.names['evaluator']}"):
+            with display.phase("quality", f"preparing evaluator {task.names['evaluator']}"):
                 evaluators[0].prepare(task.space, [])
-            with display.phase("device", f"preparing {task.names['device']}"):
+            with display.phase("device", f"preparing device {task.names['device']}"):
                 for evaluator in evaluators[1:]:
                     evaluator.prepare(task.space, [])
             progress = Progress(task, evaluators[0], tracker, display, meter)

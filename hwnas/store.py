@@ -34,6 +34,7 @@ from hwnas.core import (
 )
 from hwnas.files import to_json
 from hwnas.processes import gone, identity
+from hwnas.progress import progress
 from hwnas.workers import Workers
 
 SCHEMA_VERSION = 2
@@ -734,7 +735,11 @@ class CachedEvaluator(Evaluator):
             )
         else:
             done = self._workers.map(self.inner, parts)
+        answered = 0
         for part, rows in done:
+            answered += len(part)
+            if len(parts) > 1:
+                progress("networks", answered, len(genotypes))
             answers = dict(zip(part, rows, strict=True))
             for genotype, metrics in answers.items():
                 if any(math.isnan(value) for value in metrics.values()):

@@ -18,6 +18,7 @@ ROOMS = {
     "processes": 0,
     "foreign": 0,
     "password": 0,
+    "progress": 0,
     "analysis": 1,
     "knapsack": 1,
     "workers": 1,

@@ -54,6 +54,7 @@ def time_rounds(
     *,
     save: Callable[[Figures, dict[str, int]], None] | None = None,
     say: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     known: Figures | None = None,
 ) -> tuple[Figures, dict[str, int]]:
     """Milliseconds per forward pass, `rounds` figures per model, and how many passes a figure is of.
@@ -67,6 +68,7 @@ def time_rounds(
         noise: Coefficient of variation above which a model counts as noisy.
         save: Called with all figures and passes after every round.
         say: Called with a sentence about the progress.
+        progress: Called with what is counted, how many are done and how many there are.
         known: Figures of an interrupted measurement, which are not taken again.
     """
     figures = {name: list((known or {}).get(name, []))[:rounds] for name in timers}
@@ -82,6 +84,7 @@ def time_rounds(
             save(figures, passes)
         if missing and say:
             say(f"round {number + 1} of {rounds}, {len(missing)} models")
+        progress("rounds", number + 1, rounds)
     for _ in range(REMEASURED):
         noisy = [name for name in timers if variation(figures[name]) > noise]
         if not noisy:
@@ -89,9 +92,10 @@ def time_rounds(
         if say:
             say(f"{len(noisy)} models are noisy and are measured again")
         again: Figures = {name: [] for name in noisy}
-        for _ in range(rounds):
+        for number in range(rounds):
             for name in noisy:
                 again[name].append(_figure(timers[name], passes[name]))
+            progress("rounds of what was noisy", number + 1, rounds)
         for name in noisy:
             figures[name] = min(figures[name], again[name], key=variation)
         if save:

@@ -26,6 +26,7 @@ from hwnas.devices.profile import (
     network_shape,
 )
 from hwnas.files import write_text
+from hwnas.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -197,7 +198,13 @@ def _measure_torch(space: Any, settings: Settings, say: Callable[[str], None]) -
                 model["name"]: _torch_timer(model["name"], modules[model["name"]], model["input"], cuda)
                 for model in plan["models"]
             }
-            latency, passes = board.time_rounds(timers, settings.rounds, settings.noise, say=say)
+            latency, passes = board.time_rounds(
+                timers,
+                settings.rounds,
+                settings.noise,
+                say=say,
+                progress=progress,
+            )
             energy = _energy(timers, latency, settings.provider, say)
     finally:
         torch.set_num_threads(before)

@@ -19,6 +19,7 @@ from hwnas.data.images import Images, augment
 from hwnas.devices.flops import fingerprint
 from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
+from hwnas.progress import progress
 from hwnas.truth import listed
 
 if TYPE_CHECKING:
@@ -226,27 +227,28 @@ class RMI(Evaluator):
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Scores per genotype; groups of at most `group_size` train together."""
         totals = np.zeros(len(genotypes))
-        for batch in self._batches:
+        groups = self.parts(genotypes)
+        for repeat, batch in enumerate(self._batches):
             weights = {
                 name: tensor.to(self._device)
                 for name, tensor in self._candidates.initial_weights(batch.seed).items()
             }
-            totals += [
-                score
-                for group in self.parts(genotypes)
-                for score in self.train_and_score(group, weights, batch)
-            ]
-        scores = totals / self.repeats
-        if not scores.any() and self._with_path(genotypes):
+            scores: list[float] = []
+            for index, group in enumerate(groups):
+                scores += self.train_and_score(group, weights, batch)
+                progress("groups", repeat * len(groups) + index + 1, self.repeats * len(groups))
+            totals += scores
+        means = totals / self.repeats
+        if not means.any() and self._with_path(genotypes):
             self._warn(
-                f"all {len(scores)} new networks of a population have the similarity 0: their training "
+                f"all {len(means)} new networks of a population have the similarity 0: their training "
                 f"diverged (evaluator.lr={self.lr:g}), or their features are the same for all images"
             )
         if self._sorted_flops is not None:
-            scores = rmi_flops(
-                scores, self.flops_weight, quantiles(self._sorted_flops, _flops(self._space, genotypes))
+            means = rmi_flops(
+                means, self.flops_weight, quantiles(self._sorted_flops, _flops(self._space, genotypes))
             )
-        return [{self._metric: score} for score in scores.tolist()]
+        return [{self._metric: score} for score in means.tolist()]
 
     def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
         """Groups that train together."""
@@ -274,7 +276,7 @@ class RMI(Evaluator):
         )
         labels = batch.y.repeat(len(genotypes))
         x = batch.x.to(next(iter(weights.values())).dtype)
-        for _ in range(self.steps):
+        for step in range(self.steps):
             taps, logits = population.features(x)
             similarity = similarities(taps, batch.grams).sum()
             # The sum over networks of what each would minimise alone: their gradients do not mix.
@@ -283,6 +285,7 @@ class RMI(Evaluator):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            progress("steps", step + 1, self.steps)
         with torch.no_grad():
             taps, _ = population.features(x)
             return similarities(taps, batch.grams).nan_to_num(nan=0.0).sum(dim=0).tolist()

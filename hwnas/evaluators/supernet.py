@@ -20,6 +20,7 @@ from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.files import write_torch
 from hwnas.models.recipe import SupernetRecipe
+from hwnas.progress import progress
 
 if TYPE_CHECKING:
     from hwnas.models.supernet import Population, SharedWeights
@@ -415,6 +416,7 @@ class Supernet(Evaluator):
         every, devices = max(1, link.num_epochs // 5), self.training.devices
         checkpoint = self._checkpoint(index)
         while epochs < link.num_epochs:
+            progress("epochs", epochs, link.num_epochs)
             at, population = link.first_epoch + epochs, () if link.population is None else link.population
             num = link.num_epochs - epochs
             if devices == 1:
@@ -436,6 +438,7 @@ class Supernet(Evaluator):
                 checkpoint.write(self._weights.state(), epochs)
             else:
                 checkpoint.keep(self._weights.state, link.first_epoch + epochs)
+        progress("epochs", epochs, link.num_epochs)
 
     @property
     def _own_path(self) -> Path:

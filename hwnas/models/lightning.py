@@ -13,6 +13,19 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from hwnas.progress import progress
+
+
+class _Progress(pl.Callback):
+    """Tells how many steps are done."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Called after every step."""
+        steps = trainer.max_steps
+        if steps < 0:
+            steps = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
+        progress("steps", trainer.global_step, steps)
+
 
 class _OneThread(pl.Callback):
     """One thread for a forked process: OpenMP waits forever for the threads that its parent had."""
@@ -75,7 +88,7 @@ def fit_by_lightning(
                 accelerator="auto",
                 devices=devices,
                 strategy=strategy,
-                callbacks=[*([keep] if keep else []), *([_OneThread()] if forks else [])],
+                callbacks=[_Progress(), *([keep] if keep else []), *([_OneThread()] if forks else [])],
                 use_distributed_sampler=False,  # the batches share the images among devices themselves
                 logger=False,
                 enable_checkpointing=keep is not None,

@@ -38,6 +38,7 @@ from hwnas.data.images import Batches, Images, augment
 from hwnas.files import write_torch
 from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import SupernetRecipe
+from hwnas.progress import progress
 
 
 def mixture(space: SearchSpace, alphas: FloatArray) -> FloatArray:
@@ -282,6 +283,7 @@ class SharedWeights(pl.LightningModule):
             if self.recipe.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
             self.optimizer.step()
+            progress("steps", step + 1, len(self._batches))
         return self._summary(epoch, torch.stack(self._figures))
 
     def train_epochs(
@@ -378,6 +380,7 @@ class SharedWeights(pl.LightningModule):
             )
             for images, labels in batches:
                 right[row] += (logits(images).argmax(1) == labels).sum()
+            progress("networks", row + 1, len(genotypes))
         num = sum(len(labels) for _, labels in batches)
         return [count / num for count in right.tolist()]
 

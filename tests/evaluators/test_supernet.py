@@ -232,7 +232,10 @@ def test_populations_train_on_two_devices_and_a_resumed_run_ends_alike(folders: 
 
 
 @pytest.mark.slow
-def test_processes_that_start_anew_train_the_same_weights(folders: Folders) -> None:
+def test_processes_that_start_anew_train_the_same_weights(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as forked ones have, which sum in the same order then
     forked, anew = (
         folders.evaluator(*EVERY_GENERATION, *TWO, f"training.strategy={strategy}", run=strategy)
         for strategy in ("ddp_fork", "ddp_spawn")
