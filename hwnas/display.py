@@ -124,7 +124,7 @@ class Display:
             wide = self.console.width >= WIDE
             self._bar = Progress(
                 *([TextColumn("{task.description}"), BarColumn(bar_width=20)] if wide else []),
-                TextColumn("{task.fields[count]}"),
+                TextColumn("{task.fields[count]}", style="progress.download"),
                 *([TextColumn("{task.fields[left]}", style="cyan")] if wide else []),
                 # what is left of the line, so that only this is cut
                 TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
