@@ -53,8 +53,9 @@ def test_training_equals_separate_training(name: str) -> None:
             optimizer.step()
         own_taps, own_logits = network.features(x)
         assert (own_logits - before).abs().max() > 1e-3
-        assert torch.allclose(logits[k], own_logits, rtol=0, atol=1e-9)
-        assert all(torch.allclose(a[:, k], b, rtol=0, atol=1e-9) for a, b in zip(taps, own_taps, strict=True))
+        # Rounding of float64 grows twentyfold per step, from 1e-13: 4e-9 on some processors.
+        assert torch.allclose(logits[k], own_logits, rtol=0, atol=1e-6)
+        assert all(torch.allclose(a[:, k], b, rtol=0, atol=1e-6) for a, b in zip(taps, own_taps, strict=True))
 
 
 @pytest.mark.parametrize("name", SPACES)
