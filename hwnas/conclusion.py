@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.analysis import MOST_REPORTED, spread
-from hwnas.core import FloatArray, Trial, best, closest, front, trials_of, unique
+from hwnas.core import FloatArray, Trial, best, checked_result, closest, front, trials_of, unique
 from hwnas.devices.multi import Multi
 from hwnas.display import Display
 from hwnas.files import write_csv
@@ -50,7 +50,7 @@ class Conclusion:
 
     def __init__(self, task: Task, trials: Sequence[Trial]) -> None:
         self.task, self.trials = task, trials
-        self.found = task.strategy.result()
+        self.found = checked_result(task.strategy)
         # Values of different weights cannot be compared: the answer is among what the strategy returns.
         self._comparable = trials if task.quality.stationary else self.found
         self.answer = best(self._comparable, task.objectives, task.limits)

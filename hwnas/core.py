@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -83,6 +84,76 @@ def trials_of(
         Trial(genotype, {name: value for row in rows for name, value in row.items()}, generation)
         for genotype, *rows in zip(genotypes, *answers, strict=True)
     ]
+
+
+def checked_population(strategy: Strategy, population: Any) -> list[Genotype]:
+    """What a strategy asked for, as genotypes of its space.
+
+    Raises:
+        ValueError: It is something else; names the strategy's class and the rule.
+    """
+    asked, space = f"{type(strategy).__name__}.ask()", strategy.space
+    if not isinstance(population, list | tuple) or not population:
+        raise ValueError(
+            f"{asked} returned {population!r}; it must return a list of at least one genotype "
+            f"(or set done, and is not asked again)"
+        )
+    checked = []
+    for genotype in population:
+        if not isinstance(genotype, tuple):
+            raise ValueError(
+                f"{asked} returned {genotype!r} as a genotype of {space.name}; a genotype is a tuple of "
+                f"{len(space.choices)} ints"
+            )
+        try:
+            checked.append(space.check(genotype))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{asked} returned {genotype!r}: {error}") from None
+    return checked
+
+
+def checked_result(strategy: Strategy) -> list[Trial]:
+    """What a strategy returns as its answer.
+
+    Raises:
+        ValueError: Anything but trials; names the strategy's class and the rule.
+    """
+    result = strategy.result()
+    if not isinstance(result, list | tuple) or not all(isinstance(trial, Trial) for trial in result):
+        raise ValueError(
+            f"{type(strategy).__name__}.result() returned {result!r}; it must return a list of trials, those "
+            "that it was told"
+        )
+    return list(result)
+
+
+def checked_answers(evaluator: Evaluator, genotypes: Sequence[Genotype], rows: Any) -> list[dict[str, float]]:
+    """What an evaluator answered for `genotypes`: its metrics, a float each.
+
+    Raises:
+        ValueError: It answered something else; names the evaluator's class and the rule.
+    """
+    asked = f"{type(evaluator).__name__}.evaluate()"
+    if not isinstance(rows, list | tuple) or len(rows) != len(genotypes):
+        found = f"{len(rows)} answers" if isinstance(rows, list | tuple) else repr(rows)
+        raise ValueError(
+            f"{asked} returned {found} for {len(genotypes)} genotypes; it must return one for each"
+        )
+    checked = []
+    for genotype, row in zip(genotypes, rows, strict=True):
+        if not isinstance(row, Mapping) or row.keys() != evaluator.metrics.keys():
+            raise ValueError(
+                f"{asked} returned {row!r} for {list(genotype)}; it must return a dict with "
+                f"{', '.join(evaluator.metrics)}, the metrics that the class names"
+            )
+        for name, value in row.items():
+            if not isinstance(value, Real) or isinstance(value, bool) or value != value:
+                raise ValueError(
+                    f"{asked} returned {name}={value!r} for {list(genotype)}; a metric is a number, and inf "
+                    "where the network is not supported"
+                )
+        checked.append({name: float(value) for name, value in row.items()})
+    return checked
 
 
 def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArray:

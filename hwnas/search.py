@@ -23,6 +23,7 @@ from hwnas.core import (
     Strategy,
     Trial,
     best,
+    checked_population,
     trials_of,
     whole_number,
 )
@@ -65,7 +66,7 @@ def search(
         log: Called after each generation with its number, its trials and whether they were replayed.
     """
     for generation in range(generations):
-        population = strategy.ask()
+        population = checked_population(strategy, strategy.ask())
         for evaluator in evaluators:  # also for a replayed one: what they train may be a history
             evaluator.see(strategy.alphas)
             evaluator.prepare(strategy.space, population)

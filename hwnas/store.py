@@ -28,6 +28,7 @@ from hwnas.core import (
     Objective,
     SearchSpace,
     Trial,
+    checked_answers,
     costs,
     non_dominated,
     unique,
@@ -657,7 +658,13 @@ class CachedEvaluator(Evaluator):
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Prepare the inner evaluator; answers of another version are forgotten (the store keeps them)."""
-        self.version = self.inner.prepare(space, population)
+        version: Any = self.inner.prepare(space, population)
+        if not isinstance(version, str):
+            raise ValueError(
+                f"{type(self.inner).__name__}.prepare() returned {version!r}; it must return a text: "
+                "the version of its answers"
+            )
+        self.version = version
         key = (self.name, space.name, self._dataset, self.version)
         if key != self._key:
             self._key = key
@@ -672,7 +679,7 @@ class CachedEvaluator(Evaluator):
         """Metrics per genotype, in order.
 
         Raises:
-            ValueError: The inner evaluator answered NaN; names the architecture.
+            ValueError: The inner evaluator answered what `checked_answers` refuses.
         """
         assert self._key is not None, "prepare comes first"
         new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self._known]
@@ -740,11 +747,8 @@ class CachedEvaluator(Evaluator):
             answered += len(part)
             if len(parts) > 1:
                 progress("networks", answered, len(genotypes))
-            answers = dict(zip(part, rows, strict=True))
-            for genotype, metrics in answers.items():
-                if any(math.isnan(value) for value in metrics.values()):
-                    raise ValueError(f"evaluator {self.name} answered NaN for {list(genotype)}: {metrics}")
-            self._store.put(self._key, answers)
+            answers = checked_answers(self.inner, part, rows)
+            self._store.put(self._key, dict(zip(part, answers, strict=True)))
         self._known.update(self._store.get(self._key, genotypes))  # another run may have been first
 
     @property

@@ -433,7 +433,9 @@ def test_another_version_or_dataset_pays_again(store: EvaluationStore) -> None:
 
 def test_nan_names_the_genotype_and_nothing_is_stored(store: EvaluationStore) -> None:
     evaluator = CachedEvaluator(Counting(), store, "digits")
-    with pytest.raises(ValueError, match=r"evaluator counting answered NaN for \[8, 8\]"):
+    with pytest.raises(
+        ValueError, match=r"^Counting\.evaluate\(\) returned rmi=nan for \[8, 8\]; a metric is"
+    ):
         answer(evaluator, [(1, 1), (8, 8)])
     assert store.paid("counting") == 0
     store.close()

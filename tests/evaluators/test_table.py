@@ -180,7 +180,7 @@ def test_row_without_a_value_is_nan_and_refused_by_the_cache(tmp_path: Path) -> 
     store = EvaluationStore(None, "run")
     evaluator = CachedEvaluator(table, store, "digits")
     evaluator.prepare(SPACE, ALL)
-    with pytest.raises(ValueError, match=r"evaluator table answered NaN for \[1, 1\]"):
+    with pytest.raises(ValueError, match=r"returned val_acc=nan for \[1, 1\]; a metric is"):
         evaluator.evaluate(ALL)
     store.close()
 
