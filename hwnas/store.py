@@ -33,7 +33,7 @@ from hwnas.core import (
     non_dominated,
     unique,
 )
-from hwnas.files import to_json
+from hwnas.files import enter, sync_folder, to_json
 from hwnas.processes import gone, identity
 from hwnas.progress import progress
 from hwnas.workers import Workers
@@ -71,22 +71,26 @@ class Archive:
     def __init__(self, path: Path | None = None) -> None:
         self.trials: list[Trial] = []
         self.notes: list[str] = []
-        self._offsets: list[int] = []  # where each trial's line starts
+        self._starts: list[tuple[int, int]] = []  # per generation its first trial, and where its line starts
         self._file = None
         if path is None:
             return
+        enter(path.parent)
         self._file = path.open("a+b")
         _lock(self._file, path)
         self._file.seek(0)
         data = self._file.read()
         try:
-            self.trials, self._offsets, end = _parse(path, data)
-        except ValueError:
+            self.trials, self._starts, end = _parse(path, data)
+            if end < len(data):
+                several = b"\n" in data[end:-1]
+                what = "what a power cut left, from" if several else "the torn last"
+                self.notes.append(f"dropped {what} line {len(self.trials) + 1} of {path}")
+                self._file.truncate(end)
+            sync_folder(path.parent)  # that the file is there
+        except (ValueError, OSError):
             self.close()
             raise
-        if end < len(data):
-            self.notes.append(f"dropped the torn last line {len(self.trials) + 1} of {path}")
-            self._file.truncate(end)
 
     def recorded(self, generation: int, population: Sequence[Genotype]) -> list[Trial] | None:
         """The trials of a generation if the journal holds all of them; a part of them is dropped.
@@ -94,10 +98,11 @@ class Archive:
         Raises:
             ValueError: The journal holds other architectures than `population`.
         """
-        if not self.trials or self.trials[-1].generation < generation:
+        if generation >= len(self._starts):
             return None
-        first = next(i for i, trial in enumerate(self.trials) if trial.generation == generation)
-        trials = [trial for trial in self.trials[first:] if trial.generation == generation]
+        first, offset = self._starts[generation]
+        end = self._starts[generation + 1][0] if generation + 1 < len(self._starts) else len(self.trials)
+        trials = self.trials[first:end]
         if [trial.genotype for trial in trials] != list(population[: len(trials)]):
             raise ValueError(
                 f"generation {generation} of the archive holds other architectures than the strategy asks "
@@ -105,25 +110,24 @@ class Archive:
             )
         if len(trials) < len(population):
             if self._file is not None:
-                self._file.truncate(self._offsets[first])
-            del self.trials[first:], self._offsets[first:]
+                self._file.truncate(offset)
+            del self.trials[first:], self._starts[generation:]
             return None
         return trials
 
     def extend(self, trials: Sequence[Trial]) -> None:
-        """Append trials, on disk before in memory."""
+        """Append trials of the last generation or the next, on disk before in memory."""
+        offset = 0
         if self._file is not None:
             offset = self._file.seek(0, os.SEEK_END)
-            lines = [_line(trial) for trial in trials]
             try:
-                self._file.write(b"".join(lines))
+                self._file.write(b"".join(map(_line, trials)))
                 self._file.flush()
                 os.fsync(self._file.fileno())
             except OSError as error:  # a full disk; what was written of the generation is dropped on resuming
                 raise OSError(error.errno, error.strerror, self._file.name) from None
-            for line in lines:
-                self._offsets.append(offset)
-                offset += len(line)
+        if trials and trials[0].generation == len(self._starts):
+            self._starts.append((len(self.trials), offset))
         self.trials.extend(trials)
 
     def close(self) -> None:
@@ -143,34 +147,48 @@ def read_archive(path: Path) -> list[Trial]:
     return _parse(path, path.read_bytes())[0]
 
 
-def _parse(path: Path, data: bytes) -> tuple[list[Trial], list[int], int]:
-    """Trials, where their lines start, and where the last whole line ends."""
+def _parse(path: Path, data: bytes) -> tuple[list[Trial], list[tuple[int, int]], int]:
+    """Trials, what `Archive._starts` is, and where the last whole line ends."""
     trials: list[Trial] = []
-    offsets: list[int] = []
+    starts: list[tuple[int, int]] = []
     end = 0
-    generation = -1
     lines = data.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("no line end")
             trial = _trial(line)
-            if trial.generation not in ((0,) if generation < 0 else (generation, generation + 1)):
+            if trial.generation not in {max(len(starts) - 1, 0), len(starts)}:
                 raise ValueError(
-                    f"generation {trial.generation} after {max(generation, 0)}: lines are missing"
+                    f"generation {trial.generation} after {max(len(starts) - 1, 0)}: lines are missing"
                 )
         except _MALFORMED as error:
-            if number < len(lines):
+            if number < len(lines) and not _unsynced(line, lines[number:], len(starts)):
                 raise ValueError(
                     f"{path} is corrupt in line {number} of {len(lines)} ({error}); "
                     "restore it from a copy, or start a new run"
                 ) from None
             break
-        generation = trial.generation
+        if trial.generation == len(starts):
+            starts.append((len(trials), end))
         trials.append(trial)
-        offsets.append(end)
         end += len(line)
-    return trials, offsets, end
+    return trials, starts, end
+
+
+def _unsynced(line: bytes, rest: Sequence[bytes], following: int) -> bool:
+    """Whether a line and what follows are the last generation, of which a power cut left zeros.
+
+    Args:
+        line: What is no trial.
+        rest: The lines after it.
+        following: The generation after that of the last trial before the line; one before may be unfinished.
+    """
+    generations = set()
+    for other in (line.strip(b"\0"), *rest):  # zeros swallow the line's end before the next trial
+        with suppress(*_MALFORMED):
+            generations.add(_trial(other).generation)
+    return b"\0" in line and len(generations) <= 1 and generations <= {following - 1, following}
 
 
 def _line(trial: Trial) -> bytes:

@@ -129,6 +129,31 @@ def test_corrupt_middle_line_is_named_and_nothing_is_changed(journal: Path, line
     assert journal.read_bytes() == before
 
 
+@pytest.mark.parametrize(("start", "end", "kept"), [(3, 4, 3), (4, 5, 4), (3, 6, 3), (4, 6, 4)])
+def test_zeros_in_the_last_generation_are_what_a_power_cut_left(
+    journal: Path, start: int, end: int, kept: int
+) -> None:
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    zeros = b"\0" * len(b"".join(lines[start:end]))
+    journal.write_bytes(b"".join(lines[:start]) + zeros + b"".join(lines[end:]))
+    archive = Archive(journal)
+    assert len(archive.trials) == kept
+    assert len(archive.notes) == 1
+    assert archive.recorded(0, [t.genotype for t in generation(0)]) == generation(0)
+    assert archive.recorded(1, [t.genotype for t in generation(1)]) is None
+    archive.extend(generation(1))
+    archive.close()
+    assert journal.read_bytes() == whole
+
+
+def test_zeros_before_the_last_generation_are_corruption(journal: Path) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + b"\0" * len(lines[1]) + b"".join(lines[2:]))
+    with pytest.raises(ValueError, match="is corrupt in line 2 of 5"):
+        Archive(journal)
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_partial_generation_is_dropped_and_extended_to_the_same_bytes(journal: Path, keep: int) -> None:
     whole = journal.read_bytes()
