@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from hwnas.config import build, choices, suggestion
 from hwnas.core import Evaluator, Goal, Limit, Objective, SearchSpace, Strategy, positive, whole_number
+from hwnas.data.images import Images
 from hwnas.display import Display
 from hwnas.truth import quantile
 
@@ -98,6 +99,8 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
     if cfg.limits is not None and not isinstance(cfg.limits, DictConfig):
         raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={cfg.limits}")
     dataset = build(cfg.dataset)
+    if isinstance(dataset, Images) and dataset.validates_on_test_images:
+        display.warn(dataset.protocol)
     offered: dict[str, Any] = {
         "dataset": dataset,
         "store_dir": Path(cfg.store.dir).expanduser(),

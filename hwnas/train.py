@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hwnas.config import build, choices, suggestion, take_from_run
 from hwnas.core import Genotype, Interrupted, SearchSpace, whole_number
+from hwnas.data.images import Images
 from hwnas.display import Display
 from hwnas.files import remove, write_csv, write_json, write_text, write_torch
 from hwnas.store import read_result
@@ -186,6 +187,8 @@ def main(cfg: DictConfig) -> float:
         return float(json.loads(finished.read_text())["test_acc"])
     seed = whole_number("seed", cfg.seed, least=0)
     dataset = build(cfg.dataset)
+    if isinstance(dataset, Images) and dataset.validates_on_test_images:
+        display.warn(dataset.protocol)
     space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
     if not hasattr(space, "network"):
         raise ValueError(f"the {space.name} space has no networks to train")

@@ -107,6 +107,29 @@ def test_every_search_with_a_supernet_says_what_it_cuts() -> None:
             assert path.stem in CUTOUT
 
 
+SPLIT = {  # in the authors' code: index lists of NAS-Bench-201, but for EvNAS on the DARTS space
+    **{f"{method}_nasbench201": "benchmark" for method in ("cmanas", "evnas", "nevonas", "pevonas")},
+    **{f"{method}_darts": "benchmark" for method in ("cmanas", "nevonas", "pevonas")},
+    "evnas_darts": "ordered",
+}
+
+
+@pytest.mark.parametrize("name", CUTOUT)
+def test_experiments_of_supernets_validate_on_what_the_papers_do(name: str) -> None:
+    command = "train" if name.startswith("train") else "search"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(command, [f"experiment={name}"])
+    assert config.dataset.split == SPLIT.get(name, "seeded")
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("mo_hdnas", "all"), ("hw_evrsnas", "all"), ("mo_hdnas_small", "train")]
+)
+def test_published_references_see_all_training_images(name: str, images: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("search", [f"experiment={name}"]).evaluator.images == images
+
+
 @pytest.mark.parametrize("command", ["search", "train", "prune"])
 def test_commands_compose(command: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -22,6 +22,8 @@ usage: hwnas data <command> [setting=value ...]
                                 partial=true: with NaN for architectures that the source lacks
   hwnasbench source=<file>      convert HW-NAS-Bench-v1_0.pickle
   <either> download             fetch the official file beside the tables first; goes on where it broke off
+  splits                        check NAS-Bench-201's index lists of images, for dataset.split=benchmark;
+                                splits download: fetch those that are missing (0.6 MB)
 
 Without source=, the official file is looked for in the working folder and the data folder. Tables are written
 to the data folder, or to=<folder>.
@@ -131,6 +133,30 @@ def _hwnasbench(arguments: Sequence[str]) -> None:
     _write(hwnasbench(source), folder, source)
 
 
+def _splits(arguments: Sequence[str]) -> None:
+    from hwnas.data.download import download, sources_of
+    from hwnas.data.splits import INDEX_LISTS, read_index_list
+
+    given = plain_settings("data", arguments, (), "download")
+    folder = _target(given) if given else data_folder()
+    lacking = []
+    for source in sources_of("splits"):
+        benchmark = next(name for name, of in INDEX_LISTS.items() if of.file == source.name)
+        try:
+            find_file(source.name)
+        except ValueError:
+            if not given:
+                lacking.append(source.name)
+                continue
+            download(source, folder)
+        valid, rest = read_index_list(benchmark)
+        halves = INDEX_LISTS[benchmark].halves
+        num = len(valid) + len(rest)
+        print(f"{source.name}: {len(valid):,} of {num:,} {halves} images of {benchmark} validate")
+    if lacking:
+        raise ValueError(f"{', '.join(lacking)} not in {folder}; fetch now: hwnas data splits download")
+
+
 def _write(tables: dict[str, dict[str, np.ndarray]], folder: Path, source: Path) -> None:
     """Check all tables, then write them."""
     from hwnas.data.tables import TABLES, write_table
@@ -209,4 +235,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "verify": _verify,
     "nasbench201": _nasbench201,
     "hwnasbench": _hwnasbench,
+    "splits": _splits,
 }

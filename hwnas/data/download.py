@@ -79,6 +79,23 @@ SOURCES = {
             licence="MIT",
             origin="GATECH-EIC/HW-NAS-Bench",
         ),
+        *(
+            Source(
+                name=name,
+                converts="splits",
+                url="https://raw.githubusercontent.com/D-X-Y/AutoDL-Projects/"
+                f"a84f48388215d043d94c12c912e6a1defafca891/configs/nas-benchmark/{name}",
+                size=size,
+                checksums={},
+                licence="MIT",
+                origin="D-X-Y/AutoDL-Projects",
+            )
+            for name, size in (
+                ("cifar-split.txt", 438_970),
+                ("cifar100-test-split.txt", 78_970),
+                ("imagenet-16-120-test-split.txt", 46_970),
+            )
+        ),
     )
 }
 """By file name; of a sub-command's, the first is the one that it downloads."""
@@ -116,9 +133,10 @@ def find_source(converts: str, *folders: Path) -> tuple[Path | None, str]:
 
 def by_hand(source: Source, looked: str) -> str:
     """How to get a file without us: its name, size, places, and the setting that names it."""
+    give = "put it there" if source.converts == "splits" else f"hwnas data {source.converts} source=<file>"
     return (
         f"{source.name} ({in_words(source.size)}) is not in {looked}; get it from {source.url} "
-        f"and give it by hand: hwnas data {source.converts} source=<file>"
+        f"and give it by hand: {give}"
     )
 
 

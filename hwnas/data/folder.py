@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.config import data_folder
 from hwnas.core import share, whole_number
-from hwnas.data.images import SPLIT_SEED, check_batch, shard
+from hwnas.data.images import check_batch, shard
+from hwnas.data.splits import SPLIT_SEED
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,13 +16,11 @@ import numpy as np
 
 from hwnas.config import data_folder, find_file
 from hwnas.core import whole_number
+from hwnas.data import splits
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-SPLIT_SEED = 0
-"""Splits do not depend on a run's seed: all seeds are compared on the same images."""
 
 
 def _word(name: object) -> str:
@@ -55,7 +53,10 @@ class Images:
         num_classes: Number of classes; None counts them in the file.
         path: File for source "npz": absolute, or relative to the working folder or the data folder; for the
             others, a file to read instead of downloading if the data folder has it.
-        valid_fraction: Share of the training images kept apart for validation.
+        valid_fraction: Share of the training images kept apart for validation, but for split "benchmark".
+        split: Which images validate. "seeded": a seeded draw of the training images; "ordered": the last of
+            them; "benchmark": by NAS-Bench-201's index lists, which halve the test images of CIFAR-100 and
+            ImageNet16-120: one half validates, and "test" is the other.
         crop: Padding in pixels of the random crop; 0 switches it off.
         flip: Whether to flip images left to right at random.
         cutout: Side in pixels of the square that is painted in the mean colour at random; 0: none.
@@ -76,6 +77,7 @@ class Images:
         num_classes: int | None,
         path: str | None = None,
         valid_fraction: float = 0.2,
+        split: str = "seeded",
         crop: int = 0,
         flip: bool = False,
         cutout: int = 0,
@@ -93,6 +95,7 @@ class Images:
         if not isinstance(valid_fraction, float) or not 0 < valid_fraction < 1:
             raise ValueError(f"dataset.valid_fraction must be between 0 and 1, not {valid_fraction}")
         self.valid_fraction = valid_fraction
+        self.split_rule = splits.check(split, self.benchmark)
         self.crop = whole_number("dataset.crop", crop, least=0)
         if not isinstance(flip, bool):
             raise ValueError(f"dataset.flip must be true or false, not {flip!r}")
@@ -163,7 +166,18 @@ class Images:
 
     def identity(self) -> list[Any]:
         """What weights trained on these images depend on, JSON-able: images, labels, split, augmentation."""
-        return [self.fingerprint(), self.valid_fraction, *self.augmentation.values()]
+        rule = [] if self.split_rule == "seeded" else [self.split_rule]  # there was no other rule before
+        return [self.fingerprint(), self.valid_fraction, *self.augmentation.values(), *rule]
+
+    @property
+    def protocol(self) -> str:
+        """What validates, in words."""
+        return splits.in_words(self.split_rule, self.valid_fraction, self.benchmark)
+
+    @property
+    def validates_on_test_images(self) -> bool:
+        """Whether validation images are test images, as in the papers; the part "test" is then the others."""
+        return self.split_rule == "benchmark" and splits.INDEX_LISTS[self.benchmark].halves == "test"
 
     def fingerprint(self) -> str:
         """A hash of all images and labels."""
@@ -177,21 +191,20 @@ class Images:
         """Images (N, C, H, W) in 0..1, float32, and labels (N,), int64.
 
         Args:
-            part: "train" and "valid", two seeded shares of the training images; "all", both; or "test",
-                which only final training and reports may touch.
+            part: "train" and "valid", which the rule of the split keeps apart; "all", every training image;
+                or "test", which only final training and reports may touch. No image is in "valid" and "test".
         """
         import torch
 
         arrays = self._load()
-        if part == "test":
-            x, y = arrays["x_test"], arrays["y_test"]
-        else:
-            x, y = arrays["x_train"], arrays["y_train"]
-            if part != "all":
-                order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
-                num_valid = max(1, round(self.valid_fraction * len(x)))
-                order = order[:num_valid] if part == "valid" else order[num_valid:]
-                x, y = x[order], y[order]
+        where, rows = splits.rows(
+            part,
+            arrays,
+            split=self.split_rule,
+            valid_fraction=self.valid_fraction,
+            benchmark=self.benchmark,
+        )
+        x, y = arrays[f"x_{where}"][rows], arrays[f"y_{where}"][rows]
         x_NCHW = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float().div_(255)
         return x_NCHW, torch.from_numpy(y)
 
@@ -396,7 +409,7 @@ def _digits() -> dict[str, np.ndarray]:
 
     x, y = load_digits(return_X_y=True)
     x = np.rint(x * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
+    order = np.random.default_rng(splits.SPLIT_SEED).permutation(len(x))
     test, train = order[: len(x) // 5], order[len(x) // 5 :]
     y = y.astype(np.int64)
     return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}

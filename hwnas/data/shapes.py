@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.data.images import SPLIT_SEED, Images
+from hwnas.data.images import Images
+from hwnas.data.splits import SPLIT_SEED
 
 SIDE = 32
 FACTORS = {"shape": 3, "scale": 4, "rotation": 8, "x": 8, "y": 8}

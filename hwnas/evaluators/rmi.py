@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCORE_VERSION = 1  # raised whenever the same settings come to give other scores
 BATCH_CHOICES = ("random", "easiest")
+IMAGES = ("train", "all")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RMI(Evaluator):
 
     Args:
         space: A space with `resized`, `initial_weights` and `population`.
-        dataset: Images; only training images are looked at.
+        dataset: Images; only training images are looked at, the reference's accuracy aside.
         store_dir: Folder of the store, for the reference model.
         announce: Called with a sentence about the reference model.
         warn: Called with a sentence when a whole population scores 0.
@@ -80,6 +81,8 @@ class RMI(Evaluator):
         seed: Seed of batch, candidates and reference; not the run's seed, so that runs share scores.
         group_size: Largest number of networks trained together; bounds memory.
         reference: How the reference is trained; 0 epochs leave it untrained.
+        images: Training images that train the reference and make the batch: "train", without those that
+            validate, or "all" (RMI-NAS).
         lookup: True accuracies, for reports.
 
     Raises:
@@ -111,6 +114,7 @@ class RMI(Evaluator):
         group_size: int,
         reference: Recipe,
         lookup: Lookup,
+        images: str = "train",
     ) -> None:
         if not hasattr(space, "population"):
             raise ValueError(
@@ -127,6 +131,8 @@ class RMI(Evaluator):
             raise ValueError(
                 f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}"
             )
+        if images not in IMAGES:
+            raise ValueError(f"evaluator.images {images!r} is not one of {', '.join(IMAGES)}")
         self.name = "rmi"
         self._metric = "rmi_flops" if flops_weight else "rmi"
         self.metrics = {self._metric: "max"}
@@ -141,6 +147,7 @@ class RMI(Evaluator):
         self.repeats = whole_number("evaluator.repeats", repeats)
         self.seed = whole_number("evaluator.seed", seed, least=0)
         self.batch_choice = batch_choice
+        self.images = images
         self.reference = reference
         self._lookup = lookup
         self._candidates: Any = space.resized(  # type: ignore[attr-defined]
@@ -171,6 +178,7 @@ class RMI(Evaluator):
                 seed=self.seed,
                 store_dir=self._store_dir,
                 announce=self._announce,
+                part=self.images,
             )
             digest = hashlib.sha256()
             self._batches = []
@@ -208,7 +216,7 @@ class RMI(Evaluator):
         import torch
         import torch.nn.functional as F
 
-        x, y = self._dataset.split("train")
+        x, y = self._dataset.split(self.images)
         if len(x) < self.batch_size:
             raise ValueError(
                 f"{len(x)} training images are fewer than evaluator.batch_size {self.batch_size}"

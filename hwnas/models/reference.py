@@ -78,25 +78,34 @@ class ResNet20(nn.Module):
 
 
 def reference_model(
-    dataset: Images, recipe: Recipe, *, seed: int, store_dir: Path, announce: Callable[[str], None]
+    dataset: Images,
+    recipe: Recipe,
+    *,
+    seed: int,
+    store_dir: Path,
+    announce: Callable[[str], None],
+    part: str = "train",
 ) -> Classifier:
     """A trained ResNet-20 for a data set: read from the store, or trained once and kept there.
 
     Args:
-        dataset: Trained on its "train" part, validated on "valid".
+        dataset: Images.
         recipe: How to train; 0 epochs give an untrained reference.
         seed: Seed of initialisation and training.
         store_dir: Folder of the store.
         announce: Called with a sentence about where the model came from.
+        part: What it is trained on: "train" or "all", every training image.
     """
     key = json.dumps([dataset.fingerprint(), dataset.valid_fraction, asdict(recipe), seed])
-    augmentation = f"{dataset.crop}-{dataset.flip}-{dataset.cutout}"
+    augmentation = "-".join(map(str, dataset.augmentation.values()))
+    others = {"split": (dataset.split_rule, "seeded"), "part": (part, "train")}
+    augmentation += "".join(f"-{name}={value}" for name, (value, usual) in others.items() if value != usual)
     digest = hashlib.sha256((key + augmentation).encode()).hexdigest()[:12]
     path = store_dir / "references" / f"resnet20-{dataset.name}-{digest}.pt"
     trained = False
     if recipe.epochs and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        module = fit(_new(dataset, seed), dataset, recipe, part="train", seed=seed, folder=path.parent)
+        module = fit(_new(dataset, seed), dataset, recipe, part=part, seed=seed, folder=path.parent)
         weights, valid_acc = module.network.state_dict(), accuracy(module, dataset, "valid")
         write_torch(path, {"weights": weights, "valid_acc": valid_acc})
         trained = True
@@ -112,7 +121,9 @@ def reference_model(
             ) from None
         network.load_state_dict(stored["weights"])
         verb = "trained, kept in" if trained else "from"
-        announce(f"reference ResNet-20 {verb} {path}: validation accuracy {stored['valid_acc']:.2%}")
+        seen = part == "all" and not dataset.validates_on_test_images
+        of = "accuracy on validation images that it was trained on, too," if seen else "validation accuracy"
+        announce(f"reference ResNet-20 {verb} {path}: {of} {stored['valid_acc']:.2%}")
     else:
         announce("reference ResNet-20 left untrained, as the recipe says (0 epochs)")
     return Classifier(network, *dataset.normalisation(), recipe, num_steps=0).eval()

@@ -869,7 +869,7 @@ def test_list_path_and_usage(
     assert not (tmp_path / "none").exists()
 
     for arguments, message in {
-        ("lits",): "unknown command 'lits'; did you mean list",
+        ("lits",): "unknown command 'lits'; did you mean splits or list",
         ("list", "all"): "unknown setting 'all'",
         ("path", "to=x"): "unknown setting 'to=x'",
         ("verify", "a", "b"): "verify takes one table, not 2",

@@ -13,6 +13,7 @@ from hwnas.data.images import Images
 from hwnas.evaluators.rmi import RMI, quantiles
 from hwnas.evaluators.table import Lookup
 from hwnas.models.recipe import Recipe
+from hwnas.models.reference import reference_model
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
@@ -187,3 +188,62 @@ def test_versions_tell_variants_apart(tmp_path: Path) -> None:
 def test_bad_candidates(tmp_path: Path, space: SearchSpace, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create(tmp_path, space=space, **settings)
+
+
+def training_images(images: Images, part: str) -> set[bytes]:
+    mean, std = images.normalisation()
+    return {row.numpy().tobytes() for row in (images.split(part)[0] - mean) / std}
+
+
+def test_all_training_images_make_the_reference_and_the_batch(tmp_path: Path) -> None:
+    """As RMI-NAS has it; by default images that validate are seen by neither."""
+    asked: list[str] = []
+
+    class Spied(Images):
+        def batches(self, part: str, **settings: Any) -> Any:
+            asked.append(part)
+            return super().batches(part, **settings)
+
+    images = Spied("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, valid_fraction=0.9)
+    recipe = Recipe(epochs=1, max_steps=1)
+    clean = create(tmp_path, dataset=images, reference=recipe)
+    assert asked == ["train", "valid"]  # trained, then judged
+    everything = create(tmp_path, dataset=images, reference=recipe, images="all")
+    assert asked == ["train", "valid", "all", "valid"]
+    assert len(list((tmp_path / "references").iterdir())) == 2
+    validate = training_images(images, "valid")
+    of_clean, of_everything = (
+        {row.numpy().tobytes() for row in rmi._batches[0].x} for rmi in (clean, everything)
+    )
+    assert not of_clean & validate
+    assert of_everything & validate
+    assert of_everything <= training_images(images, "all")
+    with pytest.raises(ValueError, match=r"evaluator.images 'test' is not one of train, all"):
+        create(tmp_path, images="test")
+
+
+def test_a_reference_is_of_its_images_split_and_augmentation(tmp_path: Path) -> None:
+    """None is taken for another: more images, others, or squares cut out in another colour."""
+
+    class Black(Images):
+        """As cutout was before it painted the mean."""
+
+        @property
+        def augmentation(self) -> dict[str, Any]:
+            return {"crop": self.crop, "flip": self.flip, "cutout": self.cutout}
+
+    said: list[str] = []
+
+    def reference(kind: type[Images] = Images, part: str = "train", **settings: Any) -> None:
+        images = kind("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, **settings)
+        recipe = Recipe(epochs=1, max_steps=1)
+        reference_model(images, recipe, seed=0, store_dir=tmp_path, announce=said.append, part=part)
+
+    reference()
+    reference(part="all")
+    reference(split="ordered")
+    reference(cutout=2)
+    reference(Black, cutout=2)
+    assert len(list((tmp_path / "references").iterdir())) == 5
+    assert "validation accuracy" in said[0]
+    assert "accuracy on validation images that it was trained on, too, " in said[1]
