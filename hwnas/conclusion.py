@@ -273,5 +273,5 @@ def _say_that_none_is_feasible(display: Display, end: Conclusion) -> None:
     bounds = " and ".join(f"{limit.metric}={limit.bound:g}" for limit in limits)
     display.warn(
         f"no network keeps limits {bounds}; the closest is {end.task.space.to_str(near.genotype)}: "
-        f"{_in_words(near.metrics)}"
+        f"{_in_words(near.metrics)}; raise a limit, or search longer (generations=)"
     )

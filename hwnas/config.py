@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -330,7 +331,11 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         from hwnas.job import run as run_in_folder
 
         try:
-            return run_in_folder(main, cfg, config_name, arguments)
+            returned = run_in_folder(main, cfg, config_name, arguments)
+            values = returned if isinstance(returned, list) else [returned]
+            if HydraConfig.get().mode == RunMode.RUN and {math.inf, -math.inf} & set(values):
+                raise SystemExit(1)  # the worst there can be: nothing was found, which is said already
+            return returned
         except (Exception, KeyboardInterrupt) as error:
             swept = HydraConfig.get().mode == RunMode.MULTIRUN
             if full or swept or not isinstance(error, expected):

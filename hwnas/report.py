@@ -249,7 +249,8 @@ def _closest(run: Run) -> str:
     if near is None:
         return ""
     values = ", ".join(f"{quantity(name).name} {text(name, value)}" for name, value in near.metrics.items())
-    return f"the closest is {run.space.to_str(near.genotype)}: {values}."
+    arch = run.space.to_str(near.genotype)
+    return f"the closest is {arch}: {values}. Raise a limit, or search longer (more generations)."
 
 
 def _shades(trials: Sequence[Trial], run: Run) -> list[str]:

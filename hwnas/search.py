@@ -28,6 +28,8 @@ from hwnas.core import (
     whole_number,
 )
 from hwnas.devices.energy import Meter
+from hwnas.devices.flops import Flops
+from hwnas.devices.host import Host
 from hwnas.display import Display
 from hwnas.files import write_json, write_text
 from hwnas.store import (
@@ -42,7 +44,7 @@ from hwnas.store import (
 from hwnas.task import Task, set_up
 from hwnas.track import Tracker
 from hwnas.train import train_network
-from hwnas.truth import extent
+from hwnas.truth import check_possible, extent
 from hwnas.workers import Workers
 
 
@@ -104,6 +106,16 @@ def main(cfg: DictConfig) -> Returned:
         return _returned_before(cfg, read_result(finished))
     task = set_up(cfg, folder, display)
     for_sweeper(cfg.get("returns"), task.goals, {})
+    with display.phase("device", f"preparing device {task.names['device']}"):
+        for evaluator in task.evaluators[1:]:
+            evaluator.prepare(task.space, [])
+    try:
+        _check_possible(task)
+    except ValueError as error:
+        if "optuna" not in str(HydraConfig.get().sweeper.get("_target_")):
+            raise
+        display.warn(str(error))  # one of many settings, and as bad as can be
+        return for_sweeper(cfg.get("returns"), task.goals, {})
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     run_id = _run_id(folder)
@@ -141,9 +153,8 @@ def main(cfg: DictConfig) -> Returned:
             _announce(display, task, archive)
             with display.phase("quality", f"preparing evaluator {task.names['evaluator']}"):
                 evaluators[0].prepare(task.space, [])
-            with display.phase("device", f"preparing device {task.names['device']}"):
-                for evaluator in evaluators[1:]:
-                    evaluator.prepare(task.space, [])
+            for evaluator in evaluators[1:]:  # with their versions in the store
+                evaluator.prepare(task.space, [])
             progress = Progress(task, evaluators[0], tracker, display, meter)
             with display.generations(task.generations):
                 search(task.strategy, evaluators, archive, task.generations, progress.log)
@@ -164,6 +175,18 @@ def main(cfg: DictConfig) -> Returned:
             ) from None
     _say_end(folder, end, result, display, start)
     return for_sweeper(cfg.get("returns"), task.goals, {} if end.answer is None else end.answer.metrics)
+
+
+def _check_possible(task: Task) -> None:
+    """Raise ValueError if no network can keep the limits; says what would help."""
+    sized = [f"search_space.{name}" for name in ("num_cells", "channels") if hasattr(task.space, name)]
+    follows = sized and isinstance(task.device, Host | Flops)  # the costs follow the size of the networks
+    check_possible(
+        task.space,
+        task.evaluators,
+        task.limits,
+        f", or search smaller networks ({', '.join(sized)})" if follows else "",
+    )
 
 
 def _returned_before(cfg: DictConfig, result: Mapping[str, Any]) -> Returned:

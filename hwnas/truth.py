@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from hwnas.core import (
     Sum,
     Trial,
     best,
+    checked_answers,
+    closest,
     costs,
     front,
     non_dominated,
@@ -88,7 +90,7 @@ def exact(
     objectives: tuple[Objective, ...],
     limits: Sequence[Limit],
 ) -> Truth | None:
-    """The truth about a space, or None where it is too large or an evaluator does not know all of it.
+    """The truth about a space, or None where it is too large, unsupported, or not known by an evaluator.
 
     Args:
         space: The whole space is listed.
@@ -100,7 +102,9 @@ def exact(
         return None
     genotypes = space.all()
     trials = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in evaluators], 0)
-    answer = best(trials, objectives, limits)
+    answer, whole_front = best(trials, objectives, limits), front(trials, objectives)
+    if not whole_front:
+        return None
     tests = [
         Trial(trial.genotype, {**trial.metrics, **report}, 0)
         for trial, report in zip(trials, evaluators[0].report(genotypes), strict=True)
@@ -108,7 +112,7 @@ def exact(
     ]
     tested = best(tests, (Objective("test_acc", "max"),), limits)
     test_acc = None if tested is None else tested.metrics["test_acc"]
-    return Truth(front(trials, objectives), answer, test_acc, objectives, trials)
+    return Truth(whole_front, answer, test_acc, objectives, trials)
 
 
 def reported(
@@ -346,6 +350,61 @@ def listed(space: SearchSpace) -> list[Genotype]:
 def extent(space: SearchSpace) -> str:
     """What `listed` lists, in words."""
     return "all networks" if space.size <= MOST_LISTED else f"a seeded sample of {NUM_SAMPLED:,} networks"
+
+
+def check_possible(
+    space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit], advice: str
+) -> None:
+    """Raise ValueError if it is known before the search that no network keeps the limits.
+
+    That is so where a space can be listed and the limited metrics are known at once, each limit alone and all
+    together, and where a limited cost is a sum over operations.
+
+    Args:
+        space: The space.
+        evaluators: Prepared; the exhaustive ones count.
+        limits: Of the run.
+        advice: What would help besides another limit.
+    """
+    knowing = [e for e in evaluators if e.exhaustive and any(limit.metric in e.metrics for limit in limits)]
+    known = [limit for limit in limits if any(limit.metric in e.metrics for e in knowing)]
+    everything: list[Trial] = []
+    if known and space.size <= MOST_LISTED:
+        genotypes = space.all()
+        answers = [checked_answers(e, genotypes, e.evaluate(genotypes)) for e in knowing]
+        everything = trials_of(genotypes, answers, 0)
+    sums = separable_sums(knowing)
+    for limit in known:
+        name = limit.metric
+        if everything:
+            extreme = best(everything, [Objective(name, limit.goal)], [])
+        else:
+            least = cheapest(space, sums[name]) if name in sums and limit.goal == "min" else None
+            extreme = None if least is None else Trial(least, {name: sums[name](least)}, 0)
+        if extreme is not None and violations([extreme], [limit])[0] > 0:
+            value = extreme.metrics[name]
+            possible = f"limits.{name}={_rounded(value, math.ceil if limit.goal == 'min' else math.floor):g}"
+            raise ValueError(
+                f"no network of {space.name} keeps limits.{name}={limit.bound:g}: the "
+                f"{'lowest' if limit.goal == 'min' else 'highest'} {name} is {value:.4g} "
+                f"({space.to_str(extreme.genotype)}); try {possible}{advice}"
+            )
+    near = closest(everything, known)
+    if near is not None and violations([near], known)[0] > 0:
+        bounds = " and ".join(f"{limit.metric}={limit.bound:.4g}" for limit in known)
+        reached = ", ".join(f"{limit.metric} {near.metrics[limit.metric]:.4g}" for limit in known)
+        raise ValueError(
+            f"no network of {space.name} keeps limits {bounds} together; the closest is "
+            f"{space.to_str(near.genotype)} with {reached}: loosen one of them{advice}"
+        )
+
+
+def _rounded(value: float, to_whole: Callable[[float], float]) -> float:
+    """A number above 0 with three digits; as it is where there is nothing to round."""
+    if not 0 < value < math.inf:
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return to_whole(value / unit) * unit
 
 
 def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, share: float) -> float:

@@ -204,12 +204,23 @@ def test_a_sweep_over_devices_and_quantiles_in_parallel(
 
 
 def test_nobody_keeps_the_limit(run_hwnas, tmp_path: Path) -> None:
-    done = run_hwnas("search", *TOY, "generations=2", "limits.latency_ms=0.5")
+    """The cheapest network takes 1 ms, and four random ones more than 1.01 ms."""
+    done = run_hwnas("search", *TOY, "generations=2", "limits.latency_ms=1.01", code=1)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "run" / "archive.jsonl").read_text().splitlines()]
     closest = min(lines, key=lambda line: line["metrics"]["latency_ms"])
     assert result["best"] is None
     assert f"the closest is {Toy().to_str(tuple(closest['genotype']))}" in done.stdout
+    assert "raise a limit, or search longer (generations=)" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_limit_that_no_network_can_keep_is_refused(run_hwnas, tmp_path: Path) -> None:
+    done = run_hwnas("search", *TOY, "limits.latency_ms=0.5", code=1)
+    said = "hwnas search: error: no network of toy keeps limits.latency_ms=0.5: the lowest latency_ms is 1 ("
+    assert done.stderr.startswith(said)
+    assert done.stderr.endswith("; try limits.latency_ms=1\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_table_gives_its_quality_and_hides_the_test_accuracy(run_hwnas, tmp_path: Path) -> None:

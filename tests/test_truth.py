@@ -13,6 +13,7 @@ from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.truth import (
     Truth,
     best_reported,
+    check_possible,
     cost_deciles,
     exact,
     exact_effects,
@@ -70,6 +71,50 @@ def test_exact_on_a_small_toy() -> None:
     }
     ratios, distances = truth.progress([truth.front])
     assert (ratios, distances) == ([1.0], [0.0])
+
+
+@pytest.mark.parametrize(
+    ("space", "limits", "message"),
+    [
+        # Of the nine networks bc is the cheapest, 1 ms, and has the lowest accuracy; ab has 1, and 1.8815 ms.
+        (
+            Toy(2, 3),
+            {"latency_ms": 0.99},
+            r"keeps limits.latency_ms=0.99: the lowest latency_ms is 1 \(bc\);",
+        ),
+        (
+            Toy(2, 3),
+            {"val_acc": 1.1},
+            r"=1.1: the highest val_acc is 1 \(ab\); try limits.val_acc=1, or more$",
+        ),
+        (
+            Toy(2, 3),
+            {"latency_ms": 1.88, "val_acc": 0.99},
+            r"limits latency_ms=1.88 and val_acc=0.99 together; the closest is ab with latency_ms 1.882",
+        ),
+        (Toy(), {"latency_ms": 0.99}, "the lowest latency_ms is 1 "),  # a sum over the edges of 5^16 networks
+        (
+            Toy(2, 3, choices=[[0], [0, 1]]),
+            {"latency_ms": 1.6},
+            r"is 1.618 \(aa\); try limits.latency_ms=1.62,",
+        ),
+    ],
+)
+def test_impossible_limits(space: Toy, limits: dict[str, float], message: str) -> None:
+    evaluators = [ToyCost(space, metric=objective.metric) for objective in OBJECTIVES]
+    goals = {o.metric: o.goal for o in OBJECTIVES}
+    asked = [Limit(name, bound, goals[name]) for name, bound in limits.items()]
+    with pytest.raises(ValueError, match=message):
+        check_possible(space, evaluators, asked, ", or more")
+    evaluators[0].exhaustive = evaluators[1].exhaustive = False  # then nobody knows before
+    check_possible(space, evaluators, asked, "")
+
+
+def test_possible_limits() -> None:
+    space = Toy(2, 3)
+    evaluators = [ToyCost(space, metric=objective.metric) for objective in OBJECTIVES]
+    check_possible(space, evaluators, [Limit("latency_ms", 1.0), Limit("val_acc", 0.0, "max")], "")
+    check_possible(space, evaluators, [], "")
 
 
 def test_nothing_is_exact_where_it_cannot_be_known() -> None:

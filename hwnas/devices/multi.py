@@ -70,18 +70,23 @@ class Multi(Evaluator):
         """Prepare the devices; the version hashes theirs and the median costs.
 
         Raises:
-            ValueError: A device supports no network of the space, or most of its networks cost nothing.
+            ValueError: A device supports no network of the space, or none that all others support, or most of
+                its networks cost nothing.
         """
         versions = {name: device.prepare(space, population) for name, device in self.devices.items()}
         if not self.typical:
             sample = listed(space)
+            supported = np.ones(len(sample), dtype=bool)
             for name, device in self.devices.items():
                 main = device.objectives[0]
                 cost = np.array([row[main] for row in device.evaluate(sample)])
+                supported &= np.isfinite(cost)
                 typical = float(np.median(cost[np.isfinite(cost)])) if np.isfinite(cost).any() else 0.0
                 if typical <= 0:
                     raise ValueError(f"device {name} has no {main} above 0 to compare with other devices'")
                 self.typical[name] = typical
+            if not supported.any():
+                raise ValueError(f"no network is supported by all of the devices {', '.join(self.devices)}")
             content = json.dumps([versions, self.typical], sort_keys=True)
             self._version = hashlib.sha256(content.encode()).hexdigest()[:16]
         return self._version

@@ -37,13 +37,16 @@ class CostTable(Evaluator):
         metric: The cost that strategies minimise; the others are reported too.
         source: The file they came from, for messages.
 
+    A table that lacks networks of the space can be fitted to, but is refused by `prepare`.
+
     Attributes:
         genotypes: As given.
         columns: As given, `inf` for -1.
         source: As given.
 
     Raises:
-        ValueError: No such metric; a network that is twice there; a value that is missing or negative.
+        ValueError: No such metric; a network that is twice there; a value that is missing or negative; no
+            network of the space that is supported.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class CostTable(Evaluator):
         codes = _codes(genotypes)
         order = np.argsort(codes)
         self._codes = codes[order]
-        self.exhaustive = len(codes) == space.size
+        self.exhaustive = True
         repeated = np.flatnonzero(self._codes[1:] == self._codes[:-1])
         if len(repeated):
             twice = genotypes[order[repeated[0]]]
@@ -86,13 +89,29 @@ class CostTable(Evaluator):
                 raise ValueError(f"{source}: {each} is {values[row]} in row {row}; costs are {rule}")
             self.columns[each] = values
             digest.update(each.encode() + values.tobytes())
+        inside = space.allowed[np.arange(genotypes.shape[1]), genotypes].all(axis=1)
+        self._num_known = int(inside.sum())
+        for each, values in self.columns.items():
+            if inside.any() and np.isinf(values[inside]).all():
+                raise ValueError(f"{source}: no network is supported, their {each} is -1 or infinite")
         self._sorted = [values[order] for values in self.columns.values()]
         self.source = source
         self._space = space
         self._version = digest.hexdigest()[:16]
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """The version: a hash of all rows."""
+        """The version: a hash of all rows.
+
+        Raises:
+            ValueError: The table lacks networks of the space.
+        """
+        if self._num_known < self._space.size:
+            size, name = self._space.size, self._space.name
+            raise ValueError(
+                f"{self.source} has {self._num_known:,} of the {size if size < 1e9 else float(size):,.7g} "
+                f"networks of {name}, and a search needs all; fit a profile to those and search with it: "
+                f"hwnas profile fit search_space={name} device.path={self.source} to=mine.json"
+            )
         return self._version
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:

@@ -91,13 +91,24 @@ class Table(Evaluator):
             column = f"{column}-{training_seed}"
         self._test = None if test_column is None else arrays[test_column] * scale
         self._seconds = None if seconds_column is None else arrays.get(seconds_column)
-        self.exhaustive = not np.isnan(self._values).any()
+        self.exhaustive = True
+        self._missing = int(np.isnan(self._values[np.ix_(*space.choices)]).sum())
+        self._source = f"{find_file(path)}: {column}"
         digest = hashlib.sha256(self._values.tobytes())
         digest.update(metric.encode())
         self._version = f"{column}-{digest.hexdigest()[:12]}"
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """The version: the column and a hash of its values, the metric's name and the scale."""
+        """The version: the column and a hash of its values, the metric's name and the scale.
+
+        Raises:
+            ValueError: The table lacks networks of the space.
+        """
+        if self._missing:
+            raise ValueError(
+                f"{self._source} is missing for {self._missing:,} of the {space.size:,} networks of "
+                f"{space.name}, and a search needs all"
+            )
         return self._version
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hwnas.core import Genotype
 from hwnas.devices.table import CostTable, table_device
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.toy import Toy
+from hwnas.truth import quantile
 
 CELL = "|none~0|+|none~0|none~1|+|{}~0|none~1|none~2|"
 
@@ -106,9 +109,43 @@ def test_networks_of_a_large_space_are_told_apart(tmp_path: Path) -> None:
     )
     answers = device.evaluate([tuple(row) for row in genotypes.tolist()])
     assert [row["latency_ms"] for row in answers] == latency.tolist()
-    assert not device.exhaustive
+    with pytest.raises(ValueError, match=r"has 502 of the 9.847709e\+20 networks of fbnet, and a search"):
+        device.prepare(space, [])
     with pytest.raises(ValueError, match="device mine has no row for"):
         device.evaluate([(8,) * 22])
+
+
+def small(rows: list[tuple[Genotype, float]], space: Toy | None = None) -> CostTable:
+    genotypes, latency = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+    return CostTable(
+        space or Toy(2, 2),
+        "mine",
+        genotypes,
+        {"latency_ms": latency},
+        metric="latency_ms",
+        source=Path("a.csv"),
+    )
+
+
+def test_a_table_that_lacks_networks_is_refused_before_the_search() -> None:
+    whole = [((0, 0), 1.0), ((0, 1), 2.0), ((1, 0), 3.0), ((1, 1), 4.0)]
+    device = small(whole[:3])
+    said = r"a\.csv has 3 of the 4 networks of toy, .* hwnas profile fit search_space=toy device\.path=a\.csv"
+    with pytest.raises(ValueError, match=said):
+        device.prepare(Toy(2, 2), [])
+    with pytest.raises(ValueError, match="has 3 of the 4 networks"):  # not: it cannot tell quantiles
+        quantile(Toy(2, 2), device, "latency_ms", 0.5)
+    assert small(whole).prepare(Toy(2, 2), [])
+    part = Toy(2, 2, choices=[[0], [0, 1]])  # two networks, whose rows are there
+    assert small(whole[:3], part).prepare(part, [])
+
+
+def test_a_device_that_supports_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a\.csv: no network is supported, their latency_ms is -1"):
+        small([((0, 0), -1.0), ((1, 1), -1.0)])
+    # What is supported is no network of this space.
+    with pytest.raises(ValueError, match=r"a\.csv: no network is supported"):
+        small([((0, 0), -1.0), ((1, 1), 2.0)], Toy(2, 2, choices=[[0], [0, 1]]))
 
 
 def as_csv(path: Path, columns: dict[str, Any], encoding: str = "utf-8") -> str:

@@ -92,6 +92,12 @@ def test_nothing_to_compare_with() -> None:
         idle.prepare(SPACE, [])
 
 
+def test_no_network_that_all_support() -> None:
+    a, b = table("a", [1, 1, *[-1] * 7]), table("b", [-1, -1, *[1] * 7])
+    with pytest.raises(ValueError, match="no network is supported by all of the devices a, b"):
+        Multi({"a": a, "b": b}, objective="worst").prepare(SPACE, [])
+
+
 def test_limits_by_device_and_for_each_device() -> None:
     evaluators = [ToyCost(SPACE, metric="val_acc"), pair()]
     assert parse_limits({"latency_ms": {"a": 5, "b": "q0.5"}}, SPACE, evaluators) == (

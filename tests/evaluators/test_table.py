@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -169,20 +168,20 @@ def test_what_is_no_npz_is_refused(tmp_path: Path, kind: str) -> None:
         create(path)
 
 
-def test_row_without_a_value_is_nan_and_refused_by_the_cache(tmp_path: Path) -> None:
-    values = ARRAYS["digits_valid"].copy()
-    values[4] = np.nan
-    table = create(write(tmp_path, digits_valid=values))
-    assert math.isnan(answers(table, [(1, 1)])[0]["val_acc"])
+def test_a_table_without_some_values_is_refused_before_the_search(tmp_path: Path) -> None:
     partial = {key: ARRAYS[key][:4] for key in ("arch_ops", "digits_valid")}
     table = create(write(tmp_path, **partial))
-    assert answers(table, [(1, 0)]) == [{"val_acc": 0.3}]
     store = EvaluationStore(None, "run")
     evaluator = CachedEvaluator(table, store, "digits")
-    evaluator.prepare(SPACE, ALL)
-    with pytest.raises(ValueError, match=r"returned val_acc=nan for \[1, 1\]; a metric is"):
-        evaluator.evaluate(ALL)
+    with pytest.raises(ValueError, match=r"table\.npz: digits_valid is missing for 5 of the 9 networks of"):
+        evaluator.prepare(SPACE, ALL)
     store.close()
+    first = Toy(2, 3, choices=[[0], [0, 1, 2]])  # three networks, which it knows
+    assert create(write(tmp_path, **partial), first).prepare(first, [])
+    values = ARRAYS["digits_valid"].copy()
+    values[4] = np.nan
+    with pytest.raises(ValueError, match="digits_valid is missing for 1 of the 9 networks of toy"):
+        create(write(tmp_path, digits_valid=values)).prepare(SPACE, [])
 
 
 def benchmark(table_path: Path, dataset: str, epochs: int = 200) -> Table:
