@@ -73,6 +73,11 @@ class ImageFolder:
                 f"dataset.path={path}: train/ has {len(self.classes)} classes and val/ {len(others)}; "
                 f"only one of them has {', '.join(odd[:3])}"
             )
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"dataset.path={path}: a classifier needs images of at least two classes, each in a folder; "
+                f"train/ has {', '.join(self.classes) or 'none'}"
+            )
         self._files: dict[str, list[tuple[Path, int]]] = {}
 
     @property

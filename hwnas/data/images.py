@@ -387,9 +387,22 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             f"{path}: training images {arrays['x_train'].shape[1:]} and test images "
             f"{arrays['x_test'].shape[1:]} differ in shape"
         )
-    if arrays["y_test"].max() > arrays["y_train"].max():
-        raise ValueError(f"{path}: y_test has the label {arrays['y_test'].max()}, which y_train has not")
+    _check_labels(path, np.unique(arrays["y_train"]).tolist(), np.unique(arrays["y_test"]).tolist())
     return arrays
+
+
+def _check_labels(path: Path, train: list[int], test: list[int]) -> None:
+    """Raise ValueError unless labels are 0, 1, 2, ..., at least two, and tested labels are trained ones."""
+    if train != list(range(len(train))):
+        listed = ", ".join(map(str, train[:7])) + (", ..." if len(train) > 7 else "")
+        raise ValueError(
+            f"{path}: the labels in y_train are {listed}; {len(train)} classes have the labels "
+            f"0..{len(train) - 1} (numpy.unique(y_train, return_inverse=True)[1])"
+        )
+    if len(train) < 2:
+        raise ValueError(f"{path}: y_train has one label; a classifier needs images of at least two classes")
+    if unknown := [label for label in test if label >= len(train)]:
+        raise ValueError(f"{path}: y_test has the label {unknown[0]}, which y_train has not")
 
 
 def _shrunk(x_NHWC: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:

@@ -100,10 +100,16 @@ def test_missing_and_different_folders(tmp_path: Path) -> None:
         images(tmp_path / "half")
     write(tmp_path / "odd")
     (tmp_path / "odd" / "val" / "green").mkdir()
+    alone = tmp_path / "alone"
+    for part in ("train", "val"):
+        (alone / part / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"at least two classes, each in a folder; train/ has cat"):
+        images(alone)
     with pytest.raises(ValueError, match=r"train/ has 2 classes and val/ 3; only one of them has green"):
         images(tmp_path / "odd")
     for part in ("train", "val"):
-        (tmp_path / "empty" / part / "red").mkdir(parents=True)
+        for name in COLOURS:
+            (tmp_path / "empty" / part / name).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"empty/train has no images \(\.jpg, "):
         images(tmp_path / "empty").batches("all", batch_size=1)
 

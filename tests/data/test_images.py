@@ -331,6 +331,12 @@ def shaped(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
         ({"x_test": np.empty((0, 4, 5)), "y_test": shaped(0)}, "y_test of .* and at least one"),
         ({"x_test": shaped(2, 5, 4)}, r"training images \(4, 5, 1\) and test images \(5, 4, 1\) differ"),
         ({"y_test": np.array([0, 3])}, "y_test has the label 3, which y_train has not"),
+        (
+            {"y_train": np.array([1, 2, 3])},
+            r"the labels in y_train are 1, 2, 3; 3 classes have the labels 0\.\.2",
+        ),
+        ({"y_train": np.array([0, 20, 10])}, r"are 0, 10, 20; 3 classes have the labels 0\.\.2"),
+        ({"y_train": np.array([0, 0, 0])}, "y_train has one label; .* at least two classes"),
     ],
 )
 def test_malformed_arrays_are_refused(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
