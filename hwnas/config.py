@@ -424,6 +424,11 @@ def hydra_says(folder: Path, *keys: str) -> Any:
     return found
 
 
+def sweep_or_run(folder: Path) -> Path:
+    """The folder of the sweep that the run in `folder` is a job of; of the run, if it is none."""
+    return folder.parent if hydra_says(folder, "mode") == "MULTIRUN" else folder
+
+
 def check_command(folder: Path, command: str) -> None:
     """Raise ValueError if the run in `folder` is one of another command."""
     stored = OmegaConf.to_container(read_yaml(folder / ".hydra" / "hydra.yaml"))
@@ -491,6 +496,8 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         before = chosen.get(name, OmegaConf.select(config, name))
         if isinstance(before, DictConfig):
             before = OmegaConf.to_container(before)
+        if isinstance(value, str) and "${" in value:
+            value = _resolved(config, name, value)
         if before != value and str(before) != str(value):
             raise ValueError(
                 f"{override.input_line} contradicts the run in {path}, which has {name}={before}; "
@@ -512,6 +519,16 @@ def resume_arguments(arguments: list[str]) -> list[str]:
         f"resume={run_dir}",
         *how,
     ]
+
+
+def _resolved(config: DictConfig, name: str, text: str) -> Any:
+    """What a text with interpolations is as the setting `name`; itself where they name nothing."""
+    changed = OmegaConf.create(OmegaConf.to_container(config))
+    try:
+        OmegaConf.update(changed, name, text)
+        return OmegaConf.select(changed, name)
+    except OmegaConfBaseException:
+        return text
 
 
 def _work_in(folder: Path) -> None:

@@ -13,7 +13,15 @@ import numpy as np
 from omegaconf import DictConfig
 
 from hwnas import password
-from hwnas.config import build, hydra_says, read_yaml, suggestion, take_from_run, working_folder
+from hwnas.config import (
+    build,
+    hydra_says,
+    read_yaml,
+    suggestion,
+    sweep_or_run,
+    take_from_run,
+    working_folder,
+)
 from hwnas.core import Genotype, SearchSpace, whole_number
 from hwnas.devices import board
 from hwnas.devices.profile import Profile, network_shape
@@ -224,6 +232,7 @@ def predicted(
     genotype: Genotype,
     devices: Sequence[DictConfig],
     store_dir: Path,
+    kept: Path,
     warn: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """What a profile of this machine predicts for a network, at batch 1 and one thread.
@@ -232,8 +241,9 @@ def predicted(
         space: The space, with the width and depth of the network.
         genotype: The architecture.
         devices: Choices of the group `device`; the first that is a profile of this machine counts. Nothing
-            is measured: the profile of `host` counts if it is in the store.
+            is measured: the profile of `host` counts if the run has it, or else the store.
         store_dir: Folder of the store.
+        kept: Folder of the run, or of its sweep.
         warn: Called with a sentence where a profile cannot be read.
 
     Returns:
@@ -244,7 +254,8 @@ def predicted(
     for node in devices:
         try:
             if node.get("_target_") == HOST:
-                path = build(node, space=space, store_dir=store_dir, announce=warn).path()
+                host = build(node, space=space, store_dir=store_dir, kept=kept, announce=warn)
+                path = host.copy() if host.copy().is_file() else host.path()
                 if not path.is_file():
                     continue
                 profile = Profile.load(path)
@@ -371,7 +382,7 @@ def main(cfg: DictConfig) -> None:
         "output": OUTPUT,
         "calibration_images": settings["calibration_images"] if int8 else None,
         "machine": board.host(1),
-        "predicted": predicted(space, genotype, *_devices(run, cfg, overrides), display.warn),
+        "predicted": predicted(space, genotype, *_devices(run, cfg, overrides, folder), display.warn),
         "made_by": None if run is None else _command_of(run),
         "exported_by": _command("export", overrides),
     }
@@ -447,11 +458,16 @@ def _formats(given: Any, int8: Any) -> tuple[list[str], bool]:
     return formats, int8
 
 
-def _devices(run: Path | None, cfg: DictConfig, overrides: Sequence[str]) -> tuple[list[DictConfig], Path]:
-    """Devices that may predict, first those of the run, and the folder of its store; settings given win."""
+def _devices(
+    run: Path | None, cfg: DictConfig, overrides: Sequence[str], folder: Path
+) -> tuple[list[DictConfig], Path, Path]:
+    """Devices that may predict, first those of the run, the folder of its store, and of copies from there.
+
+    Settings given win; `folder` is the export's, for one without a run.
+    """
     devices, store_dir = _members(cfg.device), Path(str(cfg.store.dir)).expanduser()
     if run is None:
-        return devices, store_dir
+        return devices, store_dir, folder
     stored, cwd = read_yaml(run / ".hydra" / "config.yaml"), working_folder(run)
     if "device" in stored and not any(override.startswith("device") for override in overrides):
         nodes = _members(stored.device)
@@ -462,7 +478,7 @@ def _devices(run: Path | None, cfg: DictConfig, overrides: Sequence[str]) -> tup
         devices = [*nodes, *devices]
     if "store" in stored and not any(override.startswith("store.dir=") for override in overrides):
         store_dir = (cwd or Path()) / Path(str(stored.store.dir)).expanduser()
-    return devices, store_dir
+    return devices, store_dir, sweep_or_run(run)
 
 
 def _members(device: DictConfig) -> list[DictConfig]:

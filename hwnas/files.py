@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,29 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_maker(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
+    """Let one process at a time make a file that several need; the others wait, and find it afterwards.
+
+    Args:
+        path: The file. A lock beside it is held, which the system takes back from a process that ends.
+        announce: Called with a sentence when another process has to be waited for.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: processes that start together may make the same file twice
+        yield
+        return
+    enter(path.parent)
+    with path.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce(f"waiting for another process that makes {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync_folder(folder: Path) -> None:

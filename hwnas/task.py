@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from hwnas.config import build, choices, suggestion
+from hwnas.config import build, choices, suggestion, sweep_or_run
 from hwnas.core import Evaluator, Goal, Limit, Objective, SearchSpace, Strategy, positive, whole_number
 from hwnas.data.images import Images
 from hwnas.display import Display
@@ -105,6 +105,7 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
         "dataset": dataset,
         "store_dir": Path(cfg.store.dir).expanduser(),
         "folder": folder,
+        "kept": sweep_or_run(folder),
         "announce": display.say,
         "warn": display.warn,
         "seed": seed,

@@ -31,6 +31,7 @@ OFFERED = {
     "announce",
     "warn",
     "folder",
+    "kept",
     "image_shape",
     "num_classes",
     "workers",

@@ -350,12 +350,12 @@ def test_predictions_are_of_this_machine_and_shape(tmp_path: Path) -> None:
     host = node(_target_="hwnas.devices.host.Host", batch_size=1, threads=1, rounds=3)
     said: list[str] = []
     expected = {"latency_ms": 14.0, "device": "mine", "backend": "torch", "median_error": 0.02}
-    assert predicted(SPACE, genotype, [gone, other, host, mine], tmp_path, said.append) == expected
+    assert predicted(SPACE, genotype, [gone, other, host, mine], tmp_path, tmp_path, said.append) == expected
     assert len(said) == 1
     assert "gone.json" in said[0]
-    assert predicted(SPACE, genotype, [other, host], tmp_path, said.append) is None
+    assert predicted(SPACE, genotype, [other, host], tmp_path, tmp_path, said.append) is None
     wider = NasBench201(8, 1, image_shape=(1, 8, 8))
-    assert predicted(wider, genotype, [mine], tmp_path, said.append) is None
+    assert predicted(wider, genotype, [mine], tmp_path, tmp_path, said.append) is None
 
 
 def test_without_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from hwnas.core import Evaluator, Genotype, SearchSpace
 from hwnas.devices.board import processor
 from hwnas.devices.measure import Settings, measure, require_blocks
 from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
+from hwnas.files import only_maker, write_bytes
 
 NUM_CHECK, NOISE = 20, 0.1
 """Networks that are measured whole for the fit and for its check; when a figure is measured again."""
@@ -21,11 +24,14 @@ class Host(Evaluator):
     """`latency_ms` of the space's networks on this machine, from a profile measured once.
 
     The profile is kept in the store, per machine and network shape; later runs read it, which makes their
-    latencies equal. Delete the file to measure anew.
+    latencies equal. One with noisy operations is measured again by a later run for which the machine is
+    quieter; delete the file to measure anew at once. A run that has begun keeps its copy, and so do the runs
+    of a sweep, on whichever machine they are resumed: no run mixes two profiles.
 
     Args:
         space: A space with networks.
         store_dir: Folder of the store.
+        kept: Folder of the run, or of its sweep, for the copy.
         announce: Called with a sentence when a profile was measured or read.
         batch_size: Images per forward pass.
         threads: Processor threads of the measured network.
@@ -39,6 +45,7 @@ class Host(Evaluator):
         self,
         space: SearchSpace,
         store_dir: Path,
+        kept: Path,
         announce: Callable[[str], None],
         *,
         batch_size: int,
@@ -64,36 +71,80 @@ class Host(Evaluator):
         self.profile: Profile | None = None
         self._space = space
         self._store_dir = store_dir
+        self._kept = kept
         self._announce = announce
         self._version = ""
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Read or measure the profile; the version is its hash."""
         if self.profile is None:
-            path = self.path()
-            if path.is_file():
-                self.profile = Profile.load(path)
-                verb = "from"
-            else:
-                self.profile = measure(self._space, self.settings, device="host", say=lambda text: None)
-                self.profile.save(path)
-                verb = "measured, kept in"
-            self._announce(f"host profile {verb} {path}. {self.profile.summary()}")
-            self._version = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            copy, path = self.copy(), self.path()
+            verb, source = "from", copy
+            with only_maker(copy, self._announce), only_maker(path, self._announce):
+                if not copy.is_file():
+                    source = path
+                    if not path.is_file() or self._quieter_than(Profile.load(path)):
+                        verb = "measured again, kept in" if path.is_file() else "measured, kept in"
+                        self._measure().save(path)
+                    Profile.load(path)
+                    write_bytes(copy, path.read_bytes())
+            self.profile = Profile.load(copy)
+            said = f"host profile {verb} {source}. {self.profile.summary()}"
+            if self.profile.origin.get("processor", processor()) != processor():
+                said += f"; it was measured on another machine ({self.profile.origin['processor']})"
+            elif self.profile.num_noisy:
+                said += f"; to measure again for new runs when this machine is quiet, delete {path}"
+            self._announce(said)
+            self._version = hashlib.sha256(copy.read_bytes()).hexdigest()[:16]
         return self._version
+
+    def _measure(self) -> Profile:
+        """Measure, and note how many other processes computed meanwhile."""
+        before = _load()
+        profile = measure(self._space, self.settings, device="host", say=lambda text: None)
+        load = max(before, _load() - self.settings.threads)
+        return dataclasses.replace(profile, origin={**profile.origin, "load": load})
+
+    @staticmethod
+    def _quieter_than(profile: Profile) -> bool:
+        """Whether a profile is noisy, and half as many processes compute now as when it was measured.
+
+        So every repetition has half the load of the one before, and a machine that is always noisy does not
+        measure for ever.
+        """
+        return profile.num_noisy > 0 and _load() < profile.origin.get("load", 1.0) / 2
 
     def path(self) -> Path:
         """Where the profile of this machine and these networks is kept."""
         import torch
 
-        settings = self.settings
-        key: list[Any] = [SCHEMA_VERSION, self._space.name, network_shape(self._space, settings.batch_size)]
-        key += [settings.threads, settings.rounds, processor(), torch.__version__]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        digest = _digest([SCHEMA_VERSION, *self._networks(), processor(), torch.__version__])
         return self._store_dir / "profiles" / f"host-{self._space.name}-{digest}.json"
+
+    def copy(self) -> Path:
+        """Where the run's copy is."""
+        return self._kept / "profiles" / f"host-{self._space.name}-{_digest(self._networks())}.json"
+
+    def _networks(self) -> list[Any]:
+        """What is measured, and how."""
+        settings = self.settings
+        shape = network_shape(self._space, settings.batch_size)
+        return [self._space.name, shape, settings.threads, settings.rounds]
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted latency per genotype."""
         assert self.profile is not None, "prepare comes first"
         predicted = self.profile.predict(self._space, "latency_ms", genotypes)
         return [{"latency_ms": value} for value in predicted.tolist()]
+
+
+def _digest(key: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+
+
+def _load() -> float:
+    """How many processes computed on this machine, on average of a minute; 0 where nobody knows."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0

@@ -119,6 +119,11 @@ class Profile:
         )
         return measured[predicted > 0] / predicted[predicted > 0]
 
+    @property
+    def num_noisy(self) -> int:
+        """How many operations are noisy."""
+        return sum(bool(row.get("noisy")) for row in self.operations.values())
+
     def summary(self) -> str:
         """A sentence on how well it predicts."""
         parts = [
@@ -128,8 +133,7 @@ class Profile:
             for metric, check in self.check.items()
         ]
         number = next(iter(self.check.values()))["networks"]
-        noisy = sum(bool(row.get("noisy")) for row in self.operations.values())
-        marked = f"; {noisy} of {len(self.operations)} operations are noisy" if noisy else ""
+        marked = f"; {self.num_noisy} of {len(self.operations)} operations are noisy" * (self.num_noisy > 0)
         return (
             f"On {number:,} networks that the profile of {self.device} was not fitted to: {'; '.join(parts)}"
             f"{marked}"

@@ -18,7 +18,7 @@ import numpy as np
 from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, whole_number
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
-from hwnas.files import write_torch
+from hwnas.files import only_maker, write_torch
 from hwnas.models.recipe import SupernetRecipe
 from hwnas.progress import progress
 
@@ -361,7 +361,7 @@ class Supernet(Evaluator):
         start, epochs = self._resume(first)
         for index in range(start, len(links)):
             path, shared = self._path(index), self._shared(index) and links[index].num_epochs > 0
-            with _locked(path, self._announce) if shared else contextlib.nullcontext():
+            with only_maker(path, self._announce) if shared else contextlib.nullcontext():
                 if shared and epochs < links[index].num_epochs:
                     epochs = self._restore(index, path) or epochs  # another run may have been faster
                 if links[index].population is None and epochs == 0:
@@ -521,21 +521,3 @@ def _said(made_for: Any) -> str:
 
 def _hash(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _locked(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
-    """Let one process at a time train the weights that belong into `path`."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: runs that start together may train the same weights twice
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            announce(f"waiting for another run that trains the supernet {path.stem}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.data.images import Images
-from hwnas.files import write_torch
+from hwnas.files import only_maker, write_torch
 from hwnas.models.classifier import Classifier, accuracy, fit
 from hwnas.models.recipe import Recipe
 
@@ -104,11 +104,12 @@ def reference_model(
     path = store_dir / "references" / f"resnet20-{dataset.name}-{digest}.pt"
     trained = False
     if recipe.epochs and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        module = fit(_new(dataset, seed), dataset, recipe, part=part, seed=seed, folder=path.parent)
-        weights, valid_acc = module.network.state_dict(), accuracy(module, dataset, "valid")
-        write_torch(path, {"weights": weights, "valid_acc": valid_acc})
-        trained = True
+        with only_maker(path, announce):
+            if not path.is_file():
+                module = fit(_new(dataset, seed), dataset, recipe, part=part, seed=seed, folder=path.parent)
+                weights, valid_acc = module.network.state_dict(), accuracy(module, dataset, "valid")
+                write_torch(path, {"weights": weights, "valid_acc": valid_acc})
+                trained = True
 
     # A fresh model in any case, so that its features are the same bit for bit in every run.
     network = _new(dataset, seed)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hwnas.devices.profile import Additive, Profile, ProfileDevice, profile_devi
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
+SPAWN = multiprocessing.get_context("spawn")
 TINY = NasBench201(4, 1, image_shape=(1, 8, 8))
 
 PROFILE = Profile(
@@ -162,8 +165,13 @@ def test_figures_that_are_no_times_are_refused(tmp_path: Path) -> None:
             Profile.load(path)
 
 
+RUNS = itertools.count()
+
+
 def host(store: Path, said: list[str], space: Any = TINY, **settings: Any) -> Host:
-    return Host(space, store, said.append, **{"batch_size": 1, "threads": 1, "rounds": 3, **settings})
+    """The host of a run of its own, unless `run` names one."""
+    kept = store / settings.pop("run", f"run{next(RUNS)}")
+    return Host(space, store, kept, said.append, **{"batch_size": 1, "threads": 1, "rounds": 3, **settings})
 
 
 def test_host_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +215,85 @@ def test_host_reads_what_lies_there_and_its_version_is_the_content(tmp_path: Pat
     assert versions[0] != versions[1]
     assert "On 12 networks" in said[0]
     assert "R2 0.9000, Spearman 0.970, median error 4.0%" in said[0]
+
+
+def start(store: Path, run: str, said: Any) -> None:
+    device = host(store, [], run=run)
+    said.put((device.prepare(TINY, []), device.path().read_bytes(), device.copy().read_bytes()))
+
+
+def test_runs_that_start_together_measure_once(tmp_path: Path) -> None:
+    """On an empty store: all get the profile of the one that was first."""
+    said = SPAWN.Queue()
+    processes = [SPAWN.Process(target=start, args=(tmp_path, f"run{n}", said)) for n in range(3)]
+    for process in processes:
+        process.start()
+    answers = [said.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert len(set(answers)) == 1
+    _, in_store, in_run = answers[0]
+    assert in_store == in_run
+
+
+def test_a_run_keeps_the_profile_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes of the store, and on another machine."""
+    said: list[str] = []
+    first = host(tmp_path, said, run="first")
+    monkeypatch.setattr(host_module, "processor", lambda: "this")
+    path = first.path()
+    dataclasses.replace(PROFILE, origin={"processor": "this"}).save(path)
+    version = first.prepare(TINY, [])
+    dataclasses.replace(PROFILE, device="changed").save(path)
+    assert host(tmp_path, said, run="first").prepare(TINY, []) == version
+    path.unlink()
+    assert host(tmp_path, said, run="first").prepare(TINY, []) == version
+    monkeypatch.setattr(host_module, "processor", lambda: "that")
+    assert host(tmp_path, said, run="first").prepare(TINY, []) == version
+    assert not path.exists()
+    assert said[-1].endswith("; it was measured on another machine (this)")
+    assert "another machine" not in "".join(said[:-1])
+
+
+NOISY = {"a": {"noisy": True}, "b": {"noisy": False}}
+
+
+@pytest.mark.parametrize(
+    ("operations", "before", "now", "again"),
+    [
+        (NOISY, 4.0, 1.9, True),
+        (NOISY, 4.0, 2.0, False),  # not quiet enough for a difference
+        (NOISY, None, 0.4, True),  # by a version that did not write the load down
+        (NOISY, 0.0, 0.0, False),  # noisy in itself: not for ever
+        ({"a": {"noisy": False}}, 4.0, 0.0, False),
+    ],
+)
+def test_a_noisy_profile_is_measured_again_when_it_is_quieter(
+    operations: dict[str, Any],
+    before: float | None,
+    now: float,
+    again: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For runs that begin then; those before keep theirs. The message says how it can be done at once."""
+    said: list[str] = []
+    monkeypatch.setattr(host_module, "measure", lambda *_, **__: PROFILE)
+    monkeypatch.setattr("os.getloadavg", lambda: (4.0, 0.0, 0.0))
+    path = host(tmp_path, []).path()
+    origin = {} if before is None else {"load": before}
+    noisy = dataclasses.replace(PROFILE, operations=operations, origin=origin)
+    noisy.save(path)
+    old = host(tmp_path, said, run="old").prepare(TINY, [])
+    assert ("1 of 2 operations are noisy" in said[0]) == (operations is NOISY)
+    assert (f"when this machine is quiet, delete {path}" in said[0]) == (operations is NOISY)
+    monkeypatch.setattr("os.getloadavg", lambda: (now, 0.0, 0.0))
+    new = host(tmp_path, said, run="new").prepare(TINY, [])
+    assert (new != old) == again
+    assert said[1].startswith(f"host profile {'measured again, kept in' if again else 'from'} {path}. ")
+    if again:
+        assert Profile.load(path) == dataclasses.replace(PROFILE, origin={**PROFILE.origin, "load": now})
+    assert host(tmp_path, said, run="old").prepare(TINY, []) == old
 
 
 def test_host_keeps_one_profile_per_network_shape_and_setting(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_all_training_images_make_the_reference_and_the_batch(tmp_path: Path) ->
     assert asked == ["train", "valid"]  # trained, then judged
     everything = create(tmp_path, dataset=images, reference=recipe, images="all")
     assert asked == ["train", "valid", "all", "valid"]
-    assert len(list((tmp_path / "references").iterdir())) == 2
+    assert len(list((tmp_path / "references").glob("*.pt"))) == 2
     validate = training_images(images, "valid")
     of_clean, of_everything = (
         {row.numpy().tobytes() for row in rmi._batches[0].x} for rmi in (clean, everything)
@@ -244,6 +245,28 @@ def test_a_reference_is_of_its_images_split_and_augmentation(tmp_path: Path) -> 
     reference(split="ordered")
     reference(cutout=2)
     reference(Black, cutout=2)
-    assert len(list((tmp_path / "references").iterdir())) == 5
+    assert len(list((tmp_path / "references").glob("*.pt"))) == 5
     assert "validation accuracy" in said[0]
     assert "accuracy on validation images that it was trained on, too, " in said[1]
+
+
+def say_where_it_is_from(folder: Path, said: Any) -> None:
+    images = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10)
+    recipe = Recipe(epochs=1, batch_size=256, max_steps=2)
+    sentences: list[str] = []
+    model = reference_model(images, recipe, seed=0, store_dir=folder, announce=sentences.append)
+    said.put((sentences[-1].split()[2], float(model.network.classifier.weight.sum()), sentences[0]))
+
+
+def test_runs_that_start_together_train_one_reference(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    said = spawn.Queue()
+    processes = [spawn.Process(target=say_where_it_is_from, args=(tmp_path, said)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    answers = [said.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert sorted(answer[0] for answer in answers) == ["from", "from", "trained,"]
+    assert len({answer[1] for answer in answers}) == 1
+    assert len(list((tmp_path / "references").glob("*.pt"))) == 1
