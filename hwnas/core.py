@@ -255,15 +255,26 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a sentence on how to go on; not an error, so that a sweep stops instead of going on."""
 
 
+MAX_WHOLE = 2**63 - 1
+"""The largest number of 64 bits with a sign, as databases and torch take it."""
+
+
 def whole_number(name: str, value: Any, *, least: int = 1) -> int:
-    """`value` as an int of at least `least`.
+    """`value` as an int of at least `least`, and of at most 64 bits.
 
     Raises:
-        ValueError: It is not a whole number, or too small; names the setting.
+        ValueError: It is not a whole number, too small or too large; names the setting.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0 or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if value > MAX_WHOLE:
+        raise ValueError(f"{name} must be a whole number of at most {MAX_WHOLE}, not {value!r}")
     return int(value)
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of a part, e.g. an epoch, of what `seed` begins; of 63 bits, as torch takes it."""
+    return (seed * 1_000_003 + number) % 2**63
 
 
 def positive(name: str, value: Any) -> float:

@@ -243,7 +243,7 @@ def predicted(
         devices: Choices of the group `device`; the first that is a profile of this machine counts. Nothing
             is measured: the profile of `host` counts if the run has it, or else the store.
         store_dir: Folder of the store.
-        kept: Folder of the run, or of its sweep.
+        kept: Folder of what the run, or its sweep, began with.
         warn: Called with a sentence where a profile cannot be read.
 
     Returns:
@@ -478,7 +478,7 @@ def _devices(
         devices = [*nodes, *devices]
     if "store" in stored and not any(override.startswith("store.dir=") for override in overrides):
         store_dir = (cwd or Path()) / Path(str(stored.store.dir)).expanduser()
-    return devices, store_dir, sweep_or_run(run)
+    return devices, store_dir, sweep_or_run(run) / ".hydra"
 
 
 def _members(device: DictConfig) -> list[DictConfig]:

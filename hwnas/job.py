@@ -34,6 +34,10 @@ LOCK = "lock"
 MAY_CHANGE = ("resume", *sweep.HOW)
 """Settings that may be others when a run is resumed."""
 
+RESOLVED = ("search_space", "dataset", "trainer", "seed", "generations")
+"""Settings whose `${...}` are replaced by their values when a run begins, because pages and other commands
+read them, in another environment. The others stay as they are: they may ask for what is secret."""
+
 
 def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, arguments: Sequence[str]) -> Any:
     """Run a command in the folder that Hydra's configuration names; returns what it returns.
@@ -64,6 +68,7 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
         try:
             if settle is not None:
                 settle(cfg, list(hydra.overrides.task))
+            _resolve(cfg)
             if new and others:
                 raise ValueError(f"{folder} holds no run, but other files; choose a new or an empty folder")
             if new:
@@ -145,14 +150,30 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+def _resolve(cfg: DictConfig) -> None:
+    """Replace the interpolations of `RESOLVED` by their values."""
+    for key in RESOLVED:
+        if key in cfg:
+            value = cfg[key]
+            if OmegaConf.is_config(value):
+                OmegaConf.resolve(value)
+            else:
+                cfg[key] = value
+
+
 def _keep(stored: Path, cfg: DictConfig) -> None:
-    """Write a configuration and what Hydra knows of it; one that is interrupted counts as not begun."""
+    """Write a configuration and what Hydra knows of it; one that is interrupted counts as not begun.
+
+    Raises:
+        ValueError: It holds what cannot be read again.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     hydra: Any = HydraConfig.instance().cfg
     write_text(stored / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
     write_text(stored / HYDRA, OmegaConf.to_yaml(hydra))
     write_text(stored / CONFIG, OmegaConf.to_yaml(cfg))
+    config.read_yaml(stored / CONFIG)
 
 
 def _compare(folder: Path, cfg: DictConfig, command: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 import uuid
@@ -32,6 +33,7 @@ from hwnas.devices.flops import Flops
 from hwnas.devices.host import Host
 from hwnas.display import Display
 from hwnas.files import write_json, write_text
+from hwnas.foreign import read_json
 from hwnas.store import (
     PLAN,
     Archive,
@@ -43,7 +45,7 @@ from hwnas.store import (
 )
 from hwnas.task import Task, set_up
 from hwnas.track import Tracker
-from hwnas.train import train_network
+from hwnas.train import forget_checkpoint, train_network
 from hwnas.truth import check_possible, extent
 from hwnas.workers import Workers
 
@@ -84,6 +86,9 @@ def search(
             break
 
 
+VERSIONS = "versions.json"
+"""The evaluators' versions when a run began, in its folder."""
+
 Returned = float | list[float]
 """What a sweeper gets of a run: a metric of its best network, or several."""
 
@@ -103,7 +108,10 @@ def main(cfg: DictConfig) -> Returned:
     finished = folder / "result.json"
     if finished.is_file():
         display.say(f"this run is finished already; see {folder / 'report.html'}")
-        return _returned_before(cfg, read_result(finished))
+        result = read_result(finished)
+        if result.get("network"):
+            forget_checkpoint(folder / "network")
+        return _returned_before(cfg, result)
     task = set_up(cfg, folder, display)
     for_sweeper(cfg.get("returns"), task.goals, {})
     with display.phase("device", f"preparing device {task.names['device']}"):
@@ -155,6 +163,7 @@ def main(cfg: DictConfig) -> Returned:
                 evaluators[0].prepare(task.space, [])
             for evaluator in evaluators[1:]:  # with their versions in the store
                 evaluator.prepare(task.space, [])
+            _check_versions(folder / VERSIONS, task, evaluators, resumed=bool(archive.trials))
             progress = Progress(task, evaluators[0], tracker, display, meter)
             with display.generations(task.generations):
                 search(task.strategy, evaluators, archive, task.generations, progress.log)
@@ -194,6 +203,28 @@ def _returned_before(cfg: DictConfig, result: Mapping[str, Any]) -> Returned:
     reached = metrics_from_json(result["best"]["metrics"]) if result["best"] else {}
     goals = {o["metric"]: o["goal"] for o in result["objectives"]}
     return for_sweeper(cfg.get("returns"), {**goals, **dict.fromkeys(reached.keys() - goals, "min")}, reached)
+
+
+def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator], *, resumed: bool) -> None:
+    """Keep what evaluators answer by when a run begins; it must be the same when the run is resumed.
+
+    Raises:
+        ValueError: It is not: the run's archive would hold costs or qualities that cannot be compared.
+    """
+    versions = {evaluator.name: evaluator.version for evaluator in evaluators}
+    if not (resumed and path.is_file()):
+        write_json(path, versions)
+        return
+    known = read_json(path)
+    groups = ("evaluator", "device")
+    for evaluator, group in itertools.zip_longest(evaluators, groups[: len(evaluators)]):
+        name = evaluator.name if group is None else f"{group}={task.names[group]}"
+        if known.get(evaluator.name) != evaluator.version:
+            raise ValueError(
+                f"{name} does not answer as when the run in {path.parent} began (version "
+                f"{known.get(evaluator.name)}, now {evaluator.version}): its files, its settings or hwnas "
+                "have changed; restore them, or start a new run"
+            )
 
 
 def _announce(display: Display, task: Task, archive: Archive) -> None:
@@ -346,6 +377,8 @@ def _write(
     )
     tracker.summary({name: result[name] for name in ("best", "network", "evaluations")})
     write_json(folder / "result.json", result)
+    if result["network"] is not None:
+        forget_checkpoint(folder / "network")
     tracker.artifact("result", [folder / name for name in ("result.json", "pareto.csv", "report.html")])
     if result["network"] is not None:
         tracker.artifact(

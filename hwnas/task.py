@@ -105,7 +105,7 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
         "dataset": dataset,
         "store_dir": Path(cfg.store.dir).expanduser(),
         "folder": folder,
-        "kept": sweep_or_run(folder),
+        "kept": sweep_or_run(folder) / ".hydra",
         "announce": display.say,
         "warn": display.warn,
         "seed": seed,

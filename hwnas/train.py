@@ -17,6 +17,7 @@ from hwnas.core import Genotype, Interrupted, SearchSpace, whole_number
 from hwnas.data.images import Images
 from hwnas.display import Display
 from hwnas.files import remove, write_csv, write_json, write_text, write_torch
+from hwnas.models.recipe import CHECKPOINT
 from hwnas.store import read_result
 
 SIZES = ("channels", "num_cells", "variant")
@@ -29,8 +30,8 @@ def train_network(
     """Train an architecture on all training images and test it; writes the folder, returns the figures.
 
     The folder gets weights.pt (a state dict), architecture.json (what to build them into, and the figures),
-    curves.csv and curves.svg (figures per epoch). While it trains, it holds a checkpoint; a training that
-    was interrupted goes on from it, and ends like one that was not.
+    curves.csv and curves.svg (figures per epoch). Until `forget_checkpoint`, it holds a checkpoint too; a
+    training that was interrupted goes on from it, and ends like one that was not.
 
     Args:
         space: The space, with the width and depth to train.
@@ -46,7 +47,7 @@ def train_network(
     """
     import torch
 
-    from hwnas.models.classifier import CHECKPOINT, accuracy, fit
+    from hwnas.models.classifier import accuracy, fit
 
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -89,13 +90,17 @@ def train_network(
     columns = ("epoch", "loss", "train_acc", "lr")
     write_csv(folder / "curves.csv", [columns, *([row[name] for name in columns] for row in module.history)])
     write_text(folder / "curves.svg", curves_svg(module.history, test_acc))
-    remove(folder / CHECKPOINT)
     return {
         "test_acc": test_acc,
         "epochs": recipe.epochs,
         "weights": f"{folder.name}/weights.pt",
         "seconds": time.perf_counter() - start,
     }
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Delete the checkpoint of a network whose figures are written down."""
+    remove(folder / CHECKPOINT)
 
 
 def identity(space: Any, genotype: Genotype, dataset: Any) -> dict[str, Any]:
@@ -184,6 +189,7 @@ def main(cfg: DictConfig) -> float:
     finished = folder / "result.json"
     if finished.is_file():
         display.say(f"this run is finished already; see {finished}")
+        forget_checkpoint(folder / "network")
         return float(json.loads(finished.read_text())["test_acc"])
     seed = whole_number("seed", cfg.seed, least=0)
     dataset = build(cfg.dataset)
@@ -221,6 +227,7 @@ def main(cfg: DictConfig) -> float:
                 tracker.log(int(row["epoch"]) - 1, {key: float(value) for key, value in row.items()})
         tracker.summary(network)
         write_json(finished, {"status": "finished", "arch": text, **network})
+        forget_checkpoint(folder / "network")
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
         display.say(f"weights: {folder / network['weights']}")

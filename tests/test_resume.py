@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hwnas.devices.profile import Additive, Profile
+
 TOY = ["experiment=toy", "logger=csv", "generations=6", "strategy.population_size=10", "seed=3"]
 REAL = [
     "logger=csv",
@@ -185,11 +187,14 @@ def test_a_killed_real_run_resumes(tmp_path: Path) -> None:
     common = [*REAL, "store.dir=store"]
     search(tmp_path, *common, "store.url=sqlite:///whole.sqlite", "hydra.run.dir=whole")
     expected = outcome(tmp_path / "whole")
-    for place, nth in [("after the store", 1), ("in the journal", 1), ("before the final network", 1)]:
+    places = ("after the store", "in the journal", "before the final network", "before the report")
+    for place in places:
         name = place.replace(" ", "-")
-        killed(tmp_path, place, nth, *common, f"store.url=sqlite:///{name}.sqlite", "hydra.run.dir=run")
-        search(tmp_path, "resume=run")
+        killed(tmp_path, place, 1, *common, f"store.url=sqlite:///{name}.sqlite", "hydra.run.dir=run")
+        said = search(tmp_path, "resume=run")
         assert outcome(tmp_path / "run") == expected, place
+        assert ("going on after epoch 1" in said) == (place == "before the report")  # no final training twice
+        assert not (tmp_path / "run" / "network" / "checkpoint.pt").exists()
         (tmp_path / "run").rename(tmp_path / name)
 
 
@@ -310,3 +315,70 @@ def test_contradictions_are_refused(tmp_path: Path, run_hwnas, override: str, me
 )
 def test_folders_that_are_no_run(run_hwnas, folder: str, message: str) -> None:
     assert message in run_hwnas("search", f"resume={folder}", code=1).stderr
+
+
+def test_another_answer_of_a_device_is_not_mixed_in(tmp_path: Path, run_hwnas) -> None:
+    """What evaluators answer by is kept when a run begins, and compared when it is resumed."""
+
+    def profile(cost: float) -> None:
+        """Every operation costs as much as its number says, in a unit."""
+        shape = {"channels": 16, "num_cells": 5, "image_shape": [1, 8, 8], "num_classes": 10, "batch_size": 1}
+        check = {"latency_ms": {"networks": 5, "r2": 1.0, "spearman": 1.0, "median_error": 0.0}}
+        costs = {"latency_ms": Additive(1.0, [[cost * op for op in range(5)]] * 6)}
+        Profile(3, "mine", "nasbench201", shape, {}, costs, check).save(tmp_path / "d.json")
+
+    own = [*TOY, "search_space=nasbench201", "dataset=digits", "device=d.json", "trainer=none"]
+    profile(1.0)
+    search(tmp_path, *own, "store.dir=other", "hydra.run.dir=whole")
+    killed(tmp_path, "after the journal", 3, *own, "hydra.run.dir=run")
+    before = (tmp_path / "run" / "archive.jsonl").read_bytes()
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    profile(2.0)
+    refused = run_hwnas("search", "resume=run", code=1).stderr
+    assert refused.startswith(
+        f"hwnas search: error: device=d does not answer as when the run in {tmp_path}/run began "
+        f"(version {versions['mine']}, now "
+    )
+    assert refused.endswith("have changed; restore them, or start a new run\n")
+    assert refused.count("\n") == 1
+    assert (tmp_path / "run" / "archive.jsonl").read_bytes() == before
+    profile(1.0)
+    search(tmp_path, "resume=run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_settings_that_name_others_and_the_environment(
+    tmp_path: Path, run_hwnas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run keeps the values that they had when it began; a page is drawn and a run resumed without them."""
+    monkeypatch.setenv("EDGES", "9")
+    own = [*TOY[:-1], "seed=${generations}", "search_space.num_edges='${oc.decode:${oc.env:EDGES}}'"]
+    killed(tmp_path, "after the journal", 3, *own, "hydra.run.dir=run")
+    monkeypatch.delenv("EDGES")
+    refused = run_hwnas("search", "resume=run", "seed=${strategy.population_size}", code=1).stderr
+    assert "seed=${strategy.population_size} contradicts the run in run, which has seed=6;" in refused
+    search(tmp_path, "resume=run", "seed=${generations}")
+    search(
+        tmp_path, *TOY[:-1], "seed=6", "search_space.num_edges=9", "store.dir=other", "hydra.run.dir=whole"
+    )
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert run_hwnas("report", "run").stdout
+    monkeypatch.setenv("EDGES", "8")
+    refused = run_hwnas("search", *own, "hydra.run.dir=run", code=1).stderr
+    assert "holds a run with search_space.num_edges=9, not search_space.num_edges=8;" in refused
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (f"seed={2**63}", f"seed must be a whole number of at most {2**63 - 1}, not {2**63}"),
+        (f"limits.flops={10**20}", "is not readable YAML (a number of more than 20 digits)"),
+    ],
+)
+def test_numbers_that_are_too_large_are_refused_at_once(
+    tmp_path: Path, run_hwnas, setting: str, message: str
+) -> None:
+    refused = run_hwnas("search", *TOY, setting, "hydra.run.dir=run", code=1).stderr
+    assert message in refused
+    assert refused.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -107,6 +107,36 @@ def test_a_killed_training_resumes_to_the_same_weights(folder: Path, capsys: pyt
     assert "this run is finished already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("file", ["weights.pt", "curves.svg", "result.json"])
+def test_a_finished_training_is_not_thrown_away(
+    file: str, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Killed once the last epoch is over, while the figures are written, it is not trained again."""
+
+    def action() -> None:
+        replace = os.replace
+
+        def dying(source: Path, target: Path) -> None:
+            if Path(target).name == file:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        os.replace = dying  # type: ignore[assignment]
+        run(*TINY, "trainer.epochs=1", "arch=evnas_a", "hydra.run.dir=killed")
+
+    assert in_a_child(action) == -signal.SIGKILL
+    before = torch.load(folder / "killed/network/checkpoint.pt", weights_only=True)["network"]
+    run("resume=killed")
+    said = capsys.readouterr().out
+    assert "going on after epoch 1" in said
+    assert "  epoch 1/1" not in said
+    after = weights(folder / "killed")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in after)
+    assert len((folder / "killed/metrics.csv").read_text().splitlines()) == 2
+    assert not (folder / "killed/network/checkpoint.pt").exists()
+
+
 def test_what_a_training_writes(folder: Path) -> None:
     arch = Darts().to_str(Darts().from_str(PRESETS["evnas_b"]))
     assert "'" in arch

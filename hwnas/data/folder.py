@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.config import data_folder
-from hwnas.core import share, whole_number
+from hwnas.core import seed_of, share, whole_number
 from hwnas.data.images import check_batch, shard
 from hwnas.data.splits import SPLIT_SEED
 
@@ -192,14 +192,14 @@ class FileBatches:
         import torch
         from torch.utils.data import DataLoader
 
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.arange(len(self.files))
         if self.train:
             self.epoch += 1
             order = torch.randperm(len(self.files), generator=generator)
             if self.num_shards > 1:
                 order = shard(order, self.num_shards)[: len(self) * self.batch_size]
-                generator.manual_seed(int(order[0]) * 1_000_003 + self.seed)  # augmentation of this process
+                generator.manual_seed(seed_of(int(order[0]), self.seed))  # augmentation of this process
         files: Any = _Files([self.files[row] for row in order.tolist()], self.dataset, self.train)
         loader: Any = DataLoader(
             files,

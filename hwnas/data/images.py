@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.config import data_folder, find_file
-from hwnas.core import whole_number
+from hwnas.core import seed_of, whole_number
 from hwnas.data import splits
 
 if TYPE_CHECKING:
@@ -273,12 +273,12 @@ class Batches:
         if not self.train:
             yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
             return
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         self.epoch += 1
         order = torch.randperm(len(self.x), generator=generator)
         if self.num_shards > 1:
             order = shard(order, self.num_shards)
-            generator.manual_seed(int(order[0]) * 1_000_003 + self.seed)  # augmentation of this process
+            generator.manual_seed(seed_of(int(order[0]), self.seed))  # augmentation of this process
         order = order.to(self.x.device)
         for index in range(len(self)):
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]

@@ -31,7 +31,7 @@ class Host(Evaluator):
     Args:
         space: A space with networks.
         store_dir: Folder of the store.
-        kept: Folder of the run, or of its sweep, for the copy.
+        kept: Folder of what the run, or its sweep, began with; for the copy.
         announce: Called with a sentence when a profile was measured or read.
         batch_size: Images per forward pass.
         threads: Processor threads of the measured network.
@@ -123,7 +123,7 @@ class Host(Evaluator):
 
     def copy(self) -> Path:
         """Where the run's copy is."""
-        return self._kept / "profiles" / f"host-{self._space.name}-{_digest(self._networks())}.json"
+        return self._kept / f"host-{self._space.name}-{_digest(self._networks())}.json"
 
     def _networks(self) -> list[Any]:
         """What is measured, and how."""

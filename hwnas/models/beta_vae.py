@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.core import not_negative, positive, whole_number
+from hwnas.core import not_negative, positive, seed_of, whole_number
 from hwnas.files import write_torch
 from hwnas.models.classifier import Batch, KeepLast, Passes
 from hwnas.models.lightning import fit_by_lightning
@@ -360,7 +360,7 @@ class BetaVAETraining(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the noise at the start of a pass."""
         if self.step % self.steps_per_epoch == 0:
-            torch.manual_seed(self.seed * 1_000_003 + int(self.epoch) * 1_009)
+            torch.manual_seed(seed_of(self.seed, int(self.epoch) * 1_009))
         self._before_step(self.step)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwnas.core import seed_of
 from hwnas.files import write_torch
 from hwnas.models.lightning import fit_by_lightning
-from hwnas.models.recipe import PRECISIONS, Recipe
-
-CHECKPOINT = "checkpoint.pt"
-"""File of the last finished epoch, in a training's folder; a new training in that folder goes on from it."""
+from hwnas.models.recipe import CHECKPOINT, PRECISIONS, Recipe
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
 """Settings of a recipe that may be others when a training goes on."""
@@ -136,7 +134,7 @@ class Classifier(pl.LightningModule):
         epoch, batch_in_epoch = divmod(self.step, self.steps_per_epoch)
         if batch_in_epoch == 0 and self.recipe.drop_path:
             self.network.set_drop_path(self.recipe.drop_path_at(epoch))  # type: ignore[operator]
-            torch.manual_seed(self.seed * 1_000_003 + epoch * 1_009 + self.global_rank)
+            torch.manual_seed(seed_of(self.seed, epoch * 1_009 + self.global_rank))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Cross-entropy of a batch, with the auxiliary classifier's; stops when it is not finite."""

@@ -11,6 +11,9 @@ SCHEDULES = ("one_cycle", "cosine", "linear")
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's name of each precision."""
 
+CHECKPOINT = "checkpoint.pt"
+"""File of the last finished epoch, in a training's folder; a new training in that folder goes on from it."""
+
 SLOW_EPOCHS = 5
 """Length of the warm-up and of the last, flatter part of the linear schedule."""
 

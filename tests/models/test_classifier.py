@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.data.images import Images
-from hwnas.models.classifier import CHECKPOINT, Classifier, accuracy, fit
-from hwnas.models.recipe import Recipe
+from hwnas.models.classifier import Classifier, accuracy, fit
+from hwnas.models.recipe import CHECKPOINT, Recipe
 from hwnas.spaces.darts import PRESETS, Darts
 from hwnas.spaces.nasbench201 import NasBench201
 
