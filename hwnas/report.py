@@ -152,7 +152,8 @@ def page(run: Run) -> dict[str, Any]:
     """The values of the template: everything is decided here, the template only arranges it."""
     answer, pareto = run.best, run.front
     marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
-    nets = sections.networks(run, marked)
+    supported = sections.networks(run, marked)
+    nets = sections.drawn(supported, marked)
     shape = drawing(run.space)
     names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
     reported = sections.reported(run, nets)
@@ -195,11 +196,13 @@ def page(run: Run) -> dict[str, Any]:
         "metrics": names,
         "front": on_front,
         "csv": _csv(on_front, names),
-        "unsupported": len(unique(run.trials)) - len(nets),
+        "unsupported": len(unique(run.trials)) - len(supported),
+        "drawn": len(nets) if len(nets) < len(supported) else None,
+        "supported": len(supported),
         "curves": _generations(run),
         "effects": sections.effects(run, nets),
         "gaps": sections.knee_gaps(run, shape, pareto, knee),
-        "lineage": sections.lineage(run, shape, nets, answer),
+        "lineage": sections.lineage(run, shape, supported, answer),
         "most_figures": sections.MOST_FIGURES,
         "over_time": sections.over_time(run, shape, pareto),
         "breakdown": sections.breakdown(run, answer, shape),

@@ -37,6 +37,9 @@ from hwnas.run_folder import Run, goal_of, reported_metrics
 MOST_NEAREST = 4_000
 """For at most so many networks the nearest earlier one is sought; beyond, for those of the front."""
 
+MOST_DRAWN = 50_000
+"""Of at most so many networks, evenly spread, and those of the front, the page has the figures."""
+
 MOST_FIGURES = 24
 """Steps of the winner's lineage that are drawn, not only written."""
 
@@ -65,6 +68,12 @@ def networks(run: Run, marked: Mapping[Genotype, Trial]) -> list[Trial]:
         for trial in trials
         if all(map(math.isfinite, trial.metrics.values()))
     ]
+
+
+def drawn(nets: Sequence[Trial], marked: Mapping[Genotype, Trial]) -> list[Trial]:
+    """At most `MOST_DRAWN` of the networks, evenly spread, and the marked ones; in order."""
+    rows = set(spread(len(nets), MOST_DRAWN))
+    return [trial for row, trial in enumerate(nets) if row in rows or trial.genotype in marked]
 
 
 def reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
@@ -206,6 +215,10 @@ def data(
         new = range(known_after[-1], max([known_after[-1], *(row + 1 for row in asked)]))
         known_after.append(new.stop)
         repeats.append(list((Counter(asked) - Counter(new)).elements()))
+    total = sum(map(len, repeats))
+    if total > MOST_DRAWN:  # a step of the slider shows some of what is asked for again
+        step = math.ceil(total / MOST_DRAWN)
+        repeats = [again[number % step :: step] for number, again in enumerate(repeats)]
     content: dict[str, Any] = {
         "ops": shape.ops,
         "names": run.space.ops,

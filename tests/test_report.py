@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hwnas import report_sections
 from hwnas.core import Limit, Objective
 from hwnas.drawing import axis, drawing, picture, quantity, scatter, text
 from hwnas.report import command, write_report
@@ -653,3 +654,27 @@ def test_cost_diversity_per_generation(tmp_path):
 def test_no_cost_diversity_where_nothing_is_supported(tmp_path):
     unsupported = [(g, genotype, quality, None) for g, genotype, quality, _ in TRIALS]
     assert "latency diversity" not in page(make_run(tmp_path / "run", unsupported)).text
+
+
+def test_of_many_networks_some_are_drawn_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_sections, "MOST_DRAWN", 10)
+    rows = [(i // 5, [i // 25, i // 5 % 5, i % 5, 0], 0.1 + i / 1000, 1.0 + i) for i in range(99)]
+    rows += [(20, [0, 0, i, 0], 0.1 + i / 1000, 1.0 + i) for i in range(5)] * 5  # asked for again
+    rows[50] = (10, rows[50][1], 0.9, 1.0)  # alone on the front, but for what is better
+    run = make_run(tmp_path / "run", rows, finished=False)
+    page = Page(write_report(run))
+    # Of 99 networks the rows 0, 10, 21, 32, 43, 54, 65, 76, 87, 98, and row 50 of the front.
+    assert "Of 99 networks 11 are drawn, evenly spread over the search, with all of the front" in page.text
+    assert page.data["genotypes"][:12] == "000002000410"
+    assert page.data["known"][-1] == len(page.data["metrics"][0]["values"]) == 11
+    assert max(page.data["metrics"][0]["values"]) == 0.9
+    assert len(page.data["front"]) == 1
+    assert 0 < len(page.data["repeats"]) <= 10
+    assert page.data["starts"][-1] == len(page.data["repeats"])
+    monkeypatch.setattr(report_sections, "MOST_DRAWN", 99)
+    page = Page(write_report(run))
+    assert "are drawn, evenly spread" not in page.text
+    assert page.data["known"][-1] == 99
+    assert len(page.data["repeats"]) == 25
