@@ -38,9 +38,9 @@ from hwnas.store import (
     PLAN,
     Archive,
     CachedEvaluator,
-    EvaluationStore,
     Hypervolume,
     metrics_from_json,
+    open_for_run,
     read_result,
 )
 from hwnas.task import Task, set_up
@@ -128,7 +128,7 @@ def main(cfg: DictConfig) -> Returned:
     assert isinstance(config, dict)
     run_id = _run_id(folder)
     with contextlib.ExitStack() as opened:
-        store = EvaluationStore(cfg.store.url, run_id)
+        store = open_for_run(cfg.store.url, run_id, folder, display.warn)
         opened.callback(store.close)
         workers = None
         if whole_number("workers", cfg.workers) > 1:

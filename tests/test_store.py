@@ -1,21 +1,39 @@
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import json
 import math
 import multiprocessing
 import os
+import shutil
 import sqlite3
-from collections.abc import Sequence
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sql
 
+from hwnas import store as store_module
 from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Trial
 from hwnas.files import to_json
 from hwnas.spaces.toy import Toy
-from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume, read_archive
+from hwnas.store import (
+    Archive,
+    CachedEvaluator,
+    EvaluationStore,
+    Hypervolume,
+    Row,
+    open_for_run,
+    read_archive,
+)
+from hwnas.store_command import command
 
 ACC, LATENCY = Objective("val_acc", "max"), Objective("latency_ms", "min")
 KEY = ("rmi", "toy", "digits", "v1")
@@ -323,6 +341,206 @@ def test_read_only_folder(tmp_path: Path) -> None:
         pytest.skip("this user may write everywhere")
     with pytest.raises(ValueError, match="unable to open database file"):
         EvaluationStore(f"sqlite:///{folder / 'evaluations.sqlite'}", "run")
+
+
+@pytest.fixture
+def ordinary() -> Iterator[Path]:
+    """A folder of an ordinary user, whom permissions hold back; tests may run as root."""
+    for module in ("rich.console", "rich.table", "colorsys"):  # Python itself may be root's
+        importlib.import_module(module)
+    folder = Path(tempfile.mkdtemp(prefix="store"))
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, -1)
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(os.getuid())
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("closed", ["folder", "file", "both"])
+def test_what_may_only_be_read_is_read(ordinary: Path, closed: str, capsys) -> None:
+    path = ordinary / "evaluations.sqlite"
+    with contextlib.closing(EvaluationStore(f"sqlite:///{path}", "first")) as store:
+        store.put(KEY, {(0,): {"rmi": 1.0}})
+    before = path.read_bytes()
+    path.chmod(0o644 if closed == "folder" else 0o444)
+    ordinary.chmod(0o755 if closed == "file" else 0o555)
+    with contextlib.closing(EvaluationStore(f"sqlite:///{path}", "second")) as store:
+        assert not store.writable
+        assert store.get(KEY, [(0,), (1,)]) == {(0,): {"rmi": 1.0}}
+        assert [(part.key, part.evaluations) for part in store.contents()] == [(KEY, 1)]
+        with pytest.raises(ValueError, match=r"evaluations\.sqlite cannot be written, only read$"):
+            store.put(KEY, {(1,): {"rmi": 2.0}})
+    assert command(["show", f"store.dir={ordinary}"]) == 0
+    assert "1 evaluations, 0 in progress" in capsys.readouterr().out
+    assert command(["prune", "keep=0", "yes=true", f"store.dir={ordinary}"]) == 1
+    assert "cannot be written, only read" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_store_that_others_write_is_read_where_it_may_not_be_written(ordinary: Path) -> None:
+    path = ordinary / "evaluations.sqlite"
+    with contextlib.closing(EvaluationStore(f"sqlite:///{path}", "writer")) as writer:
+        ordinary.chmod(0o555)
+        with contextlib.closing(EvaluationStore(f"sqlite:///{path}", "reader")) as reader:
+            assert not reader.writable
+            for k in range(3):
+                writer.put(KEY, {(k,): {"rmi": float(k)}})
+                assert reader.get(KEY, [(k,)]) == {(k,): {"rmi": float(k)}}
+        ordinary.chmod(0o755)
+
+
+def test_a_run_reads_what_it_may_not_write_and_keeps_what_is_new(ordinary: Path) -> None:
+    path, folder = ordinary / "evaluations.sqlite", ordinary / "run"
+    folder.mkdir()
+    url, warned = f"sqlite:///{path}", []
+    with contextlib.closing(EvaluationStore(url, "first")) as store:
+        answer(CachedEvaluator(Counting(), store, "digits"), [(1, 1)])
+    path.chmod(0o444)
+    inner = Counting()
+    for _ in range(2):  # the second session finds what the first has paid for
+        with contextlib.closing(open_for_run(url, "second", folder, warned.append)) as store:
+            told = answer(CachedEvaluator(inner, store, "digits"), [(1, 1), (2, 2)])
+            assert told == [{"rmi": 2 / 7}, {"rmi": 4 / 7}]
+            assert store.paid("counting") == 1
+    assert inner.asked == [[(2, 2)]]
+    kept = folder / "evaluations.sqlite"
+    said = f"store {url} can only be read: its answers are used, new ones are kept in {kept}"
+    assert warned == [said, said]
+    path.chmod(0o644)
+    with contextlib.closing(open_for_run(url, "second", folder, warned.append)) as store:
+        assert (len(warned), store.paid("counting")) == (2, 1)
+        assert [part.evaluations for part in store.contents()] == [2]
+
+
+def test_a_locked_store_is_tried_again_and_given_up_in_one_line(url: str) -> None:
+    warned: list[str] = []
+    store = EvaluationStore(url, "run", patience=4.0, warn=warned.append)
+    lock = sqlite3.connect(url.removeprefix("sqlite:///"), check_same_thread=False, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    free = threading.Timer(1.5, lambda: lock.execute("ROLLBACK"))  # one attempt waits for 0.4 s
+    free.start()
+    store.put(KEY, {(0,): {"rmi": 1.0}})
+    free.join()
+    assert store.get(KEY, [(0,)]) == {(0,): {"rmi": 1.0}}
+    assert warned == [f"store {url}: database is locked; trying again for 4 s"]
+    store.close()
+    store = EvaluationStore(url, "run", patience=0.2)
+    lock.execute("BEGIN IMMEDIATE")
+    with pytest.raises(ValueError, match=r"evaluations\.sqlite: database is locked; tried again for 0 s$"):
+        store.put(KEY, {(1,): {"rmi": 1.0}})
+    lock.close()
+    store.close()
+
+
+def test_a_server_that_is_restarted_or_ends_a_connection_is_asked_again(
+    postgres: str, postgres_process: tuple[str, Callable[[], None]]
+) -> None:
+    warned: list[str] = []
+    with contextlib.closing(EvaluationStore(postgres, "run", warn=warned.append)) as store:
+        ends = iter([True, False])
+
+        def ended_once(connection: sql.Connection) -> int:
+            if next(ends):
+                connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+            return 7
+
+        assert store._transact(ended_once) == 7
+        restart = threading.Thread(target=postgres_process[1])
+        restart.start()
+        for k in range(20):
+            store.put(KEY, {(k,): {"rmi": float(k)}})
+            time.sleep(0.05)
+        restart.join()
+        assert len(store.get(KEY, [(k,) for k in range(20)])) == store.paid("rmi") == 20
+
+
+def test_transactions_that_conflict_are_repeated(postgres: str) -> None:
+    with contextlib.closing(EvaluationStore(postgres, "run")) as store:
+        store.put(KEY, {(0,): {"rmi": 1.0}})
+        tries = []
+
+        def serial(connection: sql.Connection) -> None:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+            connection.exec_driver_sql("SELECT run FROM evaluations").all()
+            if not tries:
+                with other.begin() as between:
+                    between.exec_driver_sql("UPDATE evaluations SET run = 'other'")
+            tries.append(1)
+            connection.exec_driver_sql("UPDATE evaluations SET created = 0")
+
+        other = sql.create_engine(postgres)
+        store._transact(serial)
+        other.dispose()
+        assert len(tries) == 2
+        with pytest.raises(ValueError, match=r'^store .*: relation "nothing" does not exist'):
+            store._transact(lambda connection: connection.exec_driver_sql("SELECT * FROM nothing"))
+
+
+def test_a_wrong_address_is_one_line_at_once(postgres: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r'^store postgresql.*"nowhere" does not exist') as error:
+        EvaluationStore(postgres.rpartition("/")[0] + "/nowhere", "run")
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - start < 10
+
+
+def test_a_role_that_may_only_read_reads(postgres: str) -> None:
+    engine = sql.create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with contextlib.closing(EvaluationStore(postgres, "run")) as store:
+        assert store.writable
+        store.put(KEY, {(0,): {"rmi": 1.0}})
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+        connection.exec_driver_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    engine.dispose()
+    with contextlib.closing(EvaluationStore(postgres.replace("hwnas@", f"{role}@"), "run")) as store:
+        assert not store.writable
+        assert store.get(KEY, [(0,)]) == {(0,): {"rmi": 1.0}}
+
+
+@pytest.mark.parametrize("auto_vacuum", [True, False])
+def test_writers_get_their_turn_between_the_batches_of_a_prune(
+    url: str, auto_vacuum: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "BATCH", 100)
+    path = Path(url.removeprefix("sqlite:///"))
+    with contextlib.closing(EvaluationStore(url, "run")) as store:
+        old, new = KEY, (*KEY[:3], "new")
+        store.add([Row(old, f"{i:05d}" + ",1" * 200, {"rmi": float(i)}, "run", 0.0) for i in range(400)])
+        if not auto_vacuum:  # as earlier versions made them
+            store.close()
+            connection = sqlite3.connect(path, isolation_level=None)
+            connection.execute("PRAGMA journal_mode=DELETE")
+            connection.execute("PRAGMA auto_vacuum=NONE")
+            connection.execute("VACUUM")
+            connection.close()
+        held: list[int] = []
+        turns = threading.Event()
+
+        def write() -> None:
+            with contextlib.closing(EvaluationStore(url, "writer")) as other:
+                while not turns.wait(0.02):
+                    other.put(new, {(len(held),): {"rmi": 0.0}})
+                    held.append(sum(part.evaluations for part in other.contents() if part.key == old))
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        while not held:
+            time.sleep(0.01)
+        before = store.size()
+        store.remove([old])
+        turns.set()
+        writer.join()
+        assert {400, 300, 200, 100, 0} & set(held) >= {300, 200, 100}  # it wrote between the batches
+        assert [part.key for part in store.contents()] == [new]
+        assert store.size() < before / 3
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA auto_vacuum").fetchall() == [(2,)]
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
 
 
 def test_a_folder_is_not_a_database(tmp_path: Path) -> None:
