@@ -688,18 +688,19 @@ class EvaluationStore:
         for key in keys:
             some = sql.select(_evaluations.c.genotype).where(*_of(_evaluations, key)).limit(BATCH)
             batch = _evaluations.delete().where(*_of(_evaluations, key), _evaluations.c.genotype.in_(some))
-            self._in_turn(partial(_num_changed, batch), write=True)
+            self._in_turn(partial(self._transact, partial(_num_changed, batch), write=True))
         query = "PRAGMA auto_vacuum"
         if self._engine.dialect.name == "sqlite" and self._transact(
             lambda connection: connection.exec_driver_sql(query).scalar_one()
         ):
-            self._in_turn(_give_back, alone=True)
+            self._in_turn(partial(self._transact, _give_back, alone=True))
         else:  # PostgreSQL's blocks nobody; a SQLite file of an earlier version is written anew, once
             self._transact(lambda connection: connection.exec_driver_sql("VACUUM"), alone=True)
 
-    def _in_turn(self, action: Callable[[sql.Connection], int], **how: bool) -> None:
-        """Repeat an action until nothing is left to do, and let others write in between; `how` as there."""
-        while self._transact(action, **how):
+    @staticmethod
+    def _in_turn(transact: Callable[[], int]) -> None:
+        """Repeat a transaction until nothing is left to do, and let others write in between."""
+        while transact():
             time.sleep(PAUSE)
 
     def size(self) -> int:
