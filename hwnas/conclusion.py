@@ -89,6 +89,7 @@ class Conclusion:
         return {
             "result": [self.described(trial) for trial in self.found],
             "best": self.described(self.answer) if self.answer else None,
+            "population": self._population(),
             "stationary": task.quality.stationary,
             "truth": self._comparison(),
             "transfer": self._transfer(),
@@ -105,6 +106,12 @@ class Conclusion:
             "deciles": cost_deciles(task.space, evaluators),
             "reports": self._columns(),
         }
+
+    def _population(self) -> dict[str, int]:
+        """How many members the last population has, and how many different networks they are."""
+        last = [trial for trial in self.trials if trial.generation == self.trials[-1].generation]
+        members = self.task.strategy.survivors() or last
+        return {"size": len(members), "different": len(unique(members))}
 
     def _comparison(self) -> dict[str, Any] | None:
         """The answer and the front of every generation beside the true ones."""

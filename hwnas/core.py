@@ -603,3 +603,7 @@ class Strategy(ABC):
     @abstractmethod
     def result(self) -> list[Trial]:
         """What the method returns: a front, an elite, a mean."""
+
+    def survivors(self) -> list[Trial]:
+        """The population that is kept from one generation to the next; empty where none is."""
+        return []

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from hwnas import dashboard, password, sweep_report
 from hwnas import report_sections as sections
@@ -30,6 +31,7 @@ from hwnas.core import (
     unique,
     violations,
 )
+from hwnas.data import splits
 from hwnas.drawing import (
     NODE_RADIUS,
     SUFFIXES,
@@ -46,6 +48,7 @@ from hwnas.foreign import read_json
 from hwnas.pages import write_page
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
+from hwnas.published import EXPERIMENTS, PAPERS
 from hwnas.run_folder import Run, comparable_trials, goal_of, read_run
 from hwnas.store import PLAN, Hypervolume, metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
@@ -207,6 +210,8 @@ def page(run: Run) -> dict[str, Any]:
         "over_time": sections.over_time(run, shape, pareto),
         "breakdown": sections.breakdown(run, answer, shape),
         "proxies": sections.proxies(run, nets, reported),
+        "protocol": _protocol(run),
+        "published": _published(run, trained),
         "truth": _truth(run),
         "transfer": _transfer(run),
         "yardsticks": _yardsticks(run),
@@ -240,6 +245,61 @@ def page(run: Run) -> dict[str, Any]:
             **run.result.get("versions", {}),
         },
     }
+
+
+def _protocol(run: Run) -> str:
+    """A sentence on which images validate; empty where the run looks at none, or is older than the choice."""
+    split, fraction, benchmark = _images(run)
+    if run.names["evaluator"] in ("table", "toy") or split is None:
+        return ""
+    whole = OmegaConf.select(run.config, "evaluator.images") == "all"
+    rest = "; reference and batch are of all training images" if whole else ""
+    return f"Images: {splits.in_words(splits.check(split, benchmark), fraction, benchmark)}{rest}."
+
+
+def _images(run: Run) -> tuple[str | None, float, str]:
+    """The rule by which images validate, None where there is none; its share; their name in benchmarks."""
+    keys = ("split", "valid_fraction", "benchmark", "name")
+    split, fraction, benchmark, name = (OmegaConf.select(run.config, f"dataset.{key}") for key in keys)
+    share = float(fraction) if isinstance(fraction, float | int) else 0.0
+    return None if split is None else str(split), share, str(benchmark or name)
+
+
+def _published(run: Run, trained: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What is published for the run's experiment beside what the run got; None where nothing is."""
+    of = EXPERIMENTS.get(run.names.get("experiment", ""))
+    if of is None or not run.result:
+        return None
+    _, _, benchmark = _images(run)
+    case = (run.names["device"], benchmark)
+    rows: list[tuple[str, str, str]] = []
+    if benchmark in of.test_acc:
+        rows.append((f"test accuracy, {of.of}", f"{of.test_acc[benchmark]} %", _test_accuracy(run, trained)))
+    bounds = [limit.bound for limit in run.limits if limit.metric == "latency_ms"]
+    if case == ("fpga", "cifar100") and bounds and bounds[0] in of.fpga:
+        named = f"test accuracy within {bounds[0]:g} ms on the FPGA"
+        rows.append((named, of.fpga[bounds[0]], _test_accuracy(run, trained)))
+    if case == ("fpga", "cifar10") and of.diversity:
+        last = [trial for trial in run.trials if trial.generation == run.trials[-1].generation]
+        known = costs(last, run.objectives)[:, 1]
+        value = float(cost_diversity(known[np.isfinite(known)]).mean())
+        rows.append(("cost diversity of the last generation, ms²", of.diversity, f"{value:.0f}"))
+    if not rows:
+        return None
+    given = [o for o in run.overrides if not o.startswith(("experiment=", "logger=", "hydra", "seed="))]
+    differs = [of.differs] if of.differs else []
+    differs.append(f"This is one run, of seed {run.config.seed}.")
+    if given:
+        differs.append(f"Settings of this run beside the experiment's: {' '.join(given)}.")
+    return {"method": of.method, "paper": PAPERS[of.method], "rows": rows, "differs": " ".join(differs)}
+
+
+def _test_accuracy(run: Run, trained: Mapping[str, Any] | None) -> str:
+    """Of the network that the strategy returns, if it is one, else of the best; looked up or trained."""
+    returned = run.result.get("result") or []
+    network = returned[0] if len(returned) == 1 else run.result.get("best")
+    value = trained["test_acc"] if trained else ((network or {}).get("metrics") or {}).get("test_acc")
+    return "not known: it was not trained from scratch" if value is None else text("test_acc", value)
 
 
 def _spoken(limit: Limit) -> str:
@@ -593,6 +653,10 @@ def _ledger(run: Run) -> list[tuple[str, str]]:
         ("paid for by this run", f"{asked - cached:,}"),
         ("answered by the store", f"{cached:,}"),
     ]
+    if population := run.result.get("population"):
+        rows.append(
+            ("different networks in the last population", "{different} of {size}".format(**population))
+        )
     if seconds is not None:
         rows.append(("time of the search per evaluation", f"{1000 * seconds / asked:.3g} ms"))
     if virtual is not None:

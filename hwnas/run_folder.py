@@ -167,6 +167,9 @@ def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> No
             shape = np.shape(table["added"])
             if shape != space.alpha_shape:
                 raise ValueError(f"{key} of {metric} has shape {shape}, not {space.alpha_shape}")
+    population = result.get("population", {"different": 1, "size": 1})
+    if not 0 < int(population["different"]) <= int(population["size"]):
+        raise ValueError(f"population is {population}")
     for metric, values in result.get("reports", {}).items():
         if len(values) != min(num, MOST_REPORTED):
             raise ValueError(f"reports has {len(values)} values of {metric} for {num} networks")

@@ -18,6 +18,7 @@ from hwnas.data.images import Images
 from hwnas.display import Display
 from hwnas.files import remove, write_csv, write_json, write_text, write_torch
 from hwnas.models.recipe import CHECKPOINT
+from hwnas.published import of_architecture
 from hwnas.store import read_result
 
 SIZES = ("channels", "num_cells", "variant")
@@ -230,6 +231,8 @@ def main(cfg: DictConfig) -> float:
         forget_checkpoint(folder / "network")
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
+        if known := of_architecture(text, getattr(dataset, "benchmark", dataset.name)):
+            display.say(known)
         display.say(f"weights: {folder / network['weights']}")
         display.say(f"next: hwnas export run={folder}")
     except KeyboardInterrupt:

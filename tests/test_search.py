@@ -591,6 +591,7 @@ def test_a_strategy_of_ones_own(run_hwnas, tmp_path: Path) -> None:
     run_hwnas(*arguments, env={"HWNAS_ALLOW_TARGETS": "mine", "PYTHONPATH": str(tmp_path)})
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["evaluations"] == {"asked": 6, "unique": 1, "cached": 5}
+    assert result["population"] == {"size": 3, "different": 1}
     assert result["strategy"] == "same"
 
 

@@ -98,6 +98,10 @@ class MOHDNAS(Strategy):
         """The supported, non-dominated members of the last population, without repeated architectures."""
         return unique(self._algorithm.front())
 
+    def survivors(self) -> list[Trial]:
+        """The last population."""
+        return self._algorithm.survivors()
+
 
 def _diversity(cost: FloatArray, supported: np.ndarray) -> FloatArray:
     """Chi of the supported members, cost (n, costs): that of the cost, or of several scaled ones together."""

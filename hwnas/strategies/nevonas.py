@@ -115,6 +115,10 @@ class NEvoNAS(Strategy):
         order = np.argsort(costs(front, self.objectives[:1])[:, 0], kind="stable")
         return unique([front[row] for row in order])
 
+    def survivors(self) -> list[Trial]:
+        """The last population."""
+        return self._algorithm.survivors()
+
 
 def nearest(distances: FloatArray, num: int) -> tuple[FloatArray, np.ndarray]:
     """Mean distance to the nearest neighbours, shape (n,), and which they are, shape (n, at most num).

@@ -120,6 +120,10 @@ class NSGA2:
         """The parents, a population of pymoo; None before the first `tell`."""
         return self._algorithm.pop
 
+    def survivors(self) -> list[Trial]:
+        """Trials of the parents; architectures may repeat."""
+        return [] if self.pop is None else [member.get("trial") for member in self.pop]
+
     def front(self) -> list[Trial]:
         """Trials of the supported, non-dominated parents; architectures may repeat."""
         if self._algorithm.opt is None:

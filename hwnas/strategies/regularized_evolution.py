@@ -99,3 +99,7 @@ class RegularizedEvolution(Strategy):
     def result(self) -> list[Trial]:
         """The best trial of the whole run."""
         return [] if self._best is None else [self._best[1]]
+
+    def survivors(self) -> list[Trial]:
+        """The living."""
+        return [trial for _, trial in self._alive]

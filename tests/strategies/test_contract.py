@@ -263,3 +263,13 @@ def test_beats_random_search(yaml: Path) -> None:
     own = [score(yaml, seed, single) for seed in range(5)]
     by_chance = [score(yaml.with_name("random.yaml"), seed, single) for seed in range(5)]
     assert np.mean(own) > np.mean(by_chance) + 2 * np.std(by_chance), (own, by_chance)
+
+
+def test_survivors_were_told_and_are_as_many_as_the_population(yaml: Path) -> None:
+    """Of the strategies whose population is not the one that they asked for last."""
+    strategy = create(yaml)
+    assert strategy.survivors() == []
+    told = {trial for trials in run(strategy) for trial in map(str, trials)}
+    survivors = strategy.survivors()
+    assert set(map(str, survivors)) <= told
+    assert len(survivors) == (20 if yaml.stem in ("mo_hdnas", "nevonas", "regularized_evolution") else 0)
