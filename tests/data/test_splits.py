@@ -214,3 +214,12 @@ def test_the_lists_are_fetched_and_checked_by_one_command(
         "imagenet-16-120-test-split.txt: 3,000 of 6,000 test images of imagenet16 validate",
     ]
     assert sorted(path.name for path in data.iterdir()) == sorted(s.name for s in sources_of("splits"))
+
+
+def test_a_search_that_validates_on_test_images_says_so(run_hwnas: Callable[..., Any]) -> None:
+    words = ("search", "experiment=toy", "dataset=cifar100", "generations=1", "logger=csv")
+    said = run_hwnas(*words, "dataset.split=benchmark", "hydra.run.dir=benchmark")
+    warning = "warning: validation on 5,000 of the test images, as in the papers"
+    assert warning in " ".join((said.stdout + said.stderr).split())
+    clean = run_hwnas(*words, "hydra.run.dir=clean")
+    assert "test images" not in clean.stdout + clean.stderr
