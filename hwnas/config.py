@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas import password, sweep
-from hwnas.foreign import plain_yaml, read_yaml
+from hwnas.foreign import plain_yaml, printable, read_yaml
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
 ALLOWED = tuple(filter(None, os.environ.get(ALLOW_VARIABLE, "").split(",")))
@@ -109,7 +109,7 @@ def _create(settings: Any, offered: Mapping[str, Any], path: str, kind: type | N
     arguments = {key: value for key, value in offered.items() if key in known}
     try:
         return target(**{**arguments, **settings})
-    except (TypeError, AttributeError) as error:  # almost always a setting of the wrong type
+    except (TypeError, AttributeError, ArithmeticError) as error:  # almost always a setting of the wrong type
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
         raise ValueError(f"{path}: {str(error).splitlines()[0]} (settings: {shown})") from error
     except ValueError as error:
@@ -236,7 +236,7 @@ def explain(error: BaseException, config_name: str, arguments: Sequence[str] = (
         config_name: The command.
         arguments: What the user gave it, to suggest settings of the groups that were chosen.
     """
-    return password.without(_explained(error, config_name, arguments))
+    return printable(password.without(_explained(error, config_name, arguments)))
 
 
 def _explained(error: BaseException, config_name: str, arguments: Sequence[str]) -> str:
@@ -323,7 +323,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     full = given == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     expected = (
-        *(ValueError, OSError, MemoryError, KeyboardInterrupt),
+        *(ValueError, OSError, MemoryError, OverflowError, KeyboardInterrupt),
         *(HydraException, OmegaConfBaseException, yaml.YAMLError),
     )
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from hwnas.foreign import printable
 from hwnas.progress import listening
 
 logger = logging.getLogger("hwnas")
@@ -54,7 +55,7 @@ class Display:
 
     def __init__(self) -> None:
         # In a notebook rich's progress needs ipywidgets; plain lines do without.
-        self.console = Console(highlight=False, force_jupyter=False)
+        self.console = Console(highlight=False, markup=False, force_jupyter=False)
         if not self.console.is_terminal:
             self.console.width = 160  # logs are not as narrow as the terminal that is not there
         self.seconds: dict[str, float] = {}
@@ -123,11 +124,13 @@ class Display:
         if self.console.is_terminal:
             wide = self.console.width >= WIDE
             self._bar = Progress(
-                *([TextColumn("{task.description}"), BarColumn(bar_width=20)] if wide else []),
-                TextColumn("{task.fields[count]}", style="progress.download"),
-                *([TextColumn("{task.fields[left]}", style="cyan")] if wide else []),
+                *([TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)] if wide else []),
+                TextColumn("{task.fields[count]}", style="progress.download", markup=False),
+                *([TextColumn("{task.fields[left]}", style="cyan", markup=False)] if wide else []),
                 # what is left of the line, so that only this is cut
-                TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True)),
+                TextColumn(
+                    "{task.fields[figures]}", markup=False, table_column=Column(ratio=1, no_wrap=True)
+                ),
                 console=self.console,
                 expand=True,
                 refresh_per_second=4,
@@ -189,7 +192,7 @@ class Display:
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._printed = time.perf_counter()
-        self.console.print(text, markup=False, soft_wrap=True, style=style)
+        self.console.print(printable(text), soft_wrap=True, style=style)
 
     def _update(self) -> None:
         """Show the levels on the progress line."""

@@ -28,7 +28,7 @@ from hwnas.devices.profile import Profile, network_shape
 from hwnas.display import Display
 from hwnas.export_card import card
 from hwnas.files import remove, replacing, write_json, write_text
-from hwnas.foreign import plain_yaml
+from hwnas.foreign import plain_yaml, read_json, shaped
 from hwnas.train import architecture, identity
 
 if TYPE_CHECKING:
@@ -278,6 +278,18 @@ def predicted(
     return None
 
 
+TRAINED_SHAPE = {
+    "arch": str,
+    "genotype": [int],
+    "mean": [float],
+    "std": [float],
+    "epochs?": int,
+    "seed?": int,
+    "test_acc?": float,
+}
+"""What the architecture.json of a trained network holds, as `foreign.shaped` reads it."""
+
+
 def trained(folder: Path) -> dict[str, Any]:
     """The architecture.json of the network that a search or a training in `folder` has trained.
 
@@ -293,14 +305,12 @@ def trained(folder: Path) -> dict[str, Any]:
         if not (folder / "result.json").is_file():
             hint = f"it is unfinished: hwnas {job} resume={folder}"
         raise ValueError(f"run={folder} has no trained network; {hint}")
+    facts = read_json(path, "is damaged")
     try:
-        facts = dict(json.loads(path.read_text()))
-        for name in ("mean", "std"):
-            facts[name] = [float(value) for value in facts[name]]
-        facts["genotype"] = tuple(map(int, facts["genotype"]))
-        return facts
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+        shaped(facts, TRAINED_SHAPE)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    return {**facts, "genotype": tuple(facts["genotype"])}
 
 
 def target(cfg: DictConfig, own: Path) -> Path:

@@ -7,7 +7,12 @@ lists, text, numbers, true, false and null; it is of bounded size and depth, wit
 from __future__ import annotations
 
 import json
+import math
 import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +141,12 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     return known[id(node)]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, otherwise: str = "is corrupt") -> Any:
     """What a JSON file holds.
+
+    Args:
+        path: The file.
+        otherwise: What is said of a file that cannot be read.
 
     Raises:
         ValueError: Not JSON, too large or too deep, or a number of too many digits; names the file.
@@ -147,11 +156,11 @@ def read_json(path: Path) -> Any:
             raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from None
+        raise ValueError(f"{path} {otherwise} ({error})") from None
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON text holds.
+    """What JSON text holds; NaN and infinity are read, which `shaped` refuses.
 
     Raises:
         ValueError: Not JSON, too deep, or a number of too many digits.
@@ -182,3 +191,133 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"more than {MAX_DEPTH} lists or mappings inside each other")
+
+
+def shaped(value: Any, shape: Any, place: str = "") -> None:
+    """Check what JSON holds against the shape that it should have.
+
+    Args:
+        value: What was read.
+        shape: `str`, `int`, `bool`, or `float` (any finite number, `Real` NaN too); `object` is anything;
+            a text or None is that value; a tuple, one of several shapes; `[shape]`, a list of any length;
+            `{name: shape}`, a mapping that has these names (those that end in "?" may be missing) and may
+            have others, whose shape is that of the name `str`, if there is one.
+        place: Where the value stands, for messages.
+
+    Raises:
+        ValueError: Another shape; says where, and what is there.
+    """
+    if isinstance(shape, tuple):
+        if value is not None and len(rest := [one for one in shape if one is not None]) == 1:
+            shaped(value, rest[0], place)
+        elif not any(_has_shape(value, one) for one in shape):
+            raise _misshapen(value, " or ".join(map(_spoken, shape)), place)
+    elif isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise _misshapen(value, _spoken(shape), place)
+        known = {name.removesuffix("?"): name for name in shape if name is not str}
+        for name, key in known.items():
+            if not key.endswith("?") and name not in value:
+                raise ValueError(f"{place or 'it'} has no {name}")
+        for name, inner in value.items():
+            key = known.get(name, str)
+            shaped(inner, shape.get(key, object), f"{place}.{name}" if place else str(name))
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise _misshapen(value, _spoken(shape), place)
+        for number, inner in enumerate(value):
+            shaped(inner, shape[0], f"{place}[{number}]")
+    elif not _is_of(value, shape):
+        raise _misshapen(value, _spoken(shape), place)
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    try:
+        shaped(value, shape)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_of(value: Any, kind: type | str | None) -> bool:
+    if kind is None or isinstance(kind, str):
+        return value == kind
+    if kind is object:
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    Real: "a number",
+    bool: "true or false",
+    None: "null",
+}
+
+
+def _spoken(shape: Any) -> str:
+    if isinstance(shape, dict | list):
+        return "a mapping" if isinstance(shape, dict) else "a list"
+    return _KINDS.get(shape, str(shape))
+
+
+def _misshapen(value: Any, wanted: str, place: str) -> ValueError:
+    shown = json.dumps(value, default=str)
+    return ValueError(f"{place or 'it'} is {shown if len(shown) <= 60 else shown[:57] + '...'}, not {wanted}")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: characters that would steer it, or hide what is there, are written as escapes."""
+    return "".join(map(_escaped, text)) if not text.isprintable() else text
+
+
+def _escaped(character: str) -> str:
+    harmless = character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character if harmless else ascii(character)[1:-1]
+
+
+@contextmanager
+def bounded(num_bytes: int) -> Iterator[None]:
+    """Let this process take at most so many bytes more inside; then there is a MemoryError.
+
+    Systems that know no such limit (Windows, macOS) have none.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + num_bytes
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([most, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def consistent(path: Path) -> Iterator[None]:
+    """Turn what contradictions in foreign data may raise where it is used into one ValueError.
+
+    Args:
+        path: The file or folder that it comes from, for the message.
+    """
+    try:
+        yield
+    except (ValueError, OSError, MemoryError) as error:
+        if str(path) in str(error) or not isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{path} is corrupt: {error}") from None
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path} contradicts itself ({type(error).__name__}: {why})") from error

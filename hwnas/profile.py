@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from hwnas.config import build, find_file, quoted, suggestion
 from hwnas.core import Evaluator, SearchSpace, whole_number
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.devices.table import CostTable
+from hwnas.foreign import consistent, read_json
 
 if TYPE_CHECKING:
     from hwnas.display import Display
@@ -48,7 +48,7 @@ def arguments(given: list[str]) -> list[str]:
 def _space_of(file: Path) -> str | None:
     """Name of the space of a profile or of measurements, if the file tells it."""
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
         content = content.get("plan", content)
         return content["space"] if re.fullmatch(r"\w+", content["space"]) else None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -139,7 +139,9 @@ def _import(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display)
     path = find_file(cfg.path)
     content = read_measurements(path)
     name = cfg.name or content["origin"].get("processor") or path.stem
-    _keep(cfg, profile_of(space, content, device=name), display)
+    with consistent(path):
+        profile = profile_of(space, content, device=name)
+    _keep(cfg, profile, display)
 
 
 def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
@@ -168,9 +170,11 @@ def _show(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -
     from hwnas.profile_page import page, table
 
     profile = _read(cfg.path, space)
-    for line in table(profile, space):
+    with consistent(find_file(cfg.path)):
+        lines, values = table(profile, space), page(profile, space)
+    for line in lines:
         display.say(line)
-    path = write_page("profile.html.j2", page(profile, space), _target(cfg, "profile.html"))
+    path = write_page("profile.html.j2", values, _target(cfg, "profile.html"))
     display.say(profile.summary())
     display.say(f"page: {path}")
 
@@ -179,7 +183,9 @@ def _compare(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display
     from hwnas.profile_page import comparison
 
     a, b = _read(cfg.a, space), _read(cfg.b, space)
-    for line in comparison(a, b, space, seed=whole_number("seed", cfg.seed, least=0)):
+    with consistent(find_file(cfg.b)):
+        lines = comparison(a, b, space, seed=whole_number("seed", cfg.seed, least=0))
+    for line in lines:
         display.say(line)
 
 

@@ -103,7 +103,11 @@ def page(profile: Profile, space: SearchSpace) -> dict[str, Any]:
         ],
         "noisy": sum(bool(row.get("noisy")) for row in profile.operations.values()),
         "groups": _groups(profile),
-        "additivity": [_additivity(profile, metric) for metric in profile.costs] if profile.networks else [],
+        "additivity": [
+            _additivity(profile, metric)
+            for metric in profile.costs
+            if profile.networks and metric in profile.networks.measured
+        ],
         "edges": _edge_tables(profile, space),
         "facts": [
             (key.replace("_", " "), value)

@@ -19,6 +19,7 @@ from hwnas.config import build, choices, find_file, read_yaml, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
 from hwnas.files import remove, to_json, write_bytes, write_csv, write_json, write_text
+from hwnas.foreign import parse_json, read_json, shaped
 from hwnas.progress import progress
 from hwnas.pruning.study import read_pruned, result_files, retained_area, trained_enough
 
@@ -51,7 +52,7 @@ def main(cfg: DictConfig) -> float:
         str(key): value for key, value in config.items() if key not in ("logger", "resume", "experiment")
     }
     stored = folder / "settings.json"
-    if stored.is_file() and json.loads(stored.read_text()) != json.loads(json.dumps(settings)):
+    if stored.is_file() and read_json(stored) != json.loads(json.dumps(settings)):
         raise ValueError(f"{folder} holds a run with other settings; choose another folder")
     finished = folder / "result.json"
     if finished.is_file():
@@ -565,9 +566,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(data):
         write_bytes(path, whole)
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        rows = [parse_json(line) for line in whole.splitlines()]
+        shaped(rows, [{"target": float, "sparsity": float, "val_acc": float, "sha256?": str}])
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    return rows
 
 
 def after_sweep(folder: Path) -> None:

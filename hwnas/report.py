@@ -10,6 +10,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -44,13 +45,13 @@ from hwnas.drawing import (
     scatter,
     text,
 )
-from hwnas.foreign import read_json
+from hwnas.foreign import consistent, printable, read_json, shaped
 from hwnas.pages import write_page
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
 from hwnas.published import EXPERIMENTS, PAPERS
-from hwnas.run_folder import Run, comparable_trials, goal_of, read_run
-from hwnas.store import PLAN, Hypervolume, metrics_from_json
+from hwnas.run_folder import Run, comparable_trials, read_run
+from hwnas.store import PLAN, PLAN_SHAPE, Hypervolume, metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
 from hwnas.truth import YARDSTICKS
 
@@ -76,7 +77,9 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
     """
-    return write_page("report.html.j2", page(read_run(folder, result)), folder / "report.html")
+    with consistent(folder) if result is None else nullcontext():
+        values = page(read_run(folder, result))
+        return write_page("report.html.j2", values, folder / "report.html")
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -88,7 +91,8 @@ def write_sweep_report(folder: Path) -> Path:
     Raises:
         ValueError: No search has finished in it yet, or a file is corrupt; says which.
     """
-    return write_page("sweep.html.j2", sweep_report.page(folder), folder / "report.html")
+    with consistent(folder):
+        return write_page("sweep.html.j2", sweep_report.page(folder), folder / "report.html")
 
 
 def write_page_of(folder: Path) -> tuple[Path, str]:
@@ -131,8 +135,8 @@ def command(arguments: list[str]) -> int:
         for folder in map(Path.expanduser, given.folders):
             path, conclusion = write_page_of(folder)
             if conclusion:
-                print(conclusion)
-            print(path)
+                print(printable(conclusion))
+            print(printable(str(path)))
         if given.wandb is not None:
             print(dashboard.create(given.wandb, _objectives(given.folders)))
     except (ValueError, OSError) as error:
@@ -147,7 +151,9 @@ def _objectives(folders: Sequence[Path]) -> tuple[str, str]:
     path = next((path for path in plans if path.is_file()), None)
     if path is None:
         return "val_acc", "latency_ms"
-    quality, cost, *_ = (objective["metric"] for objective in read_json(path)["objectives"])
+    with consistent(path):
+        shaped(plan := read_json(path), PLAN_SHAPE)
+        quality, cost, *_ = (objective["metric"] for objective in plan["objectives"])
     return quality, cost
 
 
@@ -490,8 +496,9 @@ def _transfer(run: Run) -> dict[str, Any] | None:
             (title, reached, "no network keeps the limits" if network is None else network["arch"], cells)
         )
     limits = [
-        (device, ", ".join(_spoken(Limit(metric, bound, goal_of(metric))) for metric, bound in own.items()))
+        (device, ", ".join(_spoken(Limit(metric, bound, goals[metric])) for metric, bound in own.items()))
         for device, own in transfer["limits"].items()
+        for goals in [sections.goals(run, list(own))]
     ]
     return {"rows": rows, "limits": limits, "among": transfer["among"], "quality": quantity(quality).name}
 

@@ -97,8 +97,7 @@ def reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
 
 def goals(run: Run, names: Sequence[str]) -> dict[str, Goal]:
     """The direction in which each metric is better."""
-    known = {objective.metric: objective.goal for objective in run.objectives}
-    return {name: known.get(name, goal_of(name)) for name in names}
+    return {name: run.goals.get(name, goal_of(name)) for name in names}
 
 
 def signed(metric: str, value: float, largest: float | None = None) -> str:

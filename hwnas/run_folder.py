@@ -34,8 +34,8 @@ from hwnas.core import (
 )
 from hwnas.drawing import picture, quantity, text
 from hwnas.files import to_json
-from hwnas.foreign import plain_yaml, read_config, read_json
-from hwnas.store import PLAN, metrics_from_json, read_archive
+from hwnas.foreign import plain_yaml, read_config, read_json, shaped
+from hwnas.store import PLAN, PLAN_SHAPE, RESULT_SHAPE, metrics_from_json, read_archive
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Run:
         trials: Every evaluation, in order; at least one.
         objectives: Quality first, then cost.
         limits: Bounds that networks must keep.
+        goals: The direction in which each metric is better, where the run's folder says it.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Run:
     trials: list[Trial]
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
+    goals: Mapping[str, Goal]
 
     @property
     def best(self) -> Trial | None:
@@ -110,6 +112,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
             raise ValueError(f"{folder} holds no search: {name} is missing")
     if result is None and (folder / "result.json").is_file():
         result = read_json(folder / "result.json")
+        _require_shape(result, RESULT_SHAPE, folder / "result.json")
     result = json.loads(to_json(result or {}))
     stored = folder / ".hydra"
     config, names = read_config(stored / "config.yaml"), choices(folder)
@@ -120,9 +123,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
     _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
     plan = result or read_json(folder / PLAN)
-    _require(plan, ("objectives", "limits"), folder / ("result.json" if result else PLAN))
-    if result:
-        _require(result, ("evaluations", "seconds"), folder / "result.json")
+    _require_shape(plan, PLAN_SHAPE, folder / ("result.json" if result else PLAN))
     space: SearchSpace = build(config.search_space, SearchSpace, **_image_sizes(config))
 
     trials = read_archive(folder / "archive.jsonl")
@@ -133,16 +134,16 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
             space.check(genotype)
         objectives = tuple(Objective(o["metric"], o["goal"]) for o in plan["objectives"])
         costs(trials, objectives)  # every trial has them
-        goals = {objective.metric: objective.goal for objective in objectives}
+        goals = {**plan.get("goals", {}), **{o.metric: o.goal for o in objectives}}
         limits = tuple(
-            Limit(str(metric), float(bound), goals.get(metric, goal_of(metric)))
+            Limit(metric, bound, goals.get(metric, goal_of(metric)))
             for metric, bound in plan["limits"].items()
         )
         violations(trials, limits)
         _check_shapes(result, space, len(unique(trials)))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from None
-    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits)
+    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits, goals)
 
 
 def _image_sizes(config: DictConfig) -> dict[str, Any]:
@@ -176,8 +177,15 @@ def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> No
 
 
 def goal_of(metric: str) -> Goal:
-    """The direction in which a metric that is no objective is better, by its name."""
+    """The direction in which a metric is better, by its name: for reports, and folders that do not say it."""
     return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
+
+
+def _require_shape(content: Any, shape: Any, path: Path) -> None:
+    try:
+        shaped(content, shape)
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {error}") from None
 
 
 def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:

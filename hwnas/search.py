@@ -200,8 +200,8 @@ def _check_possible(task: Task) -> None:
 
 def _returned_before(cfg: DictConfig, result: Mapping[str, Any]) -> Returned:
     """What a finished run returned to its sweeper."""
-    reached = metrics_from_json(result["best"]["metrics"]) if result["best"] else {}
-    goals = {o["metric"]: o["goal"] for o in result["objectives"]}
+    reached = metrics_from_json(result["best"].get("metrics", {})) if result["best"] else {}
+    goals = {o["metric"]: o["goal"] for o in result["objectives"]} | result.get("goals", {})
     return for_sweeper(cfg.get("returns"), {**goals, **dict.fromkeys(reached.keys() - goals, "min")}, reached)
 
 

@@ -36,6 +36,7 @@ from hwnas.core import (
     unique,
 )
 from hwnas.files import enter, sync_folder, to_json
+from hwnas.foreign import read_json, shaped
 from hwnas.processes import gone, identity
 from hwnas.progress import progress
 from hwnas.workers import Workers
@@ -61,11 +62,79 @@ OWN_STORE = "evaluations.sqlite"
 """New evaluations of a run whose store cannot be written, in the run's folder."""
 
 PLAN = "plan.json"
-"""A run's objectives, and its limits as numbers, in the run's folder from its start."""
+"""A run's objectives, limits as numbers, and goals of all metrics, in the run's folder from its start."""
 
 T = TypeVar("T")
 
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)  # whatever a line that is no trial can raise
+_NETWORK = {"arch": str, "genotype": [int], "metrics": {str: (float, None)}}
+_TABLE = [[(float, None)]]
+_NUMBERS = {str: (float, None)}
+_GOAL = ("max", "min")
+PLAN_SHAPE = {
+    "objectives": [{"metric": str, "goal": _GOAL}],
+    "limits": {str: float},
+    "goals?": {str: _GOAL},
+}
+"""What plan.json holds, and result.json repeats, as `foreign.shaped` reads it; older ones have no goals."""
+
+RESULT_SHAPE = {
+    **PLAN_SHAPE,
+    **{f"{group}?": str for group in ("strategy", "search_space", "dataset", "evaluator", "device")},
+    "evaluations": {"asked": int, "unique": int, "cached": int},
+    "seconds": {"total": float, str: float},
+    "best": (_NETWORK, None),
+    "result": [_NETWORK],
+    "virtual_seconds?": (float, None),
+    "energy_kwh?": (float, None),
+    "hypervolume?": ([float], None),
+    "stationary?": bool,
+    "truth?": (
+        {
+            "best": (_NETWORK, None),
+            "regret": _NUMBERS,
+            "hypervolume_ratio": [float],
+            "igd_plus": [(float, None)],
+            "front": [[float]],
+        },
+        None,
+    ),
+    "transfer?": (
+        {
+            "limits": {str: {str: float}},
+            "main": {str: str},
+            "among": str,
+            "rows": [
+                {
+                    "device": (str, None),
+                    "network": (_NETWORK, None),
+                    "regret": _NUMBERS,
+                    "excess": _NUMBERS,
+                }
+            ],
+        },
+        None,
+    ),
+    "yardsticks?": ({str: _NETWORK}, None),
+    "looked_up?": ({str: {"value": float, "regret": float, "by_flops?": (float, None)}}, None),
+    "effects?": {str: {"mean": (float, None), "added": _TABLE, "r2": (float, None), "num": int}},
+    "sums?": {str: {"base": float, "added": _TABLE}},
+    "deciles?": {str: [(float, None)]},
+    "reports?": {str: [(float, None)]},
+    "versions?": {str: str},
+}
+"""What the result.json of a finished search holds; older ones lack some of what ends in "?"."""
+
+ANSWER_SHAPE = {
+    "status": "finished",
+    "objectives": PLAN_SHAPE["objectives"],
+    "goals?": PLAN_SHAPE["goals?"],
+    "best": ({"arch": str, "metrics?": _NUMBERS}, None),
+}
+"""What other commands need of it."""
+
+_MALFORMED = (
+    *(ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
+)  # whatever a line that is no trial can raise
 
 
 def metrics_from_json(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -230,11 +299,10 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: Not the result of a finished run; names the file.
     """
+    result = read_json(path, "is not the result of a finished search")
     try:
-        result = json.loads(path.read_text())
-        if result["status"] != "finished" or not {"best", "objectives"} <= set(result):
-            raise ValueError("it lacks the answer")
-    except (ValueError, KeyError, TypeError) as error:
+        shaped(result, ANSWER_SHAPE)
+    except ValueError as error:
         raise ValueError(f"{path} is not the result of a finished search ({error})") from None
     return dict(result)
 

@@ -13,6 +13,7 @@ from typing import Any
 from hwnas.config import UsageError, plain, plain_settings, suggestion
 from hwnas.data.download import in_words
 from hwnas.files import replacing
+from hwnas.foreign import printable
 from hwnas.store import KEY, EvaluationStore, Row, Stored, metrics_from_json, named
 
 HELP = """\
@@ -93,8 +94,10 @@ def show(store: EvaluationStore, settings: Mapping[str, str]) -> None:
     contents = _chosen(store, settings)
     for part in contents:
         day = time.strftime("%Y-%m-%d", time.localtime(part.latest))
-        table.add_row(*part.key, f"{part.evaluations:,}", f"{part.runs:,}", day, in_words(part.size))
-    console = Console(highlight=False)
+        table.add_row(
+            *map(printable, part.key), f"{part.evaluations:,}", f"{part.runs:,}", day, in_words(part.size)
+        )
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
     console.print(table)
@@ -102,7 +105,6 @@ def show(store: EvaluationStore, settings: Mapping[str, str]) -> None:
     console.print(
         f"{store.url}: {total:,} evaluations, {store.num_claims():,} in progress, "
         f"{in_words(store.size())} in all",
-        markup=False,
         soft_wrap=True,
     )
 
@@ -159,7 +161,7 @@ def prune(store: EvaluationStore, settings: Mapping[str, str]) -> None:
         limit = time.time() - 86_400 * _number(settings, "older")
         old = [part for part in old if part.latest < limit]
     for part in old:
-        print(f"  {' '.join(part.key)}: {part.evaluations:,} evaluations")
+        print(f"  {printable(' '.join(part.key))}: {part.evaluations:,} evaluations")
     total = sum(part.evaluations for part in old)
     if settings.get("yes", "false") not in ("true", "false"):
         raise UsageError(f"yes must be true or false, not {settings['yes']}")
@@ -274,7 +276,9 @@ def _row(where: str, record: Mapping[str, Any]) -> Row:
         if not metrics or any(map(math.isnan, metrics.values())):
             raise ValueError("metrics must be numbers, at least one")
         key = (record["evaluator"], record["space"], record["dataset"], record["version"])
-    except (ValueError, TypeError, AttributeError) as error:
+        if not all(isinstance(value, str) for value in (*key, record["run"])):
+            raise ValueError(f"{', '.join(KEY)} and run must be texts")
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{where} is no evaluation ({error})") from None
     return Row(key, record["genotype"], metrics_from_json(metrics), str(record["run"]), created)
 

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hwnas.files import write_text
+from hwnas.foreign import printable, read_json
 
 JOB = "job.json"
 """Says in a job's folder whether it finished, and what it returned, or failed, and why."""
@@ -105,8 +106,8 @@ def once(main: Callable[[DictConfig], Any], cfg: DictConfig, folder: Path) -> An
     """
     path = folder / JOB
     known = _read(path)
-    if known is not None and known["status"] == "finished":
-        return known["returned"]
+    if known is not None and known.get("status") == "finished":
+        return known.get("returned")
     path.unlink(missing_ok=True)
     returned = main(cfg)
     write_text(path, json.dumps({"status": "finished", "returned": returned}) + "\n")
@@ -120,9 +121,10 @@ def failed(folder: Path, reason: str) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # a job that never ended; its folder knows how to go on
+        content = read_json(path)
+    except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None  # None: a job that never ended, and can go on
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,10 @@ class Jobs:
             known = _read(job / JOB)
             if known is None:
                 (running if in_use(job) else torn).add(job.name)
-            elif known["status"] == "finished":
+            elif known.get("status") == "finished":
                 finished.add(job.name)
             else:
-                errors[job.name] = known["error"]
+                errors[job.name] = str(known.get("error"))
         return Jobs(frozenset(finished), errors, frozenset(torn), frozenset(running))
 
 
@@ -220,7 +222,7 @@ def summarise(folder: Path, before: Jobs) -> int:
     parts += [f"{len(jobs.running)} running in another process"] * bool(jobs.running)
     print(f"sweep {folder}: {'; '.join(parts)}")
     for name, reason in jobs.failed.items():
-        print(f"  {name} failed: {reason}", file=sys.stderr)
+        print(printable(f"  {name} failed: {reason}"), file=sys.stderr)
     if any(folder.glob("*/archive.jsonl")):
         print(f"next: hwnas report {shlex.quote(str(folder))}")
     for name in sorted(jobs.torn):

@@ -14,7 +14,8 @@ from urllib.parse import quote
 from hwnas import password
 from hwnas.core import Objective, Trial, front
 from hwnas.drawing import NUM_COLOURS, Axis, axis, from_top, quantity, steps, text
-from hwnas.foreign import plain_yaml, read_json
+from hwnas.foreign import plain_yaml, read_json, shaped
+from hwnas.store import RESULT_SHAPE
 from hwnas.sweep import Jobs
 
 LIMITS = "limits."
@@ -58,7 +59,7 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = []
     for path in sorted(folder.glob("*/result.json")):
         try:
-            result = read_json(path)
+            shaped(result := read_json(path), RESULT_SHAPE)
             overrides = plain_yaml(path.parent / ".hydra" / "overrides.yaml")
             pairs = [password.without(str(override)).lstrip("+").partition("=") for override in overrides]
             names = [objective["metric"] for objective in result["objectives"]]

@@ -72,10 +72,11 @@ class Task:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Objectives, and limits as numbers, for JSON."""
+        """Objectives, limits as numbers, and the goals of all metrics, for JSON."""
         return {
             "objectives": [{"metric": o.metric, "goal": o.goal} for o in self.objectives],
             "limits": {limit.metric: limit.bound for limit in self.limits},
+            "goals": self.goals,
         }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from hwnas.core import Genotype, Interrupted, SearchSpace, whole_number
 from hwnas.data.images import Images
 from hwnas.display import Display
 from hwnas.files import remove, write_csv, write_json, write_text, write_torch
+from hwnas.foreign import read_json, shaped
 from hwnas.models.recipe import CHECKPOINT
 from hwnas.published import of_architecture
 from hwnas.store import read_result
@@ -191,7 +191,8 @@ def main(cfg: DictConfig) -> float:
     if finished.is_file():
         display.say(f"this run is finished already; see {finished}")
         forget_checkpoint(folder / "network")
-        return float(json.loads(finished.read_text())["test_acc"])
+        shaped(result := read_json(finished), {"test_acc": float})
+        return float(result["test_acc"])
     seed = whole_number("seed", cfg.seed, least=0)
     dataset = build(cfg.dataset)
     if isinstance(dataset, Images) and dataset.validates_on_test_images:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hwnas.config import UsageError, data_folder, find_file, plain, plain_settings, suggestion
+from hwnas.foreign import printable
 
 HELP = """\
 usage: hwnas data <command> [setting=value ...]
@@ -96,7 +97,7 @@ def _verify(arguments: Sequence[str]) -> None:
             wrong.append(str(error) if str(file) in str(error) else f"{file}: {error}")
             continue
         print(f"  sha256 {digest(file, 'sha256')}")
-        print(f"  {', '.join(f'{key} {_shape(values)}' for key, values in table.items())}")
+        print(printable(f"  {', '.join(f'{key} {_shape(values)}' for key, values in table.items())}"))
     if wrong:
         raise ValueError("; ".join(wrong))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.config import data_folder
 from hwnas.core import seed_of, share, whole_number
-from hwnas.data.images import check_batch, shard
+from hwnas.data.images import check_batch, shard, word
 from hwnas.data.splits import SPLIT_SEED
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ImageFolder:
         valid_fraction: float,
         workers: int,
     ) -> None:
-        self.name = name
+        self.name = word(name)
         if not isinstance(path, str) or not path:
             raise ValueError("dataset=imagenet needs dataset.path=<folder with train/ and val/>")
         self.image_size = whole_number("dataset.image_size", image_size)

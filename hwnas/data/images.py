@@ -6,8 +6,6 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +15,17 @@ import numpy as np
 from hwnas.config import data_folder, find_file
 from hwnas.core import seed_of, whole_number
 from hwnas.data import splits
+from hwnas.data.arrays import UNREADABLE, arrays_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-def _word(name: object) -> str:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"dataset.name must be a word, not {name!r}")
+def word(name: object) -> str:
+    """A data set's name, which files are named by."""
+    if not isinstance(name, str) or not name.isprintable() or not name or {"/", "\\"} & set(name):
+        raise ValueError(f"dataset.name must be a word without / and \\, not {name!r}")
     return name
 
 
@@ -40,7 +40,7 @@ class NoImages:
     num_classes = 1
 
     def __init__(self, name: str) -> None:
-        self.name = _word(name)
+        self.name = word(name)
 
 
 class Images:
@@ -88,7 +88,9 @@ class Images:
             raise ValueError(f"dataset.path must be a file, not {path!r}")
         if image_shape is not None and (not isinstance(image_shape, list) or len(image_shape) != 3):
             raise ValueError(f"dataset.image_shape must be [channels, height, width], not {image_shape!r}")
-        self.name = _word(name)
+        for length in image_shape or ():
+            whole_number("dataset.image_shape", length)
+        self.name = word(name)
         self.benchmark = self.name if benchmark is None else benchmark
         self.source = source
         self.path = path
@@ -348,19 +350,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ValueError: Not an .npz file, a key is missing, or an array has the wrong shape, type or range.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("not a zip archive")
-        with np.load(path, allow_pickle=False) as file:
+        with arrays_of(path) as file:
             lacking = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in file.files]
             if lacking:
                 raise ValueError(f"{path} lacks {', '.join(lacking)}; it has {', '.join(file.files)}")
             arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npz file ({error})") from None
-    except ValueError as error:
+    except (*UNREADABLE, OSError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         if "pickle" in str(error):
             raise ValueError(f"{path} holds Python objects; only plain arrays are read") from None
-        raise
+        raise ValueError(f"{path} is not a readable .npz file ({error})") from None
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if x.ndim == 3:

@@ -15,14 +15,20 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import numpy as np
 
+from hwnas.foreign import bounded
+
 MAX_BYTES = 1 << 30
 """What a compressed file may expand to."""
+
+MEMORY, MEMORY_PER_BYTE = 1 << 28, 32
+"""Bytes of memory that reading a pickle may take, and how many more per byte of the pickle. Most objects that
+a byte of an honest one stands for take less; a few bytes of a hostile one can ask for gigabytes."""
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """What a file that torch saved before version 1.6 begins with."""
@@ -187,7 +193,8 @@ def loads(content: bytes, name: str) -> Any:
                 content = stream.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise ValueError(f"it expands to more than {MAX_BYTES:,} bytes")
-        return _Unpickler(io.BytesIO(content)).load()
+        with _bounded(len(content)):
+            return _Unpickler(io.BytesIO(content)).load()
 
 
 def read_pickle(file: Path) -> Any:
@@ -202,7 +209,7 @@ def read_pickle(file: Path) -> Any:
             stream.seek(0)
             return loads(stream.read(), str(file))
         stream.seek(0)
-        with _explained(str(file)):
+        with _explained(str(file)), _bounded(file.stat().st_size):
             return _Unpickler(stream).load()
 
 
@@ -216,7 +223,8 @@ def read_torch(file: Path) -> Any:
         ValueError: As `loads`, or the file is in neither format.
         OSError: The file cannot be read.
     """
-    with file.open("rb") as stream, _explained(str(file), "file saved by torch"):
+    size = file.stat().st_size
+    with file.open("rb") as stream, _explained(str(file), "file saved by torch"), _bounded(size):
         if zipfile.is_zipfile(stream):
             with zipfile.ZipFile(stream) as archive:
                 entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
@@ -230,6 +238,10 @@ def read_torch(file: Path) -> Any:
         _load_torch(stream)  # version of the format
         _load_torch(stream)  # sizes of numbers on the machine that wrote it
         return _load_torch(stream)
+
+
+def _bounded(size: int) -> AbstractContextManager[None]:
+    return bounded(MEMORY + MEMORY_PER_BYTE * size)
 
 
 def _load_torch(stream: IO[bytes]) -> Any:
@@ -261,4 +273,6 @@ def _explained(name: str, kind: str = "pickle") -> Iterator[None]:
         zipfile.BadZipFile,
     ) as error:
         why = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError):
+            why = "it takes more memory than a file of its size may"
         raise ValueError(f"{name} is not a readable {kind} ({why})") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hwnas.config import find_file
+from hwnas.data.arrays import UNREADABLE, arrays_of
 from hwnas.data.pickles import loads, read_pickle, read_torch
 from hwnas.files import replacing
 from hwnas.spaces.nasbench201 import OPS, NasBench201
@@ -414,15 +414,11 @@ def read_table(file: Path) -> Table:
         ValueError: Not a readable .npz file, or one with objects in it.
         OSError: The file cannot be read.
     """
-    with file.open("rb") as stream:
-        try:
-            if not zipfile.is_zipfile(stream):
-                raise zipfile.BadZipFile("not a zip archive")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, ValueError) as error:
-            raise ValueError(f"{file} is not a readable .npz file ({error})") from None
+    try:
+        with arrays_of(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except UNREADABLE as error:
+        raise ValueError(f"{file} is not a readable .npz file ({error})") from None
 
 
 def has_order() -> bool:

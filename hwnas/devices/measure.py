@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from hwnas.devices.profile import (
     network_shape,
 )
 from hwnas.files import write_text
+from hwnas.foreign import read_json, shaped
 from hwnas.progress import progress
 
 if TYPE_CHECKING:
@@ -370,18 +371,36 @@ def export(space: Any, settings: Settings, folder: Path) -> int:
     return len(plan["models"])
 
 
+MEASURED_SHAPE = {
+    "plan": {
+        "space": str,
+        "network": {"batch_size?": int},
+        "fitted": int,
+        "models": [{"name": str, "input": [int], "genotype?": [int]}],
+    },
+    "settings": {"noise": float},
+    "origin": {"backend": str, "processor?": (str, None)},
+    "complete": bool,
+    "latency_ms": {str: [Real]},
+    "energy_mj?": {str: [Real]},
+    "passes": {str: int},
+}
+"""What a board's measurements.json holds, as `foreign.shaped` reads it."""
+
+
 def read_measurements(path: Path) -> dict[str, Any]:
     """What a board's script wrote.
 
     Raises:
         ValueError: Cut off, of another schema, unfinished, or with times that are not above 0.
     """
+    content = read_json(path, "holds no measurements")
     try:
-        content = json.loads(path.read_text())
         if not isinstance(content, dict) or "plan" not in content:
             raise ValueError("it has no plan")
         if content.get("schema") != board.SCHEMA_VERSION:
             raise ValueError(f"schema version {content.get('schema')}, not {board.SCHEMA_VERSION}")
+        shaped(content, MEASURED_SHAPE)
         names = [model["name"] for model in content["plan"]["models"]]
         missing = [name for name in names if not content["latency_ms"].get(name)]
         if missing or not content["complete"]:

@@ -7,8 +7,10 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,39 @@ import numpy as np
 
 from hwnas.config import find_file, suggestion
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum
+from hwnas.devices.table import HIGHEST
 from hwnas.files import write_text
+from hwnas.foreign import read_json, shaped
+
+_FIGURES = {str: [float]}
+PROFILE_SHAPE = {
+    "schema": int,
+    "device": str,
+    "space": str,
+    "network": {str: object},
+    "origin": {str: object},
+    "costs": {
+        str: {"base": float, "edges": [[float]], "pairs?": {str: [[float]]}, "floor?": float},
+    },
+    "check": {
+        str: {"networks": int, "r2": Real, "spearman": Real, "median_error": Real, "mean_error?": Real}
+    },
+    "operations?": {
+        str: {
+            "median_ms": float,
+            "iqr_ms": float,
+            "rounds": int,
+            "noisy?": bool,
+            **{f"{key}?": float for key in ("network_ms", "median_mj", "iqr_mj", "network_mj", "variation")},
+        }
+    },
+    "live?": bool,
+    "networks?": (
+        {"archs": [str], "fitted": int, "measured": _FIGURES, "predicted": _FIGURES},
+        None,
+    ),
+}
+"""What a profile's file holds, as `foreign.shaped` reads it."""
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
@@ -161,31 +195,53 @@ class Profile:
         Raises:
             ValueError: Not a profile, of another schema version, or with figures that are no numbers.
         """
+        content = read_json(path, "is not a device profile")
         try:
-            content = json.loads(path.read_text())
             if not isinstance(content, dict) or "schema" not in content:
                 raise ValueError("it has no schema")
             if content["schema"] not in READABLE:
                 raise ValueError(
                     f"schema version {content['schema']}, this hwnas reads {' and '.join(map(str, READABLE))}"
                 )
+            shaped(content, PROFILE_SHAPE)
             costs = {metric: Additive(**cost) for metric, cost in content["costs"].items()}
-            for cost in costs.values():
-                figures = [cost.base, cost.floor, *itertools.chain(*cost.edges)]
-                figures += itertools.chain(*itertools.chain(*cost.pairs.values()))
-                if not np.isfinite(np.array(figures, dtype=np.float64)).all():
-                    raise ValueError("it holds a cost that is no number")
+            _check_costs(costs)
+            if not costs or not costs.keys() == content["check"].keys():
+                raise ValueError("it does not say how well it predicts each of its costs")
             for name, row in content.get("operations", {}).items():
                 for key in ("median_ms", "median_mj"):
-                    if key in row and not 0 < row[key] < np.inf:
+                    if key in row and not row[key] > 0:
                         raise ValueError(f"{key} of {name} is {row[key]}; it must be above 0")
             networks = Networks(**content["networks"]) if content.get("networks") else None
-            for metric, values in networks.measured.items() if networks else ():
-                if not all(0 <= value < np.inf for value in values):
-                    raise ValueError(f"a network has a {metric} that is no cost: {min(values)}")
+            if networks is not None:
+                _check_networks(networks)
             return Profile(**{**content, "schema": SCHEMA_VERSION, "costs": costs, "networks": networks})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a device profile ({error})") from None
+
+
+def _check_networks(networks: Networks) -> None:
+    """Raise ValueError unless there is a cost, measured and predicted, of every network."""
+    for metric, values in networks.measured.items():
+        if not all(value >= 0 for value in values):
+            raise ValueError(f"a network has a {metric} that is no cost: {min(values)}")
+        if not len(values) == len(networks.archs) == len(networks.predicted.get(metric, ())):
+            raise ValueError(f"it does not have a {metric}, measured and predicted, of every network")
+
+
+def _check_costs(costs: Mapping[str, Additive]) -> None:
+    """Raise ValueError unless tables are whole and of edges that are there, and costs not too large."""
+    for metric, cost in costs.items():
+        shape = np.shape(cost.edges)  # numpy refuses rows of different lengths
+        tables = [cost.base, cost.floor, *itertools.chain(*cost.edges)]
+        for names, added in cost.pairs.items():
+            if np.shape(added) != (shape[1], shape[1]) or not re.fullmatch(r"\d+,\d+", names, re.ASCII):
+                raise ValueError(f"{metric} has a table of the pair {names!r} with shape {np.shape(added)}")
+            if max(map(int, names.split(","))) >= shape[0]:
+                raise ValueError(f"{metric} has a table of edges {names}, of {shape[0]}")
+            tables += itertools.chain(*added)
+        if np.abs(tables).max() > HIGHEST:
+            raise ValueError(f"a {metric} is above {HIGHEST:g}")
 
 
 class ProfileDevice(Evaluator):

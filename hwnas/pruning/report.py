@@ -13,6 +13,7 @@ import numpy as np
 
 from hwnas.drawing import text
 from hwnas.files import to_json, write_csv, write_text
+from hwnas.foreign import consistent
 from hwnas.pages import write_page
 from hwnas.pruning.study import Comparison, Family, Group, Study, entanglement, read_study
 
@@ -46,7 +47,11 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
     Raises:
         ValueError: What `read_study` raises.
     """
-    study = read_study(folder)
+    with consistent(folder):
+        return _write_study(folder, read_study(folder), logger)
+
+
+def _write_study(folder: Path, study: Study, logger: Mapping[str, Any] | None) -> tuple[Path, Study]:
     figures: list[dict[str, str]] = []
     pictures: dict[str, Path] = {}
     for number, family in enumerate(study.families):
@@ -107,8 +112,7 @@ def _track(folder: Path, study: Study, pictures: Mapping[str, Path], logger: Map
         shown = dict(pictures)
         for family in study.families:
             for group in family.betas.values():
-                for picture in group.first.result["pictures"]:
-                    path = group.first.folder / picture
+                for path in group.first.pictures:
                     shown[f"{path.stem}_{group.first.label}"] = path
         tracker.pictures(shown)
         tracker.summary({"conclusion": study.conclusion})
@@ -169,10 +173,8 @@ def _mean(values: np.ndarray, digits: int = 1) -> str:
 
 def _pictures(group: Group) -> dict[str, str]:
     found = {"label": f"{group.first.label}, seed {group.first.seed}"}
-    for picture in group.first.result["pictures"]:
-        path = group.first.folder / picture
-        if path.is_file():
-            found[path.stem] = base64.b64encode(path.read_bytes()).decode()
+    for path in group.first.pictures:
+        found[path.stem] = base64.b64encode(path.read_bytes()).decode()
     return found
 
 

@@ -18,11 +18,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.foreign import consistent, read_json, shaped
+
 ALPHA = 0.05
 """Level of all tests, two-sided; comparisons of several betas are corrected by Holm's method."""
 
 PROXY = "mean_correlation"
 """What stands for entanglement where no factors are known; where they are, it is 1 - DCI disentanglement."""
+
+_TRAINED = ("test_acc", "val_acc", "active_units", "kl", "total_correlation", PROXY, "weight_norm")
+_MEASURED = (
+    *("target", "test_acc", "val_acc", "one_shot_test_acc", "params", "flops", "bytes", "bytes_compressed"),
+    *("latency_ms", "unpruned_latency_ms"),
+)
+PRUNED_SHAPE = {
+    "status": "finished",
+    "kind": ("beta-VAE", "bottleneck", "classifier"),
+    "seed": int,
+    "dataset": str,
+    "num_classes": int,
+    "area": float,
+    "sparsity_at_1_percent": (float, None),
+    "pictures": [str],
+    "curve": [dict.fromkeys(_MEASURED, float)],
+    "trained": dict.fromkeys(_TRAINED, float),
+    "settings": {"model": {"beta": float}, "training": {"weight_decay": float}},
+}
+"""What the result.json of a finished pruning run holds, as `foreign.shaped` reads it."""
 
 IRRELEVANT = ("seed", "checkpoint", "limits", "host", "onnx")
 """Settings that do not tell the networks of a family apart."""
@@ -59,6 +81,16 @@ class Arm:
     def seed(self) -> int:
         """Of the run."""
         return int(self.result["seed"])
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Its pictures that are there; a result from elsewhere may name any file, so only those inside."""
+        own, paths = self.folder.resolve(), [self.folder / name for name in self.result["pictures"]]
+        return [
+            path
+            for path in paths
+            if path.suffix == ".png" and path.is_file() and path.resolve().is_relative_to(own)
+        ]
 
     @property
     def label(self) -> str:
@@ -247,18 +279,17 @@ def read_pruned(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: It is not that; names the file.
     """
+    result = read_json(path, "is not the result of a finished pruning run")
     try:
-        result = json.loads(path.read_text())
-        if result["status"] != "finished" or not {"curve", "settings", "trained", "area"} <= set(result):
-            raise ValueError("it lacks the curve")
-    except (ValueError, KeyError, TypeError) as error:
+        shaped(result, PRUNED_SHAPE)
+    except ValueError as error:
         raise ValueError(f"{path} is not the result of a finished pruning run ({error})") from None
     return dict(result)
 
 
 def result_files(folder: Path) -> list[Path]:
     """The result.json files of pruning runs in a folder and below it; of other runs there may be more."""
-    return [path for path in sorted(folder.rglob("result.json")) if '"curve"' in path.read_text()]
+    return [path for path in sorted(folder.rglob("result.json")) if b'"curve"' in path.read_bytes()]
 
 
 def read_study(folder: Path) -> Study:
@@ -270,8 +301,9 @@ def read_study(folder: Path) -> Study:
     arms = [Arm(path.parent, read_pruned(path)) for path in result_files(folder)]
     if not arms:
         raise ValueError(f"{folder} holds no finished pruning run")
-    families = _families(arms)
-    return Study(folder, tuple(families), tuple(map(conclude, families)))
+    with consistent(folder):
+        families = _families(arms)
+        return Study(folder, tuple(families), tuple(map(conclude, families)))
 
 
 def _families(arms: Sequence[Arm]) -> list[Family]:
