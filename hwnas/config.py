@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -18,7 +19,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hwnas import password, sweep
+from hwnas import password, processes, sweep
+from hwnas.files import temporary_folder
 from hwnas.foreign import plain_yaml, printable, read_yaml
 
 ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
@@ -327,9 +329,12 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         *(HydraException, OmegaConfBaseException, yaml.YAMLError),
     )
 
+    parent = processes.identity()
+
     def job(cfg: DictConfig) -> Any:
         from hwnas.job import run as run_in_folder
 
+        processes.end_with(parent)
         try:
             returned = run_in_folder(main, cfg, config_name, arguments)
             values = returned if isinstance(returned, list) else [returned]
@@ -347,7 +352,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     sys.argv = [f"hwnas {config_name}", *arguments]
     code, ended = 0, False
     try:
-        hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
+        with contextlib.nullcontext() if folder is None else _files_of_joblib():
+            hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
         ended = True
     except BrokenPipeError:
         raise
@@ -372,6 +378,19 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
             if ended and code == 0:
                 sweep.complete(folder, config_name, arguments)
     return code
+
+
+@contextlib.contextmanager
+def _files_of_joblib() -> Iterator[None]:
+    """Have joblib keep its files, which else stay in shared memory, where the next process finds them."""
+    given = os.environ.get("JOBLIB_TEMP_FOLDER")
+    with temporary_folder() as folder:
+        os.environ.setdefault("JOBLIB_TEMP_FOLDER", folder)
+        try:
+            yield
+        finally:
+            if given is None:
+                del os.environ["JOBLIB_TEMP_FOLDER"]
 
 
 def _after_sweep(

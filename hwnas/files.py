@@ -10,6 +10,8 @@ import json
 import math
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ ABANDONED_SECONDS = 86_400.0
 """Age after which a partial file is deleted whose process may be alive on another machine."""
 
 _WRITER = re.compile(r".*\.([0-9a-f]{12})-(\d+)-(\d*)-\d+\.partial")
+_OWNER = re.compile(r"hwnas-([0-9a-f]{12})-(\d+)-(\d*)-\w+")
 _numbers = itertools.count()
 _entered: set[Path] = set()
 
@@ -82,6 +85,15 @@ def only_maker(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
             announce(f"waiting for another process that makes {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for files of this process alone; first deletes those of processes that have died."""
+    for path in Path(tempfile.gettempdir()).glob("hwnas-*"):
+        owner = _OWNER.fullmatch(path.name)
+        if owner and gone(":".join(owner.groups())):
+            shutil.rmtree(path, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"hwnas-{identity().replace(':', '-')}-")
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import multiprocessing
 import os
 import platform
 import sys
+import threading
+import time
 from pathlib import Path
 
 
@@ -47,6 +50,26 @@ def gone(process: str) -> bool:
 
 
 @functools.cache
+def end_with(parent: str) -> None:
+    """End this process soon after the one that started it, `parent` as its `identity` named it.
+
+    A pool's processes would go on alone after a parent that was killed, and be in the way of the same command
+    when it is given again. Processes that others have started, as those of a cluster do, are left alone.
+    """
+    pid = int(parent.split(":")[1])
+    direct = os.getppid() == pid
+    if not direct and not multiprocessing.current_process().name.startswith("Loky"):
+        return
+
+    def watch() -> None:
+        while not (gone(parent) or (direct and os.getppid() != pid)):
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+@functools.cache
 def _place() -> str:
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -57,8 +80,9 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in ticks of the machine; empty if there is none or nobody can tell."""
+    """When a process was started, in ticks of the machine; empty if it is dead or nobody can tell."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # Z: dead, but its parent has not waited for it
     except (OSError, IndexError):
         return ""

@@ -155,8 +155,13 @@ class Jobs:
         for config in sorted(folder.glob("*/.hydra/config.yaml")):
             job = config.parents[1]
             known = _read(job / JOB)
-            if known is None:
-                (running if in_use(job) else torn).add(job.name)
+            works = known is None and in_use(job)
+            if known is None and not works:  # it may have ended just now
+                known = _read(job / JOB)
+            if works:
+                running.add(job.name)
+            elif known is None:
+                torn.add(job.name)
             elif known.get("status") == "finished":
                 finished.add(job.name)
             else:

@@ -9,7 +9,6 @@ import os
 import pickle
 import socket
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.core import Evaluator, Genotype, whole_number
+from hwnas.files import temporary_folder
+from hwnas.processes import end_with, identity
 
 MOST_DEATHS = 3
 """A part whose worker has died so often is given up; the last time it was evaluated alone."""
@@ -104,7 +105,7 @@ class Processes(Workers):
 
     def __init__(self, workers: int, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
         super().__init__(workers, announce, warn)
-        self._folder = tempfile.TemporaryDirectory(prefix="hwnas-workers-")
+        self._folder = temporary_folder()
         given = os.environ.get("OMP_NUM_THREADS", "")
         self._threads = int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // self.num)
 
@@ -114,9 +115,16 @@ class Processes(Workers):
         path = Path(self._folder.name) / hashlib.sha256(copy).hexdigest()[:16]
         path.write_bytes(copy)
         with parallel_config(backend="loky", inner_max_num_threads=self._threads):
-            pool = Parallel(self.num, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+            pool = Parallel(
+                self.num,
+                return_as="generator_unordered",
+                batch_size=1,
+                pre_dispatch="all",
+                temp_folder=self._folder.name,
+            )
+        me = identity()
         try:
-            yield from pool(delayed(_evaluate_file)(path, index, part) for index, part in parts.items())
+            yield from pool(delayed(_evaluate_file)(me, path, index, part) for index, part in parts.items())
         except BrokenProcessPool:
             return
         finally:
@@ -236,7 +244,8 @@ def _evaluate(key: str, copy: bytes, index: int, part: Part) -> Done:
     return index, answers, spoken
 
 
-def _evaluate_file(path: Path, index: int, part: Part) -> Done:
+def _evaluate_file(parent: str, path: Path, index: int, part: Part) -> Done:
     """In a worker of this machine: evaluate a part by the evaluator in a file."""
+    end_with(parent)
     known = _latest is not None and _latest[0] == path.name
     return _evaluate(path.name, b"" if known else path.read_bytes(), index, part)

@@ -167,6 +167,33 @@ def torture_writers(folder: Path, kills: int, seed: int) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.parametrize(("kind", "how"), [("sweep", signal.SIGKILL), ("workers", signal.SIGTERM)])
+def test_processes_end_with_their_parent(
+    kind: str, how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command at once is not in their way, and cleans up what they have left."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    process = start(tmp_path, kind)
+    archives, deadline = 2 if kind == "sweep" else 1, time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if sum(a.stat().st_size > 0 for a in tmp_path.glob("out/*/archive.jsonl")) == archives:
+            break
+        time.sleep(0.05)
+    assert len(members(process.pid)) > 2
+    process.send_signal(how)
+    assert process.wait(60) == -how
+    deadline = time.monotonic() + 60
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert members(process.pid) == []
+    assert any((tmp_path / "tmp").glob("hwnas-*"))
+    assert not list(Path("/dev/shm").glob(f"joblib_memmapping_folder_{process.pid}_*"))
+    assert start(tmp_path, kind).wait(300) == 0
+    assert not any((tmp_path / "tmp").glob("hwnas-*"))
+    assert len(list(tmp_path.glob("out/*/result.json"))) == archives
+
+
 def test_a_few_kills(tmp_path: Path) -> None:
     assert torture(tmp_path, "sweep", kills=2, seed=0, minutes=3) == 2
 

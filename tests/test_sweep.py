@@ -131,6 +131,21 @@ def test_a_sweep_without_a_finished_run_has_no_page(run_hwnas, tmp_path: Path) -
     assert "sweep holds no finished search" in run_hwnas("report", "sweep", code=1).stderr
 
 
+def test_the_same_sweep_twice_at_once_ends_right_for_both(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hwnas", *TOY, "seed=0,1", "generations=20", "hydra.sweep.dir=sweep"]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, out + err
+        assert err == ""
+        assert "2 jobs finished" in out
+    found = list((tmp_path / "sweep").glob("*/archive.jsonl"))
+    assert [len(archive.read_text().splitlines()) for archive in found] == [400, 400]
+
+
 def test_a_failing_job_does_not_stop_the_others(run_hwnas, tmp_path: Path) -> None:
     for launcher in ([], JOBLIB):
         done = run_hwnas(*TOY, "generations=-1,2,0", "hydra.sweep.dir=sweep", *launcher, code=1)

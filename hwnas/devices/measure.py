@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from hwnas.devices.profile import (
     checked_on,
     network_shape,
 )
-from hwnas.files import write_text
+from hwnas.files import temporary_folder, write_text
 from hwnas.foreign import read_json, shaped
 from hwnas.progress import progress
 
@@ -330,7 +329,7 @@ def _measure_onnx(space: Any, settings: Settings, say: Callable[[str], None]) ->
         board.check_provider(settings.provider)
     except ImportError:
         raise ValueError("backend=onnxruntime needs the extra onnx: pip install 'hwnas[onnx]'") from None
-    with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+    with temporary_folder() as folder:
         export(space, settings, Path(folder))
         say("models written")
         return board.measure_folder(

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.files import replacing, write_bytes
+from hwnas.files import replacing, temporary_folder, write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -183,7 +182,7 @@ def quantise(model: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
     level = root.level
     root.setLevel(logging.ERROR)  # onnxruntime's hints go to the root logger
     try:
-        with tempfile.TemporaryDirectory(prefix="hwnas-") as folder:
+        with temporary_folder() as folder:
             folded = Path(folder) / "folded.onnx"
             quant_pre_process(model, folded, skip_symbolic_shape=True)
             eight_bits = Path(folder) / "quantised.onnx"

@@ -21,7 +21,6 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.data.images import Batches, Images, augment
-from hwnas.files import write_torch
+from hwnas.files import temporary_folder, write_torch
 from hwnas.models.lightning import fit_by_lightning
 from hwnas.models.recipe import SupernetRecipe
 from hwnas.progress import progress
@@ -320,7 +319,7 @@ class SharedWeights(pl.LightningModule):
         hard = sampling == "single_path" or (sampling == "population" and self.decoding == "hard")
         if strategy == "auto" and torch.cuda.is_available():
             strategy = "ddp_spawn"
-        with tempfile.TemporaryDirectory(prefix="hwnas-supernet-") as folder:
+        with temporary_folder() as folder:
             handed = Path(folder) / "state.pt"
             fit_by_lightning(
                 self,
