@@ -181,7 +181,8 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
             "--experimental-rerun reads a pickle, which may run anything; resume=<folder> goes on"
         )
     if any(argument.startswith("resume=") for argument in arguments):
-        arguments = config.resume_arguments(arguments)
+        arguments = config.resume_arguments(arguments, command)
+    config.check_experiment(command, arguments)
     arguments = config.device_arguments(arguments)
     if command in ("train", "export"):
         arguments = config.train_arguments(arguments)

@@ -17,6 +17,7 @@ from hydra._internal.config_repository import CachingConfigRepository, IConfigRe
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -90,7 +91,7 @@ class Loader(ConfigLoaderImpl):
         """The composed configuration.
 
         Raises:
-            ValueError: A file from elsewhere chooses a launcher or a sweeper.
+            ValueError: A file from elsewhere chooses a launcher or a sweeper, or Optuna has nothing to vary.
         """
         config = super().load_configuration(
             config_name, overrides, run_mode, from_shell, validate_sweep_overrides
@@ -103,6 +104,13 @@ class Loader(ConfigLoaderImpl):
         for group, option in config.hydra.runtime.choices.items():
             if group in ("hydra/launcher", "hydra/sweeper") and option != "basic" and group not in given:
                 raise ValueError(f"a file chooses {group}={option}; only the command line does that")
+        if run_mode == RunMode.MULTIRUN and config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            if not config.hydra.sweeper.params and not any(o.is_sweep_override() for o in parsed):
+                raise ValueError(
+                    "hydra/sweeper=optuna has no setting to vary, so all trials would be the same; give it "
+                    "one, e.g. 'strategy.population_size=range(10,50,10)'"
+                )
         return config
 
 

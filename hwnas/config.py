@@ -226,6 +226,8 @@ def find_file(path: str) -> Path:
     for place in places:
         if place.is_file():
             return place
+    if folder := next((place for place in places if place.is_dir()), None):
+        raise ValueError(f"{folder} is a folder; a file is needed here")
     looked = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
     raise ValueError(f"file {path!r} not found; looked for {looked} (HWNAS_DATA names the data folder)")
 
@@ -252,17 +254,30 @@ def _explained(error: BaseException, config_name: str, arguments: Sequence[str])
         return f"{' '.join(null) or 'a config group'} is no choice: a config group needs one of its options"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror}"
+    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
+        return f"{error.full_key}: {lines[0]}"
     if incomplete := re.search(r"Error parsing override '(.*)'\s+missing EQUAL", str(error)):
         return f"{incomplete[1]!r} is not setting=value (hwnas {config_name} --help)"
     missing = getattr(error, "missing_cfg_file", None)
     if missing is not None and "/" in str(missing):
-        group, option = str(missing).rsplit("/", 1)
+        group, option = str(missing).split("/", 1)
+        if group == "hydra":
+            group, option = str(missing).rsplit("/", 1)
         options = list(getattr(error, "options", None) or [])
         near = suggestion(option, options).partition("; known")[0]
+        if group == "dataset" and ("/" in option or Path(option).suffix):
+            near = f"; your own images are dataset=npz dataset.path={option}"
         plugin = option.partition("_")[0]
         if group.startswith("hydra/") and plugin in PLUGINS:
             near = f": it needs pip install 'hwnas[{plugin}]'"
         return f"{group}={option} is not known{near}; choices: {', '.join(options)}"
+    if merged := re.search(r"Error merging override ((\S+?)=.*)", str(error)):
+        below = [
+            setting for setting in _settings(config_name, arguments) if setting.startswith(merged[2] + ".")
+        ]
+        return f"{merged[1]} does not fit: {merged[2]} has settings of its own, e.g. {', '.join(below[:3])}"
+    if present := re.search(r"Could not append to config\. An item is already at '([^']+)'", str(error)):
+        return f"+{present[1]}: there is a setting {present[1]} already; leave out the +"
     key = re.search(r"Could not override '([^']+)'|Could not append to config\. .*'([^']+)'", str(error))
     if key is None:
         key = re.search(r"No match in the defaults list\.", str(error)) and re.search(
@@ -466,13 +481,58 @@ def working_folder(folder: Path) -> Path | None:
     return Path(cwd) if given else None
 
 
-def resume_arguments(arguments: list[str]) -> list[str]:
+def check_settings(cfg: DictConfig, command: str) -> None:
+    """Raise ValueError if a configuration has settings that the command does not read, or lacks some.
+
+    Hydra adds what `+name=value` or a file of one's own says. Nodes that set up a class are checked by
+    `build`, a search's limits by the search.
+    """
+    known = dict(plain_yaml(conf_folder() / f"{command}.yaml"))
+    names = [name for entry in known.pop("defaults") if isinstance(entry, dict) for name in entry]
+    known |= {name: {"_target_": ""} for name in names if "/" not in name and name != "experiment"}
+    del known["hydra"]
+    if command == "search":
+        known["limits"] = {"_target_": ""}
+
+    def check(node: Any, known: Mapping[str, Any], prefix: str) -> None:
+        for name in map(str, node):
+            if name not in known:
+                others = [prefix + other for other in known]
+                raise ValueError(
+                    f"unknown setting {prefix + name!r}{suggestion(prefix + name, others)} "
+                    f"(hwnas {command} --help)"
+                )
+        for name, value in known.items():
+            if name not in node:
+                raise ValueError(f"hwnas {command} needs {prefix}{name}, which the configuration lacks")
+            inner = node._get_node(name)
+            if isinstance(value, dict) and "_target_" not in value and isinstance(inner, DictConfig):
+                check(inner, value, f"{prefix}{name}.")
+
+    check(cfg, known, "")
+
+
+def check_experiment(command: str, arguments: Sequence[str]) -> None:
+    """Raise ValueError if an experiment of `conf/` is one of another command, which its line 2 says."""
+    for argument in arguments:
+        group, _, names = argument.partition("=")
+        for name in names.split(",") if group == "experiment" else ():
+            path = conf_folder() / "experiment" / f"{name}.yaml"
+            own = re.search(r"^# hwnas (\w+)", path.read_text(), re.MULTILINE) if path.is_file() else None
+            if own and own[1] != command:
+                raise ValueError(
+                    f"experiment={name} is one of hwnas {own[1]}, not of hwnas {command}: "
+                    f"hwnas {own[1]} experiment={name}"
+                )
+
+
+def resume_arguments(arguments: list[str], command: str) -> list[str]:
     """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
 
     Other overrides may only repeat what the folder's configuration says, or say how many workers it has.
 
     Raises:
-        ValueError: The folder is missing or no run, or an override contradicts it.
+        ValueError: The folder is missing or no run of the command, or an override contradicts it.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -480,8 +540,10 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 
     wanted = [argument for argument in arguments if argument.startswith("resume=")]
     path = _unquoted(wanted[-1].removeprefix("resume="))
-    if path in ("", "null"):
+    if path == "null":
         return arguments
+    if not path:
+        raise ValueError("resume= names no folder; a new run goes without it")
     folder = Path(path).expanduser().absolute()
     stored = folder / ".hydra" / "config.yaml"
     if not folder.is_dir():
@@ -494,6 +556,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     config = read_yaml(stored)
     if not isinstance(config, DictConfig) or "resume" not in config or {"hydra", "defaults"} & set(config):
         raise ValueError(f"{stored} is not the configuration of a run")
+    check_command(folder, command)
     chosen = _choices(folder)
     others = device_arguments([a for a in arguments if not a.startswith("resume=")])
     for argument in others:
@@ -647,10 +710,12 @@ def train_arguments(arguments: list[str]) -> list[str]:
     ]
     runs = [argument.removeprefix("run=") for argument in prepared if argument.startswith("run=")]
     given = {argument.partition("=")[0] for argument in prepared}
-    if not runs or _unquoted(runs[-1]) in ("", "null"):
+    if runs and not _unquoted(runs[-1]):
+        raise ValueError("run= names no folder")
+    if not runs or _unquoted(runs[-1]) == "null":
         names = [_unquoted(a.removeprefix("arch=")) for a in prepared if a.startswith("arch=")]
         space = (
-            _space_of(names[-1]) if names and not given & {"search_space", "experiment", "resume"} else None
+            space_of(names[-1]) if names and not given & {"search_space", "experiment", "resume"} else None
         )
         return prepared if space is None else [f"search_space={space}", *prepared]
     folder = Path(_unquoted(runs[-1])).expanduser()
@@ -664,7 +729,7 @@ def train_arguments(arguments: list[str]) -> list[str]:
     return [*known, *prepared]
 
 
-def _space_of(name: str) -> str | None:
+def space_of(name: str) -> str | None:
     """The search space that has a published architecture of this name."""
     from hwnas.spaces import darts, fbnet
 

@@ -365,6 +365,8 @@ def main(cfg: DictConfig) -> None:
     )
     if not hasattr(space, "network"):
         raise ValueError(f"the {space.name} space has no networks to export")
+    if facts and facts.get("search_space") != space.name:
+        raise ValueError(f"run={run} trained a network of {facts.get('search_space')}, not of {space.name}")
     genotype = space.check(facts["genotype"]) if facts else architecture(space, str(cfg.arch))
     for name, value in identity(space, genotype, dataset).items():
         if facts and name not in ("arch", "genotype") and facts.get(name) != value:

@@ -66,6 +66,8 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
         others = _names(folder) - {STORED, log.name, sweep.JOB}
         new = not all((folder / STORED / name).is_file() for name in (HYDRA, CONFIG))
         try:
+            if new:
+                config.check_settings(cfg, command)
             if settle is not None:
                 settle(cfg, list(hydra.overrides.task))
             _resolve(cfg)

@@ -73,6 +73,8 @@ def main(cfg: DictConfig) -> None:
         if cfg[name] is None:
             what = "folder" if cfg.action == "export" else "file"
             raise ValueError(f"hwnas profile {cfg.action} needs {name}=<{what}>")
+    if cfg.action == "compare" and cfg.to is not None:
+        raise ValueError(f"hwnas profile compare only prints and takes no to={cfg.to}; show draws a page")
     dataset = build(cfg.dataset)
     space: SearchSpace = build(
         cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes

@@ -265,7 +265,7 @@ def test_modules_in_the_working_folder_of_a_foreign_run_are_not_imported(
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.delenv("PYTHONSAFEPATH")
     change(foreign, {"hydra.runtime.cwd": str(foreign)}, "hydra.yaml")
-    config.resume_arguments(["resume=foreign"])
+    config.resume_arguments(["resume=foreign"], "search")
     assert os.getcwd() == str(foreign)
     assert sys.path[0] == here
     assert os.environ["PYTHONSAFEPATH"] == "1"

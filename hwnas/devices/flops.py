@@ -22,7 +22,10 @@ class Flops(Evaluator):
     def __init__(self, space: SearchSpace, *, metric: str = "flops") -> None:
         names = list(space.static_metrics(examples(space)))
         if not names:
-            raise ValueError(f"device=flops: the {space.name} space has no networks to count")
+            raise ValueError(
+                f"device=flops: the {space.name} space does not say what its networks cost; a space of your "
+                "own says it by the method static_metrics"
+            )
         if metric not in names:
             raise ValueError(f"device.metric {metric!r} is not one of {', '.join(names)}")
         self.name = "flops"

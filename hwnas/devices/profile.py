@@ -318,8 +318,13 @@ def profile_device(
     device = ProfileDevice(space, profile, file, metric=metric)
     announce(profile.summary())
     shape = network_shape(space, profile.network.get("batch_size", 1))
-    if profile.network != shape:
-        announce(f"warning: the profile is of networks {profile.network}, the run's are {shape}")
+    differ = [
+        f"{name} {profile.network.get(name)}, the run's {shape.get(name)}"
+        for name in {**shape, **profile.network}
+        if profile.network.get(name) != shape.get(name)
+    ]
+    if differ:
+        announce(f"warning: the profile's networks are not those of the run: they have {'; '.join(differ)}")
     return device
 
 

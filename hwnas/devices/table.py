@@ -270,8 +270,7 @@ def _in_order(
             raise ValueError(f"{file}: columns must be separated by commas; its header is {names!r}")
         if lengths == {SIZE}:
             raise ValueError(
-                f"{file} has no column 'arch', and as many rows as nasbench201 has networks; the run's "
-                f"search_space is {space.name}"
+                f"{file} has the {SIZE:,} networks of search_space=nasbench201, not those of {space.name}"
             )
         raise ValueError(f"{file} has no column 'arch' that names the networks; it has {names}")
     if keys := [name for name, values in others.items() if _could_be_key(values)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -195,6 +196,13 @@ def by_genotype(
         with np.load(file, allow_pickle=False) as arrays:
             for key in ("arch_ops", "ops", *columns):
                 if key not in arrays.files:
+                    ending = re.search(r"_(valid|test)_\d+(_seeds)?$", key)
+                    if ending and (known := [c for c in arrays.files if c.endswith(ending[0])]):
+                        sets = ", ".join(name.removesuffix(ending[0]) for name in known)
+                        raise ValueError(
+                            f"{file} has no accuracies of {key.removesuffix(ending[0])}, but of {sets}; "
+                            "choose the dataset= of one of them"
+                        )
                     raise ValueError(f"{file} has no column {key!r}{suggestion(key, arrays.files)}")
             genotypes, ops = arrays["arch_ops"], tuple(arrays["ops"].tolist())
             there = [c for c in optional if c in arrays.files]
