@@ -14,6 +14,7 @@ from hwnas.analysis import MOST_REPORTED, spread
 from hwnas.core import FloatArray, Trial, best, checked_result, closest, front, trials_of, unique
 from hwnas.devices.multi import Multi
 from hwnas.display import Display
+from hwnas.drawing import phrase, short
 from hwnas.files import write_csv
 from hwnas.task import Task
 from hwnas.truth import (
@@ -25,6 +26,7 @@ from hwnas.truth import (
     exact,
     exact_effects,
     largest_reported,
+    regret_in_words,
     reported,
     separable_sums,
     transfers,
@@ -230,24 +232,24 @@ def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any])
                 f"{result['strategy']} itself returns {returned['arch']}: {_in_words(returned['metrics'])}"
             )
     if (truth := result["truth"]) is not None:
-        points = ", ".join(f"{name} {100 * value:.2f} points" for name, value in truth["regret"].items())
-        display.say(
-            f"exact: hypervolume {truth['hypervolume_ratio'][-1]:.1%} of the true front's"
-            + (f"; the best network there is, is better by {points}" if points else "")
-        )
+        display.say(f"exact: hypervolume {truth['hypervolume_ratio'][-1]:.1%} of the true front's")
+        if truth["regret"]:
+            display.say(
+                regret_in_words(truth["regret"], " within the limits" if end.task.limits else "") + "."
+            )
     for name, known in (result["yardsticks"] or {}).items():
         display.say(f"exact: {YARDSTICKS[name]} is {known['arch']}: {_in_words(known['metrics'])}")
     for name, figures in (result["looked_up"] or {}).items():
         largest = figures["by_flops"]
         display.say(
-            f"looked up: {name} {figures['value']:.4f}; the best that there is, is better by "
+            f"looked up: {name} {figures['value']:.4f}; the best network in the space is ahead by "
             f"{100 * figures['regret']:.2f} points"
             + ("" if largest is None else f"; the one with the most multiply-adds has {largest:.4f}")
         )
 
 
 def _in_words(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return ", ".join(phrase(name, value) for name, value in metrics.items())
 
 
 def _say_front(display: Display, end: Conclusion) -> None:
@@ -265,7 +267,7 @@ def _say_front(display: Display, end: Conclusion) -> None:
         trial = trials[row]
         mark = " <- best" if trial == end.answer else ""
         table.add_row(
-            *(f"{trial.metrics[o.metric]:.4g}" for o in objectives),
+            *(short(o.metric, trial.metrics[o.metric]) for o in objectives),
             end.task.space.to_str(trial.genotype) + mark,
         )
     display.console.print(table)

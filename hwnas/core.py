@@ -255,6 +255,16 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a sentence on how to go on; not an error, so that a sweep stops instead of going on."""
 
 
+def is_near_chance(accuracy: float, chance: float) -> bool:
+    """Whether an accuracy is at most half as much again as chance has, or a tenth of what is left above it.
+
+    Args:
+        accuracy: In 0..1.
+        chance: What a guess of the most frequent class reaches, in 0..1.
+    """
+    return accuracy < min(1.5 * chance, chance + 0.1 * (1 - chance))
+
+
 MAX_WHOLE = 2**63 - 1
 """The largest number of 64 bits with a sign, as databases and torch take it."""
 
@@ -354,6 +364,7 @@ class SearchSpace(ABC):
         choices: Operation indices still allowed, one tuple per edge.
         presets: Published architectures by name, in the space's text form.
         fewest_cells: Cells of the space's smallest networks, where their number can be set.
+        note: A sentence on why these images do not suit the space's networks; empty if they do.
     """
 
     name: str
@@ -361,6 +372,7 @@ class SearchSpace(ABC):
     choices: tuple[tuple[int, ...], ...]
     presets: Mapping[str, str] = MappingProxyType({})
     fewest_cells: int = 1
+    note: str = ""
 
     @property
     def alpha_shape(self) -> tuple[int, int]:

@@ -51,6 +51,7 @@ class Display:
 
     Attributes:
         seconds: Wall-clock seconds per phase so far.
+        doubts: Warnings about what the run's figures are worth, for its page.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class Display:
         if not self.console.is_terminal:
             self.console.width = 160  # logs are not as narrow as the terminal that is not there
         self.seconds: dict[str, float] = {}
+        self.doubts: list[str] = []
         self._bar: Progress | None = None
         self._levels: list[_Level] = []  # from the outermost to the innermost
         self._doing = self._figures = ""
@@ -85,6 +87,12 @@ class Display:
         logger.warning(text)
         self._print(f"warning: {text}", "yellow")
 
+    def doubt(self, text: str) -> None:
+        """A warning about what the run's figures are worth; its page repeats it."""
+        if text not in self.doubts:
+            self.doubts.append(text)
+        self.warn(text)
+
     @contextmanager
     def generations(self, total: int) -> Iterator[None]:
         """Progress over the generations and inside them."""
@@ -95,7 +103,7 @@ class Display:
         finally:
             self.seconds["search"] = time.perf_counter() - start
 
-    def generation(self, number: int, figures: Mapping[str, float], replayed: bool) -> None:
+    def generation(self, number: int, figures: Mapping[str, str], replayed: bool) -> None:
         """Show a finished generation.
 
         Args:
@@ -109,7 +117,7 @@ class Display:
         if replayed or self._is_first:  # reading is faster than the others will be, what all share slower
             level.began = (time.perf_counter(), level.done / level.total)
         self._is_first = self._is_first and replayed
-        self._figures = "  ".join(f"{name} {value:g}" for name, value in figures.items())
+        self._figures = "  ".join(f"{name} {value}" for name, value in figures.items())
         if self._bar is not None:
             self._update()
         elif not replayed and (level.done % max(1, level.total // 10) in (0, level.total) or self._is_due()):

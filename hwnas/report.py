@@ -38,6 +38,7 @@ from hwnas.drawing import (
     SUFFIXES,
     LineChart,
     Scatter,
+    count,
     dots,
     drawing,
     line_chart,
@@ -53,7 +54,7 @@ from hwnas.published import EXPERIMENTS, PAPERS
 from hwnas.run_folder import Run, comparable_trials, read_run
 from hwnas.store import PLAN, PLAN_SHAPE, Hypervolume, metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
-from hwnas.truth import YARDSTICKS
+from hwnas.truth import YARDSTICKS, regret_in_words
 
 NUM_SHADES = 8
 """Steps of the colour scale of generations."""
@@ -194,6 +195,7 @@ def page(run: Run) -> dict[str, Any]:
         "headline": _headline(run, answer, shown["metrics"].get("test_acc") if shown else None, trained),
         "drawing": shape,
         "node_radius": NODE_RADIUS,
+        "count": count,
         "names": [*(quantity(name).name for name in names), "generation"],
         "points": points,
         "answer": shown,
@@ -438,21 +440,14 @@ def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
 
 
 def _truth(run: Run) -> str:
-    """A sentence on how far the answer is from the best network that there is; empty where nobody knows."""
+    """A sentence on how far the answer is from the best network in the space; empty where nobody knows."""
     truth = run.result.get("truth") or {}
     if not truth:
         return _looked_up(run)
     sentence = f"The dashed line is the true front, of {len(truth['front'])} networks"
     sentence += f"; this search covers {truth['hypervolume_ratio'][-1]:.1%} of its hypervolume"
     if truth["best"] is not None and truth["regret"]:
-        regrets = ", ".join(
-            f"{100 * value:.2f} points of {quantity(name).name}"
-            if name.endswith("_acc")
-            else f"{value:.4g} of {quantity(name).name}"
-            for name, value in truth["regret"].items()
-        )
-        within = " within the limits" if run.limits else ""
-        sentence += f". The best network that there is{within} is ahead by {regrets}"
+        sentence += f". {regret_in_words(truth['regret'], ' within the limits' if run.limits else '')}"
     return sentence + "."
 
 
@@ -510,7 +505,7 @@ def _looked_up(run: Run) -> str:
         return ""
     within = " within the limits" if run.limits else ""
     parts = [
-        f"{text(name, one['value'])} of {quantity(name).name}, where the best network that there is{within} "
+        f"{text(name, one['value'])} of {quantity(name).name}, where the best network in the space{within} "
         f"has {text(name, one['value'] + one['regret'])}"
         + (
             f" and the one with the most multiply-adds {text(name, one['by_flops'])}"
@@ -619,7 +614,8 @@ def _headline(
             row.append((text("test_acc", test_acc), "test accuracy" + ", trained" * (trained is not None)))
     row.append((f"{len(run.trials):,}", f"evaluations, {len(unique(run.trials)):,} different networks"))
     if run.result:
-        row.append((f"{run.result['evaluations']['cached']:,}", "of them from the store"))
+        new = run.result["evaluations"]["asked"] - run.result["evaluations"]["cached"]
+        row.append((f"{new:,}", "of them new, the others repeated or already stored"))
         seconds = run.result["seconds"]["total"]
         row.append((f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "in all"))
     return row
@@ -642,7 +638,7 @@ def _evaluations(run: Run) -> list[tuple[str, str, float]]:
     if not run.result:
         return []
     asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
-    parts = [("paid for", asked - cached), ("from the store (repeats, earlier runs)", cached)]
+    parts = [("new", asked - cached), ("repeated or already stored", cached)]
     return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
 
 
@@ -657,8 +653,8 @@ def _ledger(run: Run) -> list[tuple[str, str]]:
         ("asked for", f"{asked:,}"),
         ("different networks", f"{num:,}"),
         ("repeats within the run", f"{asked - num:,}"),
-        ("paid for by this run", f"{asked - cached:,}"),
-        ("answered by the store", f"{cached:,}"),
+        ("new, computed by this run", f"{asked - cached:,}"),
+        ("repeated or already stored", f"{cached:,}"),
     ]
     if population := run.result.get("population"):
         rows.append(

@@ -25,6 +25,7 @@ from hwnas.core import (
     Trial,
     best,
     checked_population,
+    is_near_chance,
     trials_of,
     whole_number,
 )
@@ -32,6 +33,7 @@ from hwnas.devices.energy import Meter
 from hwnas.devices.flops import Flops
 from hwnas.devices.host import Host
 from hwnas.display import Display
+from hwnas.drawing import count, phrase, short
 from hwnas.files import write_json, write_text
 from hwnas.foreign import read_json
 from hwnas.store import (
@@ -177,6 +179,7 @@ def main(cfg: DictConfig) -> Returned:
             result = _result(end, progress, store.paid(task.quality.name))
             result["versions"] = {evaluator.name: evaluator.version for evaluator in evaluators}
             result["network"] = network
+            result["doubts"] = display.doubts
             _write(folder, end, result, tracker, display, meter, start)
         except KeyboardInterrupt:
             raise Interrupted(
@@ -231,14 +234,15 @@ def _announce(display: Display, task: Task, archive: Archive) -> None:
     """Say what is searched, and how far it got before."""
     names = task.names
     display.say(
-        f"{names['strategy']} on {names['search_space']} ({task.space.size:.4g} architectures): "
+        f"{names['strategy']} on {names['search_space']} ({count(task.space.size)} architectures): "
         f"{' and '.join(o.metric for o in task.objectives)} of {names['dataset']} on {names['device']}, "
         f"{task.generations} generations, seed {task.seed}"
     )
     for limit in task.limits:
         if (bound := task.quantiles.get(limit.metric)) is not None:
             display.say(
-                f"limits.{limit.metric}={bound} is {limit.bound:.4g}, a quantile over {extent(task.space)}"
+                f"limits.{limit.metric}={bound} is {phrase(limit.metric, limit.bound)}, a quantile over "
+                f"{extent(task.space)}"
             )
     if archive.trials:
         display.say(f"resuming after {len(archive.trials)} evaluations")
@@ -289,6 +293,7 @@ class Progress:
         }
         new = list({trial.genotype for trial in trials} - self._charged)
         self._charged.update(new)
+        self._check_chance(generation, trials)
         spent = task.quality.seconds(new)
         if spent is not None:
             self.seconds += spent
@@ -301,13 +306,28 @@ class Progress:
         saved = self._quality.saved
         self._tracker.log(generation, values, replayed=replayed, session={"from_store": float(saved)})
         shown = {
-            "evaluations": self._evaluations,
-            "from store": saved,
-            "hypervolume": self.hypervolumes[-1],
+            "evaluations": f"{self._evaluations:,}",
+            "from store": f"{saved:,}",
+            "hypervolume": f"{self.hypervolumes[-1]:.4g}",
         }
         if leader is not None:
-            shown |= {f"best {o.metric}": leader.metrics[o.metric] for o in objectives}
+            shown |= {f"best {o.metric}": short(o.metric, leader.metrics[o.metric]) for o in objectives}
         self._display.generation(generation, shown, replayed)
+
+    def _check_chance(self, generation: int, trials: Sequence[Trial]) -> None:
+        """Say if all networks only guess: at the start, or at the end where weights change on the way."""
+        task = self._task
+        last = generation + 1 == task.generations or task.strategy.done
+        if not (generation == 0 if task.quality.stationary else last):
+            return
+        reached = max(trial.metrics.get("val_acc", 1.0) for trial in trials)
+        chance = 1 / task.dataset.num_classes
+        if chance < 1 and is_near_chance(reached, chance):
+            self._display.doubt(
+                f"no network of generation {generation + 1} answers more than {reached:.1%} of the "
+                f"validation images right, a guess {chance:.1%}: which is better says little; let "
+                f"evaluator {task.names['evaluator']} train longer"
+            )
 
 
 def _result(end: Conclusion, progress: Progress, paid: int) -> dict[str, Any]:
@@ -335,6 +355,12 @@ def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] 
     """Train the answer from scratch, if that is asked for and a benchmark does not know its accuracy."""
     task, answer = end.task, end.to_train
     if answer is None:
+        return None
+    if not task.space.is_connected([answer.genotype])[0]:
+        display.doubt(
+            "the best network has no path from input to output: it answers the same for all images and is "
+            "not trained"
+        )
         return None
     with display.phase("final network", "training the final network"):
         return train_network(
@@ -395,8 +421,8 @@ def _say_end(
     say_conclusion(display, end, result)
     evaluations, network = result["evaluations"], result["network"]
     display.say(
-        f"{evaluations['asked']} evaluations, {evaluations['cached']} of them from the store, "
-        f"{time.perf_counter() - start:.0f} s"
+        f"{evaluations['asked']:,} evaluations ({evaluations['asked'] - evaluations['cached']:,} new, "
+        f"{evaluations['cached']:,} repeated or already stored), {time.perf_counter() - start:.0f} s"
     )
     if sentence := virtual_clock(result):
         display.say(sentence)

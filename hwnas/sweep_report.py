@@ -137,7 +137,7 @@ def page(folder: Path) -> dict[str, Any]:
     headline = [
         (f"{len(jobs):,}", "finished runs" + f", {num_failed} failed" * bool(num_failed)),
         (f"{sum(each['asked'] for each in evaluations):,}", "evaluations"),
-        (f"{sum(map(_paid, jobs)):,}", "of them paid for; the others came from the store"),
+        (f"{sum(map(_paid, jobs)):,}", "of them new; the others were repeated or already stored"),
         (f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "of runs, one after another"),
     ]
     if energy is not None:  # several runs at once each count the whole machine
@@ -169,7 +169,7 @@ def _value(job: Job) -> float | None:
 
 
 def _regret(job: Job) -> float | None:
-    """How far the best network is behind the best that there is; None where nobody knows."""
+    """How far the best network is behind the best in the space; None where nobody knows."""
     return ((job.result.get("truth") or {}).get("regret") or {}).get(job.objectives[0].metric)
 
 

@@ -108,13 +108,15 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
         "folder": folder,
         "kept": sweep_or_run(folder) / ".hydra",
         "announce": display.say,
-        "warn": display.warn,
+        "warn": display.doubt,
         "seed": seed,
     }
     space: SearchSpace = build(
         cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
     offered["space"] = space
+    if space.note:
+        display.doubt(space.note)
     recipe = build(cfg.trainer)
     if recipe.epochs and hasattr(space, "network"):
         check_recipe(space, recipe)

@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hwnas.config import build, choices, suggestion, take_from_run
-from hwnas.core import Genotype, Interrupted, SearchSpace, whole_number
+from hwnas.config import build, choices, space_of, suggestion, take_from_run
+from hwnas.core import Genotype, Interrupted, SearchSpace, is_near_chance, whole_number
 from hwnas.data.images import Images
 from hwnas.display import Display
 from hwnas.files import remove, write_csv, write_json, write_text, write_torch
@@ -48,7 +48,7 @@ def train_network(
     """
     import torch
 
-    from hwnas.models.classifier import accuracy, fit
+    from hwnas.models.classifier import accuracy_and_chance, fit
 
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -76,7 +76,13 @@ def train_network(
             on_epoch=on_epoch,
             announce=display.say,
         )
-    test_acc = accuracy(module, dataset, "test")
+    test_acc, chance = accuracy_and_chance(module, dataset, "test")
+    if is_near_chance(test_acc, chance):
+        display.doubt(
+            f"the trained network answers {test_acc:.1%} of the test images right, a guess {chance:.1%}; "
+            f"train it longer (trainer.epochs={recipe.epochs}, .max_steps={recipe.max_steps}), with another "
+            f"trainer.lr ({recipe.lr:g}), or look at the labels"
+        )
     figures = {
         **what,
         **{name: float(values[0]) for name, values in space.static_metrics([genotype]).items()},
@@ -197,15 +203,21 @@ def main(cfg: DictConfig) -> float:
     dataset = build(cfg.dataset)
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
         display.warn(dataset.protocol)
-    space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+    space = build(
+        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
+    )
     if not hasattr(space, "network"):
         raise ValueError(f"the {space.name} space has no networks to train")
+    if space.note:
+        display.doubt(space.note)
     recipe = build(cfg.trainer)
     if not recipe.epochs:
         raise ValueError("trainer.epochs must be at least 1 to train")
     check_recipe(space, recipe)
     text = str(cfg.arch)
     genotype = architecture(space, text)
+    if not space.is_connected([genotype])[0]:
+        raise ValueError(f"arch={text} has no path from input to output: it answers the same for all images")
 
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -256,6 +268,8 @@ def architecture(space: SearchSpace, text: str) -> Genotype:
     """
     if text in space.presets:
         return space.from_str(space.presets[text])
+    if (other := space_of(text)) is not None:
+        raise ValueError(f"arch={text} is an architecture of search_space={other}, not of {space.name}")
     if space.presets and re.fullmatch(r"\w+(-\w+)?", text):  # texts of 22 blocks have more dashes
         hint = suggestion(text, list(space.presets)) or f"; known: {', '.join(space.presets)}"
         raise ValueError(f"arch={text} is no published architecture of the {space.name} space{hint}")

@@ -28,9 +28,30 @@ from hwnas.core import (
     trials_of,
     violations,
 )
+from hwnas.drawing import quantity
 from hwnas.knapsack import cheapest, optimum
 
 NUM_SAMPLED = 20_000
+
+
+def regret_in_words(regret: Mapping[str, float], within: str) -> str:
+    """A sentence on how far a search is from the best network in the space, without its full stop.
+
+    Args:
+        regret: Per metric, the quality first, how much better that is.
+        within: " within the limits", or nothing.
+    """
+    points = [
+        (f"{100 * value:.2f} points" if name.endswith("_acc") else f"{value:.4g}", quantity(name).name)
+        for name, value in regret.items()
+    ]
+    (first, *_), exact = points, next(iter(regret.values())) <= 0
+    others = " and ".join(f"{value} of {name}" for value, name in (points[1:] if exact else points))
+    if not exact:
+        return f"The best network in the space{within} is ahead by {others}"
+    found = f"This search found the best network in the space{within}, by {first[1]}"
+    better = any(value > 0 for value in list(regret.values())[1:])
+    return found + (f"; another is ahead by {others}" if better else "")
 
 
 @dataclass(frozen=True)

@@ -177,4 +177,4 @@ def test_a_whole_search_on_postgresql(run_hwnas, postgres: str, tmp_path: Path) 
         outputs.append(run_hwnas(*arguments, cwd=tmp_path / name).stdout)
     archives = [(tmp_path / name / "run" / "archive.jsonl").read_bytes() for name in "ab"]
     assert archives[0] == archives[1]
-    assert "400 evaluations, 400 of them from the store" in outputs[1]
+    assert "400 evaluations (0 new, 400 repeated or already stored)" in outputs[1]

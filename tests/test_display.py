@@ -69,7 +69,7 @@ def test_inside_a_generation(clock: Clock, capsys: pytest.CaptureFixture) -> Non
             for _ in work(clock, "networks", 2, 0.0):
                 for _ in work(clock, "steps", 5, 4.0):
                     pass
-            display.generation(generation, {"evaluations": 2 * generation + 2}, replayed=False)
+            display.generation(generation, {"evaluations": f"{2 * generation + 2}"}, replayed=False)
     first, second = (line.splitlines() for line in capsys.readouterr().out.split("generation 1/2  "))
     assert first == [
         "generation 0/2, epochs 1/2",
@@ -94,7 +94,7 @@ def test_replayed_generations_say_nothing_of_the_time_left(
     with display.generations(40):
         for generation in range(24):
             clock.now += 40.0 if generation >= 20 else 0.001
-            display.generation(generation, {"evaluations": generation}, replayed=generation < 20)
+            display.generation(generation, {"evaluations": str(generation)}, replayed=generation < 20)
     assert capsys.readouterr().out.splitlines() == [
         "generation 21/40  evaluations 20",
         "generation 22/40  evaluations 21, about 12 min left",
@@ -108,7 +108,7 @@ def test_fast_generations_are_at_most_ten_lines(clock: Clock, capsys: pytest.Cap
     with display.generations(1000):
         for generation in range(1000):
             clock.now += 0.001
-            display.generation(generation, {"evaluations": generation + 1}, replayed=False)
+            display.generation(generation, {"evaluations": str(generation + 1)}, replayed=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
     assert lines[-1] == "generation 1000/1000  evaluations 1000"
@@ -121,7 +121,7 @@ def test_a_line_that_moves_in_a_terminal(
         monkeypatch.setenv(name, value)
     display = Display()
     with display.generations(4):
-        display.generation(0, {"evaluations": 10}, replayed=False)
+        display.generation(0, {"evaluations": "10"}, replayed=False)
         clock.now += 3.0
         progress("networks", 5, 10)
         assert display._bar is not None

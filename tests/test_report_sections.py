@@ -166,7 +166,7 @@ def test_deciles_of_the_device(tmp_path):
 
 def test_the_ledger(tmp_path):
     text = page(make_run(tmp_path / "run")).text
-    assert "asked for 5 different networks 4 repeats within the run 1 paid for by this run 4" in text
+    assert "asked for 5 different networks 4 repeats within the run 1 new, computed by this run 4" in text
     assert "time of the search per evaluation 1.2e+04 ms" in text
 
 

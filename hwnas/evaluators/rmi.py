@@ -61,7 +61,7 @@ class RMI(Evaluator):
         dataset: Images; only training images are looked at, the reference's accuracy aside.
         store_dir: Folder of the store, for the reference model.
         announce: Called with a sentence about the reference model.
-        warn: Called with a sentence when a whole population scores 0.
+        warn: Called with a sentence when the reference only guesses, or a whole population scores 0.
         channels: C of the candidates (RMI-NAS: 16); FBNet: of the stem, all widths are in proportion.
         num_cells: N of the candidates (RMI-NAS: 5); DARTS: cells in all (RMI-NAS: 8); FBNet: without meaning.
             "fewest": as many as the space needs.
@@ -143,6 +143,8 @@ class RMI(Evaluator):
         self.momentum = share("evaluator.momentum", momentum)
         self.weight_decay = share("evaluator.weight_decay", weight_decay)
         self.beta = share("evaluator.beta", beta)
+        if isinstance(flops_weight, float | int) and flops_weight < 0:
+            raise ValueError(f"evaluator.flops_weight must be at least 0, not {flops_weight}")
         self.flops_weight = positive("evaluator.flops_weight", flops_weight) if flops_weight else 0.0
         self.repeats = whole_number("evaluator.repeats", repeats)
         self.seed = whole_number("evaluator.seed", seed, least=0)
@@ -178,6 +180,7 @@ class RMI(Evaluator):
                 seed=self.seed,
                 store_dir=self._store_dir,
                 announce=self._announce,
+                warn=self._warn,
                 part=self.images,
             )
             digest = hashlib.sha256()

@@ -141,7 +141,15 @@ class Train(Evaluator):
             network = self._networks.network(genotype)
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            module = fit(network, self._dataset, self.training, part="train", seed=seed, folder=self._folder)
+            module = fit(
+                network,
+                self._dataset,
+                self.training,
+                part="train",
+                seed=seed,
+                folder=self._folder,
+                settings="evaluator.training",
+            )
         except DivergedError:
             return math.nan
         return accuracy(module, self._dataset, "valid")

@@ -249,6 +249,7 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
     announce: Callable[[str], None] = lambda text: None,
+    settings: str = "trainer",
 ) -> Classifier:
     """Train a network; returns the module in evaluation mode, on the CPU.
 
@@ -266,24 +267,28 @@ def fit(
         identity: What is trained, by name, JSON-able; None keeps no checkpoint.
         on_epoch: Called with the figures of each epoch.
         announce: Called with a sentence when a training goes on.
+        settings: Where the recipe stands in the configuration, for errors.
 
     Raises:
         ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
             something else, or not enough memory.
     """
-    batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
+    try:
+        batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
+    except ValueError as error:  # the data set does not know whose batches they are
+        raise ValueError(str(error).replace("trainer.", f"{settings}.")) from None
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
     path, start = None, None
     if identity is not None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CHECKPOINT
-        settings = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
+        chosen = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
         identity = {
             **identity,
             "augmentation": dataset.augmentation,
             "seed": seed,
-            **{f"trainer.{key}": value for key, value in settings.items()},
+            **{f"trainer.{key}": value for key, value in chosen.items()},
         }
         if path.is_file():
             start = _read(path, identity)
@@ -303,13 +308,14 @@ def fit(
                 folder=folder,
                 devices=recipe.devices,
                 strategy=recipe.strategy,
+                unused=True,  # a cell may have operations whose output nobody uses
                 keep=None if path is None or identity is None else KeepLast(path, identity),
                 max_steps=num_steps - module.step,
                 precision=PRECISIONS[str(recipe.precision)],
                 gradient_clip_val=recipe.grad_clip,
             )
         except (ValueError, RuntimeError) as error:
-            if (explained := _explained(error, module, path)) is None:
+            if (explained := _explained(error, module, path, settings)) is None:
                 raise
             raise explained from error
         if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
@@ -339,12 +345,12 @@ def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _explained(error: Exception, module: Classifier, path: Path | None) -> ValueError | None:
+def _explained(error: Exception, module: Classifier, path: Path | None, settings: str) -> ValueError | None:
     """What went wrong while training, with what can be done; None where the error says it."""
     text = str(error)
     if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {text}"):
         return ValueError(
-            f"out of memory in step {module.step}: lower trainer.batch_size "
+            f"out of memory in step {module.step}: lower {settings}.batch_size "
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
         )
     if "the loss became" not in text:
@@ -354,14 +360,20 @@ def _explained(error: Exception, module: Classifier, path: Path | None) -> Value
     return DivergedError(text)
 
 
-@torch.inference_mode()
 def accuracy(module: Classifier, dataset: Dataset, part: str) -> float:
     """Share of correct answers on a part of the data set, in 0..1; the module ends on the CPU."""
+    return accuracy_and_chance(module, dataset, part)[0]
+
+
+@torch.inference_mode()
+def accuracy_and_chance(module: Classifier, dataset: Dataset, part: str) -> tuple[float, float]:
+    """As `accuracy`, and the share of the most frequent class, which a guess would reach."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
-    right = num = 0
+    right, labels = 0, []
     for x, y in dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False):
         right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
-        num += len(y)
+        labels.append(y)
     module.cpu()
-    return right / num
+    counts = torch.cat(labels).bincount()
+    return right / int(counts.sum()), int(counts.max()) / int(counts.sum())

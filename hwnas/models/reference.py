@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwnas.core import is_near_chance
 from hwnas.data.images import Images
 from hwnas.files import only_maker, write_torch
-from hwnas.models.classifier import Classifier, accuracy, fit
+from hwnas.models.classifier import Classifier, accuracy_and_chance, fit
 from hwnas.models.recipe import Recipe
 
 
@@ -84,6 +85,7 @@ def reference_model(
     seed: int,
     store_dir: Path,
     announce: Callable[[str], None],
+    warn: Callable[[str], None],
     part: str = "train",
 ) -> Classifier:
     """A trained ResNet-20 for a data set: read from the store, or trained once and kept there.
@@ -94,6 +96,7 @@ def reference_model(
         seed: Seed of initialisation and training.
         store_dir: Folder of the store.
         announce: Called with a sentence about where the model came from.
+        warn: Called with a sentence if it is hardly better than a guess.
         part: What it is trained on: "train" or "all", every training image.
     """
     key = json.dumps([dataset.fingerprint(), dataset.valid_fraction, asdict(recipe), seed])
@@ -106,9 +109,18 @@ def reference_model(
     if recipe.epochs and not path.is_file():
         with only_maker(path, announce):
             if not path.is_file():
-                module = fit(_new(dataset, seed), dataset, recipe, part=part, seed=seed, folder=path.parent)
-                weights, valid_acc = module.network.state_dict(), accuracy(module, dataset, "valid")
-                write_torch(path, {"weights": weights, "valid_acc": valid_acc})
+                module = fit(
+                    _new(dataset, seed),
+                    dataset,
+                    recipe,
+                    part=part,
+                    seed=seed,
+                    folder=path.parent,
+                    settings="evaluator.reference",
+                )
+                weights = module.network.state_dict()
+                valid_acc, chance = accuracy_and_chance(module, dataset, "valid")
+                write_torch(path, {"weights": weights, "valid_acc": valid_acc, "chance": chance})
                 trained = True
 
     # A fresh model in any case, so that its features are the same bit for bit in every run.
@@ -125,6 +137,14 @@ def reference_model(
         seen = part == "all" and not dataset.validates_on_test_images
         of = "accuracy on validation images that it was trained on, too," if seen else "validation accuracy"
         announce(f"reference ResNet-20 {verb} {path}: {of} {stored['valid_acc']:.2%}")
+        chance = stored.get("chance", 1 / dataset.num_classes)  # the stores of older versions have none
+        if is_near_chance(stored["valid_acc"], chance):
+            warn(
+                f"the reference answers {stored['valid_acc']:.1%} of the validation images right, a guess "
+                f"{chance:.1%}: similarity to it says little; train it longer "
+                f"(evaluator.reference.epochs={recipe.epochs}, .max_steps={recipe.max_steps}) or with "
+                f"another evaluator.reference.lr ({recipe.lr:g})"
+            )
     else:
         announce("reference ResNet-20 left untrained, as the recipe says (0 epochs)")
     return Classifier(network, *dataset.normalisation(), recipe, num_steps=0).eval()

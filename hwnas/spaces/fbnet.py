@@ -143,6 +143,12 @@ class FBNet(SearchSpace):
         self.num_classes = num_classes
         self.choices = checked_choices(choices, sum(LAYERS), len(OPS))
         self.layers = self._layers()
+        if lost := sum(layer.height * layer.width == 1 for layer in self.layers):
+            _, height, width = image_shape
+            self.note = (
+                f"search_space=fbnet is made for larger images: of these, {height}x{width} pixels, a single "
+                f"pixel reaches the last {lost} of its {len(self.layers)} layers"
+            )
 
     def _layers(self) -> tuple[Layer, ...]:
         shape, layers = VARIANTS[self.variant], []

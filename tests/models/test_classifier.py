@@ -171,6 +171,18 @@ def test_two_processes_share_every_pass(images: Images, tmp_path: Path) -> None:
     )
 
 
+def test_two_processes_train_a_cell_with_operations_that_nobody_uses(images: Images, tmp_path: Path) -> None:
+    """Those keep their weights, as on one device."""
+    space = NasBench201(2, 1, image_shape=(1, 8, 8), num_classes=3)
+    cell = "|nor_conv_1x1~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|none~2|"
+    network = space.network(space.from_str(cell))
+    before = {name: weight.clone() for name, weight in network.named_parameters()}
+    module = train(images, tmp_path, Recipe(epochs=1, batch_size=10, devices=2), network=network)
+    same = {name for name, weight in module.network.named_parameters() if torch.equal(weight, before[name])}
+    assert len(same) == 2 * 3 * 3  # two dead convolutions in each of three cells: weight, and the norm's two
+    assert all(".1.weight" in name or ".2.weight" in name or ".2.bias" in name for name in same), same
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(images: Images, tmp_path: Path) -> None:
     network = new()
 

@@ -89,7 +89,9 @@ def test_similarity_ranks_cells(cells: list[Genotype], truth: FloatArray, tmp_pa
     for name, settings in ROWS[size].items():
         rmi, dataset = create(tmp_path, *settings)
         if len(scores) == 1:
-            model = reference_model(dataset, rmi.reference, seed=0, store_dir=tmp_path, announce=print)
+            model = reference_model(
+                dataset, rmi.reference, seed=0, store_dir=tmp_path, announce=print, warn=print
+            )
             minutes = (time.process_time() - start) / 60
             print(
                 f"\n{size}: test accuracy of the reference {accuracy(model, dataset, 'test'):.1%}, "
