@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -308,7 +309,7 @@ def fit(
                 folder=folder,
                 devices=recipe.devices,
                 strategy=recipe.strategy,
-                unused=True,  # a cell may have operations whose output nobody uses
+                unused=recipe.devices > 1 and _leaves_unused(network, dataset, recipe),
                 keep=None if path is None or identity is None else KeepLast(path, identity),
                 max_steps=num_steps - module.step,
                 precision=PRECISIONS[str(recipe.precision)],
@@ -321,6 +322,26 @@ def fit(
         if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
             module.history = _read(path, identity)["history"]
     return module.cpu().eval()
+
+
+def _leaves_unused(network: nn.Module, dataset: Dataset, recipe: Recipe) -> bool:
+    """Whether a network has parameters that its answers do not depend on, e.g. of branches of a cell.
+
+    Processes that share the work must know: those that look for them in vain at every step say so loudly.
+    Told by the graph of a forward pass, because a backward pass starts threads that forked processes lack.
+    """
+    x, _ = next(iter(dataset.batches("train", batch_size=2, train=False)))
+    probe = copy.deepcopy(network).train()
+    with torch.random.fork_rng(devices=[]):
+        answers = probe(x, True) if recipe.auxiliary_weight else (probe(x),)
+    used: set[Any] = set()
+    steps: list[Any] = [answer.grad_fn for answer in answers]
+    while steps:
+        step = steps.pop()
+        if step is not None and step not in used:
+            used |= {step, getattr(step, "variable", None)}
+            steps += [before for before, _ in step.next_functions]
+    return not used.issuperset(probe.parameters())
 
 
 def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -238,7 +238,9 @@ def test_a_reference_is_of_its_images_split_and_augmentation(tmp_path: Path) -> 
     def reference(kind: type[Images] = Images, part: str = "train", **settings: Any) -> None:
         images = kind("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, **settings)
         recipe = Recipe(epochs=1, max_steps=1)
-        reference_model(images, recipe, seed=0, store_dir=tmp_path, announce=said.append, part=part)
+        reference_model(
+            images, recipe, seed=0, store_dir=tmp_path, announce=said.append, warn=print, part=part
+        )
 
     reference()
     reference(part="all")
