@@ -279,7 +279,7 @@ def _say_that_none_is_feasible(display: Display, end: Conclusion) -> None:
     if near is None:
         display.warn("no network is supported by the device")
         return
-    bounds = " and ".join(f"{limit.metric}={limit.bound:g}" for limit in limits)
+    bounds = " and ".join(f"{limit.metric}={short(limit.metric, limit.bound)}" for limit in limits)
     display.warn(
         f"no network keeps limits {bounds}; the closest is {end.task.space.to_str(near.genotype)}: "
         f"{_in_words(near.metrics)}; raise a limit, or search longer (generations=)"

@@ -620,7 +620,7 @@ def test_what_was_looked_up(tmp_path):
     figures = {"test_acc": {"value": 0.93, "regret": 0.0125, "by_flops": 0.9}}
     limited = page(make_run(tmp_path / "limited", looked_up=figures, truth=None, limits={"latency_ms": 3.0}))
     assert (
-        "the best has 93.00 % of test accuracy, where the best network that there is within the limits "
+        "the best has 93.00 % of test accuracy, where the best network in the space within the limits "
         "has 94.25 % and the one with the most multiply-adds 90.00 %."
     ) in limited.text
     assert "Looked up" not in page(make_run(tmp_path / "unknown", truth=None)).text

@@ -198,7 +198,7 @@ def test_a_run_tells_what_its_page_needs(run_hwnas, tmp_path):
     assert result["deciles"]["latency_ms"][5] == pytest.approx(median)
     assert result["reports"] == {}
     first = Page(folder / "report.html")
-    assert "Exact, over all 1.53e+11 networks" in first.text
+    assert "Exact, over all 1.5 x 10^11 networks" in first.text
     run_hwnas("report", "run")
     assert Page(folder / "report.html").data == first.data
 
