@@ -10,6 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hwnas.files import write_text
 
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+"""Ours, each compiled once in a process."""
+
 BRAND = b'class="brand">hwnas'
 """What every page of ours has, whatever its version."""
 
@@ -27,12 +36,5 @@ def write_page(template: str, values: Mapping[str, Any], path: Path) -> Path:
     """
     if path.is_file() and BRAND not in path.read_bytes():
         raise ValueError(f"{path} is not a page of hwnas and would be overwritten; move it away first")
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text(path, templates.get_template(template).render(values))
+    write_text(path, TEMPLATES.get_template(template).render(values))
     return path
