@@ -389,9 +389,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         if folder is not None and before is not None and folder.is_dir():
             code = max(code, sweep.summarise(folder, before))
             if ended:
-                code = max(code, _after_sweep(main, folder, config_name, arguments))
-            if ended and code == 0:
-                sweep.complete(folder, config_name, arguments)
+                code = max(code, _after_sweep(main, folder, config_name, arguments, whole=code == 0))
     return code
 
 
@@ -409,13 +407,23 @@ def _files_of_joblib() -> Iterator[None]:
 
 
 def _after_sweep(
-    main: Callable[[DictConfig], Any], folder: Path, config_name: str, arguments: Sequence[str]
+    main: Callable[[DictConfig], Any],
+    folder: Path,
+    config_name: str,
+    arguments: Sequence[str],
+    *,
+    whole: bool,
 ) -> int:
-    """Let a command draw the page of a sweep's runs, if it has one; returns the exit code."""
+    """Let a command draw the page of a sweep's runs, if it has one; returns the exit code.
+
+    If no job failed (`whole`), the sweep's folder then keeps that the command came to its end.
+    """
     draw: Callable[[Path], None] | None = getattr(sys.modules[main.__module__], "after_sweep", None)
     try:
         if draw is not None:
             draw(folder)
+        if whole:
+            sweep.complete(folder, config_name, arguments)
     except (ValueError, OSError) as error:
         _say(error, config_name, arguments)
         return 1

@@ -84,7 +84,8 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
                     reason = config.explain(error, command, arguments)
                     logging.getLogger("hwnas").error(reason, exc_info=error)
                     if swept and isinstance(error, Exception):  # the others go on, the end says which failed
-                        sweep.failed(folder, reason)
+                        with contextlib.suppress(OSError):  # of a full disk, as the error itself may be
+                            sweep.failed(folder, reason)
                     raise
         except (ValueError, OSError, OmegaConfBaseException):
             if new and _names(folder) <= others | {STORED, log.name}:
@@ -220,10 +221,27 @@ def _remove(folder: Path, log: Path) -> None:
         folder.rmdir()
 
 
+class _Log(logging.FileHandler):
+    """A file of what is said, which is silent when it cannot be written: the terminal has it, too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; the file may have to be created."""
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def close(self) -> None:
+        """Close the file; what could not be written before cannot be now."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say nothing, where logging prints a traceback."""
+
+
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[None]:
     """Write what is said to a file."""
-    ours, handler = logging.getLogger("hwnas"), logging.FileHandler(path, delay=True)
+    ours, handler = logging.getLogger("hwnas"), _Log(path, delay=True)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     level = ours.level
     logging.root.addHandler(handler)  # where Lightning finds one it does not write to the terminal

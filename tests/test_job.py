@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -190,3 +191,11 @@ def test_a_folder_that_its_last_owner_removed_is_made_again(here: Path) -> None:
         job._remove(here / "run", here / "run/search.log")
     waits.join()
     assert (here / "run/.hydra/lock").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("path", ["/dev/full", "missing/a.log"])
+def test_a_log_that_cannot_be_written_is_silent(path: str, here: Path, capsys) -> None:
+    with job._log(Path(path)):
+        logging.getLogger("hwnas").info("said")
+    assert "Traceback" not in capsys.readouterr().err
