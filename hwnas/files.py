@@ -96,6 +96,20 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=f"hwnas-{identity().replace(':', '-')}-")
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file; what a power cut or a full disk leaves of it is its beginning."""
+    new = not path.is_file()
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if new:
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames, creations and deletions in `folder` last through a power cut, where the system can."""
     if os.name == "nt":  # opens no folders

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from hwnas.config import build, choices, find_file, read_yaml, suggestion
 from hwnas.core import Interrupted, positive, whole_number
 from hwnas.display import Display
-from hwnas.files import remove, to_json, write_bytes, write_csv, write_json, write_text
+from hwnas.files import append, remove, replacing, to_json, write_bytes, write_csv, write_json, write_text
 from hwnas.foreign import parse_json, read_json, shaped
 from hwnas.progress import progress
 from hwnas.pruning.study import read_pruned, result_files, retained_area, trained_enough
@@ -287,10 +286,7 @@ class _Run:
                     row, replayed = curve[index], True
                 else:
                     row, replayed = self.pruned(target), False
-                    with path.open("a") as file:
-                        file.write(to_json(row) + "\n")
-                        file.flush()
-                        os.fsync(file.fileno())
+                    append(path, (to_json(row) + "\n").encode())
                     curve.append(row)
                 tracker.log(
                     index,
@@ -525,12 +521,11 @@ def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
 
     if network.decoder is None:
         return []
-    folder.mkdir(exist_ok=True)
     x = x_NCHW[:num]
     paths = [folder / "reconstructions.png", folder / "traversals.png"]
     with torch.inference_mode():
         means, log_variances = codes(network, x_NCHW[:1000])
-        save_image(torch.cat([x, network.pixels(means[:num])]), paths[0], nrow=len(x))
+        reconstructions = torch.cat([x, network.pixels(means[:num])])
         kl = kl_per_dimension(
             means.double().numpy(), None if log_variances is None else log_variances.double().numpy()
         )
@@ -538,7 +533,10 @@ def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
         code = means[0].repeat(len(shown), num, 1)
         for row, dimension in enumerate(shown):
             code[row, :, dimension] = torch.linspace(-3, 3, num)
-        save_image(network.pixels(code.flatten(0, 1)), paths[1], nrow=num)
+        traversals = network.pixels(code.flatten(0, 1))
+    for path, images, per_row in zip(paths, (reconstructions, traversals), (len(x), num), strict=True):
+        with replacing(path) as partial:
+            save_image(images, partial, format="png", nrow=per_row)
     return paths
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas import password
+from hwnas.files import append
 
 
 class Tracker:
@@ -122,7 +123,9 @@ class Tracker:
                     self._board.add_scalar(name, value, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Figures of the whole run."""
+        """Figures of the whole run; from then on those of every step last through a power cut."""
+        if self._columns is not None:
+            append(self._path, b"")
         self._send(lambda run: run.summary.update(dict(values)))
 
     def front(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], x: str, y: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas.drawing import text
-from hwnas.files import to_json, write_csv, write_text
+from hwnas.files import replacing, to_json, write_csv, write_text
 from hwnas.foreign import consistent
 from hwnas.pages import write_page
 from hwnas.pruning.study import Comparison, Family, Group, Study, entanglement, read_study
@@ -64,7 +64,8 @@ def _write_study(folder: Path, study: Study, logger: Mapping[str, Any] | None) -
                 axis.title.set_fontsize(9)
             stem = f"{name}_{number}" if len(study.families) > 1 else name
             pictures[stem] = folder / f"{stem}.png"
-            figure.savefig(pictures[stem], dpi=90)
+            with replacing(pictures[stem]) as partial:
+                figure.savefig(partial, format="png", dpi=90)
             figures[-1][name] = _svg(figure)
     _write_csv(folder / "study.csv", study)
     write_text(
