@@ -92,6 +92,8 @@ class Conclusion:
             "result": [self.described(trial) for trial in self.found],
             "best": self.described(self.answer) if self.answer else None,
             "population": self._population(),
+            "risk": self._risk(),
+            "notes": [evaluator.note for evaluator in evaluators if evaluator.note],
             "stationary": task.quality.stationary,
             "truth": self._comparison(),
             "transfer": self._transfer(),
@@ -143,6 +145,26 @@ class Conclusion:
         if test_acc is not None and truth.best_test_acc is not None:
             regret["test_acc"] = truth.best_test_acc - test_acc
         return regret
+
+    def _risk(self) -> dict[str, dict[str, float]]:
+        """Per limit on a predicted cost how probably the answer exceeds it in fact.
+
+        By the share of the networks that the profile was not fitted to whose cost was as much above its
+        prediction, the answer itself counted among them.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for limit in self.task.limits if self.answer is not None else ():
+            (owner,) = (e for e in self.task.evaluators if limit.metric in e.metrics)
+            errors = owner.errors(limit.metric)
+            if self.answer is not None and limit.goal == "min" and len(errors):
+                bound = limit.bound * (1 + self.task.margins.get(limit.metric, 0.0))
+                beyond = int((self.answer.metrics[limit.metric] * errors > bound).sum())
+                found[limit.metric] = {
+                    "limit": bound,
+                    "probability": (1 + beyond) / (1 + len(errors)),
+                    "networks": len(errors),
+                }
+        return found
 
     def _yardsticks(self) -> dict[str, dict[str, Any]]:
         """Networks that are known without a search, by name."""
@@ -218,6 +240,8 @@ def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any])
         end: The search's end.
         result: Contents of result.json.
     """
+    from hwnas.report import remarks
+
     _say_front(display, end)
     if end.answer is None:
         _say_that_none_is_feasible(display, end)
@@ -231,6 +255,8 @@ def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any])
             display.say(
                 f"{result['strategy']} itself returns {returned['arch']}: {_in_words(returned['metrics'])}"
             )
+    for remark in remarks(result):
+        display.say(f"note: {remark}")
     if (truth := result["truth"]) is not None:
         display.say(f"exact: hypervolume {truth['hypervolume_ratio'][-1]:.1%} of the true front's")
         if truth["regret"]:

@@ -522,6 +522,7 @@ class Evaluator(ABC):
         name: Owner of the metrics in the store.
         metrics: Goal per metric; the first one is the evaluator's main metric.
         exhaustive: Whether it answers for a whole space in no time (a table, a formula, a profile).
+        note: A sentence that belongs beside every answer, e.g. whose costs they are; may be empty.
         stationary: Whether answers of different generations can be compared; false once weights that they
             depend on were trained further. Then only what the strategy returns is an answer.
     """
@@ -529,6 +530,7 @@ class Evaluator(ABC):
     name: str
     metrics: Mapping[str, Goal]
     exhaustive: bool = False
+    note: str = ""
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -578,6 +580,10 @@ class Evaluator(ABC):
     def separable(self, metric: str) -> Sum | None:
         """The metric as a constant plus what each operation adds, where it is such a sum; else None."""
         return None
+
+    def errors(self, metric: str) -> FloatArray:
+        """Measured over predicted values of networks not fitted to; empty where nothing is predicted."""
+        return np.empty(0)
 
     def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
         """Seconds of the trainings that a benchmark's answers stand for; None: there is no such clock."""

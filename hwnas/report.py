@@ -192,6 +192,7 @@ def page(run: Run) -> dict[str, Any]:
         "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
         "limits": [_spoken(limit) for limit in run.limits],
         "closest": _closest(run),
+        "remarks": remarks(run.result),
         "headline": _headline(run, answer, shown["metrics"].get("test_acc") if shown else None, trained),
         "drawing": shape,
         "node_radius": NODE_RADIUS,
@@ -665,6 +666,20 @@ def _ledger(run: Run) -> list[tuple[str, str]]:
     if virtual is not None:
         rows.append(("training time that the benchmark spared", f"{virtual / 3600:,.1f} GPU hours"))
     return rows
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Sentences beside a run's answer: the risk that it exceeds its limits, and whose costs it has.
+
+    Args:
+        result: Contents of result.json.
+    """
+    return [
+        f"{metric} is predicted; by the errors for {risk['networks']} networks that were not fitted "
+        f"to, the real one exceeds {risk['limit']:.4g} with a probability of {risk['probability']:.0%}"
+        + ("; confidence=0.95 keeps a margin" if risk["probability"] > 0.05 else "")
+        for metric, risk in (result.get("risk") or {}).items()
+    ] + list(result.get("notes") or [])
 
 
 def virtual_clock(result: Mapping[str, Any]) -> str:

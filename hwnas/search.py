@@ -244,6 +244,12 @@ def _announce(display: Display, task: Task, archive: Archive) -> None:
                 f"limits.{limit.metric}={bound} is {phrase(limit.metric, limit.bound)}, a quantile over "
                 f"{extent(task.space)}"
             )
+    for limit in task.limits:
+        if (added := task.margins.get(limit.metric)) is not None:
+            display.say(
+                f"limits.{limit.metric}={limit.bound * (1 + added):.4g} less a margin of {added:.1%} for the "
+                f"errors of predictions is {limit.bound:.4g}"
+            )
     if archive.trials:
         display.say(f"resuming after {len(archive.trials)} evaluations")
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from hwnas.config import build, choices, suggestion, sweep_or_run
-from hwnas.core import Evaluator, Goal, Limit, Objective, SearchSpace, Strategy, positive, whole_number
+from hwnas.core import Evaluator, Goal, Limit, Objective, SearchSpace, Strategy, positive, share, whole_number
 from hwnas.data.images import Images
+from hwnas.devices.profile import margin
 from hwnas.display import Display
 from hwnas.truth import quantile
 
@@ -34,6 +35,7 @@ class Task:
         generations: Populations to ask for.
         seed: Of the strategy and the final network.
         offered: Objects of the run for what is built later.
+        margins: By how much limits on predicted costs were lowered, relative, by metric.
     """
 
     names: Mapping[str, str]
@@ -48,6 +50,7 @@ class Task:
     generations: int
     seed: int
     offered: Mapping[str, Any]
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def quality(self) -> Evaluator:
@@ -129,7 +132,9 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
         evaluators.append(Flops(space))  # every report can tell, and limits.params works on any device
     _check_owners(evaluators)
     asked: Mapping[str, Any] = cfg.limits or {}
-    limits = parse_limits(asked, space, evaluators)
+    limits, margins = with_margins(
+        parse_limits(asked, space, evaluators), space, evaluators, cfg.get("confidence"), display.warn
+    )
     metrics = _metrics(evaluators)
     objectives = tuple(Objective(name, metrics[name]) for name in (*quality.objectives, *device.objectives))
     strategy: Strategy = build(
@@ -154,7 +159,43 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
         generations=generations,
         seed=seed,
         offered=offered,
+        margins=margins,
     )
+
+
+def with_margins(
+    limits: Sequence[Limit],
+    space: SearchSpace,
+    evaluators: Sequence[Evaluator],
+    confidence: Any,
+    warn: Callable[[str], None],
+) -> tuple[tuple[Limit, ...], dict[str, float]]:
+    """Limits on predicted costs, lowered so that the real costs keep them with a confidence; and by how much.
+
+    Args:
+        limits: As the user gave them.
+        space: The search space.
+        evaluators: Those that report the metrics; the errors of their predictions make the margin.
+        confidence: In 0..1; None: no margins.
+        warn: Called with a sentence where the confidence has no effect.
+    """
+    if confidence is None:
+        return tuple(limits), {}
+    if not 0 < share("confidence", confidence) < 1:
+        raise ValueError(f"confidence must be between 0 and 1, e.g. 0.95, not {confidence!r}")
+    lowered, margins = [], {}
+    for limit in limits:
+        owner = next(evaluator for evaluator in evaluators if limit.metric in evaluator.metrics)
+        if owner.exhaustive:
+            owner.prepare(space, [])
+        errors = owner.errors(limit.metric)
+        if limit.goal == "min" and len(errors):
+            margins[limit.metric] = margin(errors, confidence)
+            limit = replace(limit, bound=limit.bound / (1 + margins[limit.metric]))
+        lowered.append(limit)
+    if not margins:
+        warn(f"confidence={confidence} has no effect: no limit is on a cost that a profile predicts")
+    return tuple(lowered), margins
 
 
 def parse_limits(

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.core import Genotype, Limit, Objective, SearchSpace
+from hwnas.core import FloatArray, Genotype, Limit, Objective, SearchSpace
 from hwnas.evaluators.table import Table
 from hwnas.search import search
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.store import Archive
 from hwnas.strategies.random import RandomSearch
-from hwnas.task import parse_limits
+from hwnas.task import parse_limits, with_margins
 
 TOY = ["experiment=toy", "logger=csv", "hydra.run.dir=run"]
 SMALL = [
@@ -49,6 +49,65 @@ def test_parse_limits() -> None:
         ValueError, match=r"limits\.latency_ms must be a number above 0, or a quantile like q0\.3, not 'q'"
     ):
         parse_limits({"latency_ms": "q"}, space, evaluators)
+
+
+class Predicted(ToyCost):
+    """Costs of which ten networks, 0 to 9 % above the prediction, were measured."""
+
+    def errors(self, metric: str) -> FloatArray:
+        return 1 + np.arange(10) / 100
+
+
+def test_a_margin_for_limits_on_predicted_costs() -> None:
+    """Of ten errors the tenth, ceil(11 * 0.9), is kept with 90 %; the sixth, ceil(11 * 0.5), with 50 %."""
+    said: list[str] = []
+    evaluators = [ToyCost(Toy(), metric="val_acc"), Predicted(Toy(), metric="latency_ms")]
+    limits = (Limit("latency_ms", 2.18), Limit("val_acc", 0.5, "max"))
+    for confidence, bound, added in ((0.9, 2.0, 0.09), (0.5, 2.18 / 1.05, 0.05)):
+        lowered, margins = with_margins(limits, Toy(), evaluators, confidence, said.append)
+        assert lowered[0].bound == pytest.approx(bound)
+        assert lowered[1] == limits[1]
+        assert margins == pytest.approx({"latency_ms": added})
+    assert with_margins(limits, Toy(), evaluators, None, said.append) == (limits, {})
+    assert said == []
+    exact = [evaluators[0], ToyCost(Toy(), metric="latency_ms")]
+    assert with_margins(limits, Toy(), exact, 0.95, said.append) == (limits, {})
+    assert said == ["confidence=0.95 has no effect: no limit is on a cost that a profile predicts"]
+    for wrong in (0, 1, 95, "0.95"):
+        with pytest.raises(ValueError, match="confidence must be"):
+            with_margins(limits, Toy(), evaluators, wrong, said.append)
+
+
+def test_the_risk_stands_beside_the_answer(run_hwnas, tmp_path: Path, table_path: Path) -> None:
+    """The shipped profile of raspi4 is some 7 to 13 % off; a margin lowers the risk that it announces."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / table_path.name).symlink_to(table_path)
+    risks = []
+    for name, more in (("plain", []), ("safe", ["confidence=0.95"])):
+        done = run_hwnas(
+            *(
+                "search",
+                "evaluator=table",
+                "dataset=cifar10",
+                "device=raspi4",
+                "strategy=random",
+                "logger=csv",
+            ),
+            *("generations=5", "limits.latency_ms=20", f"hydra.run.dir={name}", *more),
+            env={"HWNAS_DATA": str(tmp_path / "data")},
+        )
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        risk = result["risk"]["latency_ms"]
+        assert risk["networks"] == 200
+        assert risk["limit"] == pytest.approx(20)
+        said = f"the real one exceeds 20 with a probability of {risk['probability']:.0%}"
+        assert said in done.stdout
+        assert said in (tmp_path / name / "report.html").read_text()
+        risks.append(risk["probability"])
+        assert ("confidence=0.95 keeps a margin" in done.stdout) == (risk["probability"] > 0.05)
+    assert risks[1] < risks[0]
+    assert result["limits"]["latency_ms"] == pytest.approx(20 / 1.323, rel=0.001)
+    assert "limits.latency_ms=20 less a margin of 32.3% for the errors of predictions is 15.11" in done.stdout
 
 
 def test_limits_by_quantile() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hwnas.config import data_folder
 from hwnas.core import Evaluator, SearchSpace
-from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
+from hwnas.data.tables import DATASETS, FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, ProfileDevice
 from hwnas.devices.table import CostTable, check_metric, costs_of
 from hwnas.spaces.fbnet import OPS, FBNet
@@ -68,24 +69,38 @@ def benchmark_device(
     if whole.is_file():
         arrays = read_table(whole)
         columns = costs_of(f"{name}_{device}", arrays, whole)
+        foreign = not columns and name not in DATASETS
+        if foreign:
+            columns = costs_of(f"cifar10_{device}", arrays, whole)
         if not columns:
             raise ValueError(f"{whole} has nothing of {device} for {name}; dataset=cifar10 | cifar100 | ...")
-        return CostTable(space, device, arrays["arch_ops"], columns, metric=metric, source=whole)
+        table = CostTable(space, device, arrays["arch_ops"], columns, metric=metric, source=whole)
+        return _noted(table, space, device, announce) if foreign else table
     if part.is_file():
         arrays = read_table(part)
         columns = costs_of(device, arrays, part)
         if columns:
-            genotypes = official_order()
-            if name != "cifar10":
-                announce(f"costs of {device} are those of the CIFAR-10 networks: {part} has no others")
-            return CostTable(space, device, genotypes, columns, metric=metric, source=part)
+            table = CostTable(space, device, official_order(), columns, metric=metric, source=part)
+            return table if name == "cifar10" else _noted(table, space, device, announce)
     fitted = PROFILES / f"{device}.json"
     if fitted.is_file():
         profile = Profile.load(fitted)
-        other = "" if name == "cifar10" else " of the CIFAR-10 networks"
-        announce(f"{whole.name} is not in {folder}: costs{other} are predicted. {profile.summary()}")
-        return ProfileDevice(space, profile, fitted, metric=metric)
+        announce(f"{whole.name} is not in {folder}: costs are predicted. {profile.summary()}")
+        predicted = ProfileDevice(space, profile, fitted, metric=metric)
+        return predicted if name == "cifar10" else _noted(predicted, space, device, announce)
     raise ValueError(f"no costs of {device}: looked for {whole} and {part}; {CONVERSION}")
+
+
+def _noted(found: Evaluator, space: Any, device: str, announce: Callable[[str], None]) -> Evaluator:
+    """The device, with a note that its costs are of other networks than the run's."""
+    size = "x".join(map(str, space.image_shape))
+    found.note = (
+        f"costs and limits of {device} are those of the CIFAR-10 networks (3x32x32 images, 10 classes, 16 "
+        f"channels, 5 cells), not of the run's ({size} images, {space.num_classes} classes); to measure "
+        "those: hwnas profile export dataset=<yours> to=<folder>"
+    )
+    announce(found.note)
+    return found
 
 
 def look_up_device(

@@ -115,7 +115,10 @@ def fit(
         network=dict(network),
         origin={**origin, "fitted_to": min(len(G), MOST_FITTED), "seed": seed},
         costs=costs,
-        check={metric: agreement(predicted[metric][held_out], y[held_out]) for metric, y in Y.items()},
+        check={
+            metric: agreement(predicted[metric][held_out], y[held_out], space.is_connected(G[held_out]))
+            for metric, y in Y.items()
+        },
         live=live,
         networks=Networks(
             archs=[space.to_str(tuple(row)) for row in G[shown].tolist()],

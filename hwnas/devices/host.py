@@ -7,12 +7,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hwnas.core import Evaluator, Genotype, SearchSpace
+import numpy as np
+
+from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace
 from hwnas.devices.board import processor
 from hwnas.devices.measure import Settings, measure, require_blocks
+from hwnas.devices.onnx_models import require_onnx
 from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
 from hwnas.files import only_maker, write_bytes
 
@@ -36,9 +40,10 @@ class Host(Evaluator):
         batch_size: Images per forward pass.
         threads: Processor threads of the measured network.
         rounds: Timing rounds per operation; the median counts.
+        backend: What runs the networks: "torch", or "onnxruntime", which exported networks run by.
 
     Raises:
-        ValueError: A size below 1, or a space without networks.
+        ValueError: A size below 1, an unknown backend, or a space without networks.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Host(Evaluator):
         batch_size: int,
         threads: int,
         rounds: int,
+        backend: str = "torch",
     ) -> None:
         require_blocks(space)
         self.name = "host"
@@ -58,8 +64,8 @@ class Host(Evaluator):
         self.metrics = {"latency_ms": "min"}
         self.settings = Settings.checked(
             "device.",
-            backend="torch",
-            provider="cpu",
+            backend=backend,
+            provider=None,
             threads=threads,
             batch_size=batch_size,
             rounds=rounds,
@@ -118,7 +124,12 @@ class Host(Evaluator):
         """Where the profile of this machine and these networks is kept."""
         import torch
 
-        digest = _digest([SCHEMA_VERSION, *self._networks(), processor(), torch.__version__])
+        if self.settings.backend == "onnxruntime":
+            require_onnx("onnx", "onnxruntime")
+            versions = [torch.__version__, metadata.version("onnxruntime")]
+        else:
+            versions = [torch.__version__]
+        digest = _digest([SCHEMA_VERSION, *self._networks(), processor(), *versions])
         return self._store_dir / "profiles" / f"host-{self._space.name}-{digest}.json"
 
     def copy(self) -> Path:
@@ -129,7 +140,13 @@ class Host(Evaluator):
         """What is measured, and how."""
         settings = self.settings
         shape = network_shape(self._space, settings.batch_size)
-        return [self._space.name, shape, settings.threads, settings.rounds]
+        # Profiles by torch were kept without naming it.
+        by = [] if settings.backend == "torch" else [settings.backend]
+        return [self._space.name, shape, settings.threads, settings.rounds, *by]
+
+    def errors(self, metric: str) -> FloatArray:
+        """Those of the profile."""
+        return np.empty(0) if self.profile is None else self.profile.errors(metric)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted latency per genotype."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hwnas.core import Evaluator, Genotype, Goal, SearchSpace, Sum
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum
 from hwnas.truth import listed
 
 OBJECTIVES = ("worst", "all")
@@ -58,6 +58,7 @@ class Multi(Evaluator):
             RELATIVE_COST: "min",
             **{f"{m}@{name}": goal for name, device in devices.items() for m, goal in device.metrics.items()},
         }
+        self.note = "; ".join(device.note for device in devices.values() if device.note)
         self.typical: dict[str, float] = {}
         self._version = ""
 
@@ -95,6 +96,11 @@ class Multi(Evaluator):
         """A device's own cost, where it is a sum; `relative_cost` is none."""
         own, _, name = metric.partition("@")
         return self.devices[name].separable(own) if name else None
+
+    def errors(self, metric: str) -> FloatArray:
+        """Those of a device's own cost; none of `relative_cost`."""
+        own, _, name = metric.partition("@")
+        return self.devices[name].errors(own) if name else np.empty(0)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Costs per genotype; all `inf` where one of the devices does not support the network."""

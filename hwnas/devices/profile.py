@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas.config import find_file, suggestion
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum
@@ -286,6 +287,10 @@ class ProfileDevice(Evaluator):
             return None
         return Sum(cost.base, added)
 
+    def errors(self, metric: str) -> FloatArray:
+        """Those of the profile."""
+        return self.profile.errors(metric)
+
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted costs per genotype."""
         G = np.frombuffer(b"".join(map(bytes, genotypes)), dtype=np.uint8)  # half the time of asarray
@@ -324,7 +329,8 @@ def profile_device(
         if profile.network.get(name) != shape.get(name)
     ]
     if differ:
-        announce(f"warning: the profile's networks are not those of the run: they have {'; '.join(differ)}")
+        device.note = f"the profile's networks are not those of the run: they have {'; '.join(differ)}"
+        announce(f"warning: {device.note}")
     return device
 
 
@@ -336,7 +342,9 @@ def checked_on(
     return dataclasses.replace(
         profile,
         check={
-            metric: agreement(values[fitted:], np.array(measured[metric][fitted:]))
+            metric: agreement(
+                values[fitted:], np.array(measured[metric][fitted:]), space.is_connected(G[fitted:])
+            )
             for metric, values in predicted.items()
         },
         networks=Networks(
@@ -364,16 +372,19 @@ def margin(errors: FloatArray, confidence: float) -> float:
     return max(0.0, float(np.sort(errors)[max(rank, 1) - 1]) - 1)
 
 
-def agreement(predicted: FloatArray, actual: FloatArray) -> dict[str, float]:
+def agreement(
+    predicted: FloatArray, actual: FloatArray, connected: NDArray[np.bool_] | None = None
+) -> dict[str, float]:
     """How well predictions agree.
 
-    "networks", "r2", "spearman", and of the relative errors, where costs are above 0, "median_error" and
-    "mean_error".
+    "networks", "r2", "spearman", and of the relative errors "median_error" and "mean_error": of networks with
+    a path from input to output (`connected`; None: all), since others may cost next to nothing.
     """
     from scipy.stats import spearmanr
 
     residual, spread = predicted - actual, actual - actual.mean()
-    relative = np.abs(residual[actual > 0]) / actual[actual > 0]
+    counted = (actual > 0) if connected is None or not connected.any() else (actual > 0) & connected
+    relative = np.abs(residual[counted]) / actual[counted]
     return {
         "networks": len(actual),
         "r2": float(1 - (residual @ residual) / (spread @ spread)),

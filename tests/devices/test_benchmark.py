@@ -27,6 +27,18 @@ def device(name: str, dataset: str = "cifar10", metric: str = "latency_ms") -> E
     return built
 
 
+def assert_noted(name: str, dataset: str) -> None:
+    """On other images the run says whose costs these are, and how to get its own."""
+    found = device(name, dataset=dataset)
+    assert found.said[-1] == found.note  # type: ignore[attr-defined]
+    assert found.note.startswith(
+        f"costs and limits of {name} are those of the CIFAR-10 networks (3x32x32 images, "
+    )
+    assert (
+        "not of the run's (3x32x32 images, 10 classes); to measure those: hwnas profile export" in found.note
+    )
+
+
 def compact(folder: Path) -> None:
     """The layout that `hwnas data hwnasbench` writes, three networks long."""
     np.savez(
@@ -46,16 +58,21 @@ def test_the_compact_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert tpu.metrics == {"latency_ms": "min"}
     answers = tpu.evaluate([(3,) * 6, (1,) * 6])
     assert answers == [{"latency_ms": 1.5}, {"latency_ms": math.inf}]  # -1: not supported, never fast
+    assert tpu.note == ""
+    assert_noted("edgetpu", "npz-mine")
     gpu = device("edgegpu", metric="energy_mj")
     assert list(gpu.metrics) == ["energy_mj", "latency_ms"]
     assert gpu.evaluate([(1,) * 6]) == [{"energy_mj": 30.0, "latency_ms": 3.0}]
-    assert gpu.prepare(NasBench201(), []) != tpu.prepare(NasBench201(), [])
+    with pytest.raises(
+        ValueError, match="has 3 of the 15,625 networks of nasbench201, and a search needs all"
+    ):
+        gpu.prepare(NasBench201(), [])
     with pytest.raises(ValueError, match=r"device edgegpu has no row for \|avg_pool_3x3~0\|"):
         gpu.evaluate([(4,) * 6])
     with pytest.raises(ValueError, match="no energy_mj of device edgetpu"):
         device("edgetpu", metric="energy_mj")
-    with pytest.raises(ValueError, match="has nothing of edgetpu for digits"):
-        device("edgetpu", dataset="digits")
+    with pytest.raises(ValueError, match="has nothing of edgetpu for cifar100"):
+        device("edgetpu", dataset="cifar100")
 
 
 def test_columns_are_those_of_the_benchmarks_own_data_set(
@@ -106,7 +123,7 @@ def test_the_published_record(table_path: Path, tmp_path: Path, monkeypatch: pyt
     assert fpga.evaluate([space.from_str(cell)]) == [
         {"latency_ms": pytest.approx(2.57296, abs=1e-9), "energy_mj": pytest.approx(18.01072, abs=1e-9)}
     ]
-    assert "those of the CIFAR-10 networks" in fpga.said[0]  # type: ignore[attr-defined]
+    assert_noted("fpga", "cifar100")
     assert len(fpga.evaluate(space.all())) == 15_625
 
 
@@ -120,12 +137,15 @@ def test_four_devices_can_do_without_a_table(tmp_path: Path, monkeypatch: pytest
     ]:
         predicted = device(name)
         assert predicted.name == name
-        assert "costs are predicted. On 12,500 networks" in predicted.said[0]  # type: ignore[attr-defined]
+        assert "costs are predicted. On 12,625 networks" in predicted.said[0]  # type: ignore[attr-defined]
         check = Profile.load(PROFILES / f"{name}.json").check["latency_ms"]
         assert check["spearman"] > spearman
         assert check["r2"] > r2
+        assert check["median_error"] < check["mean_error"] < 0.13
+        assert len(predicted.errors("latency_ms")) == 200
+        assert predicted.note == ""
         assert predicted.evaluate([(3,) * 6])[0]["latency_ms"] > 5
-    assert "of the CIFAR-10 networks" in device("fpga", dataset="digits").said[0]  # type: ignore[attr-defined]
+    assert_noted("fpga", "digits")
     assert list(device("fpga", metric="energy_mj").metrics) == ["energy_mj", "latency_ms"]
     with pytest.raises(ValueError, match="no energy_mj of device raspi4"):
         device("raspi4", metric="energy_mj")

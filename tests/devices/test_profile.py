@@ -314,11 +314,28 @@ def test_host_keeps_one_profile_per_network_shape_and_setting(tmp_path: Path) ->
     assert host(tmp_path, [], TINY.restrict([[3]] * 6)).path() in paths  # the same networks, fewer of them
 
 
+def test_host_by_the_runtime_that_ships(tmp_path: Path) -> None:
+    """Exported networks run by ONNX Runtime: a profile of its own, beside the one by torch."""
+    pytest.importorskip("onnxruntime")
+    said: list[str] = []
+    device = host(tmp_path, said, backend="onnxruntime")
+    assert device.path() != host(tmp_path, [], backend="torch").path() == host(tmp_path, []).path()
+    assert len(device.errors("latency_ms")) == 0
+    device.prepare(TINY, [])
+    assert device.profile is not None
+    assert device.profile.origin["backend"] == "onnxruntime"
+    assert device.profile.origin["provider"] == "CPUExecutionProvider"
+    assert len(device.errors("latency_ms")) == 20
+    assert "measured, kept in" in said[0]
+
+
 def test_host_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="devices are measured by blocks of networks, which the toy space"):
         host(tmp_path, [], Toy())
     with pytest.raises(ValueError, match=r"device\.rounds must be a whole number of at least 3, not 2"):
         host(tmp_path, [], rounds=2)
+    with pytest.raises(ValueError, match="backend=tensorrt is not known"):
+        host(tmp_path, [], backend="tensorrt")
     with pytest.raises(ValueError, match=r"device\.threads must be a whole number of at least 1, not 0"):
         host(tmp_path, [], threads=0)
     device = host(tmp_path, [])
