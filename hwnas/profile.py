@@ -23,6 +23,10 @@ FILES = {"show": ("path",), "compare": ("a", "b"), "import": ("path",)}
 """Settings that name files which exist; an action that has them also takes the files alone."""
 
 
+SIZES = ("channels", "num_cells", "stem", "variant")
+"""Settings of spaces that the size of networks depends on; `network_shape` keeps them."""
+
+
 def arguments(given: list[str]) -> list[str]:
     """Hydra's arguments for `hwnas profile <action> [file ...]`; the files tell the search space.
 
@@ -39,20 +43,39 @@ def arguments(given: list[str]) -> list[str]:
         prepared.append(f"{names.pop(0)}={quoted(argument)}" if alone else argument)
     settings = dict(argument.split("=", 1) for argument in prepared if "=" in argument)
     file = next((settings[name].strip("'\"") for name in FILES.get(action, ()) if name in settings), None)
-    if file and "search_space" not in settings:
-        space = _space_of(find_file(file))
-        prepared += [f"search_space={space}"] if space else []
+    if file:
+        told = _networks_of(find_file(file))
+        prepared += [f"{name}={value}" for name, value in told.items() if name not in settings]
+    if action == "fit" and "dataset" not in settings:
+        prepared.append("dataset=cifar10")  # the networks that most tables are of
     return prepared
 
 
-def _space_of(file: Path) -> str | None:
-    """Name of the space of a profile or of measurements, if the file tells it."""
+def _networks_of(file: Path) -> dict[str, str]:
+    """The space of a profile or of measurements and the size of its networks, if the file tells them."""
     try:
         content = read_json(file)
         content = content.get("plan", content)
-        return content["space"] if re.fullmatch(r"\w+", content["space"]) else None
+        if not re.fullmatch(r"\w+", content["space"]):
+            return {}
+        sizes = {name: content["network"][name] for name in SIZES if name in content["network"]}
+        plain = {name: value for name, value in sizes.items() if re.fullmatch(r"\w+", str(value))}
+        return {
+            "search_space": content["space"],
+            **{f"search_space.{name}": str(v) for name, v in plain.items()},
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # what is wrong is said where the file is read
+        return {}  # what is wrong is said where the file is read
+
+
+def _images_of(cfg: DictConfig) -> tuple[list[int], int] | None:
+    """Shape and classes of the images that measurements are of, if they tell."""
+    try:
+        network = read_json(find_file(cfg.path))["plan"]["network"]
+        shape = [whole_number("image_shape", size) for size in network["image_shape"]]
+        return (shape, whole_number("num_classes", network["num_classes"])) if len(shape) == 3 else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def main(cfg: DictConfig) -> None:
@@ -76,8 +99,10 @@ def main(cfg: DictConfig) -> None:
     if cfg.action == "compare" and cfg.to is not None:
         raise ValueError(f"hwnas profile compare only prints and takes no to={cfg.to}; show draws a page")
     dataset = build(cfg.dataset)
+    told = _images_of(cfg) if cfg.action == "import" else None
+    image_shape, num_classes = told or (dataset.image_shape, dataset.num_classes)
     space: SearchSpace = build(
-        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
+        cfg.search_space, SearchSpace, image_shape=tuple(image_shape), num_classes=num_classes
     )
     action = {
         "measure": _measure,

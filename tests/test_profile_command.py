@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from hwnas.config import conf_folder
+from hwnas.devices import board
+from hwnas.devices.measure import Settings, plan_of
 from hwnas.spaces.nasbench201 import NasBench201
 
 
@@ -99,6 +103,35 @@ def test_measure_show_and_compare(run_hwnas, tmp_path: Path) -> None:
     other = run_hwnas("profile", "show", "a.json", "search_space=darts", code=1).stderr
     assert "a.json is a profile of the nasbench201 space, not of darts" in other
     assert written["schema"] == 3
+
+
+def test_import_takes_space_and_images_from_the_plan(run_hwnas, tmp_path: Path) -> None:
+    """No dataset= and no search_space. settings have to be repeated."""
+    space = NasBench201(4, 1, image_shape=(1, 12, 8), num_classes=3)
+    given = {"threads": 1, "batch_size": 1, "rounds": 3, "networks": 20, "check": 5, "noise": 0.1, "seed": 0}
+    plan, _ = plan_of(space, Settings.checked(backend="torch", provider=None, **given))
+    names = [model["name"] for model in plan["models"]]
+    content = {
+        "schema": board.SCHEMA_VERSION,
+        "plan": plan,
+        "settings": {"provider": "cpu", "threads": 1, "rounds": 3, "noise": 0.1},
+        "origin": {"backend": "torch", "processor": "a board"},
+        "complete": True,
+        "latency_ms": {name: [1.0 + number % 7] * 3 for number, name in enumerate(names)},
+        "passes": dict.fromkeys(names, 1),
+    }
+    (tmp_path / "measurements.json").write_text(json.dumps(content))
+    run_hwnas("profile", "import", "measurements.json", "to=board.json")
+    profile = json.loads((tmp_path / "board.json").read_text())
+    assert profile["device"] == "a board"
+    assert (profile["network"]["image_shape"], profile["network"]["num_classes"]) == ([1, 12, 8], 3)
+    assert (profile["network"]["channels"], profile["network"]["num_cells"]) == (4, 1)
+
+
+def test_measure_and_search_are_of_the_same_images_by_default() -> None:
+    for name in ("profile", "search"):
+        defaults = OmegaConf.load(conf_folder() / f"{name}.yaml").defaults
+        assert {"dataset": "digits"} in defaults
 
 
 def test_a_profile_against_itself_agrees(run_hwnas, tmp_path: Path) -> None:
