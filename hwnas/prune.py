@@ -119,11 +119,17 @@ class _Run:
         self.folder, self.display = folder, display
         self.seed = whole_number("seed", cfg.seed, least=0)
         self.settings, self.training, self.pruning = map(build, (cfg.model, cfg.training, cfg.pruning))
-        self.dataset = build(cfg.dataset)
-        if not hasattr(self.dataset, "batches") or self.dataset.num_classes < 2:
+        name = choices(folder)["dataset"]
+        if name == "imagenet":  # before its settings are looked at: an experiment may set those of others
             raise ValueError(
-                f"dataset={choices(folder)['dataset']} has no labelled images; a Beta-VAE that classifies "
-                "needs images of at least two classes"
+                "hwnas prune holds all images in memory and takes no folders of images, so not "
+                "dataset=imagenet; choose cifar10, mnist or another, or npz with a file of your images"
+            )
+        self.dataset = build(cfg.dataset)
+        if not hasattr(self.dataset, "split") or self.dataset.num_classes < 2:
+            raise ValueError(
+                f"dataset={name} has no labelled images in memory; a Beta-VAE that classifies needs images "
+                "of at least two classes"
             )
         self.limits = limits(cfg.limits)
         self.host = {
@@ -153,7 +159,8 @@ class _Run:
             f"{trained['active_units']:.0f} active units"
         )
         classes = self.dataset.num_classes
-        if not trained_enough(trained["val_acc"], classes):
+        enough = trained_enough(trained["val_acc"], classes)
+        if not enough:
             self.display.warn(
                 f"the unpruned network has a validation accuracy of {trained['val_acc']:.2%} on {classes} "
                 "classes, nearer to chance than to perfect: what pruning costs it says little; raise "
@@ -169,7 +176,7 @@ class _Run:
             "retained_area": retained_area(targets, accuracies),
             "sparsity_at_1_percent": sparsity_at_loss(targets, accuracies, POINT),
         }
-        self.say(curve, chosen, read_outs)
+        self.say(curve, chosen, read_outs, enough)
         tracker.summary({**read_outs, "trained": trained, "chosen": chosen})
         tracker.pictures({path.stem: path for path in pictures})
         return {
@@ -415,8 +422,9 @@ class _Run:
         curve: Sequence[Mapping[str, Any]],
         chosen: Mapping[str, Any] | None,
         read_outs: Mapping[str, Any],
+        enough: bool,
     ) -> None:
-        """The answer in the terminal, the curve as a file."""
+        """The answer in the terminal, with a reserve unless it is trained enough; the curve as a file."""
         names = [name for name, value in curve[0].items() if isinstance(value, int | float)]
         rows = ([row[name] for name in names] for row in curve)
         write_csv(self.folder / "curve.csv", [names, *rows])
@@ -436,7 +444,8 @@ class _Run:
                 "within the limits" if self.limits else "of a loss of at most a point of validation accuracy"
             )
             self.display.say(
-                f"kept: sparsity {chosen['target']:g}, the "
+                f"kept{'' if enough else ', of a network that is hardly trained'}: sparsity "
+                f"{chosen['target']:g}, the "
                 f"{'most accurate' if self.limits else 'sparsest'} {why}: test accuracy "
                 f"{chosen['test_acc']:.2%}, {chosen['params']:.0f} parameters, {chosen['flops']:.0f} "
                 f"multiply-adds, {chosen['latency_ms']:.3f} ms (unpruned {chosen['unpruned_latency_ms']:.3f})"
@@ -556,18 +565,23 @@ def _digest(path: Path) -> str | None:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of the journal; a last line that was cut off does not count, and is taken away."""
+    """Rows of the journal up to the first that was cut off or damaged; what follows is taken away."""
     if not path.is_file():
         return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        write_bytes(path, whole)
-    try:
-        rows = [parse_json(line) for line in whole.splitlines()]
-        shaped(rows, [{"target": float, "sparsity": float, "val_acc": float, "sha256?": str}])
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    data, size = path.read_bytes(), 0
+    rows: list[dict[str, Any]] = []
+    for line in data.splitlines(keepends=True):
+        try:
+            row = parse_json(line)
+            shaped(row, {"target": float, "sparsity": float, "val_acc": float, "sha256?": str})
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        rows.append(row)
+        size += len(line)
+    if size < len(data):
+        write_bytes(path, data[:size])
     return rows
 
 

@@ -104,7 +104,7 @@ def write_page_of(folder: Path) -> tuple[Path, str]:
     """
     sweep = not (folder / "archive.jsonl").is_file() and any(folder.glob("*/archive.jsonl"))
     if pruned := result_files(folder):
-        if sweep or (folder / "archive.jsonl").is_file():
+        if any(folder.rglob("archive.jsonl")):
             raise ValueError(
                 f"{folder} holds searches and pruning runs ({pruned[0].parent}); give a folder of one kind"
             )

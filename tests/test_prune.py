@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,57 @@ def test_lost_files_are_made_again(folder: Path, capsys: pytest.CaptureFixture) 
     assert without_time(result_of(folder / "cut")) == without_time(result_of(folder / "whole"))
 
 
+def test_a_damaged_row_of_the_curve_is_made_again(folder: Path) -> None:
+    run(*TINY, "hydra.run.dir=whole")
+    kill_in_step(22 + 12 + 12 + 5, *TINY, "hydra.run.dir=cut")  # in the third sparsity
+    journal = folder / "cut/curve.jsonl"
+    first, second = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(first + bytes(len(second) - 1) + b"\n")  # zeros of a power cut
+    run("resume=cut")
+    assert without_time(result_of(folder / "cut")) == without_time(result_of(folder / "whole"))
+
+
+def test_two_resumes_at_once(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """One goes on, the other is refused and changes nothing; the curve has every sparsity once."""
+    kill_in_step(22 + 12 + 5, *TINY, "hydra.run.dir=it")  # in the second sparsity
+    at_work, go_on = os.pipe(), os.pipe()
+
+    def action() -> None:
+        step = BetaVAETraining.training_step
+
+        def waiting(self: BetaVAETraining, batch: Any, index: int) -> torch.Tensor:
+            BetaVAETraining.training_step = step
+            os.write(at_work[1], b".")
+            os.read(go_on[0], 1)
+            return step(self, batch, index)
+
+        BetaVAETraining.training_step = waiting
+        run("resume=it")
+        os._exit(0)
+
+    thread = ThreadPoolExecutor(1)
+    first = thread.submit(in_a_child, action)
+    os.read(at_work[0], 1)
+    before = (folder / "it/curve.jsonl").read_bytes()
+    capsys.readouterr()
+    run("resume=it", code=1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it is in use by process " in line
+    assert (folder / "it/curve.jsonl").read_bytes() == before
+    os.write(go_on[1], b".")
+    assert first.result() == 0
+    assert [row["target"] for row in result_of(folder / "it")["curve"]] == [0, 0.5, 0.9]
+
+
+def test_networks_that_are_hardly_trained_are_kept_with_a_reserve(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(*TINY, "training.epochs=1", "training.lr=1e-6", "pruning.sparsities=[0,0.5]", "pruning.lr=1e-6")
+    said = capsys.readouterr().out
+    assert "classes, nearer to chance than to perfect: what pruning costs it says little; raise" in said
+    assert "kept, of a network that is hardly trained: sparsity " in said
+
+
 def test_a_run_that_was_killed_before_its_page_was_drawn(folder: Path) -> None:
     run(*TINY, "hydra.run.dir=it")
     (folder / "it/report.html").unlink()
@@ -248,6 +300,8 @@ def test_a_sweep_whose_page_cannot_be_drawn_fails(folder: Path, capsys: pytest.C
         (["model.channels=[4,4,4,4]"], "has 4 convolutions that halve images of 8x8 to nothing; give fewer"),
         (["training.batch_size=2000"], "1150 training images are fewer than one batch of 2000"),
         (["dataset=none"], "dataset=none has no labelled images"),
+        (["dataset=imagenet"], "takes no folders of images, so not dataset=imagenet; choose cifar10,"),
+        (["experiment=beta_vae_mnist_small", "dataset=imagenet"], "takes no folders of images"),
         (["limits.energy_mj=3"], "unknown setting"),
         (["+limits.energy_mj=3"], "limits.energy_mj is not measured; did you mean"),
         (["limits.params=-3"], "limits.params must be a number above 0, not -3"),

@@ -470,7 +470,10 @@ def train(
     num_steps = training.epochs * steps if num_steps is None else num_steps
     start = None
     if checkpoint is not None and checkpoint.is_file():
-        start = read_weights(checkpoint)
+        try:
+            start = read_weights(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it to train from the start") from None
         if start.get("identity") != identity:
             raise ValueError(f"{checkpoint} is of another training; delete it to train from the start")
         announce(f"going on after epoch {len(start['history'])}")

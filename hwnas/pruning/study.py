@@ -435,6 +435,7 @@ def conclude(family: Family) -> Conclusion:
         replace(one, p=p) for one, p in zip(known, holm([one.p for one in known]), strict=True)
     )
     if zero is None or not comparisons or len(comparisons) < len(positive):
+        _trained_enough(family.groups(), words)
         words.append("Every beta needs two seeds in common with beta = 0 for a test.")
         return Conclusion("inconclusive", tuple(words), comparisons, (), None, None)
 

@@ -278,6 +278,11 @@ def test_the_page_of_one_run_and_of_controls_only(tmp_path: Path) -> None:
     path, study = write_study(write(tmp_path / "one", [result(beta=1, seed=0, area=0.9)]))
     assert "<h1>What pruning costs</h1>" in path.read_text()
     assert "Inconclusive." not in path.read_text()  # no question was asked
+    assert "nearer to chance" not in path.read_text()
+    doubtful = result(beta=1, seed=0, area=0.9) | {"num_classes": 3}
+    doubtful["trained"]["val_acc"] = 0.64  # the bar is half way from 1/3 to 1
+    page = write_study(write(tmp_path / "doubtful", [doubtful]))[0].read_text()
+    assert "β 1 has a validation accuracy of 64.0% before it is pruned, nearer to chance than to" in page
     bottlenecks = [result(kind="bottleneck", beta=b, seed=0, area=0.9) for b in (1, 4)]
     for number, made in enumerate((controls(0.9), bottlenecks)):
         path, study = write_study(write(tmp_path / str(number), made))
@@ -295,8 +300,9 @@ def test_a_page_of_somebody_else_stays(tmp_path: Path) -> None:
 
 def test_a_folder_of_searches_and_pruning_runs_has_no_page(tmp_path: Path) -> None:
     folder = write(tmp_path / "both", [result(beta=1, seed=0, area=0.9)])
-    (folder / "search").mkdir()
-    (folder / "search/archive.jsonl").write_text("")
+    search = folder / "runs/search/one"
+    search.mkdir(parents=True)
+    (search / "archive.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds searches and pruning runs"):
         write_page_of(folder)
 
