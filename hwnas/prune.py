@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ LIMITS = ("params", "flops", "latency_ms")
 
 
 def main(cfg: DictConfig) -> float:
-    """The command; returns the area under the test accuracy by sparsity, in 0..1, for sweepers."""
+    """The command; returns what `_returned` says."""
     from hydra.core.hydra_config import HydraConfig
 
     from hwnas.track import Tracker
@@ -58,7 +59,7 @@ def main(cfg: DictConfig) -> float:
         result = read_pruned(finished)
         display.say(f"this run is finished already; see {finished}")
         _leave(folder, display)
-        return float(result["area"])
+        return _returned(result)
     run = _Run(cfg, folder, display)
     write_json(stored, settings)
     tracker = Tracker(
@@ -89,6 +90,16 @@ def main(cfg: DictConfig) -> float:
         raise Interrupted(f"interrupted; go on: hwnas prune resume={folder}") from None
     finally:
         tracker.finish(failed=not completed)
+    return _returned(result)
+
+
+def _returned(result: Mapping[str, Any]) -> float:
+    """The area, for sweepers; -inf, an exit code of 1, for a run alone whose limits nothing keeps."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if result["chosen"] is None and HydraConfig.get().mode == RunMode.RUN:
+        return -math.inf
     return float(result["area"])
 
 

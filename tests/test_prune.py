@@ -126,7 +126,14 @@ def test_what_a_run_leaves(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert sum(p.numel() for p in network.parameters()) == result["chosen"]["params"]
 
     # Other weights of the same trained network; its unpruned accuracy is the same
-    run(*TINY, "checkpoint=it/weights.pt", "pruning.criterion=snip", "hydra.run.dir=other", "limits.flops=1")
+    run(
+        *TINY,
+        "checkpoint=it/weights.pt",
+        "pruning.criterion=snip",
+        "hydra.run.dir=other",
+        "limits.flops=1",
+        code=1,
+    )
     told = capsys.readouterr().out
     other = result_of(folder / "other")["trained"]
     assert other.pop("kl_per_dimension") == pytest.approx(result["trained"].pop("kl_per_dimension"))

@@ -413,20 +413,21 @@ def conclude(family: Family) -> Conclusion:
     """Apply the rules.
 
     Areas are retained areas of test images. The best beta is the one above 0 whose mean retained area on
-    *validation* images is largest. "Supported" takes all of: (0) beta = 0 and the best beta are trained well
-    enough before pruning, `trained_enough` on validation images; (1) the best beta has a significantly larger
-    area than beta = 0, paired by seed, corrected for the number of betas, and is not the largest that was
-    tried; (2) it loses a point of its own accuracy at a significantly larger sparsity; (3) over betas the
-    area falls with entanglement, Spearman's correlation, at least four betas; (4) the best beta has a
-    significantly larger area than a network without a decoder at the same beta, one without a decoder at
-    beta = 0 (noise alone), a classifier without weight decay, and one whose weight decay gives the nearest
-    weight norm.
+    *validation* images is largest, among those trained well enough: all networks before pruning, by
+    `trained_enough` on validation images, because a network that knows nothing has nothing to lose.
+    "Supported" takes all of: (0) beta = 0 and the best beta are trained well enough; (1) the best beta has a
+    significantly larger area than beta = 0, paired by seed, corrected for the number of betas, and is not the
+    largest that was tried; (2) it loses a point of its own accuracy at a significantly larger sparsity; (3)
+    over betas the area falls with entanglement, Spearman's correlation, at least four betas; (4) the best
+    beta has a significantly larger area than a network without a decoder at the same beta, one without a
+    decoder at beta = 0 (noise alone), a classifier without weight decay, and one whose weight decay gives the
+    nearest weight norm.
     "Contradicted": (0), and every beta above 0 has a significantly smaller area than beta = 0. Anything else
     is "inconclusive".
     """
     from scipy.stats import spearmanr
 
-    words = []
+    words: list[str] = []
     zero = family.betas.get(0.0)
     positive = {beta: group for beta, group in family.betas.items() if beta > 0}
     plain = [] if zero is None else [compare(f"β {b:g} - β 0", g, zero) for b, g in positive.items()]
@@ -440,7 +441,8 @@ def conclude(family: Family) -> Conclusion:
         return Conclusion("inconclusive", tuple(words), comparisons, (), None, None)
 
     by_beta = dict(zip(positive, comparisons, strict=True))
-    best = max(positive, key=lambda beta: positive[beta].retained("val_acc").mean())
+    able = [beta for beta, group in positive.items() if _trained_enough([group], [])]
+    best = max(able or positive, key=lambda beta: positive[beta].retained("val_acc").mean())
     top = by_beta[best]
     enough = _trained_enough((zero, positive[best]), words)
     helps = top.better
@@ -501,14 +503,14 @@ def conclude(family: Family) -> Conclusion:
 
 
 def _trained_enough(groups: Sequence[Group], words: list[str]) -> bool:
-    """Whether all groups are trained well enough to be pruned; adds a sentence on the first that is not."""
+    """Whether all networks are trained well enough; adds a sentence on the first group that is not."""
     for group in groups:
         classes = group.first.result.get("num_classes")  # older runs do not say
-        accuracy = float(group.trained("val_acc").mean())
+        accuracy = float(group.trained("val_acc").min())
         if classes is not None and not trained_enough(accuracy, int(classes)):
             words.append(
-                f"{group.first.label} has a validation accuracy of {accuracy:.1%} before it is pruned, "
-                f"nearer to chance than to perfect on {classes} classes: too little for a verdict."
+                f"A network of {group.first.label} has a validation accuracy of {accuracy:.1%} before it is "
+                f"pruned, nearer to chance than to perfect on {classes} classes: too little for a verdict."
             )
             return False
     return True

@@ -214,7 +214,19 @@ def test_networks_that_are_hardly_trained_get_no_verdict(tmp_path: Path) -> None
         content["trained"]["val_acc"] = 0.34
     (told,) = read_study(write(tmp_path, made)).conclusions
     assert told.verdict == "inconclusive"
-    assert "β 0 has a validation accuracy of 34.0% before it is pruned" in " ".join(told.words)
+    assert "A network of β 0 has a validation accuracy of 34.0% before it is pruned" in " ".join(told.words)
+
+
+def test_a_network_that_knows_nothing_does_not_win(tmp_path: Path) -> None:
+    """It has nothing to lose: one such seed keeps its beta from being chosen."""
+    made = betas({**INTERIOR, 0.5: 0.999}, LATER) + controls(0.9)
+    (told,) = read_study(write(tmp_path / "able", made)).conclusions
+    assert told.words[0].startswith("The best beta above 0 by validation images is 0.5")
+    for content in made:
+        if content["settings"]["model"]["beta"] == 0.5 and content["seed"] == 2:
+            content["trained"]["val_acc"] = 0.1
+    (told,) = read_study(write(tmp_path / "ignorant", made)).conclusions
+    assert told.words[0].startswith("The best beta above 0 by validation images is 1")
 
 
 def test_contradicted_is_worse_everywhere(tmp_path: Path) -> None:
@@ -282,7 +294,10 @@ def test_the_page_of_one_run_and_of_controls_only(tmp_path: Path) -> None:
     doubtful = result(beta=1, seed=0, area=0.9) | {"num_classes": 3}
     doubtful["trained"]["val_acc"] = 0.64  # the bar is half way from 1/3 to 1
     page = write_study(write(tmp_path / "doubtful", [doubtful]))[0].read_text()
-    assert "β 1 has a validation accuracy of 64.0% before it is pruned, nearer to chance than to" in page
+    assert (
+        "A network of β 1 has a validation accuracy of 64.0% before it is pruned, nearer to chance than to"
+        in page
+    )
     bottlenecks = [result(kind="bottleneck", beta=b, seed=0, area=0.9) for b in (1, 4)]
     for number, made in enumerate((controls(0.9), bottlenecks)):
         path, study = write_study(write(tmp_path / str(number), made))
