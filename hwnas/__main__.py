@@ -60,26 +60,26 @@ def _dispatch(arguments: list[str] | None) -> int:
         return _complete(given)
     command, rest = given[0], given[1:]
     if command not in COMMANDS:
-        from hwnas.config import suggestion
+        from hwnas.core import suggestion
 
         print(
             f"hwnas: error: unknown command {command!r}{suggestion(command, list(COMMANDS))}", file=sys.stderr
         )
         return 2
     if command == "report":
-        from hwnas.report import command as report
+        from hwnas.cli.report import command as report
 
         return report(rest)
     if command == "data":
-        from hwnas.data.command import command as data
+        from hwnas.cli.data import command as data
 
         return data(rest)
     if command == "store":
-        from hwnas.store_command import command as store
+        from hwnas.cli.store import command as store
 
         return store(rest)
     if command in ("info", "doctor"):
-        from hwnas import info
+        from hwnas.cli import info
 
         return getattr(info, command)(rest)
     try:
@@ -90,21 +90,22 @@ def _dispatch(arguments: list[str] | None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    from hwnas import config
     from hwnas.api import prepared
+    from hwnas.cli.command import run
+    from hwnas.cli.errors import explain
 
     try:
         arguments = prepared(command, arguments)
     except (ValueError, OSError) as error:
-        print(f"hwnas {command}: error: {config.explain(error, command)}", file=sys.stderr)
+        print(f"hwnas {command}: error: {explain(error, command)}", file=sys.stderr)
         return 1
     main = importlib.import_module(f"hwnas.{command}").main
-    return config.run(main, command, arguments)
+    return run(main, command, arguments)
 
 
 def _complete(arguments: list[str]) -> int:
     """Shell completion: Hydra's for one command, without the command in the line; else our commands."""
-    from hwnas import config
+    from hwnas.cli.command import run
 
     if any(argument.startswith("query=") for argument in arguments):
         line = os.environ.get("COMP_LINE", "")
@@ -121,8 +122,8 @@ def _complete(arguments: list[str]) -> int:
             rest = re.sub(r"^ +\w+ ", " ", rest)  # the action, which Hydra does not know
         os.environ["COMP_LINE"] = words[0] + rest
         os.environ["COMP_POINT"] = str(len(words[0] + rest))
-        return config.run(lambda cfg: None, command, arguments)
-    return config.run(lambda cfg: None, "search", arguments)
+        return run(lambda cfg: None, command, arguments)
+    return run(lambda cfg: None, "search", arguments)
 
 
 if __name__ == "__main__":

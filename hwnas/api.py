@@ -25,12 +25,17 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hwnas import config, password
-from hwnas.job import run as run_in_folder
+from hwnas import build
+from hwnas.build import check_experiment, conf_folder, trust
+from hwnas.cli.errors import explain
+from hwnas.cli.job import run as run_in_folder
+from hwnas.cli.overrides import device_arguments, quoted, resume_arguments, train_arguments
+from hwnas.files import find_file
+from hwnas.store import password
 
 if TYPE_CHECKING:
     from hwnas.devices.profile import Profile
-    from hwnas.run_folder import Run
+    from hwnas.runs.folder import Run
 
 __all__ = ["Outcome", "export", "profile", "prune", "read_run", "report", "search", "train"]
 
@@ -103,10 +108,11 @@ def export(*words: str, folder: str | Path | None = None, show: bool = True, **s
     Raises:
         ValueError: What the command would say in one line.
     """
-    from hwnas.export import FIGURES, target
+    from hwnas.cli.export import target
+    from hwnas.exports.network import FIGURES
 
     written = _call("export", words, folder, show, settings)
-    files = target(config.read_yaml(written / ".hydra" / "config.yaml"), written).absolute()
+    files = target(build.read_yaml(written / ".hydra" / "config.yaml"), written).absolute()
     return Outcome(files, json.loads((files / FIGURES).read_text()), None)
 
 
@@ -128,9 +134,9 @@ def profile(
     from hwnas.devices.profile import Profile
 
     written = _call("profile", (action, *words), folder, show, settings)
-    chosen = config.read_yaml(written / ".hydra" / "config.yaml")
+    chosen = build.read_yaml(written / ".hydra" / "config.yaml")
     if action == "show":
-        return Profile.load(config.find_file(chosen.path))
+        return Profile.load(find_file(chosen.path))
     if action in ("measure", "fit", "import"):
         return Profile.load(Path(chosen.to or written / "profile.json").expanduser())
     return None
@@ -145,7 +151,7 @@ def report(*folders: str | Path) -> list[Path]:
     Raises:
         ValueError: A folder that holds neither, or a file that is corrupt.
     """
-    from hwnas.report import write_page_of
+    from hwnas.cli.report import write_page_of
 
     return [write_page_of(Path(folder).expanduser())[0] for folder in folders]
 
@@ -156,7 +162,7 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         ValueError: There is none, or one of its files is corrupt.
     """
-    from hwnas.run_folder import read_run as read
+    from hwnas.runs.folder import read_run as read
 
     return read(Path(folder).expanduser())
 
@@ -181,19 +187,19 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
             "--experimental-rerun reads a pickle, which may run anything; resume=<folder> goes on"
         )
     if any(argument.startswith("resume=") for argument in arguments):
-        arguments = config.resume_arguments(arguments, command)
-    config.check_experiment(command, arguments)
-    arguments = config.device_arguments(arguments)
+        arguments = resume_arguments(arguments, command)
+    check_experiment(command, arguments)
+    arguments = device_arguments(arguments)
     if command in ("train", "export"):
-        arguments = config.train_arguments(arguments)
+        arguments = train_arguments(arguments)
     if command == "profile":
-        from hwnas.profile import arguments as of_profile
+        from hwnas.cli.profile import arguments as of_profile
 
         arguments = of_profile(arguments)
     # Hydra wants settings in one row, flags before or after them.
-    first = [a for a in arguments if a in config.sweep.FLAGS or a.startswith("--config-dir=")]
+    first = [a for a in arguments if a in build.sweep.FLAGS or a.startswith("--config-dir=")]
     arguments = [*first, *(a for a in arguments if a not in first)]
-    return config.sweep.sweep_arguments(command, arguments)
+    return build.sweep.sweep_arguments(command, arguments)
 
 
 def _outcome(folder: Path) -> Outcome:
@@ -219,7 +225,7 @@ def _call(
         try:
             cfg = _composed(command, given, folder)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ValueError(config.explain(error, command, given)) from error
+            raise ValueError(explain(error, command, given)) from error
         with open_dict(cfg):
             for name, value in objects.items():
                 cfg[name], cfg.hydra.runtime.choices[name] = _node(value)
@@ -232,7 +238,7 @@ def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> 
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from hwnas import composing
+    from hwnas.cli import composing
 
     composing.install()
     arguments = prepared(command, given)
@@ -242,13 +248,13 @@ def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> 
         more = Path(flags["--config-dir"]).expanduser().absolute()
         if not more.is_dir():
             raise ValueError(f"--config-dir={more} is not a folder")
-        overrides.append(f"hydra.searchpath=[{config.quoted(f'file://{more}')}]")
+        overrides.append(f"hydra.searchpath=[{quoted(f'file://{more}')}]")
     if folder is not None:
-        overrides.append(f"hydra.run.dir={config.quoted(str(Path(folder).expanduser()))}")
+        overrides.append(f"hydra.run.dir={quoted(str(Path(folder).expanduser()))}")
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(config.conf_folder()), version_base="1.3"):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             cfg = compose(flags.get("--config-name", command), overrides, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
@@ -270,7 +276,7 @@ def _run(command: str, cfg: DictConfig, given: Sequence[str], show: bool) -> Pat
         with silence, _hydra_config(cfg):
             run_in_folder(main, task, command, given)
     except (OSError, OmegaConfBaseException) as error:
-        raise ValueError(config.explain(error, command)) from error
+        raise ValueError(explain(error, command)) from error
     return Path(cfg.hydra.runtime.output_dir)
 
 
@@ -292,7 +298,7 @@ def _is_object(name: str, value: Any) -> bool:
     """Whether a group is given something that sets it up, not a name, a list of names or settings."""
     if isinstance(value, str | Path | Sequence | Mapping) or value is None:
         return False
-    return (config.conf_folder() / name).is_dir()
+    return (conf_folder() / name).is_dir()
 
 
 def _node(value: Any) -> tuple[dict[str, Any], str]:
@@ -307,7 +313,7 @@ def _node(value: Any) -> tuple[dict[str, Any], str]:
     else:
         name = f"{type(value).__module__}.{type(value).__qualname__}()"
         target = _returning(value)
-    config.trust(name, target)
+    trust(name, target)
     return {"_target_": name, **settings}, name.rpartition(".")[2].removesuffix("()")
 
 
@@ -340,7 +346,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str | Path):
         text = str(value)
         bare = re.fullmatch(r"[A-Za-z_]\w*", text) and text.lower() not in WORDS
-        return text if bare else config.quoted(text)
+        return text if bare else quoted(text)
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, Sequence):

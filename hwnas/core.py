@@ -5,6 +5,7 @@ numpy only. Everything else depends on this file; it depends on nothing of ours.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -625,3 +626,24 @@ class Strategy(ABC):
     def survivors(self) -> list[Trial]:
         """The population that is kept from one generation to the next; empty where none is."""
         return []
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """A hint that follows an unknown word: the nearest known ones, or all if they are few; may be empty."""
+    near = list(dict.fromkeys(difflib.get_close_matches(word, known, n=3, cutoff=0.5)))
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= 12 else ""
+
+
+NUM_SAMPLED = 20_000
+
+
+def listed(space: SearchSpace) -> list[Genotype]:
+    """All architectures of a space that can be listed, a seeded sample of `NUM_SAMPLED` of a larger one."""
+    return space.all() if space.size <= MOST_LISTED else space.sample(np.random.default_rng(0), NUM_SAMPLED)
+
+
+def extent(space: SearchSpace) -> str:
+    """What `listed` lists, in words."""
+    return "all networks" if space.size <= MOST_LISTED else f"a seeded sample of {NUM_SAMPLED:,} networks"

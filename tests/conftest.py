@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas.config import data_folder
+from hwnas.files import data_folder
 
 # Tiny networks on a busy machine: threads that wait for each other make the suite twenty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

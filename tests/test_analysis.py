@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from hwnas.analysis import (
+from hwnas.core import Limit, Objective, Sum, Trial
+from hwnas.searches.analysis import (
     agreement,
     ancestry,
     changes,
@@ -19,7 +20,6 @@ from hwnas.analysis import (
     sum_effects,
     surrogate,
 )
-from hwnas.core import Limit, Objective, Sum, Trial
 from hwnas.spaces.toy import Toy, ToyCost
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))

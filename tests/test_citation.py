@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from hwnas import __version__
-from hwnas.config import conf_folder
+from hwnas.build import conf_folder
 
 CITATION = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text())
 

@@ -15,7 +15,8 @@ import pytest
 
 from hwnas.core import Evaluator, Genotype, SearchSpace
 from hwnas.spaces.toy import Toy
-from hwnas.store import CachedEvaluator, EvaluationStore
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
 
 KEY = ("slow", "toy", "none", "1")
 SPACE = Toy(2, 10)

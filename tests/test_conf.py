@@ -10,8 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from hwnas.config import build, conf_folder, locate
-from hwnas.train import architecture, check_recipe
+from hwnas.build import build, conf_folder, locate
+from hwnas.training.final import architecture, check_recipe
 
 CONF = conf_folder()
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "hydra"))

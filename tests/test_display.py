@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import hwnas.display
-from hwnas.display import Display, duration
-from hwnas.progress import listening, progress
+import hwnas.runs.display
+from hwnas.runs.display import Display, duration
+from hwnas.training.progress import listening, progress
 
 
 class Clock:

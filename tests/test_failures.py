@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.store import CachedEvaluator, EvaluationStore
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
 
 TOY = ["search", "experiment=toy", "logger=csv", "generations=100"]
 Mount = Callable[[str], None]

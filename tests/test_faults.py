@@ -31,8 +31,9 @@ from typing import Any
 
 import pytest
 
-from hwnas import __main__, job
+from hwnas import __main__
 from hwnas.__main__ import main
+from hwnas.cli import job
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hwnas import files
-from hwnas.processes import identity
+from hwnas.files import identity
 
 
 @contextmanager

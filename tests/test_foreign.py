@@ -14,11 +14,14 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from hwnas import api, composing, config
+from hwnas import api, build
 from hwnas.__main__ import main
-from hwnas.config import build, locate
+from hwnas.build import ALLOW_VARIABLE, build, locate, read_config
+from hwnas.cli import composing
+from hwnas.cli.overrides import resume_arguments
 from hwnas.core import Evaluator, Strategy
-from hwnas.foreign import MAX_YAML_VALUES, parse_json, plain_yaml, read_config
+from hwnas.files import MAX_YAML_VALUES, parse_json, plain_yaml
+from hwnas.runs.folder import working_folder
 
 NEUTRAL = {"search_space": {"_target_": "hwnas.spaces.toy.Toy", "num_edges": 4, "num_ops": 5}}
 
@@ -86,10 +89,10 @@ def the_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_pickle_in_a_configuration_is_not_read(
     foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
-    """`hwnas.workers._evaluate` unpickles its second argument, and YAML can hold bytes."""
+    """`hwnas.store.workers._evaluate` unpickles its second argument, and YAML can hold bytes."""
     payload = base64.b64encode(pickle.dumps(Touches(tmp_path / "ran"))).decode()
     node = (
-        "search_space:\n  _target_: hwnas.workers._evaluate\n  key: k\n"
+        "search_space:\n  _target_: hwnas.store.workers._evaluate\n  key: k\n"
         f"  copy: !!binary {payload}\n  index: 0\n  part: []\n"
     )
     content = plain_yaml(foreign / ".hydra" / "config.yaml")
@@ -104,13 +107,13 @@ def test_a_pickle_in_a_configuration_is_not_read(
 @pytest.mark.parametrize(
     ("group", "target"),
     [
-        ("search_space", "hwnas.workers._evaluate"),
+        ("search_space", "hwnas.store.workers._evaluate"),
         ("strategy", "hwnas.devices.board.write_json"),
         ("strategy", "hwnas.__main__.main"),
-        ("dataset", "hwnas.workers.Ray"),
-        ("dataset", "hwnas.prune.StudyReport"),
-        ("evaluator", "hwnas.store.EvaluationStore"),
-        ("device", "hwnas.config.trust"),
+        ("dataset", "hwnas.store.workers.Ray"),
+        ("dataset", "hwnas.pruning.run.StudyReport"),
+        ("evaluator", "hwnas.store.evaluations.EvaluationStore"),
+        ("device", "hwnas.build.trust"),
         ("device", "hwnas.devices.profile.Path"),
         ("cluster", "os.system"),
         ("trainer", "subprocess.run"),
@@ -152,7 +155,7 @@ class Other:
 def test_kind_is_checked_before_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
-    monkeypatch.setattr(config, "ALLOWED", (__name__,))
+    monkeypatch.setattr(build, "ALLOWED", (__name__,))
     marker = tmp_path / "ran"
     node = OmegaConf.create({"device": {"_target_": f"{__name__}.{name}", "marker": str(marker)}})
     with pytest.raises(ValueError, match=message):
@@ -161,7 +164,7 @@ def test_kind_is_checked_before_the_call(
 
 
 def test_no_variable_that_is_set_later_allows_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(config.ALLOW_VARIABLE, __name__)
+    monkeypatch.setenv(ALLOW_VARIABLE, __name__)
     with pytest.raises(ValueError, match="outside the allowed packages"):
         locate(f"{__name__}.Other", "device")
 
@@ -265,7 +268,7 @@ def test_modules_in_the_working_folder_of_a_foreign_run_are_not_imported(
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.delenv("PYTHONSAFEPATH")
     change(foreign, {"hydra.runtime.cwd": str(foreign)}, "hydra.yaml")
-    config.resume_arguments(["resume=foreign"], "search")
+    resume_arguments(["resume=foreign"], "search")
     assert os.getcwd() == str(foreign)
     assert sys.path[0] == here
     assert os.environ["PYTHONSAFEPATH"] == "1"
@@ -274,7 +277,7 @@ def test_modules_in_the_working_folder_of_a_foreign_run_are_not_imported(
 @pytest.mark.parametrize("cwd", [".", "mine", 3, ["/"], "${oc.env:HOME}"])
 def test_a_working_folder_is_absolute(foreign: Path, cwd: object) -> None:
     change(foreign, {"hydra.runtime.cwd": cwd}, "hydra.yaml")
-    assert config.working_folder(foreign) is None
+    assert working_folder(foreign) is None
 
 
 def test_a_run_that_is_read_does_not_ask_the_environment(

@@ -26,12 +26,12 @@ from hwnas.data.tables import read_table
 from hwnas.devices.measure import read_measurements
 from hwnas.devices.profile import Profile
 from hwnas.devices.table import read_columns
-from hwnas.foreign import consistent, printable, shaped
-from hwnas.profile_page import page, table
+from hwnas.files import consistent, printable, shaped
 from hwnas.pruning.study import Arm
-from hwnas.report_sections import goals
-from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.store import EvaluationStore
+from hwnas.reports.profile import page, table
+from hwnas.reports.sections import goals
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.store.evaluations import EvaluationStore
 
 CONTROL = "\x1b[31m\x07<script>[red]"
 DEEP: Any = "x"
@@ -286,7 +286,7 @@ def test_pickles_that_ask_for_gigabytes_are_refused(tmp_path: Path, name: str) -
     """The process takes less than a gigabyte: 4.2 GB for 9 bytes, and 8 GB for 160 KB before."""
     (tmp_path / "bomb.pickle").write_bytes(BOMBS[name])
     code = (
-        "import resource, sys; from pathlib import Path; from hwnas.data.pickles import read_pickle\n"
+        "import resource, sys; from pathlib import Path; from hwnas.tables.pickles import read_pickle\n"
         "try: read_pickle(Path(sys.argv[1]))\n"
         "except ValueError as error: print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"

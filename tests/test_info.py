@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hwnas import info
+from hwnas.cli import info
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hwnas import api, job
+from hwnas import api
 from hwnas.__main__ import main
-from hwnas.sweep import Jobs
+from hwnas.cli.job import _log, _remove
+from hwnas.runs.jobs import Jobs
+from hwnas.runs.lock import LOCK, STORED, _locked, in_use
 
 TOY = ("experiment=toy", "logger=csv", "generations=2", "strategy.population_size=6")
 SMALL = ("search_space.channels=4", "search_space.num_cells=1")
@@ -39,14 +41,14 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != job.LOCK
+        if path.is_file() and path.name != LOCK
     }
 
 
 @contextlib.contextmanager
 def used(folder: Path) -> Iterator[None]:
     """A folder in which somebody is at work."""
-    with job._locked(folder, wait=False):
+    with _locked(folder, wait=False):
         yield
 
 
@@ -109,7 +111,7 @@ def err(capsys: pytest.CaptureFixture[str]) -> str:
 
 def wait_for_a_waiter(folder: Path) -> None:
     """Return when somebody waits for a folder's lock, as Linux lists it."""
-    inode, deadline = (folder / job.STORED / job.LOCK).stat().st_ino, time.monotonic() + 60
+    inode, deadline = (folder / STORED / LOCK).stat().st_ino, time.monotonic() + 60
     while time.monotonic() < deadline:
         locks = Path("/proc/locks").read_text().splitlines()
         if any("->" in line and f":{inode} " in line for line in locks):
@@ -182,13 +184,13 @@ def test_a_folder_that_its_last_owner_removed_is_made_again(here: Path) -> None:
     with used(here / "run"):
 
         def wait() -> None:
-            with job._locked(here / "run", wait=True):
-                assert job.in_use(here / "run")
+            with _locked(here / "run", wait=True):
+                assert in_use(here / "run")
 
         waits = threading.Thread(target=wait)
         waits.start()
         wait_for_a_waiter(here / "run")
-        job._remove(here / "run", here / "run/search.log")
+        _remove(here / "run", here / "run/search.log")
     waits.join()
     assert (here / "run/.hydra/lock").is_file()
 
@@ -196,6 +198,6 @@ def test_a_folder_that_its_last_owner_removed_is_made_again(here: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
 @pytest.mark.parametrize("path", ["/dev/full", "missing/a.log"])
 def test_a_log_that_cannot_be_written_is_silent(path: str, here: Path, capsys) -> None:
-    with job._log(Path(path)):
+    with _log(Path(path)):
         logging.getLogger("hwnas").info("said")
     assert "Traceback" not in capsys.readouterr().err

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from hwnas.store import EvaluationStore, Row
+from hwnas.store.evaluations import EvaluationStore, Row
 
 SPAWN = multiprocessing.get_context("spawn")
 KEY = ("killed", "toy", "none", "1")

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from hwnas.config import data_folder
+from hwnas.files import data_folder
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Strategy, Trial, checked_result
-from hwnas.search import search
+from hwnas.searches.loop import search
 from hwnas.spaces.toy import Toy
-from hwnas.store import Archive, CachedEvaluator, EvaluationStore
+from hwnas.store.archive import Archive
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
 
 SPACE = Toy(3, 4)
 

@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy
 from omegaconf import OmegaConf
 
-from hwnas import api, password
+from hwnas import api
 from hwnas.__main__ import main
-from hwnas.store import EvaluationStore
+from hwnas.store import password
+from hwnas.store.evaluations import EvaluationStore
 
 SECRET = "hunter2xyzzy"
 BARE, FULL = "postgresql+psycopg://u@h/d", f"postgresql+psycopg://u:{SECRET}@h/d"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from hwnas import processes
+from hwnas import files as processes
 
 NO_PID = 2**22 + 1
 """Above the largest number that Linux gives to a process."""

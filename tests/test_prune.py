@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from hwnas.__main__ import main
-from hwnas.models.beta_vae import BetaVAESettings, BetaVAETraining, Deployed, read_weights
-from hwnas.prune import area, choose, limits, sparsity_at_loss
+from hwnas.pruning.beta_vae import BetaVAESettings, BetaVAETraining, Deployed, read_weights
+from hwnas.pruning.run import area, choose, limits, sparsity_at_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = [

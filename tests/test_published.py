@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from test_report import CHOICES, CONFIG, TRIALS, make_run, page
 
-from hwnas.config import conf_folder
-from hwnas.published import ARCHITECTURES, EXPERIMENTS, PAPERS, of_architecture
-from hwnas.spaces.darts import PRESETS
+from hwnas.build import conf_folder
+from hwnas.reports.published import ARCHITECTURES, EXPERIMENTS, PAPERS, of_architecture
+from hwnas.spaces.darts.encoding import PRESETS
 
 DOCS = Path(__file__).parents[1] / "docs" / "published.md"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hwnas.__main__ import main
-from hwnas.config import conf_folder
+from hwnas.build import conf_folder
 
 ROOT = Path(__file__).parents[1]
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from hwnas import report_sections
+from hwnas.cli.report import command
 from hwnas.core import Limit, Objective
-from hwnas.drawing import axis, drawing, picture, quantity, scatter, text
-from hwnas.report import command, write_report
-from hwnas.spaces.darts import Darts
-from hwnas.spaces.fbnet import FBNet
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.reports import sections as report_sections
+from hwnas.reports.charts import axis, drawing, picture, scatter
+from hwnas.reports.page import write_report
+from hwnas.runs.units import quantity, text
+from hwnas.spaces.darts.encoding import Darts
+from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.nasbench201.encoding import NasBench201
 from hwnas.spaces.toy import Toy
 
 CONFIG = """\
@@ -520,7 +522,7 @@ def test_wrong_usage(capsys):
 def test_nothing_heavy_is_imported(tmp_path):
     folder = make_run(tmp_path / "run")
     code = (
-        "import sys; from hwnas.report import command; code = command(sys.argv[1:]);"
+        "import sys; from hwnas.reports.page import command; code = command(sys.argv[1:]);"
         "print([m for m in ('torch', 'wandb', 'pytorch_lightning', 'hydra') if m in sys.modules]);"
         "sys.exit(code)"
     )

@@ -40,7 +40,7 @@ TRAINED_ON = [
 # Runs `hwnas search` in a process that kills itself at the n-th time it reaches a place.
 KILLER = """
 import os, signal, sys
-import hwnas.report, hwnas.search, hwnas.store as store
+import hwnas.reports.page, hwnas.cli.search, hwnas.store.evaluations as store
 from hwnas.__main__ import main
 
 place, nth = sys.argv[1], int(sys.argv[2])
@@ -79,17 +79,17 @@ def before(module, name, label):
         return original(*arguments, **keywords)
     setattr(module, name, dying)
 
-before(hwnas.report, "write_report", "before the report")
-before(hwnas.search, "write_front", "before the front")
+before(hwnas.reports.page, "write_report", "before the report")
+before(hwnas.cli.search, "write_front", "before the front")
 before(os, "replace", "before a file is put in place")
 if place == "in an epoch":
     import torch
     before(torch.optim.SGD, "step", "in an epoch")
 if place == "in an evaluation":
-    from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
+    from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
     before(NasBench201Supernet, "compiled", "in an evaluation")
 if place == "before the final network":
-    before(hwnas.search, "train_network", "before the final network")
+    before(hwnas.cli.search, "train_network", "before the final network")
 sys.exit(main(["search", *sys.argv[3:]]))
 """
 

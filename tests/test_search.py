@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 
 from hwnas.core import FloatArray, Genotype, Limit, Objective, SearchSpace
 from hwnas.evaluators.table import Table
-from hwnas.search import search
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.searches.loop import search
+from hwnas.searches.problem import parse_limits, with_margins
+from hwnas.spaces.nasbench201.encoding import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.store import Archive
+from hwnas.store.archive import Archive
 from hwnas.strategies.random import RandomSearch
-from hwnas.task import parse_limits, with_margins
 
 TOY = ["experiment=toy", "logger=csv", "hydra.run.dir=run"]
 SMALL = [
@@ -453,11 +453,11 @@ BAD = [
         "limits.latency_ms must be a number above 0, or a quantile like q0.3, not 'fast'",
     ),
     (
-        ["evaluator._target_=hwnas.models.recipe.Recipe", "~evaluator.metric", "+evaluator.epochs=1"],
+        ["evaluator._target_=hwnas.training.recipe.Recipe", "~evaluator.metric", "+evaluator.epochs=1"],
         "evaluator must set up an Evaluator, not a Recipe",
     ),
     (["strategy._target_=os.system"], "_target_ 'os.system' is outside the allowed packages (hwnas)"),
-    (["strategy._target_=hwnas.config.Path"], "_target_ 'hwnas.config.Path' is no choice of strategy"),
+    (["strategy._target_=hwnas.build.Path"], "_target_ 'hwnas.build.Path' is no choice of strategy"),
     (["strategy._target_=hwnas.nothing.Here"], "_target_ 'hwnas.nothing.Here' is no choice of strategy"),
     (["store.url=sqlite:///no.sqlite"], "store sqlite:///no.sqlite: file is not a database"),
     (["store.url=what"], "store.url 'what' cannot be used"),

@@ -20,20 +20,15 @@ import numpy as np
 import pytest
 import sqlalchemy as sql
 
-from hwnas import store as store_module
+from hwnas.cli.store import command
 from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Trial
 from hwnas.files import to_json
+from hwnas.searches.indicators import Hypervolume
 from hwnas.spaces.toy import Toy
-from hwnas.store import (
-    Archive,
-    CachedEvaluator,
-    EvaluationStore,
-    Hypervolume,
-    Row,
-    open_for_run,
-    read_archive,
-)
-from hwnas.store_command import command
+from hwnas.store import evaluations as store_module
+from hwnas.store.archive import Archive, read_archive
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore, Row, open_for_run
 
 ACC, LATENCY = Objective("val_acc", "max"), Objective("latency_ms", "min")
 KEY = ("rmi", "toy", "digits", "v1")

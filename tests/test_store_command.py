@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hwnas.store import EvaluationStore, Row
-from hwnas.store_command import command
+from hwnas.cli.store import command
+from hwnas.store.evaluations import EvaluationStore, Row
 
 OLD, NEW = ("rmi", "toy", "digits", "old"), ("rmi", "toy", "digits", "new")
 TABLE = ("table", "toy", "cifar10", "1")

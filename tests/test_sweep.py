@@ -17,7 +17,8 @@ from urllib.parse import unquote
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.sweep import COMPLETE, Jobs, is_complete, once, sweep_arguments, sweep_folder
+from hwnas.cli.sweep import COMPLETE, is_complete, once, sweep_arguments, sweep_folder
+from hwnas.runs.jobs import Jobs
 
 TOY = ["search", "-m", "experiment=toy", "logger=csv"]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

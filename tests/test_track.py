@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from hwnas.dashboard import workspace
-from hwnas.search import diversity
+from hwnas.reports.dashboard import workspace
+from hwnas.searches.indicators import diversity
 from hwnas.spaces.toy import Toy
 
 TOY = ["search", "experiment=toy", "generations=3", "seed=1", "hydra.run.dir=sweep/run"]

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from hwnas.__main__ import main
-from hwnas.config import train_arguments
-from hwnas.models.classifier import Classifier
-from hwnas.spaces.darts import PRESETS, Darts
-from hwnas.spaces.fbnet import FBNet
+from hwnas.cli.overrides import train_arguments
+from hwnas.spaces.darts.encoding import PRESETS, Darts
+from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.training.classifier import Classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = [

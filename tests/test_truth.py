@@ -7,10 +7,7 @@ import pytest
 
 from hwnas.core import Genotype, Limit, Objective, Trial
 from hwnas.devices.flops import Flops
-from hwnas.spaces.darts import Darts
-from hwnas.spaces.fbnet import FBNet
-from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.truth import (
+from hwnas.searches.exact import (
     Truth,
     best_reported,
     check_possible,
@@ -22,6 +19,9 @@ from hwnas.truth import (
     separable_sums,
     yardsticks,
 )
+from hwnas.spaces.darts.encoding import Darts
+from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.toy import Toy, ToyCost
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from hwnas.api import search
-from hwnas.config import data_folder
+from hwnas.files import data_folder
 from hwnas.strategies.random import RandomSearch
 
 TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from hwnas.drawing import count, phrase, short
-from hwnas.truth import regret_in_words
+from hwnas.reports.charts import count, phrase, short
+from hwnas.searches.exact import regret_in_words
 
 
 @pytest.mark.parametrize(

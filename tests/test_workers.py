@@ -13,8 +13,9 @@ import pytest
 
 from hwnas.core import Evaluator, Genotype, SearchSpace
 from hwnas.spaces.toy import Toy
-from hwnas.store import CachedEvaluator, EvaluationStore
-from hwnas.workers import Processes, Ray, Workers
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
+from hwnas.store.workers import Processes, Ray, Workers
 
 POPULATION = [(a, b) for a in range(2) for b in range(3)]
 ANSWERS = [{"rmi": float(a + 10 * b)} for a, b in POPULATION]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.foreign import bounded
+from hwnas.files import bounded
 
 MAX_BYTES = 1 << 30
 """What a file may always expand to; beyond, to `MAX_RATIO` times its own size."""

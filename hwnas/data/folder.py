@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.config import data_folder
 from hwnas.core import seed_of, share, whole_number
 from hwnas.data.images import check_batch, shard, word
 from hwnas.data.splits import SPLIT_SEED
+from hwnas.files import data_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

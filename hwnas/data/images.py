@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.config import data_folder, find_file
 from hwnas.core import seed_of, whole_number
 from hwnas.data import splits
 from hwnas.data.arrays import UNREADABLE, arrays_of
+from hwnas.files import data_folder, find_file
 
 if TYPE_CHECKING:
     import torch

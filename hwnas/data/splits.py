@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.config import find_file
-from hwnas.foreign import read_json
+from hwnas.files import find_file, read_json
 
 SPLIT_SEED = 0
 """Splits do not depend on a run's seed: all seeds are compared on the same images."""

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.config import data_folder
 from hwnas.core import Evaluator, SearchSpace
-from hwnas.data.tables import DATASETS, FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
+from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, ProfileDevice
 from hwnas.devices.table import CostTable, check_metric, costs_of
-from hwnas.spaces.fbnet import OPS, FBNet
+from hwnas.files import data_folder
+from hwnas.spaces.fbnet.encoding import OPS, FBNet
+from hwnas.tables.convert import DATASETS
 
 PROFILES = Path(__file__).parent / "profiles"
 """Profiles that come with the package, fitted by `hwnas profile fit`."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.config import suggestion
-from hwnas.core import FloatArray, Genotype, positive, whole_number
+from hwnas.core import FloatArray, Genotype, positive, suggestion, whole_number
 from hwnas.devices import board
 from hwnas.devices.energy import counter, energy_per_pass
 from hwnas.devices.profile import (
@@ -24,9 +23,8 @@ from hwnas.devices.profile import (
     checked_on,
     network_shape,
 )
-from hwnas.files import temporary_folder, write_text
-from hwnas.foreign import read_json, shaped
-from hwnas.progress import progress
+from hwnas.files import read_json, shaped, temporary_folder, write_text
+from hwnas.training.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum
-from hwnas.truth import listed
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, listed
 
 OBJECTIVES = ("worst", "all")
 MOST_COSTS = 4

@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.config import find_file, suggestion
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, suggestion
 from hwnas.devices.table import HIGHEST
-from hwnas.files import write_text
-from hwnas.foreign import read_json, shaped
+from hwnas.files import find_file, read_json, shaped, write_text
 
 _FIGURES = {str: [float]}
 PROFILE_SHAPE = {

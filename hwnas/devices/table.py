@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.config import find_file, suggestion
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, suggestion
 from hwnas.data.tables import SIZE, has_order, official_order, read_table
+from hwnas.files import find_file
 
 UNITS = ("latency_ms", "energy_mj")
 """Costs of devices; their names end in the unit."""

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, positive, share, whole_number
+from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, listed, positive, share, whole_number
 from hwnas.data.images import Images, augment
 from hwnas.devices.flops import fingerprint
 from hwnas.evaluators.table import Lookup
-from hwnas.models.recipe import Recipe
-from hwnas.progress import progress
-from hwnas.truth import listed
+from hwnas.training.progress import progress
+from hwnas.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +170,7 @@ class RMI(Evaluator):
         if not self._version:
             import torch
 
-            from hwnas.models.reference import reference_model
+            from hwnas.training.reference import reference_model
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             model = reference_model(

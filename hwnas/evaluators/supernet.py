@@ -19,11 +19,11 @@ from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, whole_numbe
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.files import only_maker, write_torch
-from hwnas.models.recipe import SupernetRecipe
-from hwnas.progress import progress
+from hwnas.training.progress import progress
+from hwnas.training.recipe import SupernetRecipe
 
 if TYPE_CHECKING:
-    from hwnas.models.supernet import Population, SharedWeights
+    from hwnas.training.shared_weights import Population, SharedWeights
 
 WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weights or other accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -383,7 +383,7 @@ class Supernet(Evaluator):
 
     def _begin(self, link: _Link, former: SharedWeights | None) -> None:
         """New weights for a stage, inherited where there are former ones."""
-        from hwnas.models.supernet import SharedWeights, inherit
+        from hwnas.training.shared_weights import SharedWeights, inherit
 
         self._weights = None  # the former ones go as soon as they are copied
         with self._within_memory("training", "training.batch_size"):
@@ -404,7 +404,7 @@ class Supernet(Evaluator):
 
     def _train_link(self, index: int, epochs: int) -> None:
         """Train what is left of a link after `epochs`, with checkpoints."""
-        from hwnas.models.supernet import repeatable
+        from hwnas.training.shared_weights import repeatable
 
         link = self._links[index]
         assert self._weights is not None

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hwnas.config import find_file, suggestion
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, positive, whole_number
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, positive, suggestion, whole_number
 from hwnas.data.tables import SEEDS
+from hwnas.files import find_file
 
 FULL_EPOCHS = 200
 """Epochs of the benchmark's full trainings."""

@@ -14,7 +14,7 @@ from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
 from hwnas.data.images import Images
 from hwnas.devices.flops import fingerprint
 from hwnas.evaluators.table import Lookup
-from hwnas.models.recipe import Recipe
+from hwnas.training.recipe import Recipe
 
 TRAIN_VERSION = 1  # raised whenever the same settings come to give other accuracies
 
@@ -94,7 +94,7 @@ class Train(Evaluator):
         """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
         import torch
 
-        from hwnas.models.classifier import MAY_CHANGE
+        from hwnas.training.classifier import MAY_CHANGE
 
         recipe = asdict(self.training)
         settings = [
@@ -109,7 +109,7 @@ class Train(Evaluator):
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Validation accuracy per genotype, one training after another."""
-        import hwnas.models.classifier  # noqa: F401  # loading torch is not training
+        import hwnas.training.classifier  # noqa: F401  # loading torch is not training
 
         start = time.perf_counter()
         accuracies = [self.train(genotype) for genotype in genotypes]
@@ -133,7 +133,7 @@ class Train(Evaluator):
         """Train one network; its validation accuracy in 0..1, NaN if the loss stopped being finite."""
         import torch
 
-        from hwnas.models.classifier import DivergedError, accuracy, fit
+        from hwnas.training.classifier import DivergedError, accuracy, fit
 
         seed = self.seed_of(genotype)
         with torch.random.fork_rng():

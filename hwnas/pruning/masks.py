@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from hwnas.core import not_negative, positive, whole_number
-from hwnas.models.beta_vae import Deployed
+from hwnas.pruning.beta_vae import Deployed
 
 CRITERIA = ("l1", "random", "snip", "taylor")
 STRUCTURES = ("weights", "filters")

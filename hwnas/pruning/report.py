@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.drawing import text
-from hwnas.files import replacing, to_json, write_csv, write_text
-from hwnas.foreign import consistent
-from hwnas.pages import write_page
+from hwnas.files import consistent, replacing, to_json, write_csv, write_text
 from hwnas.pruning.study import Comparison, Family, Group, Study, entanglement, read_study
+from hwnas.reports.template import write_page
+from hwnas.runs.units import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +103,7 @@ def _write_study(folder: Path, study: Study, logger: Mapping[str, Any] | None) -
 
 def _track(folder: Path, study: Study, pictures: Mapping[str, Path], logger: Mapping[str, Any]) -> None:
     """The study as a run of Weights & Biases: figures, pictures of every beta, conclusion."""
-    from hwnas.track import Tracker
+    from hwnas.runs.tracking import Tracker
 
     tracker = Tracker(
         folder, logger, {"study": str(folder)}, run_id=f"study-{folder.name}", job="study", warn=print

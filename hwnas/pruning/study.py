@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.foreign import consistent, read_json, shaped
+from hwnas.files import consistent, read_json, shaped
 
 ALPHA = 0.05
 """Level of all tests, two-sided; comparisons of several betas are corrected by Holm's method."""

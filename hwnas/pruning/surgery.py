@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwnas.models.beta_vae import Deployed
+from hwnas.pruning.beta_vae import Deployed
 
 
 def smaller(network: Deployed) -> Deployed:

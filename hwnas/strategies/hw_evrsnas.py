@@ -7,17 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import (
-    Genotype,
-    Limit,
-    Objective,
-    SearchSpace,
-    Strategy,
-    Trial,
-    best,
-    costs,
-    violations,
-)
+from hwnas.core import Genotype, Limit, Objective, SearchSpace, Strategy, Trial, best, costs, violations
 from hwnas.strategies.evolution import GeneticAlgorithm, fittest
 
 PENALTIES = ("one_sided", "two_sided")

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from hwnas.config import build, conf_folder, data_folder
+from hwnas.build import build, conf_folder
 from hwnas.data.images import Images
-from hwnas.models.beta_vae import BetaVAE, Training, divergence, train
+from hwnas.files import data_folder
+from hwnas.pruning.beta_vae import BetaVAE, Training, divergence, train
 
 pytestmark = pytest.mark.benchmark
 
@@ -87,8 +88,8 @@ def test_memory_of_an_epoch_of_mnist(mnist: Images, tmp_path: Path) -> None:
     """All of MNIST as tensors and a training, in a process of its own, below 2 GB."""
     code = (
         "import sys, resource; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
-        "import test_prune_speed as t; from hwnas.models.beta_vae import Training, train;"
-        "from omegaconf import OmegaConf; from hwnas.config import build, conf_folder;"
+        "import test_prune_speed as t; from hwnas.pruning.beta_vae import Training, train;"
+        "from omegaconf import OmegaConf; from hwnas.build import build, conf_folder;"
         "data = build(OmegaConf.load(conf_folder() / 'dataset' / 'mnist.yaml'));"
         "train(t.network(), data.batches('all', batch_size=256), Training(1, 256, 1e-3, 0.0, 'bf16'), seed=0,"
         " folder=Path(sys.argv[2]), num_steps=20);"

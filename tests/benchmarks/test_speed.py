@@ -16,18 +16,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hwnas.config import build, conf_folder, data_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Evaluator, Genotype, Goal, Objective, SearchSpace
 from hwnas.devices.benchmark import benchmark_device
 from hwnas.devices.profile import Additive
 from hwnas.evaluators.rmi import RMI
 from hwnas.evaluators.table import Table
-from hwnas.models.recipe import Recipe
-from hwnas.search import search
-from hwnas.spaces.fbnet import FBNet
-from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.spaces.nasbench201_networks import initial_weights
-from hwnas.store import Archive, CachedEvaluator, EvaluationStore
+from hwnas.files import data_folder
+from hwnas.searches.loop import search
+from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201.network import initial_weights
+from hwnas.store.archive import Archive
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
+from hwnas.training.recipe import Recipe
 
 pytestmark = pytest.mark.benchmark
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.store import CachedEvaluator, EvaluationStore
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
 
 SPAWN = multiprocessing.get_context("spawn")
 PROCESSES, POPULATION = 8, 50

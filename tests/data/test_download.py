@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hwnas.data import download as module
-from hwnas.data.command import command
-from hwnas.data.download import SOURCES, Source, by_hand, download, find_source, in_words, sources_of
+from hwnas.cli.data import command
+from hwnas.tables import download as module
+from hwnas.tables.download import SOURCES, Source, by_hand, download, find_source, in_words, sources_of
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB
 NAME = "official.bin"

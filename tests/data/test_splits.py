@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hwnas.cli.data import command
 from hwnas.data import splits
-from hwnas.data.command import command
-from hwnas.data.download import SOURCES, sources_of
 from hwnas.data.images import Images
+from hwnas.tables.download import SOURCES, sources_of
 
 CIFAR10 = [6, 9, 9, 4, 1, 1, 2, 7, 8, 3, 4, 7, 7, 2, 9, 9, 9, 3, 2, 6]
 CIFAR100 = [49, 33, 72, 51, 71, 92, 15, 14, 23, 0, 71, 75, 81, 69, 40, 43, 92, 97, 70, 53]

@@ -21,21 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas.config import data_folder
-from hwnas.data.command import command
-from hwnas.data.pickles import TORCH_MAGIC, loads, read_pickle, read_torch
-from hwnas.data.tables import (
-    DATASETS,
-    FBNET_OPS,
-    METRICS,
-    SIZE,
-    TABLES,
-    fbnet_operations,
-    read_table,
-    write_table,
-)
+from hwnas.cli.data import command
+from hwnas.data.tables import FBNET_OPS, SIZE, fbnet_operations, read_table
 from hwnas.devices.benchmark import benchmark_device
-from hwnas.spaces.nasbench201 import OPS, NasBench201
+from hwnas.files import data_folder
+from hwnas.spaces.nasbench201.encoding import OPS, NasBench201
+from hwnas.tables.convert import DATASETS, METRICS, write_table
+from hwnas.tables.pickles import TORCH_MAGIC, loads, read_pickle, read_torch
+from hwnas.tables.verify import TABLES
 
 SAMPLE = (0, 11, 284)
 
@@ -170,7 +163,7 @@ def test_arrays_of_objects_hold_what_is_admitted(protocol: int) -> None:
 
 
 def test_what_expands_too_far_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hwnas.data.pickles.MAX_BYTES", 1000)
+    monkeypatch.setattr("hwnas.tables.pickles.MAX_BYTES", 1000)
     assert loads(bz2.compress(pickle.dumps(bytes(900))), "x") == bytes(900)
     with pytest.raises(ValueError, match="it expands to more than 1,000 bytes"):
         loads(bz2.compress(pickle.dumps(bytes(1000))), "x")

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hwnas.config import data_folder
 from hwnas.core import Evaluator, Genotype
 from hwnas.data.tables import fbnet_operations
 from hwnas.devices.benchmark import PROFILES, benchmark_device
 from hwnas.devices.profile import Profile, agreement
-from hwnas.spaces.fbnet import FBNet
-from hwnas.spaces.nasbench201 import OPS, NasBench201
+from hwnas.files import data_folder
+from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.nasbench201.encoding import OPS, NasBench201
 from hwnas.spaces.toy import Toy
 
 

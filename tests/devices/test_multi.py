@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwnas.config import device_arguments
+from hwnas.cli.overrides import device_arguments
 from hwnas.core import Evaluator, Genotype, Limit
 from hwnas.devices.multi import Multi
 from hwnas.devices.table import CostTable
+from hwnas.searches.exact import device_limits
+from hwnas.searches.problem import parse_limits
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.task import parse_limits
-from hwnas.truth import device_limits
 
 SPACE = Toy(2, 3)
 

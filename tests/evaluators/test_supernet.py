@@ -11,15 +11,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Genotype
 from hwnas.data.images import Images, NoImages
 from hwnas.evaluators.supernet import Supernet
-from hwnas.spaces.darts import Darts
-from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.spaces.nasbench201_supernet import NasBench201Supernet
+from hwnas.spaces.darts.encoding import Darts
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
 from hwnas.spaces.toy import Toy
-from hwnas.workers import _Unpickler, packed
+from hwnas.store.workers import _Unpickler, packed
 
 SPACE = NasBench201(image_shape=(1, 8, 8))
 PRUNED = SPACE.restrict([(1, 3), (1, 2, 4), (3, 4), (2, 3), (1, 3, 4), (0, 1)])
@@ -142,7 +142,7 @@ def test_a_checkpoint_ahead_of_the_journal_is_used(folders: Folders) -> None:
 
 def test_an_interrupted_warm_up_goes_on(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     from hwnas.evaluators import supernet as module
-    from hwnas.models.supernet import SharedWeights
+    from hwnas.training.shared_weights import SharedWeights
 
     expected = answers(folders.evaluator("warmup_epochs=3"), POPULATIONS[0])
     shutil.rmtree(folders.path / "store")
@@ -188,7 +188,7 @@ def test_a_warm_up_on_two_devices_that_was_killed_goes_on(
 ) -> None:
     """The first process kills itself at the start of the second epoch; the first epoch is kept."""
     from hwnas.evaluators import supernet as module
-    from hwnas.models.supernet import SharedWeights
+    from hwnas.training.shared_weights import SharedWeights
 
     settings = [*TWO, "warmup_epochs=10"]  # processes start for two epochs at a time
     whole = folders.evaluator(*settings)

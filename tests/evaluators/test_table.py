@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Genotype
 from hwnas.evaluators.table import Lookup, Table
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201.encoding import NasBench201
 from hwnas.spaces.toy import Toy
-from hwnas.store import CachedEvaluator, EvaluationStore
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
 
 SPACE = Toy(2, 3)
 ALL = list(itertools.product(range(3), repeat=2))

@@ -12,12 +12,12 @@ from hwnas.core import SearchSpace
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.evaluators.train import Train
-from hwnas.models.classifier import accuracy, fit
-from hwnas.models.recipe import Recipe
-from hwnas.spaces.darts import PRESETS, Darts
-from hwnas.spaces.fbnet import FBNet
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.darts.encoding import PRESETS, Darts
+from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.nasbench201.encoding import NasBench201
 from hwnas.spaces.toy import Toy
+from hwnas.training.classifier import accuracy, fit
+from hwnas.training.recipe import Recipe
 
 IMAGES = {"image_shape": (1, 8, 8), "num_classes": 10}
 SPACE = NasBench201(4, 1, **IMAGES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hwnas.data.images import Images
-from hwnas.models.beta_vae import (
+from hwnas.pruning.beta_vae import (
     BetaVAE,
     BetaVAESettings,
     BetaVAETraining,
@@ -124,7 +124,7 @@ def test_the_decoder_mirrors_the_encoder(shape: tuple[int, ...]) -> None:
 def test_the_variants_of_the_two_data_sets() -> None:
     from omegaconf import OmegaConf
 
-    from hwnas.config import build, conf_folder
+    from hwnas.build import build, conf_folder
 
     shapes = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
     maps = {"mnist": (64, 7, 7), "cifar10": (256, 2, 2)}

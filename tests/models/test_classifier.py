@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.data.images import Images
-from hwnas.models.classifier import Classifier, accuracy, fit
-from hwnas.models.recipe import CHECKPOINT, Recipe
-from hwnas.spaces.darts import PRESETS, Darts
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.darts.encoding import PRESETS, Darts
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.training.classifier import Classifier, accuracy, fit
+from hwnas.training.recipe import CHECKPOINT, Recipe
 
 SPACE = Darts(4, 3, image_shape=(1, 8, 8), num_classes=3, auxiliary=True)
 GENOTYPE = SPACE.from_str(PRESETS["evnas_a"])

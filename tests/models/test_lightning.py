@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from hwnas.models.lightning import fit_by_lightning
+from hwnas.training.lightning import fit_by_lightning
 
 
 class Failing(pl.LightningModule):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hwnas.models.recipe import Recipe
+from hwnas.training.recipe import Recipe
 
 
 def test_one_cycle_warms_up_over_a_tenth_of_the_steps() -> None:

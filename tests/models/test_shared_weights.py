@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hwnas.data.images import Images
-from hwnas.models.recipe import SupernetRecipe
-from hwnas.models.supernet import SharedWeights, inherit, mixing_weights, mixture
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.training.recipe import SupernetRecipe
+from hwnas.training.shared_weights import SharedWeights, inherit, mixing_weights, mixture
 
 SPACE = NasBench201(2, 1, image_shape=(1, 8, 8))
 POPULATION = [(3, 1, 2, 0, 4, 3), (1,) * 6, (2, 3, 0, 1, 1, 1)]

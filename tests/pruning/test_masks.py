@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hwnas.data.images import Images
-from hwnas.models.beta_vae import BetaVAE, BetaVAESettings, Deployed, Training, train
+from hwnas.pruning.beta_vae import BetaVAE, BetaVAESettings, Deployed, Training, train
 from hwnas.pruning.masks import (
     CRITERIA,
     SCOPES,

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scipy.stats import t, ttest_rel
 
+from hwnas.cli.report import write_page_of
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import Arm, Group, compare, holm, read_study, retained_area, trained_enough
-from hwnas.report import write_page_of
 
 SEEDS = (0, 1, 2)
 NOISE = (0.0, 0.001, -0.002)

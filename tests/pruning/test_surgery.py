@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_masks import PRUNING, images, network, pruned
 
-from hwnas.models.beta_vae import Deployed
+from hwnas.pruning.beta_vae import Deployed
 from hwnas.pruning.masks import CRITERIA, SCOPES, make_permanent, zeros
 from hwnas.pruning.surgery import costs, export_onnx, latency_ms, require_onnx, smaller
 

@@ -11,10 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Objective, Trial
 from hwnas.spaces.blocks import count
-from hwnas.spaces.darts import (
+from hwnas.spaces.darts.encoding import (
     AVG_POOL,
     DIL_3X3,
     DIL_5X5,
@@ -29,7 +29,7 @@ from hwnas.spaces.darts import (
     SKIP,
     Darts,
 )
-from hwnas.spaces.darts_networks import FactorizedReduce, drop_path, operation
+from hwnas.spaces.darts.network import FactorizedReduce, drop_path, operation
 
 ALL_OPS = tuple(range(8))
 # One kept input more than needed on no node; the rest of each cell is two 3x3 separable convolutions.

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hwnas.core import FloatArray
-from hwnas.models.supernet import inherit, mixing_weights, mixture
-from hwnas.spaces import darts_supernet
 from hwnas.spaces.blocks import box_max
-from hwnas.spaces.darts import (
+from hwnas.spaces.darts import supernet as darts_supernet
+from hwnas.spaces.darts.encoding import (
     AVG_POOL,
     CELL_EDGES,
     DIL_3X3,
@@ -28,7 +27,8 @@ from hwnas.spaces.darts import (
     SKIP,
     Darts,
 )
-from hwnas.spaces.darts_supernet import DartsSupernet, quarters, whole
+from hwnas.spaces.darts.supernet import DartsSupernet, quarters, whole
+from hwnas.training.shared_weights import inherit, mixing_weights, mixture
 
 EVEN = Darts(2, 3, image_shape=(3, 8, 8), num_classes=5)
 ODD = Darts(3, 4, image_shape=(2, 7, 9), num_classes=5)
@@ -294,8 +294,8 @@ def test_box_max(shape: tuple[int, ...]) -> None:
 MEMORY = """
 import resource, torch, numpy as np
 import torch.nn.functional as F
-from hwnas.models.supernet import mixing_weights
-from hwnas.spaces.darts import Darts
+from hwnas.training.shared_weights import mixing_weights
+from hwnas.spaces.darts.encoding import Darts
 torch.set_num_threads(1)
 space = Darts(16, 8)
 network = space.supernet(affine=False, track_running_stats=True).train()

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from hwnas.core import FloatArray
-from hwnas.models.supernet import mixing_weights, mixture
-from hwnas.spaces.nasbench201 import EDGES, NasBench201
-from hwnas.spaces.nasbench201_networks import Cell, NasBench201Network
-from hwnas.spaces.nasbench201_supernet import CHUNK, NasBench201Supernet
+from hwnas.spaces.nasbench201.encoding import EDGES, NasBench201
+from hwnas.spaces.nasbench201.network import Cell, NasBench201Network
+from hwnas.spaces.nasbench201.supernet import CHUNK, NasBench201Supernet
+from hwnas.training.shared_weights import mixing_weights, mixture
 
 SPACE = NasBench201(3, 2, image_shape=(2, 7, 9), num_classes=5)
 PRUNED = SPACE.restrict([(0, 3), (1, 2, 4), (3,), (0, 1, 2, 3, 4), (2, 3), (0,)])

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hwnas.spaces import darts_networks, fbnet_networks
 from hwnas.spaces.blocks import SeparateNetworks
-from hwnas.spaces.darts import Darts
-from hwnas.spaces.fbnet import SKIP, FBNet
+from hwnas.spaces.darts import network as darts_networks
+from hwnas.spaces.darts.encoding import Darts
+from hwnas.spaces.fbnet import network as fbnet_networks
+from hwnas.spaces.fbnet.encoding import SKIP, FBNet
 
 IMAGES = {"image_shape": (2, 16, 16), "num_classes": 5}
 SPACES = {

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Genotype, Limit, Objective, SearchSpace, Strategy, Trial
+from hwnas.searches.indicators import Hypervolume
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.store import Hypervolume
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
 YAMLS = sorted((conf_folder() / "strategy").glob("*.yaml"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Objective, Trial
 from hwnas.spaces.toy import Toy
 from hwnas.strategies.evnas import EvNAS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.config import conf_folder
+from hwnas.build import conf_folder
 from hwnas.core import Trial
 from hwnas.strategies.nsga2 import NSGA2
 

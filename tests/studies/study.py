@@ -14,13 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.stats import kendalltau
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Genotype, Limit, Objective, Strategy, Trial
 from hwnas.devices.benchmark import benchmark_device
 from hwnas.evaluators.table import Table
-from hwnas.search import search
-from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.store import Archive
+from hwnas.searches.loop import search
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.store.archive import Archive
 
 NUM_RESAMPLES = 500
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))

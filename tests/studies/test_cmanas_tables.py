@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Genotype, Objective, Strategy, Trial
 from hwnas.evaluators.table import Table
-from hwnas.search import search
-from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.store import Archive
+from hwnas.searches.loop import search
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.store.archive import Archive
 
 pytestmark = pytest.mark.slow
 

@@ -16,12 +16,12 @@ import pytest
 from omegaconf import OmegaConf
 from study import show
 
-from hwnas.config import build, conf_folder
+from hwnas.build import build, conf_folder
 from hwnas.core import Objective, unique
 from hwnas.evaluators.table import Table
-from hwnas.search import search
-from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.store import Archive
+from hwnas.searches.loop import search
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.store.archive import Archive
 from hwnas.strategies.nevonas import NEvoNAS
 
 pytestmark = pytest.mark.slow

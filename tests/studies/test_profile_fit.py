@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from hwnas.config import find_file
 from hwnas.core import FloatArray
 from hwnas.data.tables import read_table
 from hwnas.devices.fitting import fit
 from hwnas.devices.profile import margin
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.files import find_file
+from hwnas.spaces.nasbench201.encoding import NasBench201
 
 pytestmark = pytest.mark.slow
 

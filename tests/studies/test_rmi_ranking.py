@@ -19,13 +19,13 @@ import pytest
 from scipy.stats import kendalltau
 from study import bootstrap, estimator, tau
 
-from hwnas.config import data_folder
 from hwnas.core import FloatArray, Genotype
 from hwnas.evaluators.rmi import RMI, listed, quantiles, rmi_flops
 from hwnas.evaluators.table import by_genotype
-from hwnas.models.classifier import accuracy
-from hwnas.models.reference import reference_model
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.files import data_folder
+from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.training.classifier import accuracy
+from hwnas.training.reference import reference_model
 
 pytestmark = pytest.mark.slow
 

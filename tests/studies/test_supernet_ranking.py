@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from study import bootstrap, estimator, show, tau
 
-from hwnas.config import data_folder
 from hwnas.core import Genotype
 from hwnas.evaluators.table import by_genotype
-from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.files import data_folder
+from hwnas.spaces.nasbench201.encoding import NasBench201
 
 pytestmark = pytest.mark.slow
 

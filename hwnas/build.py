@@ -1,0 +1,308 @@
+"""From a configuration to objects: a `_target_` is located, checked and called."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hwnas.core import suggestion
+from hwnas.files import plain_yaml, temporary_folder
+from hwnas.runs.folder import hydra_says
+
+_RESOLVER = re.compile(r"\$\{\s*([^\s:{}$]+)\s*:")
+
+
+def read_yaml(path: Path) -> Any:
+    """A configuration, as a node of OmegaConf whose interpolations are not resolved.
+
+    Raises:
+        ValueError: As `plain_yaml`, or no configuration; names the file.
+    """
+    try:
+        return OmegaConf.create(plain_yaml(path))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path} is no configuration ({str(error).splitlines()[0]})") from None
+
+
+def read_config(path: Path) -> DictConfig:
+    """The configuration of a run whose values are only read.
+
+    Its interpolations may name its other values, and nothing else: those that ask the environment, or
+    anything besides, are missing values.
+
+    Raises:
+        ValueError: As `read_yaml`, or it is no mapping.
+    """
+    values = plain_yaml(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not the configuration of a run")
+    try:
+        return OmegaConf.create({str(key): _own(value) for key, value in values.items()})
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path} is no configuration ({str(error).splitlines()[0]})") from None
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _own(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_own(inner) for inner in value]
+    asks = isinstance(value, str) and any(name != "oc.select" for name in _RESOLVER.findall(value))
+    return MISSING if asks else value
+
+
+ALLOW_VARIABLE = "HWNAS_ALLOW_TARGETS"
+ALLOWED = tuple(filter(None, os.environ.get(ALLOW_VARIABLE, "").split(",")))
+"""Modules whose classes the user lets a `_target_` name, from the environment in which the process began: no
+configuration can allow itself anything."""
+
+
+def conf_folder() -> Path:
+    """The packaged configuration: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def build(node: DictConfig, kind: type | None = None, /, **offered: Any) -> Any:
+    """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
+
+    Of the offered objects a class gets those that its constructor names and the node does not set; so do
+    the classes of nodes inside the node, at any depth. A configuration may come from anywhere: a `_target_`
+    names a class or function that `conf/` names in the same group, one of a module that the environment
+    variable HWNAS_ALLOW_TARGETS named when the process began (separated by commas), or one given to `trust`.
+    What it makes is checked before it is called.
+
+    Args:
+        node: A choice of a config group.
+        kind: What it must be; None: anything.
+        offered: Objects of the run.
+
+    Raises:
+        ValueError: A target outside the allow-list, that does not exist or is of another kind, or a key it
+            does not take.
+    """
+    if not isinstance(node, DictConfig):
+        raise ValueError(f"a choice of a config group is needed where the configuration has {node!r}")
+    try:
+        settings = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    path = str(node._get_full_key(""))
+    built = _create(settings, offered, path, kind)
+    if kind is not None and not isinstance(built, kind):
+        raise _wrong_kind(path, kind, type(built))
+    return built
+
+
+def _wrong_kind(path: str, kind: type, found: type) -> ValueError:
+    return ValueError(f"{path} must set up {_a(kind)}, not {_a(found)}")
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+
+
+def _inner(value: Any, offered: Mapping[str, Any], path: str) -> Any:
+    """A setting, with all nodes inside it created."""
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return _create(value, offered, path, None)
+    return {key: _inner(item, offered, f"{path}.{key}") for key, item in value.items()}
+
+
+def _create(settings: Any, offered: Mapping[str, Any], path: str, kind: type | None) -> Any:
+    settings = dict(settings)
+    if "_target_" not in settings:
+        raise ValueError(f"{path} has no _target_, the class that it sets up")
+    name = settings.pop("_target_")
+    target = locate(name, path.partition(".")[0])
+    made = _made_by(target)
+    if made is None and name not in _TRUSTED:
+        raise ValueError(f"{path}: {name} must be a class, or a function that says which class it returns")
+    if kind is not None and made is not None and not issubclass(made, kind):
+        raise _wrong_kind(path, kind, made)
+    known = inspect.signature(target).parameters
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise ValueError(f"{name} has no setting {unknown[0]!r}{suggestion(str(unknown[0]), list(known))}")
+    settings = {key: _inner(value, offered, f"{path}.{key}") for key, value in settings.items()}
+    arguments = {key: value for key, value in offered.items() if key in known}
+    try:
+        return target(**{**arguments, **settings})
+    except (TypeError, AttributeError, ArithmeticError) as error:  # almost always a setting of the wrong type
+        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise ValueError(f"{path}: {str(error).splitlines()[0]} (settings: {shown})") from error
+    except ValueError as error:
+        if str(error).split(" ", 1)[0] in settings:  # the class does not know where its settings stand
+            raise ValueError(f"{path}.{error}") from error
+        raise
+
+
+_TRUSTED: dict[str, Any] = {}
+
+
+def trust(name: str, target: Callable[..., Any]) -> None:
+    """Let `_target_: name` set up `target` in this process, which its caller has in hand already."""
+    _TRUSTED[name] = target
+
+
+@functools.cache
+def shipped() -> dict[str, set[str]]:
+    """The groups of `conf/` that name a class or function, by its dotted name."""
+    found: dict[str, set[str]] = {}
+    for path in conf_folder().glob("*/*.yaml"):
+        for name in re.findall(r"^ *_target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.setdefault(name, set()).add(path.parent.name)
+    for path in conf_folder().glob("*.yaml"):  # a command's own nodes are groups of one choice
+        for group, name in re.findall(
+            r"^(\w+):\n  _target_: (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            found.setdefault(name, set()).add(group)
+    return found
+
+
+def locate(name: object, group: str) -> Any:
+    """The class or function of a dotted name.
+
+    Args:
+        name: What a `_target_` says.
+        group: The config group that it stands in; empty: any.
+
+    Raises:
+        ValueError: Outside the allow-list, or it does not exist.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"_target_ must be the dotted name of a class, not {name!r}")
+    if name in _TRUSTED:
+        return _TRUSTED[name]
+    groups = shipped().get(name, set())
+    if groups and (group in groups or not group):
+        return _imported(name)
+    module = name.rpartition(".")[0]
+    if not _within(module, ALLOWED):
+        own = [target for target, where in shipped().items() if group in where]
+        if _within(module, ["hwnas"]):
+            raise ValueError(f"_target_ {name!r} is no choice of {group or 'conf/'}{suggestion(name, own)}")
+        raise ValueError(
+            f"_target_ {name!r} is outside the allowed packages ({', '.join(['hwnas', *ALLOWED])}); "
+            f"if you trust it, set {ALLOW_VARIABLE}={name.partition('.')[0]}"
+        )
+    target = _imported(name)
+    if not callable(target) or not _within(getattr(target, "__module__", ""), ALLOWED):
+        raise ValueError(f"_target_ {name!r} is no class of the allowed packages ({', '.join(ALLOWED)})")
+    return target
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_ {name!r} does not exist ({error})") from None
+
+
+def _made_by(target: Any) -> type | None:
+    """The class whose object a target makes; None if it is a function that does not say."""
+    if isinstance(target, type):
+        return target
+    returned = getattr(target, "__annotations__", {}).get("return")
+    if isinstance(returned, str):
+        returned = getattr(target, "__globals__", {}).get(returned)
+    return returned if isinstance(returned, type) else None
+
+
+def _within(module: str, packages: Sequence[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+@contextlib.contextmanager
+def _files_of_joblib() -> Iterator[None]:
+    """Have joblib keep its files, which else stay in shared memory, where the next process finds them."""
+    given = os.environ.get("JOBLIB_TEMP_FOLDER")
+    with temporary_folder() as folder:
+        os.environ.setdefault("JOBLIB_TEMP_FOLDER", folder)
+        try:
+            yield
+        finally:
+            if given is None:
+                del os.environ["JOBLIB_TEMP_FOLDER"]
+
+
+def sweep_or_run(folder: Path) -> Path:
+    """The folder of the sweep that the run in `folder` is a job of; of the run, if it is none."""
+    return folder.parent if hydra_says(folder, "mode") == "MULTIRUN" else folder
+
+
+def check_settings(cfg: DictConfig, command: str) -> None:
+    """Raise ValueError if a configuration has settings that the command does not read, or lacks some.
+
+    Hydra adds what `+name=value` or a file of one's own says. Nodes that set up a class are checked by
+    `build`, a search's limits by the search.
+    """
+    known = dict(plain_yaml(conf_folder() / f"{command}.yaml"))
+    names = [name for entry in known.pop("defaults") if isinstance(entry, dict) for name in entry]
+    known |= {name: {"_target_": ""} for name in names if "/" not in name and name != "experiment"}
+    del known["hydra"]
+    if command == "search":
+        known["limits"] = {"_target_": ""}
+
+    def check(node: Any, known: Mapping[str, Any], prefix: str) -> None:
+        for name in map(str, node):
+            if name not in known:
+                others = [prefix + other for other in known]
+                raise ValueError(
+                    f"unknown setting {prefix + name!r}{suggestion(prefix + name, others)} "
+                    f"(hwnas {command} --help)"
+                )
+        for name, value in known.items():
+            if name not in node:
+                raise ValueError(f"hwnas {command} needs {prefix}{name}, which the configuration lacks")
+            inner = node._get_node(name)
+            if isinstance(value, dict) and "_target_" not in value and isinstance(inner, DictConfig):
+                check(inner, value, f"{prefix}{name}.")
+
+    check(cfg, known, "")
+
+
+def check_experiment(command: str, arguments: Sequence[str]) -> None:
+    """Raise ValueError if an experiment of `conf/` is one of another command, which its line 2 says."""
+    for argument in arguments:
+        group, _, names = argument.partition("=")
+        for name in names.split(",") if group == "experiment" else ():
+            path = conf_folder() / "experiment" / f"{name}.yaml"
+            own = re.search(r"^# hwnas (\w+)", path.read_text(), re.MULTILINE) if path.is_file() else None
+            if own and own[1] != command:
+                raise ValueError(
+                    f"experiment={name} is one of hwnas {own[1]}, not of hwnas {command}: "
+                    f"hwnas {own[1]} experiment={name}"
+                )
+
+
+def _resolved(config: DictConfig, name: str, text: str) -> Any:
+    """What a text with interpolations is as the setting `name`; itself where they name nothing."""
+    changed = OmegaConf.create(OmegaConf.to_container(config))
+    try:
+        OmegaConf.update(changed, name, text)
+        return OmegaConf.select(changed, name)
+    except OmegaConfBaseException:
+        return text
+
+
+def space_of(name: str) -> str | None:
+    """The search space that has a published architecture of this name."""
+    from hwnas.spaces.darts import encoding as darts
+    from hwnas.spaces.fbnet import encoding as fbnet
+
+    presets = {"darts": darts.PRESETS, "fbnet": fbnet.PRESETS}
+    return next((space for space, known in presets.items() if name in known), None)

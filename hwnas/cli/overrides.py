@@ -1,0 +1,217 @@
+"""Words of the command line that Hydra does not know: resumed runs, lists of devices, files, runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from hwnas.build import _resolved, conf_folder, read_yaml, space_of
+from hwnas.core import suggestion
+from hwnas.files import find_file
+from hwnas.runs.folder import FILES, MEMBER, RUN_GROUPS, _choices, check_command, choices, working_folder
+
+RESUMED = "resumed"
+"""Name under which Hydra knows the configuration of a run that is resumed."""
+
+
+def resume_arguments(arguments: list[str], command: str) -> list[str]:
+    """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
+
+    Other overrides may only repeat what the folder's configuration says, or say how many workers it has.
+
+    Raises:
+        ValueError: The folder is missing or no run of the command, or an override contradicts it.
+    """
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    wanted = [argument for argument in arguments if argument.startswith("resume=")]
+    path = _unquoted(wanted[-1].removeprefix("resume="))
+    if path == "null":
+        return arguments
+    if not path:
+        raise ValueError("resume= names no folder; a new run goes without it")
+    folder = Path(path).expanduser().absolute()
+    stored = folder / ".hydra" / "config.yaml"
+    if not folder.is_dir():
+        raise ValueError(f"resume={path} is not a folder")
+    for name in ("hydra.yaml", "config.yaml"):
+        if not (folder / ".hydra" / name).is_file():
+            begun = folder / ".hydra"
+            why = ", so the run had not begun; give its command again" * begun.is_dir()
+            raise ValueError(f"resume={path} holds no run: .hydra/{name} is missing{why}")
+    config = read_yaml(stored)
+    if not isinstance(config, DictConfig) or "resume" not in config or {"hydra", "defaults"} & set(config):
+        raise ValueError(f"{stored} is not the configuration of a run")
+    check_command(folder, command)
+    chosen = _choices(folder)
+    others = device_arguments([a for a in arguments if not a.startswith("resume=")])
+    for argument in others:
+        if "=" not in argument or argument.startswith(("-", "~")):
+            raise ValueError(f"resume={path} takes nothing but settings that the run has, not {argument}")
+    try:
+        overrides = OverridesParser.create().parse_overrides(others)
+    except HydraException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    how = [str(override.input_line) for override in overrides if override.key_or_group == "workers"]
+    for override in overrides:
+        name, value = str(override.key_or_group), override.value()
+        if name == "workers":
+            continue
+        if override.package is not None:
+            name += f"@{override.package}"
+        if name.startswith("hydra."):
+            raise ValueError(f"{override.input_line} cannot be changed when resuming {path}")
+        before = chosen.get(name, OmegaConf.select(config, name))
+        if isinstance(before, DictConfig):
+            before = OmegaConf.to_container(before)
+        if isinstance(value, str) and "${" in value:
+            value = _resolved(config, name, value)
+        if before != value and str(before) != str(value):
+            raise ValueError(
+                f"{override.input_line} contradicts the run in {path}, which has {name}={before}; "
+                "leave it out, or start a new run"
+            )
+    cwd = working_folder(folder)
+    if cwd is not None:
+        _work_in(cwd)
+    elif "store" in config and not Path(str(OmegaConf.select(config, "store.dir"))).is_absolute():
+        print("warning: the run's working folder is gone; its store is looked for here", file=sys.stderr)
+    run_dir = quoted(str(folder))
+    # The folder is none of those where Hydra looks for configurations: it could replace those of Hydra's own.
+    ConfigStore.instance().store(RESUMED, OmegaConf.to_container(config))
+    return [
+        f"--config-name={RESUMED}",
+        "hydra/job_logging=hwnas",
+        "hydra.output_subdir=null",  # job.py keeps the configuration
+        f"hydra.run.dir={run_dir}",
+        f"resume={run_dir}",
+        *how,
+    ]
+
+
+def _work_in(folder: Path) -> None:
+    """Change to the working folder of a run, where its relative paths mean what they meant.
+
+    The folder may be anybody's: neither this process nor those that it starts import modules from it.
+    """
+    sys.path[:] = [path or os.getcwd() for path in sys.path]
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    os.chdir(folder)
+
+
+def device_arguments(arguments: Sequence[str]) -> list[str]:
+    """Hydra's arguments for what else may follow `device=`: files, and lists of names and files.
+
+    `device=mine.json` is a profile and `device=mine.csv` a table of networks, `device=a.csv,b.csv` a sweep
+    over several of a kind; `device=[raspi4,mine.json]` is
+    the device `multi` with a member for each. A member's settings are below `device.devices.<name>`.
+
+    Raises:
+        ValueError: A name that is neither shipped nor a file, a device that is listed twice, or an empty
+            list.
+    """
+    prepared = []
+    for argument in arguments:
+        value = _unquoted(argument.removeprefix("device="))
+        if not argument.startswith("device="):
+            prepared.append(argument)
+        elif value.startswith("[") and value.endswith("]") and "[" not in value[1:]:
+            prepared += _members([_unquoted(part.strip()) for part in value[1:-1].split(",")])
+        elif "[" in value:
+            raise ValueError(f"{argument}: a sweep takes one list of devices; start a sweep for each list")
+        elif any(map(_is_file, several := [_unquoted(part.strip()) for part in value.split(",")])):
+            files = [_device_file(part) for part in several if _is_file(part)]
+            if len(files) < len(several) or len({option for option, _ in files}) > 1:
+                raise ValueError(
+                    f"{argument}: a sweep takes names of devices, or files that are all tables or all "
+                    "profiles; start a sweep for each kind"
+                )
+            prepared += [f"device={files[0][0]}", f"device.path={','.join(path for _, path in files)}"]
+        else:
+            prepared.append(argument)
+    return prepared
+
+
+def _is_file(device: str) -> bool:
+    return Path(device).suffix.lower() in FILES
+
+
+def _device_file(path: str) -> tuple[str, str]:
+    """The device that reads a file, and the file's path in Hydra's grammar."""
+    try:
+        find_file(path)
+    except ValueError as error:
+        known = sorted(option.stem for option in (conf_folder() / "device").glob("*.yaml"))
+        raise ValueError(f"device={path}: {error}{suggestion(Path(path).stem, known)}") from None
+    return FILES[Path(path).suffix.lower()], quoted(path)
+
+
+def _members(devices: Sequence[str]) -> list[str]:
+    """Hydra's arguments for a list of devices, each a choice of the group or a file."""
+    if devices in ([], [""]):
+        raise ValueError("device=[] names no device")
+    added, settings = ["device=multi"], []
+    names: list[str] = []
+    for device in devices:
+        if _is_file(device):
+            option, path = _device_file(device)
+            name = re.sub(r"\W", "_", Path(device).stem)
+            settings.append(f"device.devices.{name}.path={path}")
+        else:
+            name = option = device
+        if name in names:
+            raise ValueError(f"device=[{','.join(devices)}] has {name} twice")
+        names.append(name)
+        added.append(f"+{MEMBER}{name}={option}")
+    return [*added, *settings]
+
+
+def train_arguments(arguments: list[str]) -> list[str]:
+    """Hydra's arguments of `hwnas train` and `export`: architectures quoted; `run=` chooses groups.
+
+    The name of a published architecture chooses its search space, unless one is given.
+
+    Raises:
+        ValueError: `run=` names no run.
+    """
+    prepared = [
+        f"arch={quoted(argument.removeprefix('arch='))}"
+        if argument.startswith("arch=") and argument[5:6] not in ("'", '"') and argument != "arch=null"
+        else argument
+        for argument in arguments
+    ]
+    runs = [argument.removeprefix("run=") for argument in prepared if argument.startswith("run=")]
+    given = {argument.partition("=")[0] for argument in prepared}
+    if runs and not _unquoted(runs[-1]):
+        raise ValueError("run= names no folder")
+    if not runs or _unquoted(runs[-1]) == "null":
+        names = [_unquoted(a.removeprefix("arch=")) for a in prepared if a.startswith("arch=")]
+        space = (
+            space_of(names[-1]) if names and not given & {"search_space", "experiment", "resume"} else None
+        )
+        return prepared if space is None else [f"search_space={space}", *prepared]
+    folder = Path(_unquoted(runs[-1])).expanduser()
+    if not (folder / ".hydra" / "config.yaml").is_file():
+        raise ValueError(f"run={runs[-1]} is not the folder of a run")
+    known = [
+        f"{group}={option}"
+        for group, option in choices(folder).items()
+        if group in RUN_GROUPS and group not in given and (conf_folder() / group / f"{option}.yaml").is_file()
+    ]
+    return [*known, *prepared]
+
+
+def quoted(text: str) -> str:
+    """Text as one value in Hydra's grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

@@ -1,0 +1,91 @@
+"""`hwnas prune`: train a Beta-VAE that classifies, prune it, measure what is left."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from hwnas.build import read_yaml
+from hwnas.core import Interrupted
+from hwnas.files import (
+    read_json,
+    write_json,
+)
+from hwnas.pruning.run import _leave, _returned, _Run
+from hwnas.pruning.study import read_pruned, result_files
+from hwnas.runs.display import Display
+from hwnas.runs.folder import choices
+
+
+def main(cfg: DictConfig) -> float:
+    """The command; returns what `_returned` says."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from hwnas.runs.tracking import Tracker
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    display = Display()
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    settings = {
+        str(key): value for key, value in config.items() if key not in ("logger", "resume", "experiment")
+    }
+    stored = folder / "settings.json"
+    if stored.is_file() and read_json(stored) != json.loads(json.dumps(settings)):
+        raise ValueError(f"{folder} holds a run with other settings; choose another folder")
+    finished = folder / "result.json"
+    if finished.is_file():
+        result = read_pruned(finished)
+        display.say(f"this run is finished already; see {finished}")
+        _leave(folder, display)
+        return _returned(result)
+    run = _Run(cfg, folder, display)
+    write_json(stored, settings)
+    tracker = Tracker(
+        folder,
+        cfg.logger,
+        {str(key): value for key, value in config.items()},
+        run_id=f"{folder.parent.name}-{folder.name}".replace("_", "-"),
+        job="prune",
+        warn=display.warn,
+    )
+    completed = False
+    start = time.perf_counter()
+    try:
+        result = run.everything(tracker)
+        result = {
+            "status": "finished",
+            "model": choices(folder)["model"],
+            "dataset": run.dataset.name,
+            "seed": run.seed,
+            **result,
+            "settings": settings,
+            "seconds": {"total": time.perf_counter() - start, **display.seconds},
+        }
+        write_json(finished, result)
+        completed = True
+        _leave(folder, display)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; go on: hwnas prune resume={folder}") from None
+    finally:
+        tracker.finish(failed=not completed)
+    return _returned(result)
+
+
+def after_sweep(folder: Path) -> None:
+    """Draw the page of a sweep's finished runs, if there are several, and say what it concludes.
+
+    Raises:
+        ValueError: What `write_study` raises.
+    """
+    from hwnas.pruning.report import write_study
+
+    files = result_files(folder)
+    if len(files) > 1:
+        logger = read_yaml(files[0].parent / ".hydra" / "config.yaml").logger
+        path, study = write_study(folder, logger=logger)
+        print(study.conclusion)
+        print(f"report: {path}")

@@ -1,0 +1,133 @@
+"""`hwnas train`: train one architecture from scratch and test it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from hwnas.build import build
+from hwnas.core import Interrupted, SearchSpace, whole_number
+from hwnas.data.images import Images
+from hwnas.files import read_json, remove, shaped, write_json
+from hwnas.reports.published import of_architecture
+from hwnas.runs.display import Display
+from hwnas.runs.folder import choices, take_from_run
+from hwnas.runs.result import read_result
+from hwnas.training.final import architecture, check_recipe, train_network
+from hwnas.training.recipe import CHECKPOINT
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Delete the checkpoint of a network whose figures are written down."""
+    remove(folder / CHECKPOINT)
+
+
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Put what `run=` stands for into the configuration: a resumed training must not depend on that folder.
+
+    Args:
+        cfg: Of `hwnas train`; changed in place.
+        overrides: Those of the command.
+
+    Raises:
+        ValueError: Both or none of `arch` and `run`, or no finished search in `run`.
+    """
+    if (cfg.arch is None) == (cfg.run is None):
+        raise ValueError("give one of arch='<architecture>' and run=<folder of a search>")
+    if cfg.run is not None:
+        run = Path(str(cfg.run)).expanduser()
+        take_from_run(cfg, run, overrides)
+        cfg.arch, cfg.run = best_of(run), None
+
+
+def main(cfg: DictConfig) -> float:
+    """The command; returns the test accuracy in 0..1."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from hwnas.runs.tracking import Tracker
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    display = Display()
+    finished = folder / "result.json"
+    if finished.is_file():
+        display.say(f"this run is finished already; see {finished}")
+        forget_checkpoint(folder / "network")
+        shaped(result := read_json(finished), {"test_acc": float})
+        return float(result["test_acc"])
+    seed = whole_number("seed", cfg.seed, least=0)
+    dataset = build(cfg.dataset)
+    if isinstance(dataset, Images) and dataset.validates_on_test_images:
+        display.warn(dataset.protocol)
+    space = build(
+        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
+    )
+    if not hasattr(space, "network"):
+        raise ValueError(f"the {space.name} space has no networks to train")
+    if space.note:
+        display.doubt(space.note)
+    recipe = build(cfg.trainer)
+    if not recipe.epochs:
+        raise ValueError("trainer.epochs must be at least 1 to train")
+    check_recipe(space, recipe)
+    text = str(cfg.arch)
+    genotype = architecture(space, text)
+    if not space.is_connected([genotype])[0]:
+        raise ValueError(f"arch={text} has no path from input to output: it answers the same for all images")
+
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    tracker = Tracker(
+        folder,
+        cfg.logger,
+        {str(key): value for key, value in config.items()},
+        run_id=folder.name.replace("_", "-"),
+        job="train",
+        warn=display.warn,
+    )
+    completed = False
+    try:
+        display.say(f"training {space.to_str(genotype)} on {choices(folder)['dataset']}, seed {seed}")
+        with display.phase("training", "training"):
+            network = train_network(
+                space, genotype, dataset, recipe, seed=seed, folder=folder / "network", display=display
+            )
+        with (folder / "network" / "curves.csv").open() as file:
+            for row in csv.DictReader(file):
+                tracker.log(int(row["epoch"]) - 1, {key: float(value) for key, value in row.items()})
+        tracker.summary(network)
+        write_json(finished, {"status": "finished", "arch": text, **network})
+        forget_checkpoint(folder / "network")
+        completed = True
+        display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
+        if known := of_architecture(text, getattr(dataset, "benchmark", dataset.name)):
+            display.say(known)
+        display.say(f"weights: {folder / network['weights']}")
+        display.say(f"next: hwnas export run={folder}")
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; go on: hwnas train resume={folder}") from None
+    finally:
+        tracker.finish(failed=not completed)
+    return float(network["test_acc"])
+
+
+def best_of(folder: Path) -> str:
+    """The text of the best feasible architecture of a finished search.
+
+    Raises:
+        ValueError: No finished search there, or it found none.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        hint = (
+            f"; it is unfinished: hwnas search resume={folder}"
+            if (folder / "archive.jsonl").is_file()
+            else ""
+        )
+        raise ValueError(f"run={folder} has no result.json{hint}")
+    best = read_result(path)["best"]
+    if not best:
+        raise ValueError(f"the search in {folder} found no network that keeps its limits")
+    return str(best["arch"])

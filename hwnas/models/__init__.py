@@ -1,1 +1,0 @@
-"""Lightning modules and the networks that are not searched."""

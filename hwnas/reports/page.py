@@ -1,0 +1,626 @@
+"""A run's page: one HTML file that draws what the run's folder holds, and needs nothing else to be read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from hwnas.core import Genotype, Limit, Trial, closest, costs, unique, violations
+from hwnas.data import splits
+from hwnas.files import consistent, read_json
+from hwnas.reports import sections
+from hwnas.reports import sweep as sweep_report
+from hwnas.reports.charts import NODE_RADIUS, LineChart, Scatter, count, dots, drawing, line_chart, scatter
+from hwnas.reports.published import EXPERIMENTS, PAPERS
+from hwnas.reports.template import write_page
+from hwnas.runs.folder import Run, comparable_trials, read_run
+from hwnas.runs.units import SUFFIXES, quantity, text
+from hwnas.searches.exact import YARDSTICKS, regret_in_words
+from hwnas.searches.indicators import Hypervolume
+from hwnas.store import password
+from hwnas.store.archive import metrics_from_json
+from hwnas.strategies.evolution import cost_diversity
+
+NUM_SHADES = 8
+"""Steps of the colour scale of generations."""
+
+PHASES = {
+    "quality": "preparing the quality estimate",
+    "device": "preparing the device",
+    "search": "searching",
+    "final network": "training the final network",
+    "report": "drawing this page",
+}
+
+
+def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+    """Draw the page of a run; returns the path of its report.html.
+
+    Args:
+        folder: The run's folder.
+        result: What result.json is going to hold; None reads it, and if there is none the run is unfinished.
+
+    Raises:
+        ValueError: There is no run in the folder, or one of its files is corrupt; says which.
+    """
+    with consistent(folder) if result is None else nullcontext():
+        values = page(read_run(folder, result))
+        return write_page("report.html.j2", values, folder / "report.html")
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Draw the page of a sweep; returns the path of its report.html.
+
+    Args:
+        folder: The sweep's folder, with a folder per run.
+
+    Raises:
+        ValueError: No search has finished in it yet, or a file is corrupt; says which.
+    """
+    with consistent(folder):
+        return write_page("sweep.html.j2", sweep_report.page(folder), folder / "report.html")
+
+
+def page(run: Run) -> dict[str, Any]:
+    """The values of the template: everything is decided here, the template only arranges it."""
+    answer, pareto = run.best, run.front
+    marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
+    supported = sections.networks(run, marked)
+    nets = sections.drawn(supported, marked)
+    shape = drawing(run.space)
+    names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
+    reported = sections.reported(run, nets)
+    names += [name for name in dict.fromkeys(itertools.chain(*reported)) if name not in names]
+    shades = _shades(nets, run)
+    points = _points(nets, shades, marked, names, reported, pareto, answer, run)
+    on_front = [point for point in points if point["front"]]
+    trained = _trained(run.folder)
+    plot = None
+    if nets:
+        plot = scatter(
+            run.objectives[:2],
+            run.limits,
+            [trial.metrics for trial in nets],
+            [trial.metrics for trial in pareto],
+            [
+                dict(zip((objective.metric for objective in run.objectives), values, strict=True))
+                for values in (run.result.get("truth") or {}).get("front", [])
+            ],
+        )
+    shown = next((point for point in points if point["best"]), None)
+    knee = _knee(run, pareto) if pareto else None
+    return {
+        "run": run,
+        "objectives": [quantity(objective.metric) for objective in run.objectives],
+        "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
+        "limits": [_spoken(limit) for limit in run.limits],
+        "closest": _closest(run),
+        "remarks": remarks(run.result),
+        "headline": _headline(run, answer, shown["metrics"].get("test_acc") if shown else None, trained),
+        "drawing": shape,
+        "node_radius": NODE_RADIUS,
+        "count": count,
+        "names": [*(quantity(name).name for name in names), "generation"],
+        "points": points,
+        "answer": shown,
+        "scatter": plot,
+        "clouds": [] if plot is None else _clouds(nets, shades, plot, marked),
+        "controls": sections.controls(run, nets, names),
+        "deciles": [] if plot is None else sections.decile_lines(run, plot.x),
+        "cells": _cells(points, pareto, answer, knee, run),
+        "metrics": names,
+        "front": on_front,
+        "csv": _csv(on_front, names),
+        "unsupported": len(unique(run.trials)) - len(supported),
+        "drawn": len(nets) if len(nets) < len(supported) else None,
+        "supported": len(supported),
+        "curves": _generations(run),
+        "effects": sections.effects(run, nets),
+        "gaps": sections.knee_gaps(run, shape, pareto, knee),
+        "lineage": sections.lineage(run, shape, supported, answer),
+        "most_figures": sections.MOST_FIGURES,
+        "over_time": sections.over_time(run, shape, pareto),
+        "breakdown": sections.breakdown(run, answer, shape),
+        "proxies": sections.proxies(run, nets, reported),
+        "protocol": _protocol(run),
+        "published": _published(run, trained),
+        "truth": _truth(run),
+        "transfer": _transfer(run),
+        "yardsticks": _yardsticks(run),
+        "trained": trained,
+        "phases": _phases(run.result.get("seconds", {})),
+        "evaluations": _evaluations(run),
+        "ledger": _ledger(run),
+        "clock": virtual_clock(run.result),
+        "data": None
+        if plot is None
+        else sections.data(
+            run,
+            shape,
+            nets,
+            names,
+            reported,
+            pareto,
+            answer,
+            None if run.result.get("stationary", True) else comparable_trials(run),
+            {objective.metric: at for objective, at in zip(run.objectives, (plot.y, plot.x), strict=False)},
+        ),
+        "num_shades": NUM_SHADES,
+        "last_generation": max(trial.generation for trial in run.trials),
+        "command": shlex.join(["hwnas", "search", *run.overrides]),
+        "next": _next(run, answer, trained),
+        "yaml": password.without((run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")),
+        "versions": {
+            "hwnas": _version("hwnas"),
+            "torch": _version("torch"),
+            "python": python_version(),
+            **run.result.get("versions", {}),
+        },
+    }
+
+
+def _protocol(run: Run) -> str:
+    """A sentence on which images validate; empty where the run looks at none, or is older than the choice."""
+    split, fraction, benchmark = _images(run)
+    if run.names["evaluator"] in ("table", "toy") or split is None:
+        return ""
+    whole = OmegaConf.select(run.config, "evaluator.images") == "all"
+    rest = "; reference and batch are of all training images" if whole else ""
+    return f"Images: {splits.in_words(splits.check(split, benchmark), fraction, benchmark)}{rest}."
+
+
+def _images(run: Run) -> tuple[str | None, float, str]:
+    """The rule by which images validate, None where there is none; its share; their name in benchmarks."""
+    keys = ("split", "valid_fraction", "benchmark", "name")
+    split, fraction, benchmark, name = (OmegaConf.select(run.config, f"dataset.{key}") for key in keys)
+    share = float(fraction) if isinstance(fraction, float | int) else 0.0
+    return None if split is None else str(split), share, str(benchmark or name)
+
+
+def _published(run: Run, trained: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What is published for the run's experiment beside what the run got; None where nothing is."""
+    of = EXPERIMENTS.get(run.names.get("experiment", ""))
+    if of is None or not run.result:
+        return None
+    _, _, benchmark = _images(run)
+    case = (run.names["device"], benchmark)
+    rows: list[tuple[str, str, str]] = []
+    if benchmark in of.test_acc:
+        rows.append((f"test accuracy, {of.of}", f"{of.test_acc[benchmark]} %", _test_accuracy(run, trained)))
+    bounds = [limit.bound for limit in run.limits if limit.metric == "latency_ms"]
+    if case == ("fpga", "cifar100") and bounds and bounds[0] in of.fpga:
+        named = f"test accuracy within {bounds[0]:g} ms on the FPGA"
+        rows.append((named, of.fpga[bounds[0]], _test_accuracy(run, trained)))
+    if case == ("fpga", "cifar10") and of.diversity:
+        last = [trial for trial in run.trials if trial.generation == run.trials[-1].generation]
+        known = costs(last, run.objectives)[:, 1]
+        value = float(cost_diversity(known[np.isfinite(known)]).mean())
+        rows.append(("cost diversity of the last generation, ms²", of.diversity, f"{value:.0f}"))
+    if not rows:
+        return None
+    given = [o for o in run.overrides if not o.startswith(("experiment=", "logger=", "hydra", "seed="))]
+    differs = [of.differs] if of.differs else []
+    differs.append(f"This is one run, of seed {run.config.seed}.")
+    if given:
+        differs.append(f"Settings of this run beside the experiment's: {' '.join(given)}.")
+    return {"method": of.method, "paper": PAPERS[of.method], "rows": rows, "differs": " ".join(differs)}
+
+
+def _test_accuracy(run: Run, trained: Mapping[str, Any] | None) -> str:
+    """Of the network that the strategy returns, if it is one, else of the best; looked up or trained."""
+    returned = run.result.get("result") or []
+    network = returned[0] if len(returned) == 1 else run.result.get("best")
+    value = trained["test_acc"] if trained else ((network or {}).get("metrics") or {}).get("test_acc")
+    return "not known: it was not trained from scratch" if value is None else text("test_acc", value)
+
+
+def _spoken(limit: Limit) -> str:
+    sign = "≤" if limit.goal == "min" else "≥"
+    return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
+
+
+def _closest(run: Run) -> str:
+    near = closest(run.trials, run.limits)
+    if near is None:
+        return ""
+    values = ", ".join(f"{quantity(name).name} {text(name, value)}" for name, value in near.metrics.items())
+    arch = run.space.to_str(near.genotype)
+    return f"the closest is {arch}: {values}. Raise a limit, or search longer (more generations)."
+
+
+def _shades(trials: Sequence[Trial], run: Run) -> list[str]:
+    """The style of each network: when it was asked for first, and whether it keeps the limits."""
+    last = max((trial.generation for trial in trials), default=0) or 1
+    return [
+        f"g{round((NUM_SHADES - 1) * trial.generation / last)}{'' if excess == 0 else ' out'}"
+        for trial, excess in zip(trials, violations(trials, run.limits), strict=True)
+    ]
+
+
+def _clouds(
+    nets: Sequence[Trial], shades: Sequence[str], plot: Scatter, marked: Mapping[Genotype, Trial]
+) -> list[tuple[str, str]]:
+    """(style, path) of the dots of all networks that are not drawn one by one."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for trial, style, at in zip(nets, shades, plot.places, strict=True):
+        if trial.genotype not in marked:
+            groups.setdefault(style, []).append(at)
+    return [(style, dots(groups[style])) for style in sorted(groups)]
+
+
+def _points(
+    nets: Sequence[Trial],
+    shades: Sequence[str],
+    marked: Mapping[Genotype, Trial],
+    names: Sequence[str],
+    reported: Sequence[Mapping[str, float]],
+    pareto: Sequence[Trial],
+    answer: Trial | None,
+    run: Run,
+) -> list[dict[str, Any]]:
+    """One record per network of the front, and the best one, cheapest first."""
+    on_front = {trial.genotype for trial in pareto}
+    points: list[dict[str, Any]] = []
+    for index, (trial, style) in enumerate(zip(nets, shades, strict=True)):
+        if trial.genotype not in marked:
+            continue
+        metrics = {**reported[index], **trial.metrics}
+        feasible = not style.endswith("out")
+        is_best = answer is not None and trial.genotype == answer.genotype
+        title = "on the front" if trial.genotype in on_front else "dominated"
+        if is_best:
+            title = "best feasible network" if run.limits else "best network"
+        if not feasible:
+            title += ", beyond the limits"
+        texts = [text(name, metrics[name]) if name in metrics else "" for name in names]
+        spoken = [f"{quantity(name).name} {value}" for name, value in zip(names, texts, strict=True) if value]
+        arch = run.space.to_str(trial.genotype)
+        points.append(
+            {
+                "index": index,
+                "genotype": trial.genotype,
+                "arch": arch,
+                "generation": trial.generation,
+                "metrics": metrics,
+                "texts": [*texts, str(trial.generation)],
+                "title": title,
+                "label": f"{title}: {arch}; {', '.join(spoken)}; generation {trial.generation}",
+                "style": style,
+                "best": is_best,
+                "front": trial.genotype in on_front,
+                "feasible": feasible,
+            }
+        )
+    return sorted(points, key=lambda point: point["metrics"][run.objectives[1].metric])
+
+
+def _generations(run: Run) -> list[LineChart]:
+    """Line charts: over evaluations the hypervolume and the best so far, over generations the population."""
+    groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
+    hypervolume = Hypervolume(run.objectives)
+    curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
+    counts = list(itertools.accumulate(map(len, groups)))
+    charts = [line_chart("hypervolume", "hypervolume", "evaluations", counts, curve)]
+    truth = run.result.get("truth") or {}
+    for key, name in (
+        ("hypervolume_ratio", "of the true hypervolume"),
+        ("igd_plus", "distance to the true front"),
+    ):
+        values = [math.inf if value is None else value for value in truth.get(key, [])]
+        if any(map(math.isfinite, values)):
+            charts.append(line_chart(name, key, "evaluations", counts, values))
+    title, reached = sections.best_so_far(run, groups)
+    if any(map(math.isfinite, reached)):
+        charts.append(line_chart(title, run.objectives[0].metric, "evaluations", counts, reached))
+    for objective in run.objectives:
+        told = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
+        means = [sum(values) / len(values) if values else math.inf for values in told]
+        if any(map(math.isfinite, means)):
+            generations = [group[0].generation for group in groups]
+            name = f"mean {quantity(objective.metric).name}"
+            charts.append(line_chart(name, objective.metric, "generation", generations, means))
+    diversity = _diversity(run, groups)
+    return charts if diversity is None else [*charts, diversity]
+
+
+def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
+    """The mean cost diversity of the architectures asked for together, in squared units of the cost.
+
+    Source: chibar of MO-HDNAS, eq. 4. None where the cost has no unit, or nothing is supported.
+    """
+    stem, _, unit = run.objectives[1].metric.rpartition("_")
+    if unit not in SUFFIXES:
+        return None
+    means = []
+    for group in groups:
+        cost = costs(group, run.objectives)[:, 1]
+        known = cost[np.isfinite(cost)]
+        means.append(float(cost_diversity(known).mean()) if len(known) else math.inf)
+    if not any(map(math.isfinite, means)):
+        return None
+    metric = f"{stem}_diversity_{unit}2"
+    generations = [group[0].generation for group in groups]
+    return line_chart(quantity(metric).name, metric, "generation", generations, means)
+
+
+def _truth(run: Run) -> str:
+    """A sentence on how far the answer is from the best network in the space; empty where nobody knows."""
+    truth = run.result.get("truth") or {}
+    if not truth:
+        return _looked_up(run)
+    sentence = f"The dashed line is the true front, of {len(truth['front'])} networks"
+    sentence += f"; this search covers {truth['hypervolume_ratio'][-1]:.1%} of its hypervolume"
+    if truth["best"] is not None and truth["regret"]:
+        sentence += f". {regret_in_words(truth['regret'], ' within the limits' if run.limits else '')}"
+    return sentence + "."
+
+
+def _yardsticks(run: Run) -> list[tuple[str, str, str]]:
+    """(what it is, its figures, its architecture) of networks that are known exactly, where costs add up."""
+    rows = []
+    for name, network in (run.result.get("yardsticks") or {}).items():
+        metrics = metrics_from_json(network["metrics"])
+        figures = ", ".join(
+            f"{quantity(metric).name} {text(metric, value)}" for metric, value in metrics.items()
+        )
+        rows.append((YARDSTICKS[name], figures, network["arch"]))
+    return rows
+
+
+def _transfer(run: Run) -> dict[str, Any] | None:
+    """The table of each device's best network on every device, written out; None for a run on one device."""
+    transfer = run.result.get("transfer")
+    if transfer is None:
+        return None
+    quality = run.objectives[0].metric
+    rows = []
+    for row in transfer["rows"]:
+        network, cells = row["network"], []
+        for device, metric in transfer["main"].items():
+            if network is None:
+                cells.append(("", "", "none"))
+                continue
+            value, excess = network["metrics"][metric], row["excess"][device]
+            regret = row["regret"][device]
+            if excess is None or excess > 0:
+                verdict = "not supported" if excess is None else f"{excess:.0%} beyond the limit"
+                cells.append((text(metric, value), verdict, "over"))
+            elif regret is not None:
+                lost = f"{100 * regret:.2f} points" if quality.endswith("_acc") else f"{regret:.4g}"
+                own = regret == 0
+                cells.append((text(metric, value), "the best there" if own else f"− {lost}", "own" * own))
+        title = "all of them" if row["device"] is None else row["device"]
+        reached = "" if network is None else text(quality, network["metrics"][quality])
+        rows.append(
+            (title, reached, "no network keeps the limits" if network is None else network["arch"], cells)
+        )
+    limits = [
+        (device, ", ".join(_spoken(Limit(metric, bound, goals[metric])) for metric, bound in own.items()))
+        for device, own in transfer["limits"].items()
+        for goals in [sections.goals(run, list(own))]
+    ]
+    return {"rows": rows, "limits": limits, "among": transfer["among"], "quality": quantity(quality).name}
+
+
+def _looked_up(run: Run) -> str:
+    """A sentence on how good the answer of an estimate really is, where a benchmark's table knows it."""
+    figures = run.result.get("looked_up") or {}
+    if not figures:
+        return ""
+    within = " within the limits" if run.limits else ""
+    parts = [
+        f"{text(name, one['value'])} of {quantity(name).name}, where the best network in the space{within} "
+        f"has {text(name, one['value'] + one['regret'])}"
+        + (
+            f" and the one with the most multiply-adds {text(name, one['by_flops'])}"
+            if one.get("by_flops") is not None
+            else ""
+        )
+        for name, one in figures.items()
+    ]
+    return f"Looked up in a benchmark's table, which the search never saw: the best has {'; '.join(parts)}."
+
+
+def _cells(
+    points: Sequence[Mapping[str, Any]],
+    pareto: Sequence[Trial],
+    answer: Trial | None,
+    knee: Trial | None,
+    run: Run,
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """(title, point) of the networks worth a look; one that is several things at once comes once."""
+    titles: dict[Genotype, list[str]] = {}
+    if answer is not None:
+        titles.setdefault(answer.genotype, []).append("best feasible" if run.limits else "best")
+    if knee is not None:
+        titles.setdefault(knee.genotype, []).append("knee of the front")
+        titles.setdefault(pareto[0].genotype, []).append("cheapest on the front")
+    by_genotype = {point["genotype"]: point for point in points}
+    return [(", ".join(what), by_genotype[genotype]) for genotype, what in titles.items()]
+
+
+def _knee(run: Run, pareto: Sequence[Trial]) -> Trial:
+    """The network of a front that is farthest below the line between its ends.
+
+    Networks without a path from input to output do not count unless there are no others: they cost next to
+    nothing and guess, and a line that begins there would call a bad network the knee.
+    """
+    connected = run.space.is_connected([trial.genotype for trial in pareto])
+    pool = list(itertools.compress(pareto, connected)) or list(pareto)
+    F = costs(pool, run.objectives)
+    span = np.ptp(F, axis=0)
+    return pool[np.argmin(((F - F.min(axis=0)) / np.where(span > 0, span, 1.0)).sum(axis=1))]
+
+
+def _csv(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """The points as a data URI."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["arch", "genotype", *names])
+    for point in points:
+        genotype = " ".join(map(str, point["genotype"]))
+        writer.writerow([point["arch"], genotype, *(point["metrics"].get(name, "") for name in names)])
+    return "data:text/csv;charset=utf-8," + quote(buffer.getvalue())
+
+
+def _trained(folder: Path) -> dict[str, Any] | None:
+    """The final network: its figures and learning curves; None if none was trained."""
+    described, curves = folder / "network" / "architecture.json", folder / "network" / "curves.csv"
+    if not (described.is_file() and curves.is_file()):
+        return None
+    figures = read_json(described)
+    with curves.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        epochs = [float(row["epoch"]) for row in rows]
+        charts = [
+            line_chart("training loss", "loss", "epoch", epochs, [float(row["loss"]) for row in rows]),
+            line_chart(
+                "training accuracy",
+                "train_acc",
+                "epoch",
+                epochs,
+                [float(row["train_acc"]) for row in rows],
+            ),
+        ]
+        facts = [
+            (quantity(name).name, text(name, figures[name]))
+            for name in ("test_acc", "params", "flops")
+            if name in figures
+        ]
+        return {
+            "arch": figures["arch"],
+            "test_acc": float(figures["test_acc"]),
+            "facts": [*facts, ("epochs", str(figures["epochs"]))],
+            "weights": folder / "network" / "weights.pt",
+            "charts": charts,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'network'} is corrupt: {error}") from None
+
+
+def _headline(
+    run: Run,
+    answer: Trial | None,
+    tested: float | None,
+    trained: Mapping[str, Any] | None,
+) -> list[tuple[str, str]]:
+    """(number, caption) pairs for the top of the page."""
+    row: list[tuple[str, str]] = []
+    if answer is None:
+        row.append(("none", "keeps the limits" if run.limits else "is supported by the device"))
+    else:
+        for objective in run.objectives:
+            name = quantity(objective.metric).name
+            row.append((text(objective.metric, answer.metrics[objective.metric]), f"{name} of the best"))
+        test_acc = trained["test_acc"] if trained else tested
+        if test_acc is not None:
+            row.append((text("test_acc", test_acc), "test accuracy" + ", trained" * (trained is not None)))
+    row.append((f"{len(run.trials):,}", f"evaluations, {len(unique(run.trials)):,} different networks"))
+    if run.result:
+        new = run.result["evaluations"]["asked"] - run.result["evaluations"]["cached"]
+        row.append((f"{new:,}", "of them new, the others repeated or already stored"))
+        seconds = run.result["seconds"]["total"]
+        row.append((f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "in all"))
+    return row
+
+
+def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """(phase, seconds, percent of the whole) in order; the last are short ones and what no phase covers."""
+    phases = [
+        (PHASES.get(name, name), spent)
+        for name, spent in seconds.items()
+        if name != "total" and spent >= 0.05
+    ]
+    whole = max(seconds.get("total", 0.0), sum(spent for _, spent in phases)) or 1.0
+    phases.append(("starting, and all else", whole - sum(spent for _, spent in phases)))
+    return [(name, f"{spent:.1f} s", round(100 * spent / whole, 2)) for name, spent in phases]
+
+
+def _evaluations(run: Run) -> list[tuple[str, str, float]]:
+    """(origin, number, percent of the whole) of the evaluations; empty for an unfinished run."""
+    if not run.result:
+        return []
+    asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
+    parts = [("new", asked - cached), ("repeated or already stored", cached)]
+    return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
+
+
+def _ledger(run: Run) -> list[tuple[str, str]]:
+    """(what, number) of the evaluations; empty for an unfinished run."""
+    if not run.result:
+        return []
+    asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
+    num = len(unique(run.trials))
+    seconds, virtual = run.result["seconds"].get("search"), run.result.get("virtual_seconds")
+    rows = [
+        ("asked for", f"{asked:,}"),
+        ("different networks", f"{num:,}"),
+        ("repeats within the run", f"{asked - num:,}"),
+        ("new, computed by this run", f"{asked - cached:,}"),
+        ("repeated or already stored", f"{cached:,}"),
+    ]
+    if population := run.result.get("population"):
+        rows.append(
+            ("different networks in the last population", "{different} of {size}".format(**population))
+        )
+    if seconds is not None:
+        rows.append(("time of the search per evaluation", f"{1000 * seconds / asked:.3g} ms"))
+    if virtual is not None:
+        rows.append(("training time that the benchmark spared", f"{virtual / 3600:,.1f} GPU hours"))
+    return rows
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Sentences beside a run's answer: the risk that it exceeds its limits, and whose costs it has.
+
+    Args:
+        result: Contents of result.json.
+    """
+    return [
+        f"{metric} is predicted; by the errors for {risk['networks']} networks that were not fitted "
+        f"to, the real one exceeds {risk['limit']:.4g} with a probability of {risk['probability']:.0%}"
+        + ("; confidence=0.95 keeps a margin" if risk["probability"] > 0.05 else "")
+        for metric, risk in (result.get("risk") or {}).items()
+    ] + list(result.get("notes") or [])
+
+
+def virtual_clock(result: Mapping[str, Any]) -> str:
+    """A sentence on what the search would have taken without a benchmark's table; empty if there was none."""
+    seconds = result.get("virtual_seconds")
+    if seconds is None:
+        return ""
+    unique = result["evaluations"]["unique"]
+    return (
+        f"To train these {unique:,} architectures took the authors of the benchmark "
+        f"{seconds / 86400:,.1f} GPU days."
+    )
+
+
+def _next(run: Run, answer: Trial | None, trained: Mapping[str, Any] | None) -> str | None:
+    """The command that a user may want now; None if there is nothing left to do."""
+    if not run.result:
+        return shlex.join(["hwnas", "search", f"resume={run.folder}"])
+    if answer is not None and hasattr(run.space, "network"):
+        return shlex.join(["hwnas", "train" if trained is None else "export", f"run={run.folder}"])
+    return None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,235 @@
+"""What a device profile holds, as a page, as a table in the terminal, and beside another profile."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from hwnas.core import FloatArray, SearchSpace
+from hwnas.devices.profile import Profile
+from hwnas.reports.charts import Axis, axis, drawing
+from hwnas.runs.units import quantity, text
+
+NUM_COMPARED = 1000
+"""Random networks that a comparison ranks."""
+
+NUM_FURTHEST = 3
+"""Operations that differ most from the typical ratio and are named."""
+
+
+@dataclass(frozen=True)
+class Additivity:
+    """Predicted against measured networks.
+
+    Attributes:
+        x: Axis of the measured cost.
+        y: Axis of the predicted cost, the same range.
+        points: (x, y from the top, whether the fit has seen the network, its text) in percent.
+        note: R2, Spearman and errors in words.
+    """
+
+    x: Axis
+    y: Axis
+    points: list[tuple[float, float, bool, str]]
+    note: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One operation.
+
+    Attributes:
+        name: Its kind and place.
+        low: Start of the middle half of its timings, in percent of the longest bar.
+        middle: The median.
+        high: End of the middle half.
+        cost: What is written beside it.
+        note: Spread and rounds.
+        noisy: Whether it stayed noisy.
+    """
+
+    name: str
+    low: float
+    middle: float
+    high: float
+    cost: str
+    note: str
+    noisy: bool
+
+
+def table(profile: Profile, space: SearchSpace) -> list[str]:
+    """The profile's operations as lines of text; a fitted one's are costs per edge and operation."""
+    if not profile.operations:
+        return _edges(profile, space)
+    width = max(map(len, profile.operations))
+    lines = [f"{'operation':{width}}  alone ms    spread  in a network ms"]
+    for name, row in profile.operations.items():
+        spread = f"{row['iqr_ms'] / row['median_ms']:.1%}"
+        network = f"{row['network_ms']:.4f}" if "network_ms" in row else "-"
+        lines.append(
+            f"{name:{width}}  {row['median_ms']:8.4f}  {spread:>8}  {network:>15}"
+            f"{'  noisy' if row.get('noisy') else ''}"
+        )
+    return lines
+
+
+def _edges(profile: Profile, space: SearchSpace) -> list[str]:
+    lines, names = [], [slot.name for slot in drawing(space).slots]
+    width = max(map(len, names))
+    for metric, cost in profile.costs.items():
+        lines.append(f"{metric}: {cost.base:.4g} and, by edge ({len(cost.pairs)} pairs of edges add to it):")
+        lines.append(" " * (width + 2) + "".join(f"{name:>15}" for name in space.ops))
+        lines += [
+            f"{name:>{width}}  " + "".join(f"{value:15.4g}" for value in values)
+            for name, values in zip(names, cost.edges, strict=True)
+        ]
+    return lines
+
+
+def page(profile: Profile, space: SearchSpace) -> dict[str, Any]:
+    """What the template draws."""
+    unseen = next(iter(profile.check.values()))
+    return {
+        "profile": profile,
+        "figures": [
+            ("R²", f"{unseen['r2']:.4f}"),
+            ("Spearman", f"{unseen['spearman']:.3f}"),
+            ("median error", f"{unseen['median_error']:.1%}"),
+            ("networks not fitted to", f"{unseen['networks']:,}"),
+        ],
+        "noisy": sum(bool(row.get("noisy")) for row in profile.operations.values()),
+        "groups": _groups(profile),
+        "additivity": [
+            _additivity(profile, metric)
+            for metric in profile.costs
+            if profile.networks and metric in profile.networks.measured
+        ],
+        "edges": _edge_tables(profile, space),
+        "facts": [
+            (key.replace("_", " "), value)
+            for key, value in {**profile.network, **profile.origin}.items()
+            if value is not None
+        ],
+    }
+
+
+def _groups(profile: Profile) -> list[tuple[str, list[Bar]]]:
+    """Operations by where they stand, the costliest first."""
+    if not profile.operations:
+        return []
+    longest = max(row["median_ms"] + row["iqr_ms"] / 2 for row in profile.operations.values())
+    groups: dict[str, list[tuple[float, Bar]]] = defaultdict(list)
+    for name, row in profile.operations.items():
+        kind, _, place = name.partition("@")
+        middle, half = row["median_ms"], row["iqr_ms"] / 2
+        low, mid, high = (
+            round(100 * max(0.0, v) / longest, 2) for v in (middle - half, middle, middle + half)
+        )
+        network = f", adds {row['network_ms']:.4f} ms to a network" if "network_ms" in row else ""
+        note = f"middle half of {row['rounds']} rounds {row['iqr_ms'] / middle:.1%} wide{network}"
+        bar = Bar(kind, low, mid, high, text("latency_ms", middle), note, bool(row.get("noisy")))
+        groups[place or "elsewhere"].append((middle, bar))
+    return [
+        (place, [bar for _, bar in sorted(bars, key=lambda entry: -entry[0])])
+        for place, bars in groups.items()
+    ]
+
+
+def _additivity(profile: Profile, metric: str) -> Additivity:
+    assert profile.networks is not None
+    measured, predicted = profile.networks.measured[metric], profile.networks.predicted[metric]
+    both = [*measured, *predicted]
+    axes = [axis(metric, both, num_ticks=number, allow_log=min(both) > 0) for number in (6, 6)]
+    check = profile.check[metric]
+    error = np.mean([abs(p - m) / m for m, p in zip(measured, predicted, strict=True) if m > 0])
+    note = (
+        f"R² {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error {check['median_error']:.1%} "
+        f"on {check['networks']:,} networks that were not fitted to; mean error of all drawn {error:.1%}"
+    )
+    points = [
+        (axes[0].at(m), round(100 - axes[1].at(p), 2), number < profile.networks.fitted, arch)
+        for number, (m, p, arch) in enumerate(zip(measured, predicted, profile.networks.archs, strict=True))
+    ]
+    name = quantity(metric).label
+    return Additivity(_named(axes[0], f"measured {name}"), _named(axes[1], f"predicted {name}"), points, note)
+
+
+def _named(scale: Axis, label: str) -> Axis:
+    return Axis(label, scale.low, scale.high, scale.ticks, scale.log)
+
+
+def _edge_tables(profile: Profile, space: SearchSpace) -> list[dict[str, Any]]:
+    """Per metric what operations add on each edge, shaded from the least to the most."""
+    tables = []
+    for metric, cost in profile.costs.items():
+        values = np.array(cost.edges)
+        low, spread = values.min(), max(float(np.ptp(values)), 1e-12)
+        rows = [[(f"{v:.3g}", round(70 * (v - low) / spread)) for v in row] for row in values.tolist()]
+        tables.append({"metric": quantity(metric).label, "base": text(metric, cost.base), "rows": rows})
+    names = [slot.name for slot in drawing(space).slots]
+    return [{**entry, "ops": space.ops, "names": names} for entry in tables]
+
+
+def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list[str]:
+    """How two devices differ, in lines of text: operations by ratio, ranks of networks, worst disagreements.
+
+    Args:
+        a: A profile.
+        b: Another of the same space.
+        space: The space.
+        seed: Of the choice of the networks.
+
+    Raises:
+        ValueError: They have no metric in common.
+    """
+    metrics = [metric for metric in a.costs if metric in b.costs]
+    if not metrics:
+        raise ValueError(
+            f"profiles of {', '.join(a.costs)} and of {', '.join(b.costs)} have no cost in common"
+        )
+    lines = [f"a: {a.device}, b: {b.device}"]
+    if a.network != b.network:
+        lines.append(f"warning: networks differ: {a.network} and {b.network}")
+    common = [name for name in a.operations if name in b.operations]
+    ratios = {name: b.operations[name]["median_ms"] / a.operations[name]["median_ms"] for name in common}
+    if ratios:
+        width = max(map(len, ratios))
+        lines.append(f"{'operation':{width}}      a ms      b ms   b / a")
+        for name in sorted(ratios, key=ratios.__getitem__):
+            first, second = a.operations[name]["median_ms"], b.operations[name]["median_ms"]
+            lines.append(f"{name:{width}}  {first:8.4f}  {second:8.4f}  {ratios[name]:6.2f}")
+        typical = float(np.median(list(ratios.values())))
+        far = sorted(ratios, key=lambda name: -abs(np.log(ratios[name] / typical)))[:NUM_FURTHEST]
+        lines.append(
+            f"an operation typically takes {typical:.2f} times as long on b; furthest from that: "
+            + ", ".join(f"{name} ({ratios[name] / typical:.2f})" for name in far)
+        )
+    genotypes = space.sample(np.random.default_rng(seed), NUM_COMPARED)
+    for metric in metrics:
+        first, second = a.predict(space, metric, genotypes), b.predict(space, metric, genotypes)
+        agree, ratio = spearmanr(first, second).statistic, np.median(second / np.maximum(first, 1e-12))
+        lines.append(
+            f"{metric} of {len(genotypes):,} random networks: Spearman {agree:.3f}, "
+            f"typically {ratio:.2f} times as much on b"
+        )
+        lines += _disagreements(metric, first, second, [space.to_str(genotype) for genotype in genotypes])
+    return lines
+
+
+def _disagreements(metric: str, first: FloatArray, second: FloatArray, names: Sequence[str]) -> list[str]:
+    """The networks whose ranks differ most, once cheap on a and once on b."""
+    ranks = [values.argsort().argsort() / (len(values) - 1) for values in (first, second)]
+    difference = ranks[1] - ranks[0]
+    lines = []
+    for i, side in ((int(difference.argmax()), "a"), (int(difference.argmin()), "b")):
+        places = ", ".join(
+            f"{rank[i]:.0%} on {name} ({text(metric, values[i])})"
+            for name, rank, values in (("a", ranks[0], first), ("b", ranks[1], second))
+        )
+        lines.append(f"cheaper on {side} than expected, by rank {places}: {names[i]}")
+    return lines

@@ -1,0 +1,543 @@
+"""The parts of a run's page that explain it; numbers and words, which the template arranges."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hwnas.core import FloatArray, Genotype, Goal, Objective, SearchSpace, Sum, Trial, unique, violations
+from hwnas.reports.charts import Axis, Drawing, axis, dots, from_top
+from hwnas.runs.folder import Run, goal_of, reported_metrics
+from hwnas.runs.result import MOST_REPORTED
+from hwnas.runs.units import quantity, text
+from hwnas.searches.analysis import (
+    Effects,
+    agreement,
+    ancestry,
+    changes,
+    frequencies,
+    nearest_earlier,
+    spread,
+    surrogate,
+)
+
+MOST_NEAREST = 4_000
+"""For at most so many networks the nearest earlier one is sought; beyond, for those of the front."""
+
+MOST_DRAWN = 50_000
+"""Of at most so many networks, evenly spread, and those of the front, the page has the figures."""
+
+MOST_FIGURES = 24
+"""Steps of the winner's lineage that are drawn, not only written."""
+
+LABEL_ROOM = 12.0
+"""Percent of the plot's width that a decile's label needs on a phone."""
+
+NUM_BINS = 24
+"""Points in time of the operations' frequencies."""
+
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+SIGNIFICANT = 6
+"""Digits of the numbers in the page's data."""
+
+
+def networks(run: Run, marked: Mapping[Genotype, Trial]) -> list[Trial]:
+    """The different networks that are supported, in order, each with its first generation.
+
+    Args:
+        run: The run.
+        marked: Those of the front, with the metrics that count there.
+    """
+    first = {trial.genotype: trial.generation for trial in reversed(run.trials)}
+    trials = [marked.get(trial.genotype, trial) for trial in unique(run.trials)]
+    return [
+        Trial(trial.genotype, trial.metrics, first[trial.genotype])
+        for trial in trials
+        if all(map(math.isfinite, trial.metrics.values()))
+    ]
+
+
+def drawn(nets: Sequence[Trial], marked: Mapping[Genotype, Trial]) -> list[Trial]:
+    """At most `MOST_DRAWN` of the networks, evenly spread, and the marked ones; in order."""
+    rows = set(spread(len(nets), MOST_DRAWN))
+    return [trial for row, trial in enumerate(nets) if row in rows or trial.genotype in marked]
+
+
+def reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
+    """Per network what only reports know of it, where result.json or pareto.csv says it."""
+    told: dict[Genotype, dict[str, float]] = {}
+    columns, asked = run.result.get("reports", {}), unique(run.trials)
+    for place, row in enumerate(spread(len(asked), MOST_REPORTED)):
+        known = {name: values[place] for name, values in columns.items() if values[place] is not None}
+        if known:
+            told[asked[row].genotype] = known
+    described = reported_metrics(run)
+    return [
+        {
+            name: value
+            for name, value in {**told.get(t.genotype, {}), **described.get(t.genotype, {})}.items()
+            if name not in t.metrics
+        }
+        for t in nets
+    ]
+
+
+def goals(run: Run, names: Sequence[str]) -> dict[str, Goal]:
+    """The direction in which each metric is better."""
+    return {name: run.goals.get(name, goal_of(name)) for name in names}
+
+
+def signed(metric: str, value: float, largest: float | None = None) -> str:
+    """A difference with its sign and unit; accuracies in points.
+
+    Args:
+        metric: Chooses the unit.
+        value: The difference, in the metric's own unit.
+        largest: As many decimals as this one needs for three digits; None: as the value itself needs.
+    """
+    size = abs(value) if largest is None else abs(largest)
+    how = quantity(metric, size)
+    unit = " points" if how.unit == "%" else f" {how.unit}".rstrip()
+    shown = float(f"{size * how.factor:.3g}")
+    decimals = max(0, 2 - math.floor(math.log10(shown))) if shown > 0 else 0
+    digits = f"{abs(value) * how.factor:,.{decimals}f}"
+    sign = "" if not digits.strip("0.,") else "−" if value < 0 else "+"
+    return f"{sign}{digits}{unit}"
+
+
+def said(shape: Drawing, space: SearchSpace, a: Genotype, b: Genotype) -> list[str]:
+    """What differs from one architecture to another, e.g. "in→1: skip_connect → none"."""
+    return [
+        f"{shape.slots[edge].name}: {space.ops[one]} → {space.ops[other]}"
+        for edge, one, other in changes(a, b)
+    ]
+
+
+def template(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str] | None:
+    """What stands before, between and after the operations' names in the text of every architecture.
+
+    Args:
+        space: Writes the texts.
+        genotypes: Up to 200 of them are tried.
+
+    Returns:
+        None where texts are not of that form.
+    """
+    first = space.to_str(genotypes[0])
+    parts, start = [], 0
+    for op in genotypes[0]:
+        at = first.find(space.ops[op], start)
+        if at < 0:
+            return None
+        parts.append(first[start:at])
+        start = at + len(space.ops[op])
+    parts.append(first[start:])
+
+    def filled(genotype: Genotype) -> str:
+        return "".join(part + space.ops[op] for part, op in zip(parts, genotype, strict=False)) + parts[-1]
+
+    some = [genotypes[row] for row in spread(len(genotypes), 200)]
+    return parts if all(filled(genotype) == space.to_str(genotype) for genotype in some) else None
+
+
+def data(
+    run: Run,
+    shape: Drawing,
+    nets: Sequence[Trial],
+    names: Sequence[str],
+    told: Sequence[Mapping[str, float]],
+    optimal: Sequence[Trial],
+    best: Trial | None,
+    pool: Sequence[Trial] | None,
+    axes: Mapping[str, Axis],
+) -> str:
+    """What the page's script needs, as compact JSON that may stand in HTML.
+
+    Args:
+        run: The run.
+        shape: How its architectures are drawn.
+        nets: The networks, in order; everything else names them by their row.
+        names: Metrics to be told.
+        told: Per network what only reports know.
+        optimal: The front, cheapest first.
+        best: The best network.
+        pool: The networks that may be on a front; None: all.
+        axes: Of the two objectives that are drawn first.
+    """
+    rows = {trial.genotype: row for row, trial in enumerate(nets)}
+    directions = goals(run, names)
+    metrics = []
+    for name in names:
+        known = [row for row, trial in enumerate(nets) if name in trial.metrics or name in told[row]]
+        values = [_rounded(nets[row].metrics.get(name, told[row].get(name, 0.0))) for row in known]
+        how = quantity(name)
+        entry: dict[str, Any] = {
+            "key": name,
+            "name": how.name,
+            "unit": how.unit,
+            "factor": how.factor,
+            "prefixed": name in ("flops", "params"),
+            "goal": directions[name],
+            "values": values,
+            "bound": next((limit.bound for limit in run.limits if limit.metric == name), None),
+        }
+        if len(known) < len(nets):
+            entry["rows"] = known
+        else:
+            bounds = [limit.bound for limit in run.limits if limit.metric == name]
+            front = [values[rows[trial.genotype]] for trial in optimal]
+            entry["axis"] = _axis(
+                axes.get(name)
+                or axis(name, values, keep=front, marks=bounds, allow_log=directions[name] == "min")
+            )
+            entry["deciles"] = run.result.get("deciles", {}).get(name, [])[1:10]
+        metrics.append(entry)
+    few = None if len(nets) <= MOST_NEAREST else [rows[trial.genotype] for trial in optimal]
+    near = nearest_earlier(run.space, nets, range(len(nets)) if few is None else few)
+    parts = template(run.space, [trial.genotype for trial in nets])
+    known_after, repeats = [0], []
+    for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation):
+        asked = [rows[trial.genotype] for trial in group if trial.genotype in rows]
+        new = range(known_after[-1], max([known_after[-1], *(row + 1 for row in asked)]))
+        known_after.append(new.stop)
+        repeats.append(list((Counter(asked) - Counter(new)).elements()))
+    total = sum(map(len, repeats))
+    if total > MOST_DRAWN:  # a step of the slider shows some of what is asked for again
+        step = math.ceil(total / MOST_DRAWN)
+        repeats = [again[number % step :: step] for number, again in enumerate(repeats)]
+    content: dict[str, Any] = {
+        "ops": shape.ops,
+        "names": run.space.ops,
+        "slots": [slot.name for slot in shape.slots],
+        "parts": parts,
+        "archs": None if parts else [run.space.to_str(trial.genotype) for trial in nets],
+        "genotypes": "".join(DIGITS[op] for trial in nets for op in trial.genotype),
+        "known": known_after[1:],
+        "repeats": list(itertools.chain(*repeats)),
+        "starts": list(itertools.accumulate(map(len, repeats), initial=0)),
+        "metrics": metrics,
+        "objectives": [list(names).index(objective.metric) for objective in run.objectives],
+        "front": [rows[trial.genotype] for trial in optimal],
+        "best": rows[best.genotype] if best is not None else -1,
+        "pool": None if pool is None else sorted({rows[t.genotype] for t in pool if t.genotype in rows}),
+        "near": [None if one is None else list(one) for one in near],
+        "nearRows": few,
+        "labelRoom": LABEL_ROOM,
+        "truth": [list(map(_rounded, point)) for point in (run.result.get("truth") or {}).get("front", [])],
+    }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _rounded(value: float) -> float | int:
+    short = float(f"{value:.{SIGNIFICANT}g}")
+    return int(short) if short.is_integer() else short
+
+
+def _axis(of: Axis) -> dict[str, Any]:
+    return {"label": of.label, "low": of.low, "high": of.high, "ticks": of.ticks, "log": of.log}
+
+
+def controls(run: Run, nets: Sequence[Trial], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The metrics that every network has: what the page lets one choose as objectives and limit."""
+    bounds = {limit.metric: limit.bound for limit in run.limits}
+    found = []
+    for index, name in enumerate(names):
+        if nets and all(name in trial.metrics for trial in nets):
+            how = quantity(name, max(abs(trial.metrics[name]) for trial in nets))
+            found.append(
+                {
+                    "index": index,
+                    "metric": name,
+                    "label": how.label if how.unit else how.name,
+                    "name": how.name,
+                    "sign": "≥" if goals(run, [name])[name] == "max" else "≤",
+                    "factor": how.factor,
+                    "bound": f"{bounds[name] * how.factor:.6g}" if name in bounds else "",
+                }
+            )
+    return found
+
+
+def decile_lines(run: Run, x: Axis) -> list[tuple[float, str]]:
+    """(position, label) of the space's deciles of the cost; every fourth has a label where there is room."""
+    lines, free = [], 0.0
+    for tenth, value in enumerate(run.result.get("deciles", {}).get(run.objectives[1].metric, [])[1:10], 1):
+        at = x.at(value)
+        if 0 < at < 100:
+            labelled = tenth in (1, 5, 9) and at >= free
+            lines.append((at, f"q0.{tenth}" if labelled else ""))
+            free = at + LABEL_ROOM if labelled else free
+    return lines
+
+
+def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[float]]:
+    """Title and values, after each generation, of the regret; of the best quality where no truth is known.
+
+    Args:
+        run: The run.
+        groups: Its trials by generation.
+
+    Returns:
+        Infinite while no network keeps the limits, and where values cannot be compared.
+    """
+    quality = run.objectives[0]
+    sign = 1.0 if quality.goal == "max" else -1.0
+    values, reached = [], -math.inf
+    for group in groups:
+        kept = violations(group, run.limits) == 0
+        told = [sign * t.metrics[quality.metric] for t, keeps in zip(group, kept, strict=True) if keeps]
+        reached = max([reached, *told])
+        values.append(sign * reached)
+    if not run.result.get("stationary", True):
+        return "", [math.inf]
+    target = (run.result.get("truth") or {}).get("best")
+    if target is None:
+        return f"best {quantity(quality.metric).name} so far", values
+    goal = target["metrics"][quality.metric]
+    return f"regret of {quantity(quality.metric).name}", [sign * (goal - value) for value in values]
+
+
+def lineage(run: Run, shape: Drawing, nets: Sequence[Trial], best: Trial | None) -> list[dict[str, Any]]:
+    """The inferred steps to the best network, first one first; empty without one, or for a single step."""
+    if best is None:
+        return []
+    stationary = run.result.get("stationary", True)
+    limits = () if not stationary else run.limits
+    chain = ancestry(run.space, nets, best.genotype, run.objectives, limits, comparable=stationary)
+    before: list[Trial | None] = [None, *chain[:-1]]
+    return [
+        {
+            "generation": trial.generation,
+            "genotype": trial.genotype,
+            "arch": run.space.to_str(trial.genotype),
+            "changed": set()
+            if one is None
+            else {edge for edge, _, _ in changes(one.genotype, trial.genotype)},
+            "changes": [] if one is None else said(shape, run.space, one.genotype, trial.genotype),
+            "texts": [text(o.metric, trial.metrics[o.metric]) for o in run.objectives],
+        }
+        for one, trial in zip(before, chain, strict=True)
+        if len(chain) > 1
+    ]
+
+
+def over_time(run: Run, shape: Drawing, optimal: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Per decision the shares of its operations over the generations, as stacked areas, and on the front."""
+    groups = [
+        [trial.genotype for trial in group]
+        for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)
+    ]
+    size = run.space.alpha_shape
+    bins = np.array_split(np.arange(len(groups)), min(NUM_BINS, len(groups)))
+    shares = np.stack([frequencies([g for i in rows for g in groups[i]], size) for rows in bins])
+    on_front = frequencies([t.genotype for t in optimal], size) if optimal else None
+    return [
+        {
+            "name": slot.name,
+            "areas": _areas(shape, shares[:, edge]),
+            "front": [] if on_front is None else _stack(shape, on_front[edge]),
+            "said": _most(run.space, shares[0, edge], shares[-1, edge], on_front, edge),
+        }
+        for edge, slot in enumerate(shape.slots)
+    ]
+
+
+def _areas(shape: Drawing, shares: FloatArray) -> list[tuple[str, str]]:
+    """(style, path) of stacked areas in a square of 100 by 100; shares has shape (bins, ops)."""
+    if len(shares) == 1:
+        shares = np.repeat(shares, 2, axis=0)
+    xs = np.linspace(0, 100, len(shares))
+    tops = 100 * np.cumsum(shares, axis=1)
+    areas = []
+    for op in np.flatnonzero(shares.any(axis=0)):
+        upper, lower = tops[:, op], tops[:, op] - 100 * shares[:, op]
+        points = [*zip(xs, upper, strict=True), *zip(xs[::-1], lower[::-1], strict=True)]
+        path = "M" + "L".join(f"{x:.4g} {100 - y:.4g}" for x, y in points) + "z"
+        areas.append((shape.ops[op][0], path))
+    return areas
+
+
+def _stack(shape: Drawing, shares: FloatArray) -> list[tuple[str, float, float]]:
+    """(style, y, height) of one stacked bar of height 100."""
+    tops = 100 * np.cumsum(shares)
+    return [
+        (shape.ops[op][0], round(float(100 - tops[op]), 2), round(float(100 * shares[op]), 2))
+        for op in np.flatnonzero(shares)
+    ]
+
+
+def _most(
+    space: SearchSpace, first: FloatArray, last: FloatArray, on_front: FloatArray | None, edge: int
+) -> str:
+    """The commonest operation at the start, at the end and on the front, in words."""
+    parts = [("first", first), ("last", last)] + ([] if on_front is None else [("front", on_front[edge])])
+    return ", ".join(f"{when} {space.ops[of.argmax()]} {of.max():.0%}" for when, of in parts)
+
+
+def effects(run: Run, nets: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Per objective what each operation does on each edge: exact where result.json knows it, else fitted."""
+    exact = run.result.get("effects", {})
+    found = []
+    for objective in run.objectives:
+        known = exact.get(objective.metric)
+        if known is not None:
+            of = Effects(known["mean"], _numbers(known["added"]), known["r2"], known["num"])
+            source = "exact"
+            if known["mean"] is None:
+                continue
+        elif not run.result.get("stationary", True) and objective == run.objectives[0]:
+            continue  # values of different weights cannot be compared
+        else:
+            values = np.array([trial.metrics[objective.metric] for trial in nets])
+            fit = surrogate([trial.genotype for trial in nets], values, run.space.alpha_shape)
+            if fit is None:
+                continue
+            of, source = fit, "fitted"
+        found.append(_effects_table(run, objective, of, source))
+    return found
+
+
+def _effects_table(run: Run, objective: Objective, of: Effects, source: str) -> dict[str, Any]:
+    known = np.isfinite(of.added)
+    filled = np.where(known, of.added, 0.0)
+    most = float(np.abs(filled).max()) or 1.0
+    sign = 1.0 if objective.goal == "max" else -1.0
+    ranges = filled.max(axis=1) - filled.min(axis=1)
+    return {
+        "metric": objective.metric,
+        "name": quantity(objective.metric).name,
+        "source": source,
+        "r2": of.r2,
+        "num": of.num,
+        "mean": text(objective.metric, of.mean),
+        "rows": [
+            [
+                (signed(objective.metric, value, most), round(sign * value / most, 3)) if there else None
+                for value, there in zip(values, known[:, op].tolist(), strict=True)
+            ]
+            for op, values in enumerate(filled.T.tolist())
+        ],
+        "ranges": [signed(objective.metric, value, most).lstrip("+") for value in ranges],
+        "order": np.argsort(-ranges, kind="stable").tolist(),
+        "best": np.where(known, sign * of.added, -np.inf).argmax(axis=1).tolist(),
+    }
+
+
+def _numbers(added: Sequence[Sequence[float | None]]) -> FloatArray:
+    return np.array([[math.nan if value is None else value for value in row] for row in added])
+
+
+def breakdown(run: Run, best: Trial | None, shape: Drawing) -> list[dict[str, Any]]:
+    """Per cost that is a sum what each operation of the best network adds, the largest first."""
+    if best is None:
+        return []
+    found = []
+    for name, total in run.result.get("sums", {}).items():
+        if name not in best.metrics or goals(run, [name])[name] == "max":
+            continue
+        of = Sum(total["base"], _numbers(total["added"]))
+        value = of(best.genotype)
+        parts = [
+            (
+                shape.slots[edge].name,
+                run.space.ops[op],
+                float(of.added[edge, op]),
+                _span(name, of.added[edge, list(run.space.choices[edge])]),
+            )
+            for edge, op in enumerate(best.genotype)
+        ]
+        parts.sort(key=lambda part: -part[2])
+        largest = max([of.base, *(added for _, _, added, _ in parts)]) or 1.0
+        found.append(
+            {
+                "name": quantity(name).name,
+                "total": text(name, value),
+                "rows": [
+                    (where, op, text(name, added), _percent(added, value), _percent(added, largest), span)
+                    for where, op, added, span in [("everything else", "", of.base, ""), *parts]
+                ],
+            }
+        )
+    return found
+
+
+def _span(metric: str, added: FloatArray) -> str:
+    known = added[np.isfinite(added)]
+    return f"{text(metric, float(known.min()))} to {text(metric, float(known.max()))}"
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(100 * max(0.0, part) / whole, 1) if whole > 0 else 0.0
+
+
+def proxies(run: Run, nets: Sequence[Trial], told: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Per accuracy that a benchmark's table knows, the estimate against it, with Kendall's tau.
+
+    Args:
+        run: The run.
+        nets: Its networks.
+        told: Per network what only reports know.
+    """
+    quality = run.objectives[0]
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for trial, known in zip(nets, told, strict=True):
+        for name, value in known.items():
+            if name.endswith("_acc"):
+                columns.setdefault(name, []).append((trial.metrics[quality.metric], value))
+    found = []
+    for name, pairs in columns.items():
+        pairs.sort(reverse=quality.goal == "max")
+        xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+        tau, half = agreement(xs, ys), (len(pairs) + 1) // 2
+        if tau is None:
+            continue
+        x, y = axis(quality.metric, xs, keep=xs[:1]), axis(name, ys, keep=ys[:1], num_ticks=5)
+        found.append(
+            {
+                "name": quantity(name).name,
+                "tau": tau,
+                "tau_better_half": agreement(xs[:half], ys[:half]),
+                "num": len(pairs),
+                "x": x,
+                "y": y,
+                "path": dots([(x.at(a), from_top(y.at(b))) for a, b in pairs]),
+            }
+        )
+    return found
+
+
+def knee_gaps(run: Run, shape: Drawing, optimal: Sequence[Trial], knee: Trial | None) -> list[dict[str, Any]]:
+    """What separates the knee of the front from its next cheaper and its next dearer network."""
+    if knee is None:
+        return []
+    ordered = sorted(optimal, key=lambda trial: trial.metrics[run.objectives[1].metric])
+    row, gaps = ordered.index(knee), []
+    for title, beside in (("the next cheaper one", row - 1), ("the next dearer one", row + 1)):
+        if 0 <= beside < len(ordered):
+            other = ordered[beside]
+            gaps.append(
+                {
+                    "title": title,
+                    "arch": run.space.to_str(other.genotype),
+                    "genotype": other.genotype,
+                    "changed": {edge for edge, _, _ in changes(knee.genotype, other.genotype)},
+                    "changes": said(shape, run.space, knee.genotype, other.genotype),
+                    "differences": [
+                        (quantity(o.metric).name, signed(o.metric, _difference(knee, other, o.metric)))
+                        for o in run.objectives
+                    ],
+                }
+            )
+    return gaps
+
+
+def _difference(a: Trial, b: Trial, metric: str) -> float:
+    """How much more `b` has; 0 where only rounding tells them apart."""
+    one, other = a.metrics[metric], b.metrics[metric]
+    return 0.0 if math.isclose(one, other, rel_tol=1e-9) else other - one

@@ -1,0 +1,302 @@
+"""The page of a sweep: all its runs side by side, in one HTML file that needs nothing else to be read."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+from urllib.parse import quote
+
+from hwnas.core import Objective, Trial, front
+from hwnas.files import plain_yaml, read_json, shaped
+from hwnas.reports.charts import NUM_COLOURS, Axis, axis, from_top, steps
+from hwnas.runs.jobs import Jobs
+from hwnas.runs.units import quantity, text
+from hwnas.store import password
+from hwnas.store.evaluations import RESULT_SHAPE
+
+LIMITS = "limits."
+REPLICATE = "seed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run of a sweep.
+
+    Args:
+        name: Name of its folder.
+        settings: Its overrides by name.
+        result: Contents of its result.json.
+        front: Objective values of its front's networks.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    result: Mapping[str, Any]
+    front: list[dict[str, float]]
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What the run optimised."""
+        return tuple(Objective(o["metric"], o["goal"]) for o in self.result["objectives"])
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where runs can be compared: space, data set, device and objectives are the same."""
+        names = (self.result[group] for group in ("search_space", "dataset", "device"))
+        return (*names, *(objective.metric for objective in self.objectives))
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """The finished searches of a sweep, by name.
+
+    Raises:
+        ValueError: A file of one of them is corrupt; says which.
+    """
+    jobs = []
+    for path in sorted(folder.glob("*/result.json")):
+        try:
+            shaped(result := read_json(path), RESULT_SHAPE)
+            overrides = plain_yaml(path.parent / ".hydra" / "overrides.yaml")
+            pairs = [password.without(str(override)).lstrip("+").partition("=") for override in overrides]
+            names = [objective["metric"] for objective in result["objectives"]]
+            with (path.parent / "pareto.csv").open(newline="") as file:
+                rows = [{name: float(row[name]) for name in names} for row in csv.DictReader(file)]
+            jobs.append(Job(path.parent.name, {key: value for key, _, value in pairs}, result, rows))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path.parent} is corrupt: {error}") from None
+    return jobs
+
+
+def varied(jobs: Sequence[Job]) -> list[str]:
+    """Names of the settings in which the runs differ, without the seed, in the order of the overrides."""
+    names = dict.fromkeys(name for job in jobs for name in job.settings)
+    return [
+        name for name in names if name != REPLICATE and len({job.settings.get(name, "") for job in jobs}) > 1
+    ]
+
+
+def grouped(jobs: Iterable[Job], key: Any) -> dict[Any, list[Job]]:
+    """The runs by `key(job)`, in order of first appearance."""
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(key(job), []).append(job)
+    return groups
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves of several kinds of runs in one plot.
+
+    Args:
+        title: What it shows.
+        x: Horizontal axis.
+        y: Vertical axis.
+        series: (name, colour, path, path of the band around it or "") per kind, in percent.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    series: list[tuple[str, int, str, str]]
+
+
+def page(folder: Path) -> dict[str, Any]:
+    """The values of the template: everything is decided here.
+
+    Raises:
+        ValueError: No run of the sweep has finished yet, or a file is corrupt.
+    """
+    jobs, states = read_jobs(folder), Jobs.read(folder)
+    if not jobs:
+        raise ValueError(f"{folder} holds no finished search")
+    names = varied(jobs)
+    limits = [name for name in names if name.startswith(LIMITS)]
+    kinds = [
+        name for name in names if name not in (*limits, "device", "device.path", "search_space", "dataset")
+    ]
+
+    def kind(job: Job) -> str:
+        return ", ".join(f"{name} {job.settings.get(name, '')}" for name in kinds) or job.result["strategy"]
+
+    colours = {name: (index + 1) % NUM_COLOURS for index, name in enumerate(grouped(jobs, kind))}
+    places = grouped(jobs, lambda job: job.place)
+    shared = [len({place[part] for place in places}) == 1 for part in range(3)]
+    titles = {
+        place: ", ".join(name for name, same in zip(place[:3], shared, strict=True) if not same) or place[2]
+        for place in places
+    }
+    evaluations = [job.result["evaluations"] for job in jobs]
+    seconds = sum(job.result["seconds"]["total"] for job in jobs)
+    energies = [job.result.get("energy_kwh") for job in jobs]
+    energy = None if None in energies else sum(map(float, filter(None, energies)))
+    num_failed, num_torn = len(states.failed), len(states.torn - {job.name for job in jobs})
+    headline = [
+        (f"{len(jobs):,}", "finished runs" + f", {num_failed} failed" * bool(num_failed)),
+        (f"{sum(each['asked'] for each in evaluations):,}", "evaluations"),
+        (f"{sum(map(_paid, jobs)):,}", "of them new; the others were repeated or already stored"),
+        (f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "of runs, one after another"),
+    ]
+    if energy is not None:  # several runs at once each count the whole machine
+        headline.append((f"{energy:.3g} kWh", "of processors and GPU while they ran"))
+    return {
+        "folder": folder.absolute(),
+        "headline": headline + [(str(num_torn), "unfinished")] * bool(num_torn),
+        "varied": [*names, *([REPLICATE] if len({j.settings.get(REPLICATE) for j in jobs}) > 1 else [])],
+        "matrix": _matrix(places, titles, kind, limits[0]) if len(limits) == 1 else None,
+        "fronts": [_fronts(titles[place], group, kind, colours) for place, group in places.items()],
+        "curves_": [_progress(titles[place], group, kind, colours) for place, group in places.items()],
+        "kinds": list(colours.items()),
+        "groups": _groups(jobs, names),
+        "names": names,
+        "runs": [_run(job) for job in jobs],
+        "failed": sorted(states.failed.items()),
+    }
+
+
+def _paid(job: Job) -> int:
+    """How many evaluations the run did not find in the store."""
+    return job.result["evaluations"]["asked"] - job.result["evaluations"]["cached"]
+
+
+def _value(job: Job) -> float | None:
+    """The first objective of the run's best network; None where no network keeps the limits."""
+    best = job.result["best"]
+    return None if best is None else best["metrics"][job.objectives[0].metric]
+
+
+def _regret(job: Job) -> float | None:
+    """How far the best network is behind the best in the space; None where nobody knows."""
+    return ((job.result.get("truth") or {}).get("regret") or {}).get(job.objectives[0].metric)
+
+
+def spread(metric: str, values: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation of a metric, written out."""
+    how = quantity(metric, max(map(abs, values)))
+    middle = text(metric, mean(values))
+    return middle if len(values) == 1 else f"{middle} ± {pstdev(values) * how.factor:.2g}"
+
+
+def points(metric: str, values: Sequence[float]) -> str:
+    """Mean regret of a metric, written out."""
+    return f"{100 * mean(values):.2f} points" if metric.endswith("_acc") else f"{mean(values):.4g}"
+
+
+def _cell(jobs: Sequence[Job]) -> dict[str, str]:
+    metric = jobs[0].objectives[0].metric
+    values = [value for job in jobs if (value := _value(job)) is not None]
+    regrets = [value for job in jobs if (value := _regret(job)) is not None]
+    missing = len(jobs) - len(values)
+    return {
+        "best": spread(metric, values) if values else "none",
+        "regret": points(metric, regrets) if regrets else "",
+        "missing": f"{missing} of {len(jobs)} without" if missing and values else "",
+        "link": quote(f"{jobs[0].name}/report.html") if len(jobs) == 1 else "",
+    }
+
+
+def _matrix(
+    places: Mapping[tuple[str, ...], list[Job]], titles: Mapping[Any, str], kind: Any, limit: str
+) -> dict[str, Any]:
+    """The best feasible network per place and kind of run (rows) and limit (columns)."""
+    columns = list(dict.fromkeys(job.settings.get(limit, "") for jobs in places.values() for job in jobs))
+    rows = []
+    for place, jobs in places.items():
+        for name, group in grouped(jobs, kind).items():
+            by_limit = grouped(group, lambda job: job.settings.get(limit, ""))
+            cells = [_cell(by_limit[column]) if column in by_limit else None for column in columns]
+            rows.append((titles[place], name, cells))
+    return {"limit": limit.removeprefix(LIMITS), "columns": columns, "rows": rows}
+
+
+def _fronts(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, int]) -> Curves:
+    """The front of all runs of each kind together, in the plane of the first two objectives."""
+    objectives = jobs[0].objectives[:2]
+    joined = {}
+    for name, group in grouped(jobs, kind).items():
+        trials = [Trial((i,), row, 0) for i, row in enumerate(row for job in group for row in job.front)]
+        joined[name] = front(trials, objectives)
+    everything = [trial.metrics for trials in joined.values() for trial in trials]
+    y, x = (
+        axis(o.metric, values, keep=values, num_ticks=num, allow_log=o.goal == "min")
+        for o, num in zip(objectives, (6, 5), strict=True)
+        for values in [[metrics[o.metric] for metrics in everything]]
+    )
+    quality, cost = (objective.metric for objective in objectives)
+    series = [
+        (
+            name,
+            colours[name],
+            steps([(x.at(t.metrics[cost]), from_top(y.at(t.metrics[quality]))) for t in t_s]),
+            "",
+        )
+        for name, t_s in joined.items()
+    ]
+    return Curves(title, x, y, series)
+
+
+def _progress(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, int]) -> Curves:
+    """Hypervolume over the generations, mean and standard deviation over the runs of each kind."""
+    known = all(job.result.get("truth") for job in jobs)
+    metric = "hypervolume_ratio" if known else "hypervolume"
+
+    def curve(job: Job) -> list[float]:
+        return job.result["truth"]["hypervolume_ratio"] if known else job.result["hypervolume"]
+
+    bands = {}
+    for name, group in grouped(jobs, kind).items():
+        columns = zip(*map(curve, group), strict=False)  # as long as the shortest
+        bands[name] = [(mean(values), pstdev(values)) for values in columns]
+    length = max(map(len, bands.values()))
+    y = axis(
+        metric, [m + s * sign for band in bands.values() for m, s in band for sign in (-1, 1)], num_ticks=6
+    )
+    x = axis("generation", range(length))
+    series = []
+    for name, band in bands.items():
+        upper, lower = (
+            [f"{x.at(i)} {from_top(y.at(m + sign * s))}" for i, (m, s) in enumerate(band)] for sign in (1, -1)
+        )
+        middle = "M" + "L".join(f"{x.at(i)} {from_top(y.at(m))}" for i, (m, _) in enumerate(band))
+        around = "M" + "L".join([*upper, *reversed(lower)]) + "Z" if any(s for _, s in band) else ""
+        series.append((name, colours[name], middle, around))
+    return Curves(f"{title}: {quantity(metric).name}", x, y, series)
+
+
+def _groups(jobs: Sequence[Job], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per combination of settings, over its seeds."""
+    rows = []
+    for settings, group in grouped(jobs, lambda job: tuple(job.settings.get(n, "") for n in names)).items():
+        cost = group[0].objectives[1].metric
+        costs = [job.result["best"]["metrics"][cost] for job in group if job.result["best"]]
+        rows.append(
+            {
+                "settings": settings,
+                "num": len(group),
+                **_cell(group),
+                "cost": spread(cost, costs) if costs else "",
+                "asked": f"{sum(job.result['evaluations']['asked'] for job in group):,}",
+                "paid": f"{sum(map(_paid, group)):,}",
+                "seconds": f"{mean(job.result['seconds']['total'] for job in group):.1f}",
+            }
+        )
+    return rows
+
+
+def _run(job: Job) -> dict[str, str]:
+    best = job.result["best"]
+    values = {} if best is None else best["metrics"]
+    return {
+        "name": job.name,
+        "link": quote(f"{job.name}/report.html"),
+        "arch": "no network keeps the limits" if best is None else best["arch"],
+        "figures": ", ".join(
+            text(o.metric, math.inf if values[o.metric] is None else values[o.metric])
+            for o in job.objectives
+            if o.metric in values
+        ),
+    }

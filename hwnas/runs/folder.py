@@ -1,0 +1,312 @@
+"""A run's folder, read and checked: its configuration, its choices, its trials."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hwnas.build import build, read_config, read_yaml
+from hwnas.core import (
+    Genotype,
+    Goal,
+    Limit,
+    Objective,
+    SearchSpace,
+    Trial,
+    best,
+    costs,
+    front,
+    unique,
+    violations,
+)
+from hwnas.files import plain_yaml, read_json, shaped, to_json
+from hwnas.reports.charts import picture
+from hwnas.runs.result import MOST_REPORTED
+from hwnas.runs.units import quantity, text
+from hwnas.store import password
+from hwnas.store.archive import PLAN, metrics_from_json, read_archive
+from hwnas.store.evaluations import PLAN_SHAPE, RESULT_SHAPE
+
+MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
+
+RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
+
+
+def choices(folder: Path) -> dict[str, str]:
+    """Which option was chosen in each config group of the run in `folder`.
+
+    Several devices are one text, and a device that is read from a file has the file's name.
+    """
+    names = _choices(folder)
+    members = [group.removeprefix(MEMBER) for group in names if group.startswith(MEMBER)]
+    if members:
+        names["device"] = ", ".join(members)
+    elif names.get("device") in FILES.values():
+        device = OmegaConf.select(read_yaml(folder / ".hydra" / "config.yaml"), "device") or {}
+        if own := device.get("device") or device.get("path"):
+            names["device"] = Path(str(own)).stem
+    return {group: option for group, option in names.items() if "/" not in group and "@" not in group}
+
+
+def _choices(folder: Path) -> dict[str, str]:
+    """All that Hydra remembers of the choices of a run, with groups in other packages."""
+    chosen = hydra_says(folder, "runtime", "choices")
+    if not isinstance(chosen, dict):
+        raise ValueError(f"{folder / '.hydra' / 'hydra.yaml'} is corrupt: hydra.runtime.choices are missing")
+    return {str(group): str(option) for group, option in chosen.items()}
+
+
+def hydra_says(folder: Path, *keys: str) -> Any:
+    """A value of Hydra's node in a run's folder, as it is written; None if there is none."""
+    found: Any = plain_yaml(folder / ".hydra" / "hydra.yaml")
+    for key in ("hydra", *keys):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def check_command(folder: Path, command: str) -> None:
+    """Raise ValueError if the run in `folder` is one of another command."""
+    stored = OmegaConf.to_container(read_yaml(folder / ".hydra" / "hydra.yaml"))
+    try:
+        name = stored["hydra"]["job"]["name"]  # type: ignore[call-overload, index]
+    except (KeyError, TypeError):
+        return  # a run's folder that was put together by hand
+    if name != command and name in ("search", "train", "prune", "export", "profile"):
+        raise ValueError(f"{folder} holds a run of `hwnas {name}`, not of `hwnas {command}`")
+
+
+def working_folder(folder: Path) -> Path | None:
+    """Where the run in `folder` was started, for its relative paths; None if that is gone."""
+    cwd = hydra_says(folder, "runtime", "cwd")
+    given = isinstance(cwd, str) and Path(cwd).is_absolute() and Path(cwd).is_dir()
+    return Path(cwd) if given else None
+
+
+FILES = {".json": "profile", ".csv": "table", ".txt": "table", ".npz": "table"}
+"""The device that reads a file, by the file's ending in any case of letters."""
+
+
+def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+    """Put the space and the data set of the run in `folder` into `cfg`, as they were composed there.
+
+    A group for which another option was given stays; single settings that were given win.
+
+    Args:
+        cfg: The configuration of `hwnas train`.
+        folder: The run's folder.
+        overrides: Those of this command.
+    """
+    stored = read_yaml(folder / ".hydra" / "config.yaml")
+    cwd = working_folder(folder)
+    for group in RUN_GROUPS:
+        options = [o.partition("=")[2] for o in overrides if o.startswith(f"{group}=")]
+        if options and options[-1] != choices(folder).get(group):
+            continue
+        tree = OmegaConf.create(OmegaConf.to_container(stored[group]))
+        path = OmegaConf.select(tree, "path")
+        if path and cwd is not None and (cwd / str(path)).is_file():
+            tree.path = str(cwd / str(path))
+        for override in overrides:
+            name = override.partition("=")[0].lstrip("+")
+            if name.startswith(f"{group}."):
+                OmegaConf.update(tree, name.removeprefix(f"{group}."), OmegaConf.select(cfg, name))
+        cfg[group] = tree
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says.
+
+    Args:
+        folder: The folder, absolute.
+        result: Contents of result.json; empty for an unfinished run.
+        names: Chosen option per config group.
+        config: The composed configuration.
+        overrides: What the user gave.
+        space: The search space.
+        trials: Every evaluation, in order; at least one.
+        objectives: Quality first, then cost.
+        limits: Bounds that networks must keep.
+        goals: The direction in which each metric is better, where the run's folder says it.
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+    names: Mapping[str, str]
+    config: DictConfig
+    overrides: list[str]
+    space: SearchSpace
+    trials: list[Trial]
+    objectives: tuple[Objective, ...]
+    limits: tuple[Limit, ...]
+    goals: Mapping[str, Goal]
+
+    @property
+    def best(self) -> Trial | None:
+        """The best network that keeps the limits; None if none does."""
+        return best(comparable_trials(self), self.objectives, self.limits)
+
+    @property
+    def front(self) -> list[Trial]:
+        """The networks that no other beats in all objectives, the cheapest first."""
+        supported = [t for t in comparable_trials(self) if all(map(math.isfinite, t.metrics.values()))]
+        return front(supported, self.objectives)
+
+    @property
+    def page(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, drawn, and a link to the report."""
+        link = quote(os.path.relpath(self.page))  # notebooks open links below their own folder
+        lines = [
+            f"<b>{self.names['strategy']}</b> on {self.names['search_space']}, {len(self.trials):,} "
+            f'evaluations, {len(self.front)} networks on the front: <a href="{link}">report</a>'
+        ]
+        if self.best is not None:
+            values = ", ".join(f"{quantity(m).name} {text(m, v)}" for m, v in self.best.metrics.items())
+            lines += [f"best: {values}", picture(self.space, self.best.genotype)]
+        return "<br>".join(lines)
+
+
+def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
+    """Everything that the page shows, from the run's folder.
+
+    Args:
+        folder: The run's folder.
+        result: As for `write_report`.
+
+    Raises:
+        ValueError: There is no run in the folder, or one of its files is corrupt; says which.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    for name in ("archive.jsonl", PLAN, ".hydra/config.yaml", ".hydra/hydra.yaml"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no search: {name} is missing")
+    if result is None and (folder / "result.json").is_file():
+        result = read_json(folder / "result.json")
+        _require_shape(result, RESULT_SHAPE, folder / "result.json")
+    result = json.loads(to_json(result or {}))
+    stored = folder / ".hydra"
+    config, names = read_config(stored / "config.yaml"), choices(folder)
+    written = stored / "overrides.yaml"
+    overrides = (
+        [password.without(str(override)) for override in plain_yaml(written)] if written.is_file() else []
+    )
+    _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
+    _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
+    plan = result or read_json(folder / PLAN)
+    _require_shape(plan, PLAN_SHAPE, folder / ("result.json" if result else PLAN))
+    space: SearchSpace = build(config.search_space, SearchSpace, **_image_sizes(config))
+
+    trials = read_archive(folder / "archive.jsonl")
+    if not trials:
+        raise ValueError(f"{folder} holds no evaluated network yet")
+    try:
+        for genotype in {trial.genotype for trial in trials}:
+            space.check(genotype)
+        objectives = tuple(Objective(o["metric"], o["goal"]) for o in plan["objectives"])
+        costs(trials, objectives)  # every trial has them
+        goals = {**plan.get("goals", {}), **{o.metric: o.goal for o in objectives}}
+        limits = tuple(
+            Limit(metric, bound, goals.get(metric, goal_of(metric)))
+            for metric, bound in plan["limits"].items()
+        )
+        violations(trials, limits)
+        _check_shapes(result, space, len(unique(trials)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is corrupt: {error}") from None
+    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits, goals)
+
+
+def _image_sizes(config: DictConfig) -> dict[str, Any]:
+    """What the space is told of the images; nothing where the images' file knows it alone."""
+    try:
+        shape, num_classes = (
+            OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
+        )
+    except OmegaConfBaseException as error:
+        raise ValueError(f"dataset is corrupt: {' '.join(str(error).split())}") from None
+    if shape is None:
+        return {}
+    if not isinstance(shape, ListConfig):
+        raise ValueError(f"dataset.image_shape must be three numbers, not {shape}")
+    return {"image_shape": tuple(shape), "num_classes": num_classes}
+
+
+def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> None:
+    """Raise ValueError unless the tables of result.json fit the space and the number of networks."""
+    for key in ("effects", "sums"):
+        for metric, table in result.get(key, {}).items():
+            shape = np.shape(table["added"])
+            if shape != space.alpha_shape:
+                raise ValueError(f"{key} of {metric} has shape {shape}, not {space.alpha_shape}")
+    population = result.get("population", {"different": 1, "size": 1})
+    if not 0 < int(population["different"]) <= int(population["size"]):
+        raise ValueError(f"population is {population}")
+    for metric, values in result.get("reports", {}).items():
+        if len(values) != min(num, MOST_REPORTED):
+            raise ValueError(f"reports has {len(values)} values of {metric} for {num} networks")
+
+
+def goal_of(metric: str) -> Goal:
+    """The direction in which a metric is better, by its name: for reports, and folders that do not say it."""
+    return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
+
+
+def _require_shape(content: Any, shape: Any, path: Path) -> None:
+    try:
+        shaped(content, shape)
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {error}") from None
+
+
+def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
+    for key in keys:
+        if key not in content:
+            raise ValueError(f"{path} is corrupt: it has no {key}")
+
+
+def comparable_trials(run: Run) -> list[Trial]:
+    """The trials among which the best one and the front are sought: all, or what the strategy returned."""
+    if run.result.get("stationary", True):
+        return run.trials
+    names = run.trials[0].metrics
+    asked = {trial.genotype: trial.generation for trial in run.trials}
+    returned = [(tuple(row["genotype"]), metrics_from_json(row["metrics"])) for row in run.result["result"]]
+    return [
+        Trial(genotype, {name: row[name] for name in names}, asked[genotype]) for genotype, row in returned
+    ]
+
+
+def reported_metrics(run: Run) -> dict[Genotype, dict[str, float]]:
+    """Metrics per genotype of the networks that result.json and pareto.csv describe.
+
+    They have what only reports may know; some of the networks are not in the archive.
+    """
+    described = [*run.result.get("result", []), *filter(None, [run.result.get("best")])]
+    reported = {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
+    path = run.folder / "pareto.csv"
+    if run.result and path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    genotype = tuple(map(int, row.pop("genotype").split()))
+                    del row["arch"]
+                    reported[genotype] = {name: float(value) for name, value in row.items() if value}
+                except (KeyError, ValueError, AttributeError) as error:
+                    raise ValueError(f"{path} is corrupt: {error}") from None
+    return reported

@@ -1,0 +1,194 @@
+"""Where a run's figures go: metrics.csv always, Weights & Biases or TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwnas.files import append
+from hwnas.store import password
+
+
+class Tracker:
+    """Writes figures per step to metrics.csv and, if asked, to Weights & Biases or TensorBoard.
+
+    Weights & Biases never stops a run: what goes wrong with it is said once, and the run goes on. `finish`
+    must be called, or jobs of one process share a W&B run.
+
+    Args:
+        folder: The run's folder.
+        settings: The `logger` config group: "wandb", then with "project" and "mode"; "tensorboard".
+        config: The whole configuration, for W&B.
+        run_id: W&B's run id; a resumed run continues under it.
+        job: The command.
+        warn: Called with a sentence when W&B fails.
+
+    Raises:
+        ValueError: An unknown mode, or TensorBoard is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        run_id: str,
+        job: str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._path = folder / "metrics.csv"
+        self._columns: list[str] | None = None
+        self._warn = warn
+        self._run: Any = None
+        self._board: Any = None
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("wandb"), bool):
+            raise ValueError(
+                f"logger must be csv, wandb or tensorboard, with wandb: true or false, not {settings}"
+            )
+        if settings.get("tensorboard"):
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError(
+                    "logger=tensorboard needs TensorBoard; pip install 'hwnas[tensorboard]'"
+                ) from None
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+        if not settings["wandb"]:
+            return
+        mode = settings.get("mode")
+        if mode not in ("online", "offline"):
+            raise ValueError(f"logger.mode {mode!r} is not one of online, offline")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        arguments: dict[str, Any] = {
+            "project": settings.get("project"),
+            "dir": str(folder),
+            "config": password.hidden(dict(config)),
+            "id": run_id,
+            "resume": "allow",
+            "job_type": job,
+            "group": folder.parent.name,
+            "name": folder.name,
+            "settings": wandb.Settings(silent=True, console="off", init_timeout=20),
+        }
+        try:
+            self._run = wandb.init(mode=mode, **arguments)
+        except Exception as error:  # wandb raises errors of many kinds; none may stop a search
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warn(f"Weights & Biases is unreachable ({first}); logging offline, send it later: wandb sync")
+            try:
+                wandb.teardown()
+                self._run = wandb.init(mode="offline", **arguments)
+            except Exception as second:
+                warn(f"Weights & Biases does not work offline either ({second}); metrics.csv has the figures")
+
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float | None],
+        *,
+        replayed: bool = False,
+        session: Mapping[str, float] | None = None,
+    ) -> None:
+        """Figures of one step.
+
+        Args:
+            step: From 0.
+            values: Figures by name, None where there is none; the names of the first step are the columns.
+            replayed: Whether an earlier session of the run has sent them already.
+            session: Figures of this session of the run, which are sent, but not kept in metrics.csv.
+        """
+        first = self._columns is None
+        if self._columns is None:
+            self._columns = ["step", *values]
+        row = [values.get(name) for name in self._columns[1:]]
+        try:
+            with self._path.open("w" if first else "a", newline="") as file:
+                writer = csv.writer(file)
+                if first:
+                    writer.writerow(self._columns)
+                writer.writerow([step, *("" if value is None else value for value in row)])
+        except OSError as error:  # a full disk
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+        known = {name: value for name, value in {**values, **(session or {})}.items() if value is not None}
+        if not replayed:
+            self._send(lambda run: run.log(known, step=step))
+            if self._board is not None:
+                for name, value in known.items():
+                    self._board.add_scalar(name, value, step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Figures of the whole run; from then on those of every step last through a power cut."""
+        if self._columns is not None:
+            append(self._path, b"")
+        self._send(lambda run: run.summary.update(dict(values)))
+
+    def front(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], x: str, y: str) -> None:
+        """A front as a W&B table and a scatter plot.
+
+        Args:
+            columns: Names.
+            rows: One row per network.
+            x: Column of the horizontal axis.
+            y: Column of the vertical axis.
+        """
+
+        def send(run: Any) -> None:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            run.log({"front": table, "front_plot": wandb.plot.scatter(table, x, y, title=f"{y} against {x}")})
+
+        self._send(send)
+
+    def pictures(self, paths: Mapping[str, Path]) -> None:
+        """Pictures by name."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Image(str(path)) for name, path in paths.items()})
+
+        if paths:
+            self._send(send)
+
+    def artifact(self, kind: str, paths: Sequence[Path]) -> None:
+        """Files of the run as a W&B artifact, `<kind>-<run id>`; those that do not exist are left out.
+
+        Args:
+            kind: What they are, e.g. "result".
+            paths: The files.
+        """
+
+        def send(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"{kind}-{run.id}", type=kind)
+            for path in paths:
+                if path.is_file():
+                    artifact.add_file(str(path), name=path.name)
+            run.log_artifact(artifact)
+
+        self._send(send)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Close the W&B run and TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        self._send(lambda run: run.finish(exit_code=int(failed)))
+        self._run = None
+
+    def _send(self, action: Callable[[Any], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # as above
+            self._warn(f"Weights & Biases stopped ({error}); the run goes on, metrics.csv has the figures")
+            self._run = None

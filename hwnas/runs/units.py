@@ -1,0 +1,78 @@
+"""How metrics are written: names, units, prefixes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+NAMES = {
+    "val_acc": "validation accuracy",
+    "test_acc": "test accuracy",
+    "train_acc": "training accuracy",
+    "table_val_acc": "true validation accuracy",
+    "rmi": "representation similarity",
+    "rmi_flops": "similarity and multiply-adds",
+    "flops": "multiply-adds",
+    "params": "parameters",
+    "relative_cost": "relative cost, worst device",
+    "hypervolume_ratio": "share of the true hypervolume",
+}
+SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}
+PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a metric is written: `value * factor` and the unit.
+
+    Args:
+        name: In words, without the unit.
+        unit: Behind the number; empty if there is none.
+        factor: From the metric's own unit to this one.
+        note: What an axis adds instead of the unit.
+    """
+
+    name: str
+    unit: str = ""
+    factor: float = 1.0
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and unit, for an axis."""
+        extra = self.note or self.unit
+        return f"{self.name} ({extra})" if extra else self.name
+
+
+def quantity(metric: str, size: float = 1.0) -> Quantity:
+    """How to write a metric.
+
+    Args:
+        metric: Name with its unit, e.g. "latency_ms" or, on one of several devices, "latency_ms@raspi4".
+        size: The largest value to be written; chooses between k, M and G.
+    """
+    metric, _, device = metric.partition("@")
+    if device:
+        own = quantity(metric, size)
+        return replace(own, name=f"{own.name} on {device}")
+    stem, _, suffix = metric.rpartition("_")
+    name = NAMES.get(metric, stem.replace("_", " ") if suffix in SUFFIXES else metric.replace("_", " "))
+    if suffix == "acc":
+        return Quantity(name, "%", 100.0)
+    if suffix in SUFFIXES:
+        return Quantity(name, SUFFIXES[suffix])
+    if metric in ("flops", "params"):
+        for factor, prefix in PREFIXES:
+            if size >= factor:
+                return Quantity(name, prefix, 1.0 / factor)
+    return Quantity(name, note=f"{metric}, 0..3" if metric in ("rmi", "rmi_flops") else "")
+
+
+def text(metric: str, value: float, *, exact: bool = False) -> str:
+    """A value with its unit, to four digits, e.g. "5.930 ms"; as short as it is where it is `exact`."""
+    if math.isinf(value):
+        return "not supported"
+    how = quantity(metric, abs(value))
+    number = value * how.factor
+    digits = f"{number:,.0f}" if abs(number) >= 999.95 else f"{number:.4g}" if exact else f"{number:#.4g}"
+    return f"{digits} {how.unit}".rstrip()

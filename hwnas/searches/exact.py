@@ -1,0 +1,440 @@
+"""The exact answer, where evaluators know every architecture of a space; and how far a search is from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwnas.core import (
+    MOST_LISTED,
+    Evaluator,
+    FloatArray,
+    Genotype,
+    Limit,
+    Objective,
+    SearchSpace,
+    Sum,
+    Trial,
+    best,
+    checked_answers,
+    closest,
+    costs,
+    front,
+    listed,
+    non_dominated,
+    trials_of,
+    violations,
+)
+from hwnas.runs.units import quantity
+from hwnas.searches.analysis import Effects, main_effects, sum_effects
+from hwnas.searches.knapsack import cheapest, optimum
+
+
+def regret_in_words(regret: Mapping[str, float], within: str) -> str:
+    """A sentence on how far a search is from the best network in the space, without its full stop.
+
+    Args:
+        regret: Per metric, the quality first, how much better that is.
+        within: " within the limits", or nothing.
+    """
+    points = [
+        (f"{100 * value:.2f} points" if name.endswith("_acc") else f"{value:.4g}", quantity(name).name)
+        for name, value in regret.items()
+    ]
+    (first, *_), exact = points, next(iter(regret.values())) <= 0
+    others = " and ".join(f"{value} of {name}" for value, name in (points[1:] if exact else points))
+    if not exact:
+        return f"The best network in the space{within} is ahead by {others}"
+    found = f"This search found the best network in the space{within}, by {first[1]}"
+    better = any(value > 0 for value in list(regret.values())[1:])
+    return found + (f"; another is ahead by {others}" if better else "")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is best in a whole space.
+
+    Attributes:
+        front: The true front, cheapest first.
+        best: The best architecture that keeps the limits; None if none does.
+        best_test_acc: Highest test accuracy among those that keep the limits; None if nobody knows it.
+        objectives: What spans the front.
+        trials: Every architecture.
+    """
+
+    front: list[Trial]
+    best: Trial | None
+    best_test_acc: float | None
+    objectives: tuple[Objective, ...]
+    trials: list[Trial]
+
+    def _scaled(self, trials: Sequence[Trial]) -> FloatArray:
+        """Costs in units of the true front: 0 is its best value, 1 its worst (the nadir)."""
+        F = costs(self.front, self.objectives)
+        low, span = F.min(axis=0), np.ptp(F, axis=0)
+        return (costs(trials, self.objectives) - low) / np.where(span > 0, span, 1.0)
+
+    def progress(self, generations: Sequence[Sequence[Trial]]) -> tuple[list[float], list[float]]:
+        """Hypervolume ratio and IGD+ of all trials up to each generation.
+
+        The reference point of the hypervolume is the nadir of the true front: against the range of the whole
+        space even a random search reaches 0.995. Both scale the objectives by the true front; a ratio of 1
+        and an IGD+ of 0 mean that the true front is found.
+        """
+        from pymoo.indicators.hv import HV
+        from pymoo.indicators.igd_plus import IGDPlus
+
+        true = self._scaled(self.front)
+        hypervolume, distance = HV(ref_point=np.ones(true.shape[1])), IGDPlus(true)
+        whole = float(hypervolume(true))
+        ratios, distances = [], []
+        found = np.empty((0, true.shape[1]))
+        for trials in generations:
+            found = np.concatenate([found, self._scaled(trials)])
+            found = found[non_dominated(found)]
+            if len(found) == 0:
+                ratios.append(0.0)
+                distances.append(float("inf"))
+                continue
+            ratios.append(float(hypervolume(found)) / whole if whole > 0 else 1.0)
+            distances.append(float(distance(found)))
+        return ratios, distances
+
+
+def exact(
+    space: SearchSpace,
+    evaluators: Sequence[Evaluator],
+    objectives: tuple[Objective, ...],
+    limits: Sequence[Limit],
+) -> Truth | None:
+    """The truth about a space, or None where it is too large, unsupported, or not known by an evaluator.
+
+    Args:
+        space: The whole space is listed.
+        evaluators: All must be exhaustive and prepared; the first one may report test accuracies.
+        objectives: Quality and cost.
+        limits: Limits of the run.
+    """
+    if space.size > MOST_LISTED or not all(evaluator.exhaustive for evaluator in evaluators):
+        return None
+    genotypes = space.all()
+    trials = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in evaluators], 0)
+    answer, whole_front = best(trials, objectives, limits), front(trials, objectives)
+    if not whole_front:
+        return None
+    tests = [
+        Trial(trial.genotype, {**trial.metrics, **report}, 0)
+        for trial, report in zip(trials, evaluators[0].report(genotypes), strict=True)
+        if "test_acc" in report
+    ]
+    tested = best(tests, (Objective("test_acc", "max"),), limits)
+    test_acc = None if tested is None else tested.metrics["test_acc"]
+    return Truth(whole_front, answer, test_acc, objectives, trials)
+
+
+def reported(
+    space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit]
+) -> list[tuple[Trial, dict[str, float]]]:
+    """All networks that keep the limits, each with what only reports know of it.
+
+    Empty where nobody reports, where the space is too large to list, or where a limit or the support of a
+    network is not known at once.
+
+    Args:
+        space: The whole space is listed.
+        evaluators: Prepared; the first one reports, the others must be exhaustive.
+        limits: Limits of the run.
+    """
+    reporter, *others = evaluators
+    if space.size > MOST_LISTED or not all(evaluator.exhaustive for evaluator in others):
+        return []
+    if any(limit.metric in reporter.metrics for limit in limits):
+        return []
+    genotypes = space.all()
+    reports = reporter.report(genotypes)
+    if not any(reports):
+        return []
+    trials = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in others], 0)
+    kept = violations(trials, limits) == 0
+    return [pair for pair, keeps in zip(zip(trials, reports, strict=True), kept, strict=True) if keeps]
+
+
+YARDSTICKS = {
+    "cheapest": "the network of the lowest cost",
+    "best": "the best network within the limit",
+    "largest": "the network of the most multiply-adds within the limit",
+}
+"""What `yardsticks` finds, in words."""
+
+
+def yardsticks(
+    space: SearchSpace,
+    evaluators: Sequence[Evaluator],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+) -> dict[str, Genotype]:
+    """Exact answers about a space too large to list, where metrics are sums over operations.
+
+    Args:
+        space: The space.
+        evaluators: Asked for `Evaluator.separable`.
+        objectives: Of the run, quality first.
+        limits: Of the run.
+
+    Returns:
+        "cheapest": the network of the lowest cost, the limited one if there is a limit, else the last
+        objective. With a single limit, on a cost, also "best", the network of the highest quality that keeps
+        it, and "largest", the one of the most multiply-adds: the plain guess that a search has to beat.
+        Each only where it is known, and nothing for a space that `exact` lists.
+    """
+    if space.size <= MOST_LISTED:
+        return {}
+    sums = separable_sums(evaluators)
+    cost = limits[0].metric if limits else objectives[-1].metric
+    if cost not in sums or len(limits) > 1 or (limits and limits[0].goal == "max"):
+        return {}
+    found = {"cheapest": cheapest(space, sums[cost])}
+    if limits:
+        quality = objectives[0]
+        if quality.metric in sums and quality.goal == "max":
+            found["best"] = optimum(space, sums[quality.metric], sums[cost], limits[0].bound)
+        if "flops" in sums and cost != "flops":
+            found["largest"] = optimum(space, sums["flops"], sums[cost], limits[0].bound)
+    return {name: genotype for name, genotype in found.items() if genotype is not None}
+
+
+def separable_sums(evaluators: Sequence[Evaluator]) -> dict[str, Sum]:
+    """The metrics that are sums over operations."""
+    return {
+        metric: total
+        for evaluator in evaluators
+        for metric in evaluator.metrics
+        if (total := evaluator.separable(metric)) is not None
+    }
+
+
+def exact_effects(
+    space: SearchSpace, evaluators: Sequence[Evaluator], objectives: Sequence[Objective]
+) -> dict[str, Effects]:
+    """What each operation does to an objective, where that is known exactly.
+
+    Of metrics that are sums over operations, where decisions are independent of each other, and of those that
+    an exhaustive evaluator answers for all of a space that can be listed.
+
+    Args:
+        space: The space.
+        evaluators: Prepared.
+        objectives: Of the run.
+    """
+    wanted = [objective.metric for objective in objectives]
+    found = {
+        metric: sum_effects(space, total)
+        for metric, total in separable_sums(evaluators).items()
+        if metric in wanted and space.size == math.prod(map(len, space.choices))
+    }
+    for evaluator in evaluators:
+        missing = [metric for metric in evaluator.metrics if metric in wanted and metric not in found]
+        if missing and evaluator.exhaustive and space.size <= MOST_LISTED:
+            genotypes = space.all()
+            rows = evaluator.evaluate(genotypes)
+            for metric in missing:
+                values = np.array([row[metric] for row in rows])
+                if np.isfinite(values).any():
+                    found[metric] = main_effects(genotypes, values, space.alpha_shape)
+    return {metric: found[metric] for metric in wanted if metric in found}
+
+
+def cost_deciles(space: SearchSpace, evaluators: Sequence[Evaluator]) -> dict[str, list[float]]:
+    """Per cost that is known at once, its 0, 0.1, ..., 1 quantiles over the supported networks of the space.
+
+    Args:
+        space: Listed as by `listed`.
+        evaluators: Prepared; of the exhaustive ones the metrics to be minimised.
+    """
+    genotypes, found = listed(space), {}
+    for evaluator in evaluators:
+        names = [metric for metric, goal in evaluator.metrics.items() if goal == "min"]
+        if names and evaluator.exhaustive:
+            rows = evaluator.evaluate(genotypes)
+            for name in names:
+                values = np.array([row[name] for row in rows])
+                if np.isfinite(values).any():
+                    found[name] = np.quantile(values[np.isfinite(values)], np.arange(11) / 10).tolist()
+    return found
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What becomes of the best network for one device on another.
+
+    Attributes:
+        device: Whose network it is; None: the one that suits all of them.
+        network: The best network under the device's limits; None if none keeps them.
+        regret: Per device, how much better that device's own best network is, in units of the quality; None
+            where the network does not keep that device's limits, or the device has no network.
+        excess: Per device, how far the network is beyond its limits, relative; 0 where it keeps them.
+    """
+
+    device: str | None
+    network: Trial | None
+    regret: dict[str, float | None]
+    excess: dict[str, float]
+
+
+def device_limits(
+    limits: Sequence[Limit], main: Mapping[str, str], typical: Mapping[str, float]
+) -> dict[str, list[Limit]]:
+    """The limits that count on each of several devices: its own and those that name no device.
+
+    A device without a limit of its own is given its typical cost, so that there is something to compare.
+
+    Args:
+        limits: Of the run, e.g. on "latency_ms@raspi4".
+        main: Main cost per device, e.g. "latency_ms@raspi4".
+        typical: Its median over the space, per device.
+    """
+    return {
+        device: [limit for limit in limits if limit.metric.partition("@")[2] in ("", device)]
+        + [Limit(metric, typical[device])]
+        * (not any(limit.metric.partition("@")[2] == device for limit in limits))
+        for device, metric in main.items()
+    }
+
+
+def transfers(
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    limits: Mapping[str, Sequence[Limit]],
+    main: Mapping[str, str],
+) -> list[Transfer]:
+    """The best network for each device, and for all, on every device: one row for each.
+
+    Args:
+        trials: Networks to choose from, with costs on all devices.
+        objectives: The first one is the quality.
+        limits: As `device_limits` gives them.
+        main: Main cost per device; decides between networks of equal quality.
+    """
+    quality = objectives[0]
+    chosen: dict[str | None, Trial | None] = {
+        device: best(trials, (quality, Objective(main[device], "min")), own) for device, own in limits.items()
+    }
+    together = list(dict.fromkeys(limit for own in limits.values() for limit in own))
+    costs_of_all = [Objective(metric, "min") for metric in main.values()]
+    rows = []
+    for device, network in {**chosen, None: best(trials, (quality, *costs_of_all), together)}.items():
+        regret: dict[str, float | None] = {}
+        excess: dict[str, float] = {}
+        if network is not None:
+            for other, own in limits.items():
+                target = chosen[other]
+                excess[other] = float(violations([network], own)[0])
+                regret[other] = None
+                if target is not None and excess[other] == 0:
+                    regret[other] = float(np.subtract(*costs([network, target], [quality])[:, 0]))
+        rows.append(Transfer(device, network, regret, excess))
+    return rows
+
+
+def best_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
+    """The highest value of each metric among what `reported` gives."""
+    found: dict[str, float] = {}
+    for _, report in known:
+        found |= {name: max(value, found.get(name, value)) for name, value in report.items()}
+    return found
+
+
+def largest_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
+    """Each metric of the network with the most multiply-adds, of equal ones the mean; empty without `flops`.
+
+    The plain guess that an estimate of quality has to beat.
+    """
+    sized = [(trial.metrics["flops"], report) for trial, report in known if "flops" in trial.metrics]
+    most = max((flops for flops, _ in sized), default=0.0)
+    largest = [report for flops, report in sized if flops == most]
+    values: dict[str, list[float]] = {}
+    for report in largest:
+        for name, value in report.items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(many)) for name, many in values.items()}
+
+
+def check_possible(
+    space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit], advice: str
+) -> None:
+    """Raise ValueError if it is known before the search that no network keeps the limits.
+
+    That is so where a space can be listed and the limited metrics are known at once, each limit alone and all
+    together, and where a limited cost is a sum over operations.
+
+    Args:
+        space: The space.
+        evaluators: Prepared; the exhaustive ones count.
+        limits: Of the run.
+        advice: What would help besides another limit.
+    """
+    knowing = [e for e in evaluators if e.exhaustive and any(limit.metric in e.metrics for limit in limits)]
+    known = [limit for limit in limits if any(limit.metric in e.metrics for e in knowing)]
+    everything: list[Trial] = []
+    if known and space.size <= MOST_LISTED:
+        genotypes = space.all()
+        answers = [checked_answers(e, genotypes, e.evaluate(genotypes)) for e in knowing]
+        everything = trials_of(genotypes, answers, 0)
+    sums = separable_sums(knowing)
+    for limit in known:
+        name = limit.metric
+        if everything:
+            extreme = best(everything, [Objective(name, limit.goal)], [])
+        else:
+            least = cheapest(space, sums[name]) if name in sums and limit.goal == "min" else None
+            extreme = None if least is None else Trial(least, {name: sums[name](least)}, 0)
+        if extreme is not None and violations([extreme], [limit])[0] > 0:
+            value = extreme.metrics[name]
+            possible = f"limits.{name}={_rounded(value, math.ceil if limit.goal == 'min' else math.floor):g}"
+            raise ValueError(
+                f"no network of {space.name} keeps limits.{name}={limit.bound:g}: the "
+                f"{'lowest' if limit.goal == 'min' else 'highest'} {name} is {value:.4g} "
+                f"({space.to_str(extreme.genotype)}); try {possible}{advice}"
+            )
+    near = closest(everything, known)
+    if near is not None and violations([near], known)[0] > 0:
+        bounds = " and ".join(f"{limit.metric}={limit.bound:.4g}" for limit in known)
+        reached = ", ".join(f"{limit.metric} {near.metrics[limit.metric]:.4g}" for limit in known)
+        raise ValueError(
+            f"no network of {space.name} keeps limits {bounds} together; the closest is "
+            f"{space.to_str(near.genotype)} with {reached}: loosen one of them{advice}"
+        )
+
+
+def _rounded(value: float, to_whole: Callable[[float], float]) -> float:
+    """A number above 0 with three digits; as it is where there is nothing to round."""
+    if not 0 < value < math.inf:
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return to_whole(value / unit) * unit
+
+
+def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, share: float) -> float:
+    """A quantile of a metric over the supported networks of a space.
+
+    Over all architectures of a space that can be listed, over a seeded sample of `NUM_SAMPLED` otherwise.
+
+    Args:
+        space: The space.
+        evaluator: Reports the metric; must be exhaustive. It is prepared here.
+        metric: Name of the metric.
+        share: In 0..1.
+
+    Raises:
+        ValueError: A share outside 0..1, or an evaluator that would have to pay for every architecture.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"limits.{metric}: the quantile must be in 0..1, not {share:g}")
+    if not evaluator.exhaustive:
+        raise ValueError(f"limits.{metric}: {evaluator.name} cannot tell quantiles; give a number")
+    evaluator.prepare(space, [])
+    values = np.array([row[metric] for row in evaluator.evaluate(listed(space))])
+    return float(np.quantile(values[np.isfinite(values)], share))

@@ -1,0 +1,313 @@
+"""What a search found: the answer, the front, and how far both are from the truth where that is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hwnas.core import FloatArray, Trial, best, checked_result, closest, front, trials_of, unique
+from hwnas.devices.multi import Multi
+from hwnas.files import write_csv
+from hwnas.reports.charts import phrase, short
+from hwnas.runs.display import Display
+from hwnas.runs.result import MOST_REPORTED
+from hwnas.searches.analysis import spread
+from hwnas.searches.exact import (
+    YARDSTICKS,
+    Truth,
+    best_reported,
+    cost_deciles,
+    device_limits,
+    exact,
+    exact_effects,
+    largest_reported,
+    regret_in_words,
+    reported,
+    separable_sums,
+    transfers,
+    yardsticks,
+)
+from hwnas.searches.problem import Task
+
+MOST_SHOWN = 12
+"""Networks of the front that the terminal shows, besides the answer."""
+
+
+class Conclusion:
+    """The end of a search; what only reports may show, e.g. test accuracies, comes in here.
+
+    Args:
+        task: What was searched.
+        trials: All trials of the run, in order.
+
+    Attributes:
+        found: What the strategy returns.
+        answer: The best feasible network; None if there is none.
+        front: The non-dominated networks.
+    """
+
+    def __init__(self, task: Task, trials: Sequence[Trial]) -> None:
+        self.task, self.trials = task, trials
+        self.found = checked_result(task.strategy)
+        # Values of different weights cannot be compared: the answer is among what the strategy returns.
+        self._comparable = trials if task.quality.stationary else self.found
+        self.answer = best(self._comparable, task.objectives, task.limits)
+        self.front = front(self._comparable, task.objectives)
+        shown = [*self.found, *self.front, *([self.answer] if self.answer else [])]
+        self._reports = {trial.genotype: row for trial, row in zip(shown, self._reported(shown), strict=True)}
+
+    def _reported(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
+        """What only reports may show, per trial."""
+        return self.task.quality.report([trial.genotype for trial in trials]) if trials else []
+
+    @property
+    def to_train(self) -> Trial | None:
+        """The answer, unless nobody has to train it to know how good it is."""
+        task, answer = self.task, self.answer
+        if answer is None or not task.recipe.epochs or not task.has_networks:
+            return None
+        return None if self._reports[answer.genotype] else answer
+
+    def described(self, trial: Trial) -> dict[str, Any]:
+        """A trial for people and JSON, with what only reports may show."""
+        return {
+            "arch": self.task.space.to_str(trial.genotype),
+            "genotype": list(trial.genotype),
+            "metrics": {**trial.metrics, **self._reports.get(trial.genotype, {})},
+        }
+
+    @cached_property
+    def _truth(self) -> Truth | None:
+        task = self.task
+        return exact(task.space, task.evaluators, task.objectives, task.limits)
+
+    def figures(self) -> dict[str, Any]:
+        """The part of result.json that depends on nothing but the task and its trials."""
+        task, evaluators = self.task, self.task.evaluators
+        return {
+            "result": [self.described(trial) for trial in self.found],
+            "best": self.described(self.answer) if self.answer else None,
+            "population": self._population(),
+            "risk": self._risk(),
+            "notes": [evaluator.note for evaluator in evaluators if evaluator.note],
+            "stationary": task.quality.stationary,
+            "truth": self._comparison(),
+            "transfer": self._transfer(),
+            "yardsticks": self._yardsticks() or None,
+            "looked_up": self._looked_up() or None,
+            "effects": {
+                metric: dataclasses.asdict(effects) | {"added": _rows(effects.added)}
+                for metric, effects in exact_effects(task.space, evaluators, task.objectives).items()
+            },
+            "sums": {
+                metric: {"base": total.base, "added": _rows(total.added)}
+                for metric, total in separable_sums(evaluators).items()
+            },
+            "deciles": cost_deciles(task.space, evaluators),
+            "reports": self._columns(),
+        }
+
+    def _population(self) -> dict[str, int]:
+        """How many members the last population has, and how many different networks they are."""
+        last = [trial for trial in self.trials if trial.generation == self.trials[-1].generation]
+        members = self.task.strategy.survivors() or last
+        return {"size": len(members), "different": len(unique(members))}
+
+    def _comparison(self) -> dict[str, Any] | None:
+        """The answer and the front of every generation beside the true ones."""
+        truth = self._truth
+        if truth is None:
+            return None
+        ratios, distances = truth.progress(
+            [list(group) for _, group in itertools.groupby(self.trials, lambda trial: trial.generation)]
+        )
+        return {
+            "best": None if truth.best is None else self.described(truth.best),
+            "best_test_acc": truth.best_test_acc,
+            "regret": self._regret(truth),
+            "hypervolume_ratio": ratios,
+            "igd_plus": distances,
+            "front": [[trial.metrics[o.metric] for o in self.task.objectives] for trial in truth.front],
+        }
+
+    def _regret(self, truth: Truth) -> dict[str, float]:
+        """How much worse the answer is than the best there is, per metric, in the metric's unit."""
+        if self.answer is None or truth.best is None:
+            return {}
+        first = self.task.objectives[0]
+        name, sign = first.metric, 1.0 if first.goal == "max" else -1.0
+        regret = {name: sign * (truth.best.metrics[name] - self.answer.metrics[name])}
+        test_acc = self._reports[self.answer.genotype].get("test_acc")
+        if test_acc is not None and truth.best_test_acc is not None:
+            regret["test_acc"] = truth.best_test_acc - test_acc
+        return regret
+
+    def _risk(self) -> dict[str, dict[str, float]]:
+        """Per limit on a predicted cost how probably the answer exceeds it in fact.
+
+        By the share of the networks that the profile was not fitted to whose cost was as much above its
+        prediction, the answer itself counted among them.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for limit in self.task.limits if self.answer is not None else ():
+            (owner,) = (e for e in self.task.evaluators if limit.metric in e.metrics)
+            errors = owner.errors(limit.metric)
+            if self.answer is not None and limit.goal == "min" and len(errors):
+                bound = limit.bound * (1 + self.task.margins.get(limit.metric, 0.0))
+                beyond = int((self.answer.metrics[limit.metric] * errors > bound).sum())
+                found[limit.metric] = {
+                    "limit": bound,
+                    "probability": (1 + beyond) / (1 + len(errors)),
+                    "networks": len(errors),
+                }
+        return found
+
+    def _yardsticks(self) -> dict[str, dict[str, Any]]:
+        """Networks that are known without a search, by name."""
+        task = self.task
+        knowing = [evaluator for evaluator in task.evaluators if evaluator.exhaustive]
+        return {
+            name: self.described(*trials_of([genotype], [e.evaluate([genotype]) for e in knowing], 0))
+            for name, genotype in yardsticks(task.space, knowing, task.objectives, task.limits).items()
+        }
+
+    def _looked_up(self) -> dict[str, dict[str, Any]]:
+        """A benchmark's accuracies of the answer, beside the best there are, where the truth is not known."""
+        if self._truth is not None or self.answer is None:
+            return {}
+        known = reported(self.task.space, self.task.evaluators, self.task.limits)
+        highest, largest = best_reported(known), largest_reported(known)
+        return {
+            name: {"value": value, "regret": highest[name] - value, "by_flops": largest.get(name)}
+            for name, value in self._reports[self.answer.genotype].items()
+            if name in highest
+        }
+
+    def _transfer(self) -> dict[str, Any] | None:
+        """What becomes of each device's best network on the others."""
+        device, truth = self.task.device, self._truth
+        if not isinstance(device, Multi):
+            return None
+        own = device_limits(self.task.limits, device.main, device.typical)
+        pool = self._comparable if truth is None else truth.trials
+        return {
+            "limits": {name: {limit.metric: limit.bound for limit in bounds} for name, bounds in own.items()},
+            "main": device.main,
+            "among": "the networks of the run" if truth is None else "all networks",
+            "rows": [
+                {
+                    "device": row.device,
+                    "network": None if row.network is None else self.described(row.network),
+                    "regret": row.regret,
+                    "excess": row.excess,
+                }
+                for row in transfers(pool, self.task.objectives, own, device.main)
+            ],
+        }
+
+    def _columns(self) -> dict[str, list[float | None]]:
+        """What only reports may show of at most `MOST_REPORTED` networks, evenly spread, as columns."""
+        trials = unique(self.trials)
+        rows = self._reported([trials[row] for row in spread(len(trials), MOST_REPORTED)])
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _rows(added: FloatArray) -> list[list[float | None]]:
+    """The table for JSON, with null for what is not finite."""
+    return [[value if math.isfinite(value) else None for value in row] for row in added.tolist()]
+
+
+def write_front(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write described trials as CSV."""
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    lines: list[list[object]] = [["arch", "genotype", *names]] if rows else []
+    for row in rows:
+        values = [row["metrics"].get(name, "") for name in names]
+        lines.append([row["arch"], " ".join(map(str, row["genotype"])), *values])
+    write_csv(path, lines)
+
+
+def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any]) -> None:
+    """The front as a table, the answer with all its metrics, and what is known of the best there is.
+
+    Args:
+        display: Where to say it.
+        end: The search's end.
+        result: Contents of result.json.
+    """
+    from hwnas.reports.page import remarks
+
+    _say_front(display, end)
+    if end.answer is None:
+        _say_that_none_is_feasible(display, end)
+    else:
+        display.say(f"best: {result['best']['arch']}")
+        display.say("      " + _in_words(result["best"]["metrics"]))
+        if result["network"] is not None:
+            display.say(f"      trained from scratch: test accuracy {result['network']['test_acc']:.2%}")
+        if len(end.found) == 1 and end.found[0].genotype != end.answer.genotype:
+            (returned,) = result["result"]
+            display.say(
+                f"{result['strategy']} itself returns {returned['arch']}: {_in_words(returned['metrics'])}"
+            )
+    for remark in remarks(result):
+        display.say(f"note: {remark}")
+    if (truth := result["truth"]) is not None:
+        display.say(f"exact: hypervolume {truth['hypervolume_ratio'][-1]:.1%} of the true front's")
+        if truth["regret"]:
+            display.say(
+                regret_in_words(truth["regret"], " within the limits" if end.task.limits else "") + "."
+            )
+    for name, known in (result["yardsticks"] or {}).items():
+        display.say(f"exact: {YARDSTICKS[name]} is {known['arch']}: {_in_words(known['metrics'])}")
+    for name, figures in (result["looked_up"] or {}).items():
+        largest = figures["by_flops"]
+        display.say(
+            f"looked up: {name} {figures['value']:.4f}; the best network in the space is ahead by "
+            f"{100 * figures['regret']:.2f} points"
+            + ("" if largest is None else f"; the one with the most multiply-adds has {largest:.4f}")
+        )
+
+
+def _in_words(metrics: Mapping[str, float]) -> str:
+    return ", ".join(phrase(name, value) for name, value in metrics.items())
+
+
+def _say_front(display: Display, end: Conclusion) -> None:
+    from rich.table import Table
+
+    objectives, trials = end.task.objectives, end.front
+    table = Table(title=f"front: {len(trials)} networks", title_justify="left", box=None)
+    for objective in objectives:
+        table.add_column(objective.metric, justify="right", no_wrap=True, min_width=len(objective.metric))
+    table.add_column("architecture", overflow="fold")
+    rows = set(spread(len(trials), MOST_SHOWN))
+    if end.answer in trials:
+        rows.add(trials.index(end.answer))
+    for row in sorted(rows):
+        trial = trials[row]
+        mark = " <- best" if trial == end.answer else ""
+        table.add_row(
+            *(short(o.metric, trial.metrics[o.metric]) for o in objectives),
+            end.task.space.to_str(trial.genotype) + mark,
+        )
+    display.console.print(table)
+
+
+def _say_that_none_is_feasible(display: Display, end: Conclusion) -> None:
+    limits = end.task.limits
+    near = closest(end.trials, limits)
+    if near is None:
+        display.warn("no network is supported by the device")
+        return
+    bounds = " and ".join(f"{limit.metric}={short(limit.metric, limit.bound)}" for limit in limits)
+    display.warn(
+        f"no network keeps limits {bounds}; the closest is {end.task.space.to_str(near.genotype)}: "
+        f"{_in_words(near.metrics)}; raise a limit, or search longer (generations=)"
+    )

@@ -1,0 +1,1 @@
+from hwnas.spaces.darts.encoding import Darts as Darts

@@ -1,0 +1,1 @@
+from hwnas.spaces.fbnet.encoding import FBNet as FBNet

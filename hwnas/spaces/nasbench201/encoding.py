@@ -1,0 +1,224 @@
+"""NAS-Bench-201: cells of four nodes, six edges, five operations; 15,625 architectures.
+
+The encoding and the closed forms of cost; `nasbench201_networks` builds what they describe, and needs torch.
+Source: Dong & Yang, NAS-Bench-201, ICLR 2020.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, whole_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hwnas.spaces.blocks import Blocks
+    from hwnas.spaces.nasbench201.network import NasBench201Network, NasBench201Population
+    from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
+
+
+OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+NONE, SKIP, CONV_1X1, CONV_3X3, AVG_POOL = range(5)
+
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+"""(source, target) node of every edge, in genotype order."""
+
+
+class NasBench201(SearchSpace):
+    """The NAS-Bench-201 cell in its published network, for any width, depth, image size and class count.
+
+    A network is a 3x3 stem, three stages of `num_cells` cells at C, 2C, 4C channels with a residual block of
+    stride 2 between them, BatchNorm, ReLU, global average pooling and a linear classifier.
+
+    Args:
+        channels: C, channels of the first stage (benchmark: 16).
+        num_cells: N, cells per stage (benchmark: 5).
+        image_shape: (channels, height, width) of the images.
+        num_classes: Number of classes.
+        choices: Operation indices allowed per edge; None allows all.
+
+    Raises:
+        ValueError: A size below 1, or choices that are empty or name an unknown operation.
+    """
+
+    def __init__(
+        self,
+        channels: int = 16,
+        num_cells: int = 5,
+        *,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        num_classes: int = 10,
+        choices: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.name = "nasbench201"
+        self.ops = OPS
+        self.channels = whole_number("search_space.channels", channels)
+        self.num_cells = whole_number("search_space.num_cells", num_cells)
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        self.choices = checked_choices(choices, len(EDGES), len(OPS))
+
+    def resized(self, *, channels: int, num_cells: int) -> NasBench201:
+        """The same space with networks of another width and depth."""
+        return NasBench201(
+            channels,
+            num_cells,
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            choices=self.choices,
+        )
+
+    def restrict(self, keep: Sequence[Sequence[int]]) -> NasBench201:
+        """The sub-space with only the operations `keep[edge]` on each edge."""
+        return NasBench201(
+            self.channels,
+            self.num_cells,
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            choices=keep,
+        )
+
+    def to_str(self, genotype: Genotype) -> str:
+        """The benchmark's string, e.g. "|avg_pool_3x3~0|+|none~0|skip_connect~1|+|...|"."""
+        nodes: list[list[str]] = [[], [], []]
+        for (source, target), op in zip(EDGES, genotype, strict=True):
+            nodes[target - 1].append(f"{OPS[op]}~{source}")
+        return "+".join(f"|{'|'.join(node)}|" for node in nodes)
+
+    def from_str(self, text: str) -> Genotype:
+        """The genotype of a benchmark string.
+
+        Raises:
+            ValueError: Malformed text or an unknown operation; says which and what is allowed.
+        """
+        example = self.to_str((CONV_3X3,) * len(EDGES))
+        nodes = text.strip().split("+")
+        if len(nodes) != 3:
+            raise ValueError(f"{text!r} has {len(nodes)} nodes, not 3; the form is {example}")
+        genotype = []
+        for target, node in enumerate(nodes, start=1):
+            tokens = node.strip().strip("|").split("|")
+            if len(tokens) != target:
+                raise ValueError(f"node {target} of {text!r} has {len(tokens)} inputs, not {target}")
+            for source, token in enumerate(tokens):
+                match = re.fullmatch(r"(\w+)~(\d+)", token.strip())
+                if match is None or int(match[2]) != source:
+                    raise ValueError(f"{token!r} should be <operation>~{source}; the form is {example}")
+                if match[1] not in OPS:
+                    raise ValueError(f"unknown operation {match[1]!r} in {text!r}; known: {', '.join(OPS)}")
+                genotype.append(OPS.index(match[1]))
+        return self.check(genotype)
+
+    def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
+        """`flops` (multiply-adds) and `params` per genotype, shape (n,), in closed form.
+
+        The benchmark's convention: convolutions and the classifier with its bias count, BatchNorm and
+        pooling do not.
+        """
+        G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
+        num_3x3 = (G == CONV_3X3).sum(axis=1)
+        num_1x1 = (G == CONV_1X1).sum(axis=1)
+        C, N = self.channels, self.num_cells
+        in_channels, height, width = self.image_shape
+
+        params = 9 * in_channels * C + 2 * C
+        flops = 9 * in_channels * C * height * width
+        per_3x3 = np.zeros(2)  # parameters, multiply-adds
+        per_1x1 = np.zeros(2)
+        for stage in range(3):
+            c = C << stage
+            if stage > 0:
+                height, width = -(-height // 2), -(-width // 2)
+                weights = 9 * c // 2 * c + 9 * c * c + c // 2 * c
+                params += weights + 4 * c
+                flops += weights * height * width
+            per_3x3 += N * np.array([9 * c * c + 2 * c, 9 * c * c * height * width])
+            per_1x1 += N * np.array([c * c + 2 * c, c * c * height * width])
+        head = (4 * C + 1) * self.num_classes
+        params += 2 * 4 * C + head
+        flops += head
+        return {
+            "flops": flops + num_3x3 * per_3x3[1] + num_1x1 * per_1x1[1],
+            "params": params + num_3x3 * per_3x3[0] + num_1x1 * per_1x1[0],
+        }
+
+    def static_sums(self) -> dict[str, Sum]:
+        """`flops` and `params` as sums over operations."""
+        values = self.static_metrics([(op,) * len(EDGES) for op in range(len(OPS))])
+        return {
+            name: Sum(float(of[NONE]), np.tile((of - of[NONE]) / len(EDGES), (len(EDGES), 1)))
+            for name, of in values.items()
+        }
+
+    def network(self, genotype: Genotype) -> NasBench201Network:
+        """The network of one architecture, randomly initialised by torch's generator."""
+        from hwnas.spaces.nasbench201.network import NasBench201Network
+
+        return NasBench201Network(self, self.check(genotype))
+
+    def initial_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights of all operations on all edges of all cells, drawn with a seed, for `population`."""
+        from hwnas.spaces.nasbench201.network import initial_weights
+
+        return initial_weights(self, seed)
+
+    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> NasBench201Population:
+        """The networks of many architectures as one module that batches equal operations.
+
+        Args:
+            genotypes: K architectures.
+            weights: Initial weights of all operations, from `initial_weights`.
+        """
+        from hwnas.spaces.nasbench201.network import NasBench201Population
+
+        return NasBench201Population(self, genotypes, weights)
+
+    def supernet(self, *, affine: bool, track_running_stats: bool) -> NasBench201Supernet:
+        """Every architecture of the space in one network, randomly initialised by torch's generator.
+
+        Args:
+            affine: Whether BatchNorm in the cells has a weight and a bias.
+            track_running_stats: Whether BatchNorm in the cells keeps running statistics.
+        """
+        from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
+
+        return NasBench201Supernet(self, affine=affine, track_running_stats=track_running_stats)
+
+    def blocks(self) -> Blocks:
+        """What a device has to be asked for: each operation at each stage, and how networks add them up."""
+        from hwnas.spaces.nasbench201.network import measurable_blocks
+
+        return measurable_blocks(self)
+
+    def is_connected(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Whether a path of operations other than `none` leads from input to output, shape (n,)."""
+        G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
+        reached = np.zeros((len(G), 4), dtype=bool)
+        reached[:, 0] = True
+        for edge, (source, target) in enumerate(EDGES):
+            reached[:, target] |= reached[:, source] & (G[:, edge] != NONE)
+        return reached[:, 3]
+
+    def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes (n, edges) as a compiler leaves them.
+
+        Edges from which no path leads to the output become `none`. Those that leave a node which nothing
+        reaches become `skip_connect`: their output is a constant, and what remains is to add it.
+        """
+        G = np.array(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
+        before, after = np.zeros((2, len(G), 4), dtype=bool)
+        before[:, 0] = after[:, 3] = True
+        for edge, (source, target) in enumerate(EDGES):  # in the order of their targets
+            before[:, target] |= before[:, source] & (G[:, edge] != NONE)
+        for edge, (source, target) in sorted(enumerate(EDGES), key=lambda item: -item[1][0]):
+            after[:, source] |= after[:, target] & (G[:, edge] != NONE)
+        for edge, (source, target) in enumerate(EDGES):
+            G[~after[:, target], edge] = NONE
+            G[~before[:, source] & (G[:, edge] != NONE), edge] = SKIP
+        return G

@@ -1,0 +1,1 @@
+"""Evaluations that are paid for once: journals, the store that all runs share, workers."""

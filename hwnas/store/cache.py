@@ -1,0 +1,155 @@
+"""An evaluator that asks the store first, and shares what is new among workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hwnas.core import (
+    Evaluator,
+    FloatArray,
+    Genotype,
+    SearchSpace,
+    checked_answers,
+)
+from hwnas.files import gone
+from hwnas.store.evaluations import EvaluationStore, Key
+from hwnas.store.workers import Workers
+from hwnas.training.progress import progress
+
+
+class CachedEvaluator(Evaluator):
+    """An evaluator that never pays twice: answers come from the store where it has them.
+
+    New answers of one of a population's parts are stored in one transaction, so that a resumed run evaluates
+    an interrupted part in the same group again.
+
+    Args:
+        inner: The evaluator that pays.
+        store: Where answers are kept.
+        dataset: Name of the data set, part of the key.
+        workers: Evaluate parts at once; None: one after another, here.
+    """
+
+    def __init__(
+        self, inner: Evaluator, store: EvaluationStore, dataset: str, workers: Workers | None = None
+    ) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.metrics = inner.metrics
+        self.version = ""
+        self.saved = 0
+        self._store = store
+        self._dataset = dataset
+        self._workers = workers
+        self._key: Key | None = None
+        self._known: dict[Genotype, dict[str, float]] = {}
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        """Prepare the inner evaluator; answers of another version are forgotten (the store keeps them)."""
+        version: Any = self.inner.prepare(space, population)
+        if not isinstance(version, str):
+            raise ValueError(
+                f"{type(self.inner).__name__}.prepare() returned {version!r}; it must return a text: "
+                "the version of its answers"
+            )
+        self.version = version
+        key = (self.name, space.name, self._dataset, self.version)
+        if key != self._key:
+            self._key = key
+            self._known = {}
+        return self.version
+
+    def see(self, alphas: FloatArray | None) -> None:
+        """For the inner evaluator."""
+        self.inner.see(alphas)
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Metrics per genotype, in order.
+
+        Raises:
+            ValueError: The inner evaluator answered what `checked_answers` refuses.
+        """
+        assert self._key is not None, "prepare comes first"
+        new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self._known]
+        if new:
+            self._known.update(self._store.get(self._key, new))
+        missing = [genotype for genotype in new if genotype not in self._known]
+        num_paid = len(missing) and self._pay(missing)
+        self.saved += len(genotypes) - num_paid
+        return [self._known[genotype] for genotype in genotypes]
+
+    def _pay(self, missing: list[Genotype]) -> int:
+        """Get the missing answers, waiting for those that others are about to give; how many were paid."""
+        assert self._key is not None
+        if self.inner.exhaustive or not self._store.shared:  # free, or nobody to wait for
+            self._evaluate(missing)
+            return len(missing)
+        seen: dict[Genotype, tuple[tuple[str, int], float]] = {}  # claims of others, and since when
+        num_paid, pause = 0, 0.02
+        while missing:
+            ours = self._store.claim(self._key, missing)
+            if ours:
+                try:
+                    self._known.update(self._store.get(self._key, ours))  # paid for since we looked
+                    wanted = [genotype for genotype in ours if genotype not in self._known]
+                    if wanted:
+                        with self._store.heartbeat():
+                            self._evaluate(wanted)
+                        num_paid += len(wanted)
+                finally:
+                    self._store.release(self._key)
+            self._known.update(self._store.get(self._key, missing))
+            missing = [genotype for genotype in missing if genotype not in self._known]
+            if missing:
+                claims, now = self._store.claims(self._key, missing), time.monotonic()
+                seen = {
+                    genotype: seen[genotype]
+                    if genotype in seen and seen[genotype][0] == claim
+                    else (claim, now)
+                    for genotype, claim in claims.items()
+                }
+                stale = {
+                    genotype: claim
+                    for genotype, (claim, since) in seen.items()
+                    if now - since > self._store.lease or gone(claim[0].rpartition(":")[0])
+                }
+                self._store.take_over(self._key, stale)
+                if not stale and len(claims) == len(missing):
+                    time.sleep(pause)
+                    pause = min(2 * pause, self._store.lease / 4)
+        return num_paid
+
+    def _evaluate(self, genotypes: list[Genotype]) -> None:
+        """Pay for answers and keep them, all or none of a part."""
+        assert self._key is not None
+        divide = self.inner.parts if self._workers is None else self.inner.for_workers
+        parts = divide(genotypes)
+        if self._workers is None or len(parts) == 1:
+            done: Iterable[tuple[Sequence[Genotype], list[dict[str, float]]]] = (
+                (part, self.inner.evaluate(part)) for part in parts
+            )
+        else:
+            done = self._workers.map(self.inner, parts)
+        answered = 0
+        for part, rows in done:
+            answered += len(part)
+            if len(parts) > 1:
+                progress("networks", answered, len(genotypes))
+            answers = checked_answers(self.inner, part, rows)
+            self._store.put(self._key, dict(zip(part, answers, strict=True)))
+        self._known.update(self._store.get(self._key, genotypes))  # another run may have been first
+
+    @property
+    def stationary(self) -> bool:
+        """That of the inner evaluator."""
+        return self.inner.stationary
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Report-only metrics of the inner evaluator."""
+        return self.inner.report(genotypes)
+
+    def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
+        """The inner evaluator's virtual clock."""
+        return self.inner.seconds(genotypes)

@@ -1,0 +1,250 @@
+"""A population evaluated in parts at once, by processes of this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+import socket
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from hwnas.core import Evaluator, Genotype, whole_number
+from hwnas.files import end_with, identity, temporary_folder
+
+MOST_DEATHS = 3
+"""A part whose worker has died so often is given up; the last time it was evaluated alone."""
+
+Part = Sequence[Genotype]
+Answers = list[dict[str, float]]
+Done = tuple[int, Answers, list[tuple[str, str]]]
+"""Number of a part, its answers, and what the evaluator said: ("announce" or "warn", sentence)."""
+
+
+class Workers(ABC):
+    """Evaluates parts of a population at once; the answers are those of one process with as many threads.
+
+    A worker that dies is replaced, and its part evaluated again.
+
+    Args:
+        workers: Parts evaluated at once.
+        announce: Called with what evaluators announce in workers.
+        warn: Called with what they warn of, and when a worker died.
+
+    Raises:
+        ValueError: Not a whole number of at least 1.
+    """
+
+    def __init__(self, workers: int, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        self.num = whole_number("workers", workers)
+        self._say = {"announce": announce, "warn": warn}
+        self._heard: set[str] = set()
+
+    def map(self, evaluator: Evaluator, parts: Sequence[Part]) -> Iterator[tuple[Part, Answers]]:
+        """The parts and their answers, in the order in which they are done.
+
+        Args:
+            evaluator: As prepared for the population; a copy goes to every worker.
+            parts: Each is evaluated in one call.
+
+        Raises:
+            ValueError: The evaluator cannot be copied, or a part's workers died `MOST_DEATHS` times (named).
+        """
+        try:
+            copy = packed(evaluator, self._say)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"evaluator {evaluator.name} cannot be sent to workers ({error}); use workers=1"
+            ) from None
+        waiting = dict(enumerate(parts))
+        for deaths in range(MOST_DEATHS):
+            last = deaths == MOST_DEATHS - 1
+            for group in [{index: part} for index, part in waiting.items()] if last else [dict(waiting)]:
+                for index, answers, said in self._run(copy, group):
+                    self._pass_on(said)
+                    yield waiting.pop(index), answers
+                if last and not waiting.keys().isdisjoint(group):
+                    named = " ".join(str(list(genotype)) for part in group.values() for genotype in part)
+                    raise ValueError(
+                        f"the worker that evaluates {named} by {evaluator.name} died {MOST_DEATHS} times "
+                        "(out of memory?); fewer workers, smaller networks or a smaller batch need less"
+                    )
+            if not waiting:
+                return
+            self._say["warn"](f"a worker died; {len(waiting)} of {len(parts)} parts are evaluated again")
+
+    def _pass_on(self, said: Sequence[tuple[str, str]]) -> None:
+        """Say what a copy of an evaluator said, unless another copy has: all have the same first note."""
+        for how, sentence in said:
+            what = sentence if how == "warn" else how
+            if what not in self._heard:
+                self._heard.add(what)
+                self._say[how](sentence)
+
+    @abstractmethod
+    def _run(self, copy: bytes, parts: Mapping[int, Part]) -> Iterator[Done]:
+        """Evaluate parts, in any order; ends early when a worker died."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the workers."""
+
+
+class Processes(Workers):
+    """Processes of this machine, by joblib; each gets its share of the cores.
+
+    The arguments are those of `Workers`.
+    """
+
+    def __init__(self, workers: int, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        super().__init__(workers, announce, warn)
+        self._folder = temporary_folder()
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        self._threads = int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // self.num)
+
+    def _run(self, copy: bytes, parts: Mapping[int, Part]) -> Iterator[Done]:
+        from joblib import Parallel, delayed, parallel_config
+
+        path = Path(self._folder.name) / hashlib.sha256(copy).hexdigest()[:16]
+        path.write_bytes(copy)
+        with parallel_config(backend="loky", inner_max_num_threads=self._threads):
+            pool = Parallel(
+                self.num,
+                return_as="generator_unordered",
+                batch_size=1,
+                pre_dispatch="all",
+                temp_folder=self._folder.name,
+            )
+        me = identity()
+        try:
+            yield from pool(delayed(_evaluate_file)(me, path, index, part) for index, part in parts.items())
+        except BrokenProcessPool:
+            return
+        finally:
+            path.unlink(missing_ok=True)  # a supernet's is large, and every population has another
+
+    def close(self) -> None:
+        """Stop the processes."""
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor(max_workers=self.num).shutdown(wait=True, kill_workers=True)
+        self._folder.cleanup()
+
+
+class Ray(Workers):
+    """Tasks on a Ray cluster, whose machines need the same hwnas and data.
+
+    The arguments are those of `Workers`, and:
+
+    Args:
+        address: Of a running cluster, e.g. "auto" or "ray://head:10001"; None starts one on this machine.
+
+    Raises:
+        ValueError: Ray is not installed, or the cluster is not reachable.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        announce: Callable[[str], None],
+        warn: Callable[[str], None],
+        *,
+        address: str | None,
+    ) -> None:
+        super().__init__(workers, announce, warn)
+        try:
+            import ray
+        except ImportError:
+            raise ValueError("cluster=ray needs Ray; pip install 'hwnas[ray]'") from None
+        self._ray = ray
+        self._references: list[Any] = []  # the evaluator, then the parts that are evaluated
+        own: dict[str, Any] = {
+            "num_cpus": self.num,
+            "include_dashboard": False,
+            # Modules of one's own are found on this machine.
+            "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        }
+        try:
+            host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+            if port.isdigit():  # Ray itself tries for minutes, and aborts the process
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False, **({} if address else own))
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"cluster.address={address} is no Ray cluster that answers ({reason})") from None
+
+    def _run(self, copy: bytes, parts: Mapping[int, Part]) -> Iterator[Done]:
+        ray = self._ray
+        task = ray.remote(max_retries=0)(_evaluate)
+        key, waiting = hashlib.sha256(copy).hexdigest(), list(parts.items())
+        self._references[:] = [ray.put(copy)]
+        while waiting or len(self._references) > 1:
+            while waiting and len(self._references) <= self.num:
+                self._references.append(task.remote(key, self._references[0], *waiting.pop(0)))
+            finished = self._references.index(ray.wait(self._references[1:])[0][0])
+            try:
+                yield ray.get(self._references.pop(finished))
+            except ray.exceptions.RayTaskError as error:  # what the evaluator raised
+                raise error.cause from None
+            except ray.exceptions.RayError:  # the worker, or its machine, is gone
+                continue
+
+    def close(self) -> None:
+        """Give up what is still evaluated; stop the cluster if it is ours."""
+        self._references.clear()
+        self._ray.shutdown()
+
+
+def packed(evaluator: Evaluator, say: Mapping[str, Callable[[str], None]]) -> bytes:
+    """A prepared evaluator as bytes, with the names of the functions by which it says something."""
+    from joblib.externals import cloudpickle  # also takes classes of notebooks
+
+    class Pickler(cloudpickle.Pickler):
+        def persistent_id(self, obj: Any) -> str | None:
+            return next((how for how, function in say.items() if callable(obj) and obj == function), None)
+
+    file = io.BytesIO()
+    Pickler(file).dump(evaluator)
+    return file.getvalue()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads those functions as ones that collect what is said."""
+
+    def __init__(self, copy: bytes, said: list[tuple[str, str]]) -> None:
+        super().__init__(io.BytesIO(copy))
+        self._said = said
+
+    def persistent_load(self, pid: str) -> Callable[[str], None]:
+        return lambda sentence: self._said.append((pid, sentence))
+
+
+_latest: tuple[str, Evaluator, list[tuple[str, str]]] | None = None
+"""The evaluator that this worker used last, by its key, and what it said since."""
+
+
+def _evaluate(key: str, copy: bytes, index: int, part: Part) -> Done:
+    """In a worker: evaluate a part."""
+    global _latest
+    if _latest is None or _latest[0] != key:
+        logging.disable(logging.INFO)  # libraries' notes; those of evaluators are collected
+        said: list[tuple[str, str]] = []
+        _latest = key, _Unpickler(copy, said).load(), said
+    _, evaluator, said = _latest
+    answers = evaluator.evaluate(part)
+    spoken = list(said)
+    said.clear()
+    return index, answers, spoken
+
+
+def _evaluate_file(parent: str, path: Path, index: int, part: Part) -> Done:
+    """In a worker of this machine: evaluate a part by the evaluator in a file."""
+    end_with(parent)
+    known = _latest is not None and _latest[0] == path.name
+    return _evaluate(path.name, b"" if known else path.read_bytes(), index, part)

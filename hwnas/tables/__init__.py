@@ -1,0 +1,1 @@
+"""Official benchmark files: downloaded, converted to compact tables, verified."""

@@ -1,0 +1,1 @@
+"""Training: recipes, networks from scratch, shared weights, the reference model."""

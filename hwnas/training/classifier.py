@@ -1,0 +1,400 @@
+"""A Lightning module that trains any network to classify images, and the function that runs it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwnas.core import seed_of
+from hwnas.files import write_torch
+from hwnas.training.lightning import fit_by_lightning
+from hwnas.training.recipe import CHECKPOINT, PRECISIONS, Recipe
+
+MAY_CHANGE = {"channels_last", "compile", "strategy"}
+"""Settings of a recipe that may be others when a training goes on."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DivergedError(ValueError):
+    """A loss that is not finite."""
+
+
+class Passes(Protocol):
+    """Batches for training or evaluation; `epoch` chooses shuffle and augmentation of the next pass."""
+
+    epoch: int
+
+    def __len__(self) -> int:
+        """Batches per pass."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """(images (B, C, H, W) in 0..1, labels (B,)) per batch."""
+
+
+class Dataset(Protocol):
+    """What training needs of a data set."""
+
+    def batches(
+        self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
+    ) -> Passes:
+        """Passes over a part: "train", "valid", "all" or "test"."""
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel, each (C, 1, 1)."""
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """How training images are changed at random, JSON-able."""
+
+
+class Classifier(pl.LightningModule):
+    """Normalises images, classifies them with a network, and trains it by a recipe.
+
+    Args:
+        network: (B, C, H, W) to logits (B, classes). With an auxiliary classifier it takes a second argument
+            True and answers both logits; with drop-path it has `set_drop_path(prob)`.
+        mean: Mean per channel, shape (C, 1, 1).
+        std: Standard deviation per channel, shape (C, 1, 1).
+        recipe: How to train.
+        num_steps: Optimiser steps of the whole training, for the schedule.
+        steps_per_epoch: Optimiser steps per pass.
+        seed: Seed of drop-path; every epoch has its own.
+        start: Checkpoint to go on from, as `checkpoint` gives it; None starts anew.
+        on_epoch: Called with the figures of each epoch.
+
+    Attributes:
+        history: Per epoch "epoch", "loss" (of the main classifier), "train_acc" (of augmented batches, in
+            0..1) and "lr".
+
+    Raises:
+        ValueError: The recipe asks for what the network has not.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        recipe: Recipe,
+        num_steps: int,
+        steps_per_epoch: int = 1,
+        seed: int = 0,
+        start: Mapping[str, Any] | None = None,
+        on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
+    ) -> None:
+        super().__init__()
+        recipe.check(
+            auxiliary=getattr(network, "auxiliary", None) is not None,
+            drop_path=hasattr(network, "set_drop_path"),
+        )
+        self.network = network
+        self.recipe = recipe
+        self.num_steps = num_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self.history: list[dict[str, float]] = []
+        self._start = start
+        if start is not None:
+            network.load_state_dict(start["network"])
+            self.history += start["history"]
+        self._steps_before = len(self.history) * steps_per_epoch
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self._on_epoch = on_epoch
+        self._sums: list[Tensor] = []
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken, also before the training was interrupted."""
+        return self._steps_before + self.global_step
+
+    def normalise(self, x_BCHW: Tensor) -> Tensor:
+        """Images in 0..1 as the network takes them."""
+        x = (x_BCHW - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Logits (B, classes) of images in 0..1."""
+        return self.network(self.normalise(x_BCHW))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set drop-path and its seed at the start of a pass."""
+        epoch, batch_in_epoch = divmod(self.step, self.steps_per_epoch)
+        if batch_in_epoch == 0 and self.recipe.drop_path:
+            self.network.set_drop_path(self.recipe.drop_path_at(epoch))  # type: ignore[operator]
+            torch.manual_seed(seed_of(self.seed, epoch * 1_009 + self.global_rank))
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Cross-entropy of a batch, with the auxiliary classifier's; stops when it is not finite."""
+        x, y = batch
+        smoothing, weight = self.recipe.label_smoothing, self.recipe.auxiliary_weight
+        if weight:
+            logits, auxiliary = self.network(self.normalise(x), True)
+            loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
+            loss = loss + weight * F.cross_entropy(auxiliary, y, label_smoothing=smoothing)
+        else:
+            logits = self(x)
+            loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss.item()} in step {self.step} at a learning rate of "
+                f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
+            )
+        self._sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Write down the epoch's figures."""
+        sums = torch.stack(self._sums).mean(0)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="mean")
+        loss, accuracy = sums.tolist()
+        figures = {
+            "epoch": len(self.history) + 1,
+            "loss": loss,
+            "train_acc": accuracy,
+            "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+        }
+        self._sums = []
+        self.history.append(figures)
+        if self.trainer.is_global_zero:
+            self._on_epoch(figures)
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        """SGD and the recipe's schedule, per step."""
+        recipe = self.recipe
+        optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+        )
+        if self._start is not None:
+            optimizer.load_state_dict(self._start["optimizer"])
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr  # the schedule starts from it, at the right step
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: recipe.lr_factor(self._steps_before + step, self.num_steps, self.steps_per_epoch),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Restore the loss scale of fp16."""
+        if self._start is not None:
+            self.trainer.precision_plugin.load_state_dict(self._start["precision"])
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a training needs to go on after the last finished epoch, in plain types and tensors."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "precision": self.trainer.precision_plugin.state_dict(),
+            "history": self.history,
+        }
+
+
+class _Shuffled:
+    """The batches of a training; the pass follows from the steps taken, so that a resumed one is right."""
+
+    def __init__(self, batches: Passes, module: Classifier) -> None:
+        self.batches, self.module = batches, module
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.batches.epoch = self.module.step // self.module.steps_per_epoch
+        return iter(self.batches)
+
+
+class KeepLast(pl.callbacks.Checkpoint):
+    """Writes a checkpoint after every epoch, in one piece; resumed from Lightning's, a batch came twice.
+
+    Args:
+        path: The file.
+        identity: What is trained, JSON-able; kept beside what the module's `checkpoint()` gives.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path, self.identity = path, dict(identity)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it, in the first process only."""
+        if trainer.is_global_zero:
+            write_torch(self.path, {**cast(Any, pl_module).checkpoint(), "identity": self.identity})
+
+
+def fit(
+    network: nn.Module,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    part: str,
+    seed: int,
+    folder: Path,
+    identity: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
+    announce: Callable[[str], None] = lambda text: None,
+    settings: str = "trainer",
+) -> Classifier:
+    """Train a network; returns the module in evaluation mode, on the CPU.
+
+    With an `identity`, the folder keeps a checkpoint of the last finished epoch, and a training that finds
+    one goes on from it: weights, optimiser, schedule, shuffles, augmentation and drop-path are those of a
+    training that was never interrupted.
+
+    Args:
+        network: Initialised by the caller.
+        dataset: Images.
+        recipe: How to train.
+        part: Which training images: "train" or "all".
+        seed: Seed of shuffling, augmentation and drop-path.
+        folder: Where the checkpoint is, created if needed, and Lightning's working folder.
+        identity: What is trained, by name, JSON-able; None keeps no checkpoint.
+        on_epoch: Called with the figures of each epoch.
+        announce: Called with a sentence when a training goes on.
+        settings: Where the recipe stands in the configuration, for errors.
+
+    Raises:
+        ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
+            something else, or not enough memory.
+    """
+    try:
+        batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
+    except ValueError as error:  # the data set does not know whose batches they are
+        raise ValueError(str(error).replace("trainer.", f"{settings}.")) from None
+    steps = len(batches)
+    num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
+    path, start = None, None
+    if identity is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / CHECKPOINT
+        chosen = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
+        identity = {
+            **identity,
+            "augmentation": dataset.augmentation,
+            "seed": seed,
+            **{f"trainer.{key}": value for key, value in chosen.items()},
+        }
+        if path.is_file():
+            start = _read(path, identity)
+            announce(f"going on after epoch {len(start['history'])}")
+    module = Classifier(
+        network, *dataset.normalisation(), recipe, num_steps, max(1, steps), seed, start, on_epoch
+    )
+    if recipe.channels_last:
+        module.to(memory_format=torch.channels_last)  # 1.4 times faster on a CPU
+    if module.step < num_steps:
+        if recipe.compile:
+            network.compile()
+        try:
+            fit_by_lightning(
+                module,
+                _Shuffled(batches, module),
+                folder=folder,
+                devices=recipe.devices,
+                strategy=recipe.strategy,
+                unused=recipe.devices > 1 and _leaves_unused(network, dataset, recipe),
+                keep=None if path is None or identity is None else KeepLast(path, identity),
+                max_steps=num_steps - module.step,
+                precision=PRECISIONS[str(recipe.precision)],
+                gradient_clip_val=recipe.grad_clip,
+            )
+        except (ValueError, RuntimeError) as error:
+            if (explained := _explained(error, module, path, settings)) is None:
+                raise
+            raise explained from error
+        if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
+            module.history = _read(path, identity)["history"]
+    return module.cpu().eval()
+
+
+def _leaves_unused(network: nn.Module, dataset: Dataset, recipe: Recipe) -> bool:
+    """Whether a network has parameters that its answers do not depend on, e.g. of branches of a cell.
+
+    Processes that share the work must know: those that look for them in vain at every step say so loudly.
+    Told by the graph of a forward pass, because a backward pass starts threads that forked processes lack.
+    """
+    x, _ = next(iter(dataset.batches("train", batch_size=2, train=False)))
+    probe = copy.deepcopy(network).train()
+    with torch.random.fork_rng(devices=[]):
+        answers = probe(x, True) if recipe.auxiliary_weight else (probe(x),)
+    used: set[Any] = set()
+    steps: list[Any] = [answer.grad_fn for answer in answers]
+    while steps:
+        step = steps.pop()
+        if step is not None and step not in used:
+            used |= {step, getattr(step, "variable", None)}
+            steps += [before for before, _ in step.next_functions]
+    return not used.issuperset(probe.parameters())
+
+
+def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint.
+
+    Raises:
+        ValueError: It is damaged, or of another training.
+    """
+    try:
+        stored = dict(torch.load(path, map_location="cpu", weights_only=True))
+        found = dict(stored["identity"])
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
+        ) from None
+    for key, value in identity.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{path} is of another training: its {key} is {found.get(key)}, not {value}; "
+                "delete it to train from the start"
+            )
+    return stored
+
+
+def _explained(error: Exception, module: Classifier, path: Path | None, settings: str) -> ValueError | None:
+    """What went wrong while training, with what can be done; None where the error says it."""
+    text = str(error)
+    if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {text}"):
+        return ValueError(
+            f"out of memory in step {module.step}: lower {settings}.batch_size "
+            f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
+        )
+    if "the loss became" not in text:
+        return None
+    if path is not None and path.is_file():
+        text += f"; the last finished epoch is kept in {path}"
+    return DivergedError(text)
+
+
+def accuracy(module: Classifier, dataset: Dataset, part: str) -> float:
+    """Share of correct answers on a part of the data set, in 0..1; the module ends on the CPU."""
+    return accuracy_and_chance(module, dataset, part)[0]
+
+
+@torch.inference_mode()
+def accuracy_and_chance(module: Classifier, dataset: Dataset, part: str) -> tuple[float, float]:
+    """As `accuracy`, and the share of the most frequent class, which a guess would reach."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module.to(device)
+    right, labels = 0, []
+    for x, y in dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False):
+        right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
+        labels.append(y)
+    module.cpu()
+    counts = torch.cat(labels).bincount()
+    return right / int(counts.sum()), int(counts.max()) / int(counts.sum())

@@ -1,0 +1,175 @@
+"""Training an architecture from scratch, testing it, and the files that it leaves."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwnas.build import space_of
+from hwnas.core import Genotype, SearchSpace, is_near_chance, suggestion
+from hwnas.files import write_csv, write_json, write_text, write_torch
+from hwnas.runs.display import Display
+
+SIZES = ("channels", "num_cells", "variant")
+"""Settings of spaces that a network is rebuilt from; spaces have some of them."""
+
+
+def train_network(
+    space: Any, genotype: Genotype, dataset: Any, recipe: Any, *, seed: int, folder: Path, display: Display
+) -> dict[str, Any]:
+    """Train an architecture on all training images and test it; writes the folder, returns the figures.
+
+    The folder gets weights.pt (a state dict), architecture.json (what to build them into, and the figures),
+    curves.csv and curves.svg (figures per epoch). Until `forget_checkpoint`, it holds a checkpoint too; a
+    training that was interrupted goes on from it, and ends like one that was not.
+
+    Args:
+        space: The space, with the width and depth to train.
+        genotype: The architecture.
+        dataset: Images; the only place where test images are used.
+        recipe: How to train.
+        seed: Seed of initialisation, shuffling and augmentation.
+        folder: Created if needed.
+        display: Where progress is shown.
+
+    Raises:
+        ValueError: What `models.classifier.fit` raises.
+    """
+    import torch
+
+    from hwnas.training.classifier import accuracy_and_chance, fit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+
+    def on_epoch(figures: dict[str, float]) -> None:
+        epoch = int(figures["epoch"])
+        if epoch % max(1, recipe.epochs // min(20, max(5, recipe.epochs // 10))) == 0:
+            display.say(
+                f"  epoch {epoch}/{recipe.epochs}  loss {figures['loss']:.3f}  "
+                f"training accuracy {figures['train_acc']:.2%}"
+            )
+
+    what = identity(space, genotype, dataset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = space.network(genotype)
+        module = fit(
+            network,
+            dataset,
+            recipe,
+            part="all",
+            seed=seed,
+            folder=folder,
+            identity=what,
+            on_epoch=on_epoch,
+            announce=display.say,
+        )
+    test_acc, chance = accuracy_and_chance(module, dataset, "test")
+    if is_near_chance(test_acc, chance):
+        display.doubt(
+            f"the trained network answers {test_acc:.1%} of the test images right, a guess {chance:.1%}; "
+            f"train it longer (trainer.epochs={recipe.epochs}, .max_steps={recipe.max_steps}), with another "
+            f"trainer.lr ({recipe.lr:g}), or look at the labels"
+        )
+    figures = {
+        **what,
+        **{name: float(values[0]) for name, values in space.static_metrics([genotype]).items()},
+        "mean": module.mean.flatten().tolist(),
+        "std": module.std.flatten().tolist(),
+        "epochs": recipe.epochs,
+        "seed": seed,
+        "test_acc": test_acc,
+    }
+    write_torch(folder / "weights.pt", network.state_dict())
+    write_json(folder / "architecture.json", figures)
+    columns = ("epoch", "loss", "train_acc", "lr")
+    write_csv(folder / "curves.csv", [columns, *([row[name] for name in columns] for row in module.history)])
+    write_text(folder / "curves.svg", curves_svg(module.history, test_acc))
+    return {
+        "test_acc": test_acc,
+        "epochs": recipe.epochs,
+        "weights": f"{folder.name}/weights.pt",
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def identity(space: Any, genotype: Genotype, dataset: Any) -> dict[str, Any]:
+    """What a trained network is, and is rebuilt from, JSON-able; the first part of architecture.json."""
+    return {
+        "arch": space.to_str(genotype),
+        "genotype": list(genotype),
+        "search_space": space.name,
+        "dataset": dataset.name,
+        **{name: getattr(space, name) for name in SIZES if hasattr(space, name)},
+        "image_shape": list(space.image_shape),
+        "num_classes": space.num_classes,
+    }
+
+
+def curves_svg(history: Sequence[Mapping[str, float]], test_acc: float) -> str:
+    """Learning curves as an SVG picture: training accuracy and loss per epoch, and the final test accuracy.
+
+    Args:
+        history: Per epoch "epoch", "loss" and "train_acc".
+        test_acc: In 0..1, drawn as a point at the last epoch.
+    """
+    left, top, width, height = 56.0, 16.0, 520.0, 220.0
+    last = max(2, len(history))
+    most = max(row["loss"] for row in history)
+
+    def x(epoch: float) -> float:
+        return round(left + width * (epoch - 1) / (last - 1), 1)
+
+    def y(share: float) -> float:
+        return round(top + height * (1 - share), 1)
+
+    def line(colour: str, shares: Sequence[float]) -> str:
+        points = " ".join(f"{x(number)},{y(share)}" for number, share in enumerate(shares, start=1))
+        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+    parts = [
+        f'<line x1="{left}" x2="{left + width}" y1="{y(share)}" y2="{y(share)}" stroke="#ddd"/>'
+        f'<text x="{left - 6}" y="{y(share) + 4}" text-anchor="end">{share:.0%}</text>'
+        f'<text x="{left + width + 6}" y="{y(share) + 4}">{share * most:.2f}</text>'
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    parts += [
+        line("#d55e00", [row["loss"] / most if most else 0.0 for row in history]),
+        line("#0072b2", [row["train_acc"] for row in history]),
+        f'<circle cx="{x(len(history))}" cy="{y(test_acc)}" r="4" fill="#009e73"/>',
+        f'<text x="{left}" y="{top + height + 18}">1</text>',
+        f'<text x="{x(len(history))}" y="{top + height + 18}" text-anchor="end">epoch {len(history)}</text>',
+    ]
+    legend = (("#0072b2", "training accuracy"), ("#d55e00", "loss"), ("#009e73", f"test {test_acc:.2%}"))
+    parts += [
+        f'<text x="{left + 170 * number}" y="{top + height + 40}" fill="{colour}">{label}</text>'
+        for number, (colour, label) in enumerate(legend)
+    ]
+    size = f'width="{left + width + 60:.0f}" height="{top + height + 52:.0f}"'
+    style = 'font-family="sans-serif" font-size="12"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>' + "".join(parts) + "</svg>\n"
+
+
+def check_recipe(space: Any, recipe: Any) -> None:
+    """Raise ValueError if the space's networks lack what the recipe needs."""
+    recipe.check(auxiliary=getattr(space, "auxiliary", False), drop_path=getattr(space, "drop_path", False))
+
+
+def architecture(space: SearchSpace, text: str) -> Genotype:
+    """The architecture of a preset's name or of a text in the space's form.
+
+    Raises:
+        ValueError: An unknown name, or malformed text.
+    """
+    if text in space.presets:
+        return space.from_str(space.presets[text])
+    if (other := space_of(text)) is not None:
+        raise ValueError(f"arch={text} is an architecture of search_space={other}, not of {space.name}")
+    if space.presets and re.fullmatch(r"\w+(-\w+)?", text):  # texts of 22 blocks have more dashes
+        hint = suggestion(text, list(space.presets)) or f"; known: {', '.join(space.presets)}"
+        raise ValueError(f"arch={text} is no published architecture of the {space.name} space{hint}")
+    return space.from_str(text)

@@ -1,0 +1,468 @@
+"""Weights that all architectures of a space share: training by the epoch, accuracy by architecture.
+
+What is not specific to a space. A space takes part by `supernet(affine=, track_running_stats=)`, a module
+with
+
+- `forward(x, weights)`: logits in training mode for mixing weights (edges, ops), an array; operations of
+  weight 0 are not run;
+- `plain(x, weights)`: the same, operation by operation, in either mode; the reference of tests;
+- `compiled(weights, batch_statistics=)`: a fast function from images to logits, for evaluation;
+- parameters named by their place and operation, so that a supernet with fewer operations finds its own;
+
+and by `onehot`, which says what an architecture chooses on every edge.
+
+The weights are a Lightning module that a Trainer can fit. On one device a search drives it by a plain loop
+instead: generations of a search and epochs of training take turns, a Trainer per generation leaks memory, and
+the state must be written together with the name of what made it. Several devices are left to Lightning's DDP.
+
+Shapes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwnas.core import FloatArray, Genotype, SearchSpace
+from hwnas.data.images import Batches, Images, augment
+from hwnas.files import temporary_folder, write_torch
+from hwnas.training.lightning import fit_by_lightning
+from hwnas.training.progress import progress
+from hwnas.training.recipe import SupernetRecipe
+
+
+def mixture(space: SearchSpace, alphas: FloatArray) -> FloatArray:
+    """Mixing weights of alphas: on every edge the softmax over the operations that the space allows there.
+
+    Args:
+        space: Says which operations are allowed.
+        alphas: Shape (..., edges, ops).
+
+    Returns:
+        The same shape; 0 where an operation is not allowed, rows that sum to 1.
+    """
+    masked = np.where(space.allowed, alphas, -np.inf)
+    powers = np.exp(masked - masked.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def mixing_weights(space: SearchSpace, genotypes: Sequence[Genotype], decoding: str) -> FloatArray:
+    """Mixing weights of architectures, shape (n, edges, ops).
+
+    Args:
+        space: The space.
+        genotypes: The architectures.
+        decoding: "soft": a one-hot row put through the ordinary softmax, so that every operation runs and the
+            chosen one weighs e times as much as each other; "hard": only the chosen operations run.
+
+    Source: EvNAS, arXiv 2012.12540 ("decoded architecture parameter"; code).
+    """
+    onehot = space.onehot(genotypes)
+    return onehot if decoding == "hard" else mixture(space, onehot)
+
+
+def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
+    """Copy every parameter that `former` has, too; returns the names of those that it has not.
+
+    BatchNorm's running statistics stay fresh: they are no parameters. Source: pEvoNAS, arXiv 2203.01559
+    (code).
+    """
+    known = dict(former.named_parameters())
+    missing = []
+    with torch.no_grad():
+        for name, parameter in supernet.named_parameters():
+            if name in known:
+                parameter.copy_(known[name])
+            else:
+                missing.append(name)
+    return missing
+
+
+Population = Sequence[Genotype] | FloatArray
+"""Whom an epoch trains: architectures, or undecoded alphas, shape (n, edges, ops)."""
+
+Keep = Callable[[Callable[[], dict[str, Any]], int], None]
+"""Gets what gives the state, and the number of the next epoch."""
+
+
+class SharedWeights(pl.LightningModule):
+    """A supernet in training, with its optimiser and its images on the device.
+
+    An epoch is a function of the weights, the momenta, the seed, the epoch's number and the population: there
+    is no other state. `train_epoch` is the loop for one device, `train_epochs` for several; a Lightning
+    Trainer with the recipe's `grad_clip` ends with the same weights where nobody has to know a population.
+
+    Args:
+        space: A space with `supernet`, of the supernet's width and depth.
+        dataset: Trained on "train", judged on "valid"; its augmentation is used.
+        recipe: How to train.
+        num_epochs: Epochs planned, for the cosine.
+        affine: Whether BatchNorm in cells has a weight and a bias.
+        track_running_stats: Whether BatchNorm in cells keeps running statistics.
+        decoding: Of the population's members, "hard", or else soft.
+        seed: Seed of initialisation, batches, augmentation and sampling.
+
+    Attributes:
+        first_epoch: Number of a Trainer's first epoch.
+        told: What a Trainer's last epoch came to, as `train_epoch` returns it.
+
+    Raises:
+        ValueError: Fewer training images than a batch on every device.
+    """
+
+    def __init__(
+        self,
+        space: Any,
+        dataset: Images,
+        recipe: SupernetRecipe,
+        *,
+        num_epochs: int,
+        affine: bool,
+        track_running_stats: bool,
+        decoding: str,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.space, self.recipe, self.num_epochs = space, recipe, num_epochs
+        self.decoding, self.seed = decoding, seed
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            supernet = space.supernet(affine=affine, track_running_stats=track_running_stats)
+        self.supernet = supernet.to(memory_format=torch.channels_last)
+        self.optimizer = self._sgd()
+        self._mean, self._std = dataset.normalisation()
+        self._dataset = dataset
+        x, y = dataset.split("train")
+        if len(x) < recipe.batch_size * recipe.devices:
+            each = f" on each of {recipe.devices} devices" if recipe.devices > 1 else ""
+            raise ValueError(
+                f"evaluator.training.batch_size {recipe.batch_size}{each} is more than the {len(x)} training "
+                "images"
+            )
+        self._batches = Batches(
+            x, y, dataset, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices
+        )
+        self.first_epoch = 0
+        self._population: Population = ()  # whom a Trainer trains
+        self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
+        self._figures: list[Tensor] = []  # loss and share of right answers of the epoch's steps
+        self.told: dict[str, float] = {}
+        self._resident: tuple[Any, list[tuple[Tensor, Tensor]]] | None = None
+        if recipe.devices == 1:  # else processes take them from the CPU
+            self._move(_fastest())
+
+    def _move(self, device: torch.device) -> None:
+        """Weights, momenta and images to a device."""
+        if self.device.type == self._mean.device.type == device.type:
+            return
+        self.to(device)
+        stored = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(stored)  # puts momenta where the weights are
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        self._batches.x, self._batches.y = self._batches.x.to(device), self._batches.y.to(device)
+        self._resident = None
+
+    def _sgd(self) -> torch.optim.SGD:
+        recipe = self.recipe
+        return torch.optim.SGD(
+            self.supernet.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """SGD with its momenta; for a Trainer. Epochs set the learning rate themselves."""
+        return self.optimizer
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled and augmented batches of the training images; for a Trainer."""
+        return self._batches
+
+    def on_fit_start(self) -> None:
+        """Images to the device of the process, convolutions deterministic there; for a Trainer."""
+        self._move(self.device)
+        # Processes that start anew have each other's memory; Lightning takes care of the weights only.
+        self.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        if self.trainer.world_size > 1:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+    def on_train_epoch_start(self) -> None:
+        """Draw the mixing weights of an epoch, the same in every process; for a Trainer."""
+        self._start(self.first_epoch + self.current_epoch, self._population)
+
+    def on_train_epoch_end(self) -> None:
+        """Figures of an epoch, of all processes together; for a Trainer."""
+        figures = torch.stack(self._figures)
+        if self.trainer.world_size > 1:
+            figures = self.trainer.strategy.reduce(figures, reduce_op="mean")
+        self.told = self._summary(self.first_epoch + self.current_epoch, figures)
+
+    def _start(self, epoch: int, population: Population) -> None:
+        self.supernet.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(epoch, self.num_epochs)
+        self._batches.epoch = epoch
+        self._mixtures = list(self._sampled(epoch, population))
+        self._figures = []
+
+    def _summary(self, epoch: int, figures: Tensor) -> dict[str, float]:
+        """Figures of an epoch; raises ValueError where a loss was not finite."""
+        lr = self.recipe.lr_at(epoch, self.num_epochs)
+        broken = (~figures[:, 0].isfinite()).nonzero().flatten().tolist()
+        if broken:
+            raise ValueError(
+                f"the supernet's loss became {figures[broken[0], 0].item()} in step {broken[0] + 1} of epoch "
+                f"{epoch + 1} at a learning rate of {lr:.3g}; try a smaller evaluator.training.lr"
+            )
+        loss, accuracy = figures.mean(0).tolist()
+        return {"loss": loss, "train_acc": accuracy, "lr": lr}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch, with the step's mixing weights.
+
+        Args:
+            batch: Images (B, C, H, W) in 0..1 and labels (B,).
+            batch_idx: Number of the step in its epoch.
+        """
+        x, y = batch
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
+            logits = self.supernet(self._normalised(x), self._mixtures[batch_idx])
+        loss = F.cross_entropy(logits.float() if self._autocasts else logits, y)
+        # Nothing waits for the device: figures are read when the epoch is over.
+        self._figures.append(torch.stack([loss.detach(), (logits.detach().argmax(1) == y).float().mean()]))
+        return loss
+
+    def _normalised(self, x_BCHW: Tensor) -> Tensor:
+        return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+
+    def _sampled(self, epoch: int, population: Population) -> Iterator[FloatArray]:
+        """Mixing weights of each step of an epoch."""
+        steps, recipe = len(self._batches), self.recipe
+        rng = np.random.default_rng([self.seed, epoch])
+        if recipe.sampling == "random_alpha":
+            shape = (steps, *self.space.alpha_shape)
+            yield from mixture(self.space, recipe.alpha_scale * rng.random(shape))
+        elif recipe.sampling == "single_path":
+            yield from mixing_weights(self.space, self.space.sample(rng, steps), "hard")
+        else:
+            if isinstance(population, np.ndarray):
+                weights = mixture(self.space, population)
+            else:
+                decoding = "hard" if self.decoding == "hard" else "soft"
+                weights = mixing_weights(self.space, population, decoding)
+            yield from (weights[step % len(weights)] for step in range(steps))
+
+    def train_epoch(self, epoch: int, population: Population = ()) -> dict[str, float]:
+        """One pass over the training images; returns "loss", "train_acc" (of augmented ones, 0..1) and "lr".
+
+        Args:
+            epoch: Its number, from 0.
+            population: Whom to train, where `recipe.sampling` is "population" or "population_alpha", then
+                alphas; step s trains member s mod len(population).
+
+        Raises:
+            ValueError: The loss is not finite; says in which step.
+        """
+        self._start(epoch, population)
+        for step, batch in enumerate(self._batches):
+            loss = self.training_step(batch, step)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.recipe.grad_clip is not None:
+                nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
+            self.optimizer.step()
+            progress("steps", step + 1, len(self._batches))
+        return self._summary(epoch, torch.stack(self._figures))
+
+    def train_epochs(
+        self,
+        first_epoch: int,
+        num_epochs: int,
+        population: Population = (),
+        keep: Keep | None = None,
+    ) -> dict[str, float]:
+        """Passes over the training images on the recipe's devices by DDP; returns the last one's figures.
+
+        Every step has the mixing weights that it would have on one device, and gradients averaged over the
+        batches of all devices. BatchNorm uses the statistics of its own device's batch; running ones are
+        those of the first device. Parameters that a step does not use stay as they are, momenta too.
+
+        On GPUs processes start anew and get weights and images from the CPU's memory; tried on CPUs only.
+
+        Args:
+            first_epoch: Number of the first one, from 0.
+            num_epochs: How many; one start of processes serves them all.
+            population: As for `train_epoch`.
+            keep: Called in the first process after every epoch but the last, with what gives the state and
+                the number of the next epoch.
+
+        Raises:
+            ValueError: The loss is not finite (says in which step), or a process was killed.
+            RuntimeError: Not enough memory.
+        """
+        self._move(torch.device("cpu"))
+        self.first_epoch, self._population = first_epoch, population
+        self._batches.epoch = first_epoch
+        self._resident = None
+        strategy, sampling = self.recipe.strategy, self.recipe.sampling
+        hard = sampling == "single_path" or (sampling == "population" and self.decoding == "hard")
+        if strategy == "auto" and torch.cuda.is_available():
+            strategy = "ddp_spawn"
+        with temporary_folder() as folder:
+            handed = Path(folder) / "state.pt"
+            fit_by_lightning(
+                self,
+                folder=Path(folder),
+                devices=self.recipe.devices,
+                strategy=strategy,
+                unused=hard or not self.space.allowed.all(),
+                keep=_Hand(handed, keep),
+                max_epochs=num_epochs,
+                gradient_clip_val=self.recipe.grad_clip,
+            )
+            state = torch.load(handed, weights_only=True)
+        self.trainer = None  # it refers to all that it had
+        self.load(state)
+        return dict(state["figures"])
+
+    @property
+    def _autocasts(self) -> bool:
+        return self.recipe.autocast and self.device.type == "cuda"
+
+    def accuracies(
+        self,
+        genotypes: Sequence[Genotype],
+        *,
+        num_images: int | None,
+        batch_size: int,
+        transform_seed: int | None,
+        batch_statistics: bool,
+        decoding: str,
+        alphas: FloatArray | None = None,
+    ) -> list[float]:
+        """Share of validation images that each architecture gets right, in 0..1.
+
+        Args:
+            genotypes: The architectures.
+            num_images: How many validation images, the first of a fixed shuffle; None takes all.
+            batch_size: Images per batch.
+            transform_seed: Seed of the training augmentation, drawn once for all architectures; None: none.
+            batch_statistics: Whether BatchNorm uses the batch's statistics, not the running ones.
+            decoding: "soft" or "hard".
+            alphas: Judged as they are, put through the softmax, instead of `genotypes` and whatever
+                `decoding` says; shape (len(genotypes), edges, ops).
+
+        Raises:
+            ValueError: Fewer validation images than `num_images`.
+        """
+        self._move(_fastest())
+        batches = self._validation(num_images, batch_size, transform_seed)
+        self.supernet.eval()
+        right = torch.zeros(len(genotypes), dtype=torch.long, device=self.device)
+        mixtures = (
+            mixing_weights(self.space, genotypes, decoding) if alphas is None else mixture(self.space, alphas)
+        )
+        for row, weights in enumerate(mixtures):
+            logits: Callable[[Tensor], Tensor] = self.supernet.compiled(
+                weights, batch_statistics=batch_statistics
+            )
+            for images, labels in batches:
+                right[row] += (logits(images).argmax(1) == labels).sum()
+            progress("networks", row + 1, len(genotypes))
+        num = sum(len(labels) for _, labels in batches)
+        return [count / num for count in right.tolist()]
+
+    def for_evaluation(
+        self, *, num_images: int | None, batch_size: int, transform_seed: int | None
+    ) -> SharedWeights:
+        """These weights and their validation images, without what trains them; for other processes.
+
+        The arguments are those of `accuracies`, which can be called with no others of them.
+        """
+        self._move(_fastest())
+        self._validation(num_images, batch_size, transform_seed)
+        other: Any = copy.copy(self)
+        other.optimizer = other._batches = None
+        other._mixtures, other._figures = [], []
+        return other
+
+    def _validation(
+        self, num_images: int | None, batch_size: int, transform_seed: int | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Batches of normalised validation images and their labels; they stay on the device."""
+        wanted = (num_images, batch_size, transform_seed)
+        if self._resident is None or self._resident[0] != wanted:
+            x, y = self._dataset.split("valid")
+            if num_images is not None and num_images > len(x):
+                raise ValueError(
+                    f"evaluator.num_valid {num_images} is more than the {len(x)} validation images"
+                )
+            x, y = x[:num_images].to(self.device), y[:num_images].to(self.device)
+            if transform_seed is not None:
+                x = augment(x, self._dataset, torch.Generator().manual_seed(transform_seed))
+            parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+            self._resident = wanted, [(self._normalised(part), labels) for part, labels in parts]
+        return self._resident[1]
+
+    def state(self) -> dict[str, Any]:
+        """Weights, buffers and momenta, on the CPU."""
+        momenta = self.optimizer.state_dict()["state"]
+        return copy.deepcopy(
+            {
+                "weights": {name: tensor.cpu() for name, tensor in self.supernet.state_dict().items()},
+                "momenta": {
+                    index: values["momentum_buffer"].cpu()
+                    for index, values in momenta.items()
+                    if values["momentum_buffer"] is not None
+                },
+            }
+        )
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.supernet.load_state_dict(state["weights"])
+        stored = self.optimizer.state_dict()
+        stored["state"] = {index: {"momentum_buffer": tensor} for index, tensor in state["momenta"].items()}
+        self.optimizer.load_state_dict(stored)
+
+
+class _Hand(pl.callbacks.Checkpoint):
+    """Writes the last state, for the process that started those of the devices; earlier ones by `keep`.
+
+    Args:
+        path: The file.
+        keep: As for `train_epochs`.
+    """
+
+    def __init__(self, path: Path, keep: Keep | None) -> None:
+        self.path, self.keep = path, keep
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """In the first process only."""
+        weights, epochs = cast(SharedWeights, pl_module), trainer.current_epoch + 1
+        if trainer.is_global_zero and epochs == trainer.max_epochs:
+            write_torch(self.path, {**weights.state(), "figures": weights.told})
+        elif trainer.is_global_zero and self.keep is not None:
+            self.keep(weights.state, weights.first_epoch + epochs)
+
+
+def _fastest() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Convolutions on a GPU by deterministic algorithms, so that a run can be repeated bit for bit."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
+        yield
