@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import re
 import sys
+
+from hwnas import __version__
 
 COMMANDS = {
     "search": "find architectures that are accurate and fit a device",
@@ -19,6 +22,9 @@ COMMANDS = {
     "info": "what is here: versions, machine, data, devices",
     "doctor": "what is missing, and the commands that mend it",
 }
+
+PLAIN = ("report", "store", "data", "info", "doctor")
+"""The commands that are none of Hydra's."""
 
 HELP = """\
 hwnas finds neural networks that are accurate and fit a device.
@@ -52,78 +58,48 @@ def _dispatch(arguments: list[str] | None) -> int:
         print(HELP.format(commands=commands))
         return 0 if given else 2
     if given[0] == "--version":
-        from hwnas import __version__
-
         print(__version__)
         return 0
-    if given[0] in ("-sc", "--shell-completion"):
-        return _complete(given)
-    command, rest = given[0], given[1:]
-    if command not in COMMANDS:
-        from hwnas.core import suggestion
-
-        print(
-            f"hwnas: error: unknown command {command!r}{suggestion(command, list(COMMANDS))}", file=sys.stderr
-        )
+    completes = given[0] in ("-sc", "--shell-completion")
+    command, rest = ("", []) if completes else (given[0], given[1:])
+    if command and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(COMMANDS)}"
+        print(f"hwnas: error: unknown command {command!r}{hint}", file=sys.stderr)
         return 2
-    if command == "report":
-        from hwnas.cli.report import command as report
+    if command in PLAIN:
+        return importlib.import_module(f"hwnas.cli.{command}").command(rest)
+    from hwnas.cli.command import prepare_and_run, run  # Hydra: not for --help
 
-        return report(rest)
-    if command == "data":
-        from hwnas.cli.data import command as data
-
-        return data(rest)
-    if command == "store":
-        from hwnas.cli.store import command as store
-
-        return store(rest)
-    if command in ("info", "doctor"):
-        from hwnas.cli import info
-
-        return getattr(info, command)(rest)
     try:
-        return _run(command, rest)
+        if completes:
+            command = _completed(given)
+            return run(command, given) if command else 0
+        return prepare_and_run(command, rest)
     except BrokenPipeError:  # the reader of our output, e.g. `| head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _run(command: str, arguments: list[str]) -> int:
-    from hwnas.api import prepared
-    from hwnas.cli.command import run
-    from hwnas.cli.errors import explain
-
-    try:
-        arguments = prepared(command, arguments)
-    except (ValueError, OSError) as error:
-        print(f"hwnas {command}: error: {explain(error, command)}", file=sys.stderr)
-        return 1
-    main = importlib.import_module(f"hwnas.{command}").main
-    return run(main, command, arguments)
-
-
-def _complete(arguments: list[str]) -> int:
-    """Shell completion: Hydra's for one command, without the command in the line; else our commands."""
-    from hwnas.cli.command import run
-
-    if any(argument.startswith("query=") for argument in arguments):
-        line = os.environ.get("COMP_LINE", "")
-        words = line.split()
-        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
-            start = words[1] if len(words) > 1 else ""
-            print(" ".join(command for command in COMMANDS if command.startswith(start)))
-            return 0
-        command = words[1]
-        if command not in COMMANDS or command in ("report", "data", "store", "info", "doctor"):
-            return 0
-        rest = line.split(command, 1)[1]
-        if command == "profile":
-            rest = re.sub(r"^ +\w+ ", " ", rest)  # the action, which Hydra does not know
-        os.environ["COMP_LINE"] = words[0] + rest
-        os.environ["COMP_POINT"] = str(len(words[0] + rest))
-        return run(lambda cfg: None, command, arguments)
-    return run(lambda cfg: None, "search", arguments)
+def _completed(arguments: list[str]) -> str:
+    """The command whose words Hydra completes, without it in the line; empty if that is done here."""
+    if not any(argument.startswith("query=") for argument in arguments):
+        return "search"
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+        start = words[1] if len(words) > 1 else ""
+        print(" ".join(command for command in COMMANDS if command.startswith(start)))
+        return ""
+    command = words[1]
+    if command not in COMMANDS or command in PLAIN:
+        return ""
+    rest = line.split(command, 1)[1]
+    if command == "profile":
+        rest = re.sub(r"^ +\w+ ", " ", rest)  # the action, which Hydra does not know
+    os.environ["COMP_LINE"] = words[0] + rest
+    os.environ["COMP_POINT"] = str(len(words[0] + rest))
+    return command
 
 
 if __name__ == "__main__":

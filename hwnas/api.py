@@ -26,15 +26,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas import build
-from hwnas.build import check_experiment, conf_folder, trust
+from hwnas.build import conf_folder, trust
 from hwnas.cli.errors import explain
 from hwnas.cli.job import run as run_in_folder
-from hwnas.cli.overrides import device_arguments, quoted, resume_arguments, train_arguments
+from hwnas.cli.overrides import prepared, quoted
+from hwnas.cli.report import write_page_of
+from hwnas.devices.profile import Profile
+from hwnas.exports.network import FIGURES, target
 from hwnas.files import find_file
-from hwnas.store import password
+from hwnas.runs.folder import Run
+from hwnas.runs.folder import read_run as read
 
 if TYPE_CHECKING:
-    from hwnas.devices.profile import Profile
     from hwnas.runs.folder import Run
 
 __all__ = ["Outcome", "export", "profile", "prune", "read_run", "report", "search", "train"]
@@ -108,9 +111,6 @@ def export(*words: str, folder: str | Path | None = None, show: bool = True, **s
     Raises:
         ValueError: What the command would say in one line.
     """
-    from hwnas.cli.export import target
-    from hwnas.exports.network import FIGURES
-
     written = _call("export", words, folder, show, settings)
     files = target(build.read_yaml(written / ".hydra" / "config.yaml"), written).absolute()
     return Outcome(files, json.loads((files / FIGURES).read_text()), None)
@@ -131,8 +131,6 @@ def profile(
     Raises:
         ValueError: What the command would say in one line.
     """
-    from hwnas.devices.profile import Profile
-
     written = _call("profile", (action, *words), folder, show, settings)
     chosen = build.read_yaml(written / ".hydra" / "config.yaml")
     if action == "show":
@@ -151,8 +149,6 @@ def report(*folders: str | Path) -> list[Path]:
     Raises:
         ValueError: A folder that holds neither, or a file that is corrupt.
     """
-    from hwnas.cli.report import write_page_of
-
     return [write_page_of(Path(folder).expanduser())[0] for folder in folders]
 
 
@@ -162,44 +158,7 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         ValueError: There is none, or one of its files is corrupt.
     """
-    from hwnas.runs.folder import read_run as read
-
     return read(Path(folder).expanduser())
-
-
-def prepared(command: str, arguments: Sequence[str]) -> list[str]:
-    """Hydra's arguments for those of a command, which also knows `resume=`, lists of devices and files.
-
-    Raises:
-        ValueError: What they name does not exist or does not fit.
-    """
-    joined: list[str] = []
-    for argument in arguments:  # one word, so that what does not start with a dash is a setting
-        if joined and joined[-1] in ("--config-dir", "-cd"):
-            joined[-1] = f"--config-dir={argument}"
-        else:
-            joined.append(argument)
-    arguments = password.taken(joined)
-    if any(argument.startswith("hydra.output_subdir=") for argument in arguments):
-        raise ValueError("hydra.output_subdir cannot be changed: a run's configuration is in .hydra")
-    if any(argument.startswith("--experimental-rerun") for argument in arguments):
-        raise ValueError(
-            "--experimental-rerun reads a pickle, which may run anything; resume=<folder> goes on"
-        )
-    if any(argument.startswith("resume=") for argument in arguments):
-        arguments = resume_arguments(arguments, command)
-    check_experiment(command, arguments)
-    arguments = device_arguments(arguments)
-    if command in ("train", "export"):
-        arguments = train_arguments(arguments)
-    if command == "profile":
-        from hwnas.cli.profile import arguments as of_profile
-
-        arguments = of_profile(arguments)
-    # Hydra wants settings in one row, flags before or after them.
-    first = [a for a in arguments if a in build.sweep.FLAGS or a.startswith("--config-dir=")]
-    arguments = [*first, *(a for a in arguments if a not in first)]
-    return build.sweep.sweep_arguments(command, arguments)
 
 
 def _outcome(folder: Path) -> Outcome:
@@ -238,7 +197,7 @@ def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> 
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from hwnas.cli import composing
+    from hwnas.cli import composing  # Hydra
 
     composing.install()
     arguments = prepared(command, given)
@@ -270,7 +229,7 @@ def _run(command: str, cfg: DictConfig, given: Sequence[str], show: bool) -> Pat
     task = copy.deepcopy(cfg)
     with open_dict(task):
         del task["hydra"]
-    main = importlib.import_module(f"hwnas.{command}").main
+    main = importlib.import_module(f"hwnas.cli.{command}").main
     silence = contextlib.nullcontext() if show else contextlib.redirect_stdout(io.StringIO())
     try:
         with silence, _hydra_config(cfg):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas.core import suggestion
-from hwnas.files import plain_yaml, temporary_folder
-from hwnas.runs.folder import hydra_says
+from hwnas.files import plain_yaml
 
 _RESOLVER = re.compile(r"\$\{\s*([^\s:{}$]+)\s*:")
 
@@ -224,85 +222,3 @@ def _made_by(target: Any) -> type | None:
 
 def _within(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
-
-
-@contextlib.contextmanager
-def _files_of_joblib() -> Iterator[None]:
-    """Have joblib keep its files, which else stay in shared memory, where the next process finds them."""
-    given = os.environ.get("JOBLIB_TEMP_FOLDER")
-    with temporary_folder() as folder:
-        os.environ.setdefault("JOBLIB_TEMP_FOLDER", folder)
-        try:
-            yield
-        finally:
-            if given is None:
-                del os.environ["JOBLIB_TEMP_FOLDER"]
-
-
-def sweep_or_run(folder: Path) -> Path:
-    """The folder of the sweep that the run in `folder` is a job of; of the run, if it is none."""
-    return folder.parent if hydra_says(folder, "mode") == "MULTIRUN" else folder
-
-
-def check_settings(cfg: DictConfig, command: str) -> None:
-    """Raise ValueError if a configuration has settings that the command does not read, or lacks some.
-
-    Hydra adds what `+name=value` or a file of one's own says. Nodes that set up a class are checked by
-    `build`, a search's limits by the search.
-    """
-    known = dict(plain_yaml(conf_folder() / f"{command}.yaml"))
-    names = [name for entry in known.pop("defaults") if isinstance(entry, dict) for name in entry]
-    known |= {name: {"_target_": ""} for name in names if "/" not in name and name != "experiment"}
-    del known["hydra"]
-    if command == "search":
-        known["limits"] = {"_target_": ""}
-
-    def check(node: Any, known: Mapping[str, Any], prefix: str) -> None:
-        for name in map(str, node):
-            if name not in known:
-                others = [prefix + other for other in known]
-                raise ValueError(
-                    f"unknown setting {prefix + name!r}{suggestion(prefix + name, others)} "
-                    f"(hwnas {command} --help)"
-                )
-        for name, value in known.items():
-            if name not in node:
-                raise ValueError(f"hwnas {command} needs {prefix}{name}, which the configuration lacks")
-            inner = node._get_node(name)
-            if isinstance(value, dict) and "_target_" not in value and isinstance(inner, DictConfig):
-                check(inner, value, f"{prefix}{name}.")
-
-    check(cfg, known, "")
-
-
-def check_experiment(command: str, arguments: Sequence[str]) -> None:
-    """Raise ValueError if an experiment of `conf/` is one of another command, which its line 2 says."""
-    for argument in arguments:
-        group, _, names = argument.partition("=")
-        for name in names.split(",") if group == "experiment" else ():
-            path = conf_folder() / "experiment" / f"{name}.yaml"
-            own = re.search(r"^# hwnas (\w+)", path.read_text(), re.MULTILINE) if path.is_file() else None
-            if own and own[1] != command:
-                raise ValueError(
-                    f"experiment={name} is one of hwnas {own[1]}, not of hwnas {command}: "
-                    f"hwnas {own[1]} experiment={name}"
-                )
-
-
-def _resolved(config: DictConfig, name: str, text: str) -> Any:
-    """What a text with interpolations is as the setting `name`; itself where they name nothing."""
-    changed = OmegaConf.create(OmegaConf.to_container(config))
-    try:
-        OmegaConf.update(changed, name, text)
-        return OmegaConf.select(changed, name)
-    except OmegaConfBaseException:
-        return text
-
-
-def space_of(name: str) -> str | None:
-    """The search space that has a published architecture of this name."""
-    from hwnas.spaces.darts import encoding as darts
-    from hwnas.spaces.fbnet import encoding as fbnet
-
-    presets = {"darts": darts.PRESETS, "fbnet": fbnet.PRESETS}
-    return next((space for space, known in presets.items() if name in known), None)

@@ -6,16 +6,21 @@ numpy only. Everything else depends on this file; it depends on nothing of ours.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import itertools
 import math
+import types
+import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from numpy.typing import NDArray
 
 Genotype = tuple[int, ...]
@@ -268,6 +273,127 @@ def is_near_chance(accuracy: float, chance: float) -> bool:
 
 MAX_WHOLE = 2**63 - 1
 """The largest number of 64 bits with a sign, as databases and torch take it."""
+
+Positive = Annotated[float, Gt(0)]
+"""A number above 0."""
+
+NotNegative = Annotated[float, Ge(0)]
+"""A number of at least 0."""
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+"""A number in 0..1."""
+
+Count = Annotated[int, Ge(1)]
+"""A whole number of at least 1."""
+
+Seed = Annotated[int, Ge(0)]
+"""A whole number of at least 0."""
+
+
+def checked(target: Any) -> Any:
+    """Check a constructor's settings against its signature, and keep them for `settings_of`.
+
+    Settings are parameters whose type is made of bool, int, float, str, None, `Literal`, `Annotated` bounds
+    and sequences of these; numbers are finite, and a whole number may be written as 3.0. Others, the objects
+    of a run, are left alone. The same holds from Python and from YAML.
+
+    Args:
+        target: An `__init__`, or a dataclass.
+
+    Raises:
+        ValueError: When an object is made: "population_size must be a whole number of at least 2, not 1".
+    """
+    if isinstance(target, type):
+        target.__init__ = checked(target.__init__)  # type: ignore[misc]
+        return target
+    signature = inspect.signature(target)
+
+    @functools.wraps(target)
+    def init(self: object, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs)
+        for name, rule in _rules(target).items():
+            if name in given.arguments:
+                given.arguments[name] = rule(name, given.arguments[name])
+        outermost = "_settings" not in self.__dict__  # not a base class's constructor
+        if outermost:
+            object.__setattr__(self, "_settings", {k: v for k, v in given.arguments.items() if k != "self"})
+        target(*given.args, **given.kwargs)
+
+    return init
+
+
+def settings_of(made: object) -> dict[str, Any]:
+    """What the `checked` constructor of an object was given, by name; empty for others."""
+    return dict(made.__dict__.get("_settings", {})) if hasattr(made, "__dict__") else {}
+
+
+@functools.cache
+def _rules(init: Callable[..., None]) -> dict[str, Callable[[str, Any], Any]]:
+    """A check per setting of a constructor."""
+    rules = {}
+    for name, parameter in inspect.signature(init).parameters.items():
+        kind = parameter.annotation
+        if isinstance(kind, str):
+            try:
+                kind = eval(kind, init.__globals__)  # annotations of our own source, as typing evaluates them
+            except NameError:
+                continue  # imported for type checkers only: an object, not a setting
+        if (phrase := _phrase(kind)) is not None:
+            rules[name] = _rule(kind, phrase)
+    return rules
+
+
+def _rule(kind: Any, phrase: str) -> Callable[[str, Any], Any]:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # a tenth of a second
+
+    adapter = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+    def rule(name: str, value: Any) -> Any:
+        whole = isinstance(value, float) and value.is_integer()
+        for candidate in (value, int(value)) if whole else (value,):
+            try:
+                return adapter.validate_python(candidate)
+            except ValidationError:
+                continue
+        raise ValueError(f"{name} must be {phrase}, not {value!r}")
+
+    return rule
+
+
+def _phrase(kind: Any) -> str | None:
+    """What a setting's type allows, in words; None for what is no type of a setting."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        base = _phrase(inner[0])
+        return None if base is None else base + _bounds(inner[1:])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (typing.Union, types.UnionType):
+        parts = [_phrase(part) for part in inner]
+        return None if None in parts else " or ".join(map(str, parts))
+    if origin in (Sequence, list, tuple):
+        parts = [_phrase(part) for part in inner if part is not Ellipsis]
+        return None if None in parts else f"a list, each {' or '.join(dict.fromkeys(map(str, parts)))}"
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        None: "null",
+        types.NoneType: "null",
+    }
+    return words.get(kind)
+
+
+def _bounds(marks: Sequence[Any]) -> str:
+    """Bounds of a number in words."""
+    at = {type(mark): mark for mark in marks}
+    if Ge in at and Le in at:
+        return f" in {at[Ge].ge:g}..{at[Le].le:g}"
+    low = f" of at least {at[Ge].ge:g}" if Ge in at else f" above {at[Gt].gt:g}" if Gt in at else ""
+    high = f" of at most {at[Le].le:g}" if Le in at else f" below {at[Lt].lt:g}" if Lt in at else ""
+    step = f" that is a multiple of {at[MultipleOf].multiple_of:g}" if MultipleOf in at else ""
+    return f"{low}{' and' * bool(low and high)}{high}{step}"
 
 
 def whole_number(name: str, value: Any, *, least: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all and kept through a power cut; read as plain data of bounded size; found."""
+"""Files: written whole or not at all, kept through a power cut, read as plain data of bounded size."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from hwnas.build import build, conf_folder, locate
-from hwnas.training.final import architecture, check_recipe
+from hwnas.spaces.presets import architecture
 
 CONF = conf_folder()
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "hydra"))
@@ -71,7 +71,7 @@ def test_experiments_of_final_training_fit_together() -> None:
             config = compose("train", [f"experiment=train_evnas_a_{name}"])
         shape = (3, 224, 224) if name == "imagenet" else (3, 32, 32)
         space = build(config.search_space, image_shape=shape, num_classes=10)
-        check_recipe(space, build(config.trainer))
+        build(config.trainer).check(auxiliary=space.auxiliary, drop_path=space.drop_path)
         assert space.check(architecture(space, config.arch))
         # Theirs: C=36 and 20 cells, on ImageNet C=48 and 14 cells; ours for minutes
         assert (space.channels, space.num_cells) == {"imagenet": (48, 14), "small": (8, 5)}.get(

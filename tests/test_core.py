@@ -19,7 +19,7 @@ from hwnas.core import (
     violations,
     whole_number,
 )
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
 ACC, LATENCY = Objective("val_acc", "max"), Objective("latency_ms", "min")

@@ -31,8 +31,9 @@ from hwnas.devices import board
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, network_shape
 from hwnas.exports.deployed import Deployed
 from hwnas.exports.network import export_network
-from hwnas.spaces.darts.encoding import PRESETS, Darts
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.darts.encoding import PRESETS
+from hwnas.spaces.nasbench201 import NasBench201
 
 ARCH = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|"
 SMALL = ("search_space.channels=4", "search_space.num_cells=1")

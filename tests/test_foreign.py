@@ -14,7 +14,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from hwnas import api, build
+from hwnas import api
+from hwnas import build as building
 from hwnas.__main__ import main
 from hwnas.build import ALLOW_VARIABLE, build, locate, read_config
 from hwnas.cli import composing
@@ -155,7 +156,7 @@ class Other:
 def test_kind_is_checked_before_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
-    monkeypatch.setattr(build, "ALLOWED", (__name__,))
+    monkeypatch.setattr(building, "ALLOWED", (__name__,))
     marker = tmp_path / "ran"
     node = OmegaConf.create({"device": {"_target_": f"{__name__}.{name}", "marker": str(marker)}})
     with pytest.raises(ValueError, match=message):

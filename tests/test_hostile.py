@@ -30,7 +30,7 @@ from hwnas.files import consistent, printable, shaped
 from hwnas.pruning.study import Arm
 from hwnas.reports.profile import page, table
 from hwnas.reports.sections import goals
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.store.evaluations import EvaluationStore
 
 CONTROL = "\x1b[31m\x07<script>[red]"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hwnas.cli import info
+from hwnas.cli import doctor, info
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def test_info_says_what_is_here(capsys: pytest.CaptureFixture[str], here: Path) 
     (here / "data/mnist.npz").write_bytes(b"x" * 12_000)
     (here / info.STORE).mkdir(parents=True)
     (here / info.STORE / "evaluations.sqlite").write_bytes(b"x" * 1_500_000)
-    assert info.info([]) == 0
+    assert info.command([]) == 0
     said = capsys.readouterr().out
     for name, value in {
         "torch": metadata.version("torch"),
@@ -79,7 +79,7 @@ def test_a_package_that_is_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
         return "2.0.1" if name == "torch" else installed(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    found = {finding.text: finding for finding in info.packages()}
+    found = {finding.text: finding for finding in doctor.packages()}
     assert found["needed: torch 2.0.1 is not >=2.4"].state == "error"
     onnx = next(f for f in found.values() if f.text.startswith("extra onnx: onnx is not installed"))
     assert (onnx.state, onnx.mend) == ("hint", "pip install 'hwnas[onnx]'")

@@ -10,7 +10,7 @@ import pytest
 from hwnas.core import Genotype, SearchSpace, Sum
 from hwnas.searches import knapsack
 from hwnas.searches.knapsack import cheapest, optimum
-from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.toy import Toy
 
 

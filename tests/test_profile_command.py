@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from hwnas.build import conf_folder
 from hwnas.devices import board
 from hwnas.devices.measure import Settings, plan_of
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 
 
 def write_csv(path: Path, num: int = 150) -> None:

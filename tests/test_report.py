@@ -19,12 +19,14 @@ import pytest
 from hwnas.cli.report import command
 from hwnas.core import Limit, Objective
 from hwnas.reports import sections as report_sections
-from hwnas.reports.charts import axis, drawing, picture, scatter
+from hwnas.reports.charts import axis, scatter
 from hwnas.reports.page import write_report
 from hwnas.runs.units import quantity, text
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.capabilities import drawing
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.drawing import picture
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
 CONFIG = """\
@@ -408,7 +410,7 @@ def test_darts_is_drawn_as_two_cells():
         *((22 + 61 * 4.5, y) for y in (92, 250)),  # 4→5
     }
     assert all(0 <= slot.x <= shape.width and 0 <= slot.y <= shape.height for slot in shape.slots)
-    drawn = picture(space, space.from_str(space.presets["evnas_a"]))
+    drawn = picture(drawing(space), space.from_str(space.presets["evnas_a"]))
     assert drawn.count("marker-end") == 16
     assert drawn.count(">sep3<") == 5
 
@@ -522,7 +524,7 @@ def test_wrong_usage(capsys):
 def test_nothing_heavy_is_imported(tmp_path):
     folder = make_run(tmp_path / "run")
     code = (
-        "import sys; from hwnas.reports.page import command; code = command(sys.argv[1:]);"
+        "import sys; from hwnas.cli.report import command; code = command(sys.argv[1:]);"
         "print([m for m in ('torch', 'wandb', 'pytorch_lightning', 'hydra') if m in sys.modules]);"
         "sys.exit(code)"
     )

@@ -10,9 +10,9 @@ from test_report import CHROMIUM, NASBENCH, TRIALS, Page, in_browser, make_run, 
 
 from hwnas.reports.page import write_report
 from hwnas.reports.sections import signed, template
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
 
 ROW = [0.0, 0.25, 1.5, 3.0, None]

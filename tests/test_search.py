@@ -19,7 +19,7 @@ from hwnas.core import FloatArray, Genotype, Limit, Objective, SearchSpace
 from hwnas.evaluators.table import Table
 from hwnas.searches.loop import search
 from hwnas.searches.problem import parse_limits, with_margins
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.store.archive import Archive
 from hwnas.strategies.random import RandomSearch

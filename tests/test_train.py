@@ -22,8 +22,9 @@ from PIL import Image
 
 from hwnas.__main__ import main
 from hwnas.cli.overrides import train_arguments
-from hwnas.spaces.darts.encoding import PRESETS, Darts
-from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.darts.encoding import PRESETS
+from hwnas.spaces.fbnet import FBNet
 from hwnas.training.classifier import Classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,8 +19,8 @@ from hwnas.searches.exact import (
     separable_sums,
     yardsticks,
 )
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.fbnet.encoding import FBNet
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.toy import Toy, ToyCost
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hwnas.reports.charts import count, phrase, short
+from hwnas.runs.units import count, phrase, short
 from hwnas.searches.exact import regret_in_words
 
 

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from hwnas import files as processes
-from hwnas.build import _files_of_joblib, conf_folder
+from hwnas.build import conf_folder
+from hwnas.cli import composing
 from hwnas.cli.errors import _say, explain
+from hwnas.cli.job import run as run_in_folder
+from hwnas.cli.overrides import prepared
 from hwnas.cli.sweep import complete, is_complete, summarise, sweep_folder
+from hwnas.files import end_with, identity, temporary_folder
 from hwnas.runs.jobs import Jobs
 
 
-def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str]) -> int:
-    """Run a command under Hydra; returns the exit code.
+def prepare_and_run(command: str, given: Sequence[str]) -> int:
+    """Run a command with the words that the user gave; returns the exit code."""
+    try:
+        arguments = prepared(command, given)
+    except (ValueError, OSError) as error:
+        print(f"hwnas {command}: error: {explain(error, command)}", file=sys.stderr)
+        return 1
+    return run(command, arguments)
+
+
+def module_of(command: str) -> ModuleType:
+    """The module of a command, loaded once a job begins: some need torch, composing does not."""
+    return importlib.import_module(f"hwnas.cli.{command}")
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run a command, or the completion of its words, under Hydra; returns the exit code.
 
     Errors of the user (ValueError, OSError, Hydra's own) end in one line on stderr and exit code 1; the
     environment variable HYDRA_FULL_ERROR=1 shows the traceback instead.
@@ -32,12 +52,10 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    from hwnas.cli import composing
-
     composing.install()
     folder = sweep_folder(arguments)
     before = None if folder is None else Jobs.read(folder)
-    if folder and before and is_complete(folder, config_name, arguments, before):
+    if folder and before and is_complete(folder, command, arguments, before):
         return summarise(folder, before)
     given = os.environ.get("HYDRA_FULL_ERROR")
     full = given == "1"
@@ -47,14 +65,12 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         *(HydraException, OmegaConfBaseException, yaml.YAMLError),
     )
 
-    parent = processes.identity()
+    parent = identity()
 
     def job(cfg: DictConfig) -> Any:
-        from hwnas.cli.job import run as run_in_folder
-
-        processes.end_with(parent)
+        end_with(parent)
         try:
-            returned = run_in_folder(main, cfg, config_name, arguments)
+            returned = run_in_folder(module_of(command).main, cfg, command, arguments)
             values = returned if isinstance(returned, list) else [returned]
             if HydraConfig.get().mode == RunMode.RUN and {math.inf, -math.inf} & set(values):
                 raise SystemExit(1)  # the worst there can be: nothing was found, which is said already
@@ -63,15 +79,15 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
             swept = HydraConfig.get().mode == RunMode.MULTIRUN
             if full or swept or not isinstance(error, expected):
                 raise
-            _say(error, config_name, arguments)
+            _say(error, command, arguments)
             raise SystemExit(1) from None
 
     argv = sys.argv
-    sys.argv = [f"hwnas {config_name}", *arguments]
+    sys.argv = [f"hwnas {command}", *arguments]
     code, ended = 0, False
     try:
         with contextlib.nullcontext() if folder is None else _files_of_joblib():
-            hydra.main(config_path=str(conf_folder()), config_name=config_name, version_base="1.3")(job)()
+            hydra.main(config_path=str(conf_folder()), config_name=command, version_base="1.3")(job)()
         ended = True
     except BrokenPipeError:
         raise
@@ -79,9 +95,9 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         # Whatever a job of a sweep raised is in its log, and launchers raise errors of all kinds.
         if full or not (folder is not None or isinstance(error, expected)):
             raise
-        reason = explain(error, config_name, arguments)
+        reason = explain(error, command, arguments)
         if folder is None or reason not in Jobs.read(folder).failed.values():  # those are said below
-            _say(error, config_name, arguments)
+            _say(error, command, arguments)
         code = 1
     finally:
         sys.argv = argv
@@ -92,29 +108,35 @@ def run(main: Callable[[DictConfig], Any], config_name: str, arguments: list[str
         if folder is not None and before is not None and folder.is_dir():
             code = max(code, summarise(folder, before))
             if ended:
-                code = max(code, _after_sweep(main, folder, config_name, arguments, whole=code == 0))
+                code = max(code, _after_sweep(folder, command, arguments, whole=code == 0))
     return code
 
 
-def _after_sweep(
-    main: Callable[[DictConfig], Any],
-    folder: Path,
-    config_name: str,
-    arguments: Sequence[str],
-    *,
-    whole: bool,
-) -> int:
+def _after_sweep(folder: Path, command: str, arguments: Sequence[str], *, whole: bool) -> int:
     """Let a command draw the page of a sweep's runs, if it has one; returns the exit code.
 
     If no job failed (`whole`), the sweep's folder then keeps that the command came to its end.
     """
-    draw: Callable[[Path], None] | None = getattr(sys.modules[main.__module__], "after_sweep", None)
+    draw: Callable[[Path], None] | None = getattr(module_of(command), "after_sweep", None)
     try:
         if draw is not None:
             draw(folder)
         if whole:
-            complete(folder, config_name, arguments)
+            complete(folder, command, arguments)
     except (ValueError, OSError) as error:
-        _say(error, config_name, arguments)
+        _say(error, command, arguments)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _files_of_joblib() -> Iterator[None]:
+    """Have joblib keep its files, which else stay in shared memory, where the next process finds them."""
+    given = os.environ.get("JOBLIB_TEMP_FOLDER")
+    with temporary_folder() as folder:
+        os.environ.setdefault("JOBLIB_TEMP_FOLDER", folder)
+        try:
+            yield
+        finally:
+            if given is None:
+                del os.environ["JOBLIB_TEMP_FOLDER"]

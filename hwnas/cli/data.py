@@ -11,7 +11,12 @@ import numpy as np
 
 from hwnas.cli.errors import UsageError, plain, plain_settings
 from hwnas.core import suggestion
+from hwnas.data.splits import INDEX_LISTS, read_index_list
+from hwnas.data.tables import SIZE, read_table
 from hwnas.files import data_folder, find_file, printable
+from hwnas.tables.convert import hwnasbench, nasbench201, write_table
+from hwnas.tables.download import SOURCES, by_hand, digest, download, find_source, in_words, sources_of
+from hwnas.tables.verify import TABLES
 
 HELP = """\
 usage: hwnas data <command> [setting=value ...]
@@ -48,8 +53,6 @@ def command(arguments: list[str]) -> int:
 
 
 def _list(arguments: Sequence[str]) -> None:
-    from hwnas.tables.download import SOURCES, in_words
-    from hwnas.tables.verify import TABLES
 
     plain_settings("data", arguments, ())
     folder = data_folder()
@@ -73,9 +76,6 @@ def _path(arguments: Sequence[str]) -> None:
 
 
 def _verify(arguments: Sequence[str]) -> None:
-    from hwnas.data.tables import read_table
-    from hwnas.tables.download import digest
-    from hwnas.tables.verify import TABLES
 
     if len(arguments) > 1:
         raise UsageError(f"verify takes one table, not {len(arguments)}")
@@ -109,7 +109,6 @@ def _shape(values: np.ndarray) -> str:
 
 
 def _nasbench201(arguments: Sequence[str]) -> None:
-    from hwnas.tables.convert import nasbench201
 
     given = plain_settings("data", arguments, ("source", "to", "partial"), "download")
     partial = given.get("partial", "false").lower()
@@ -128,7 +127,6 @@ def _nasbench201(arguments: Sequence[str]) -> None:
 
 
 def _hwnasbench(arguments: Sequence[str]) -> None:
-    from hwnas.tables.convert import hwnasbench
 
     given = plain_settings("data", arguments, ("source", "to"), "download")
     folder = _target(given)
@@ -137,8 +135,6 @@ def _hwnasbench(arguments: Sequence[str]) -> None:
 
 
 def _splits(arguments: Sequence[str]) -> None:
-    from hwnas.data.splits import INDEX_LISTS, read_index_list
-    from hwnas.tables.download import download, sources_of
 
     given = plain_settings("data", arguments, (), "download")
     folder = _target(given) if given else data_folder()
@@ -162,9 +158,6 @@ def _splits(arguments: Sequence[str]) -> None:
 
 def _write(tables: dict[str, dict[str, np.ndarray]], folder: Path, source: Path) -> None:
     """Check all tables, then write them."""
-    from hwnas.tables.convert import write_table
-    from hwnas.tables.verify import TABLES
-
     summaries = {}
     for name, table in tables.items():
         try:
@@ -178,8 +171,6 @@ def _write(tables: dict[str, dict[str, np.ndarray]], folder: Path, source: Path)
 
 def _source(converts: str, given: dict[str, str], folder: Path) -> Path:
     """The official file: the one given, the one that is there, or the one that is fetched now."""
-    from hwnas.tables.download import by_hand, download, find_source, in_words, sources_of
-
     official = sources_of(converts)[0]
     if "source" in given:
         if "download" in given:
@@ -223,8 +214,6 @@ def _progress() -> Iterator[Callable[[int], None]]:
     """Architectures read so far, on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    from hwnas.data.tables import SIZE
 
     console = Console(stderr=True)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -5,23 +5,19 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
-from hwnas.build import build, read_yaml, sweep_or_run
+from hwnas import __version__
+from hwnas.build import build, read_yaml
 from hwnas.core import Genotype, SearchSpace, suggestion, whole_number
 from hwnas.devices import board
+from hwnas.devices.measure import draw_weights
+from hwnas.devices.onnx_models import require_onnx
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.exports.card import card
-from hwnas.files import plain_yaml, read_json, shaped, write_json, write_text
-from hwnas.runs.display import Display
-from hwnas.runs.folder import hydra_says, take_from_run, working_folder
-from hwnas.store import password
-from hwnas.training.final import architecture, identity
-
-if TYPE_CHECKING:
-    from hwnas.exports.deployed import Deployed
+from hwnas.exports.deployed import Deployed
 from hwnas.exports.network import (
     CARD,
     FIGURES,
@@ -32,7 +28,14 @@ from hwnas.exports.network import (
     TRAINED_SHAPE,
     _metadata,
     export_network,
+    target,
 )
+from hwnas.files import plain_yaml, read_json, shaped, write_json, write_text
+from hwnas.runs.display import Display
+from hwnas.runs.folder import hydra_says, sweep_or_run, take_from_run, working_folder
+from hwnas.spaces.capabilities import HasNetworks, identity
+from hwnas.spaces.presets import architecture
+from hwnas.store import password
 
 HOST, PROFILE = "hwnas.devices.host.Host", "hwnas.devices.profile.profile_device"
 
@@ -111,18 +114,6 @@ def trained(folder: Path) -> dict[str, Any]:
     return {**facts, "genotype": tuple(facts["genotype"])}
 
 
-def target(cfg: DictConfig, own: Path) -> Path:
-    """The folder that the files are written to.
-
-    Args:
-        cfg: The command's configuration.
-        own: The command's own folder.
-    """
-    if cfg.to:
-        return Path(cfg.to).expanduser()
-    return own if cfg.run is None else Path(str(cfg.run)).expanduser() / "export"
-
-
 def main(cfg: DictConfig) -> None:
     """The command.
 
@@ -130,8 +121,6 @@ def main(cfg: DictConfig) -> None:
         ValueError: Settings that do not fit, no trained network, or what `export_network` raises.
     """
     from hydra.core.hydra_config import HydraConfig
-
-    from hwnas.devices.onnx_models import require_onnx
 
     display = Display()
     overrides = list(HydraConfig.get().overrides.task)
@@ -158,10 +147,10 @@ def main(cfg: DictConfig) -> None:
     if run is not None:
         take_from_run(cfg, run, overrides)
     dataset = build(cfg.dataset)
-    space: Any = build(
+    space = build(
         cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
-    if not hasattr(space, "network"):
+    if not isinstance(space, HasNetworks):
         raise ValueError(f"the {space.name} space has no networks to export")
     if facts and facts.get("search_space") != space.name:
         raise ValueError(f"run={run} trained a network of {facts.get('search_space')}, not of {space.name}")
@@ -205,13 +194,15 @@ def main(cfg: DictConfig) -> None:
 
 
 def _network(
-    space: Any, genotype: Genotype, dataset: Any, facts: Mapping[str, Any], weights: Path | None, seed: Any
+    space: HasNetworks,
+    genotype: Genotype,
+    dataset: Any,
+    facts: Mapping[str, Any],
+    weights: Path | None,
+    seed: Any,
 ) -> Deployed:
     """The network with its weights, or random ones, and the normalisation that it was trained with."""
     import torch
-
-    from hwnas.devices.measure import draw_weights
-    from hwnas.exports.deployed import Deployed
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(whole_number("seed", seed, least=0))
@@ -228,7 +219,7 @@ def _network(
 
 
 def _described(
-    space: Any,
+    space: HasNetworks,
     genotype: Genotype,
     dataset: Any,
     facts: Mapping[str, Any],
@@ -236,8 +227,6 @@ def _described(
     weights: Path | None,
 ) -> dict[str, Any]:
     """What the network is, for the card and the files."""
-    from hwnas import __version__
-
     presets = {space.from_str(text): name for name, text in space.presets.items()}
     return {
         **identity(space, genotype, dataset),

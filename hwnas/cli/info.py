@@ -1,4 +1,4 @@
-"""`hwnas info` and `hwnas doctor`: what is here, and what is missing and how to get it."""
+"""`hwnas info`: what is here; and what `hwnas doctor` looks at once the packages are there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import platform
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+
+from hwnas import __version__
+from hwnas.build import ALLOW_VARIABLE, build, conf_folder, read_yaml
+from hwnas.cli.console import Finding, say, usage
+from hwnas.devices.board import processor
+from hwnas.devices.table import CostTable
+from hwnas.files import data_folder
+from hwnas.tables.download import in_words
+from hwnas.tables.verify import TABLES as KNOWN
 
 STORE = Path("multirun/store")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "wandb", "onnxruntime")
@@ -32,32 +38,11 @@ TABLES = {
 }
 """By file: what is not there without it, and the command that gets it."""
 
-USAGE = "usage: hwnas {command}\n\n{what}\n"
 
-
-@dataclass(frozen=True)
-class Finding:
-    """What `doctor` found.
-
-    Args:
-        state: "ok"; "hint", a first search runs without it; or "error", it does not.
-        text: What is, or what is missing.
-        mend: The command or setting that mends it; empty if nothing has to be.
-    """
-
-    state: Literal["ok", "hint", "error"]
-    text: str
-    mend: str = ""
-
-
-def info(arguments: Sequence[str]) -> int:
+def command(arguments: Sequence[str]) -> int:
     """`hwnas info`: versions, machine, data, devices, store; returns the exit code, 0 or 2."""
     if arguments:
-        return _usage("info", arguments, "What is here: versions, machine, data, devices, store.")
-    from hwnas import __version__
-    from hwnas.files import data_folder
-    from hwnas.tables.download import in_words
-    from hwnas.tables.verify import TABLES as KNOWN
+        return usage("info", arguments, "What is here: versions, machine, data, devices, store.")
 
     _print("hwnas", [("version", __version__), ("python", platform.python_version()), *_versions()])
     _print("machine", list(_machine()))
@@ -72,31 +57,14 @@ def info(arguments: Sequence[str]) -> int:
     return 0
 
 
-def doctor(arguments: Sequence[str]) -> int:
-    """`hwnas doctor`: what is missing and what mends it; returns 0 if a first search can run, else 1."""
-    if arguments:
-        return _usage(
-            "doctor", arguments, "What is missing, and what mends it; exit code 1: no search can run."
-        )
-    findings = list(packages())
-    if not any(finding.state == "error" for finding in findings):
-        findings += [*_imports(), *folders(Path.cwd(), os.environ), *_tables(), *_settings(os.environ)]
-    colours = {"ok": "green", "hint": "yellow", "error": "bold red"}
-    for finding in findings:
-        _say(f"{finding.state:<5} {finding.text}", colours[finding.state], len(finding.state))
-        if finding.mend:
-            _say(f"      {finding.mend}", "bold")
-    wrong = sum(finding.state == "error" for finding in findings)
-    _say(f"to mend before a search can run: {wrong}" if wrong else "ready: hwnas search")
-    return int(wrong > 0)
+def checks() -> list[Finding]:
+    """What `hwnas doctor` finds besides packages."""
+    return [*_imports(), *folders(Path.cwd(), os.environ), *_tables(), *_settings(os.environ)]
 
 
 def devices() -> Iterator[tuple[str, str]]:
     """Name of each shipped device, and whether it can be used now or what it needs, on nasbench201."""
     from types import SimpleNamespace
-
-    from hwnas.build import build, conf_folder, read_yaml
-    from hwnas.devices.table import CostTable
 
     own = {
         "host": "usable, measured on first use",
@@ -127,39 +95,6 @@ def devices() -> Iterator[tuple[str, str]]:
             yield path.stem, f"usable, {f'from {device.source.name}' if table else 'predicted by a profile'}"
 
 
-def packages() -> Iterator[Finding]:
-    """Whether the packages that hwnas needs are installed and new enough, and its extras."""
-    from packaging.requirements import Requirement
-
-    try:
-        required = [Requirement(text) for text in metadata.requires("hwnas") or []]
-    except metadata.PackageNotFoundError:
-        yield Finding("hint", "hwnas runs from a folder, it is not installed", "pip install -e .")
-        return
-    extras = metadata.metadata("hwnas").get_all("Provides-Extra") or []
-    needed = [r for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
-    lacking = [text for text in map(_lacking, needed) if text]
-    if lacking:
-        yield Finding("error", f"needed: {', '.join(lacking)}", "pip install --upgrade hwnas")
-    else:
-        yield Finding("ok", f"{len(needed)} packages, among them torch {metadata.version('torch')}")
-    for extra in extras:
-        own = [r for r in required if r not in needed and r.marker and r.marker.evaluate({"extra": extra})]
-        if extra != "dev" and (lacking := [text for text in map(_lacking, own) if text]):
-            yield Finding("hint", f"extra {extra}: {', '.join(lacking)}", f"pip install 'hwnas[{extra}]'")
-
-
-def _lacking(requirement: Any) -> str:
-    """What is wrong with an installed package; empty if nothing is."""
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
-        return f"{requirement.name} is not installed"
-    if requirement.specifier.contains(version, prereleases=True):
-        return ""
-    return f"{requirement.name} {version} is not {requirement.specifier}"
-
-
 def _imports() -> Iterator[Finding]:
     """Whether torch and torchvision load, which two that do not fit together do not."""
     code = "import torch, torchvision; torch.zeros(1)"
@@ -177,8 +112,6 @@ def folders(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
         folder: The working folder.
         environment: Variables by name.
     """
-    from hwnas.files import data_folder
-
     place = next(p for p in (folder / STORE, *(folder / STORE).parents) if p.exists())
     if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
         yield Finding("ok", f"runs go to {folder / 'multirun'}")
@@ -198,7 +131,6 @@ def folders(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _tables() -> Iterator[Finding]:
-    from hwnas.files import data_folder
 
     for name, (without, mend) in TABLES.items():
         if (data_folder() / name).is_file():
@@ -208,7 +140,6 @@ def _tables() -> Iterator[Finding]:
 
 
 def _settings(environment: Mapping[str, str]) -> Iterator[Finding]:
-    from hwnas.build import ALLOW_VARIABLE
 
     yield Finding("ok", "Weights & Biases logs offline, without an account; logger=csv leaves it out")
     if environment.get("WANDB_MODE"):
@@ -230,7 +161,6 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _machine() -> Iterator[tuple[str, str]]:
-    from hwnas.devices.board import processor
 
     yield "processor", processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -252,41 +182,7 @@ def _gpu() -> str:
 
 def _print(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """A section of names and values."""
-    _say(title, "bold")
+    say(title, "bold")
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        _say(f"  {name:<{width}}  {value}")
-
-
-def _say(text: str, style: str = "", styled: int | None = None) -> None:
-    """A line, on several where the terminal is narrow; no word is cut, so that paths can be copied.
-
-    Args:
-        text: What to say.
-        style: Of its first characters.
-        styled: How many; None: all.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    lines = [text]
-    if console.is_terminal:
-        lines = textwrap.wrap(
-            text,
-            console.width,
-            subsequent_indent=" " * 6,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    shown = Text("\n".join(lines))
-    shown.stylize(style, 0, styled)
-    console.print(shown, soft_wrap=True)
-
-
-def _usage(command: str, arguments: Sequence[str], what: str) -> int:
-    if arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(command=command, what=what), end="")
-        return 0
-    print(f"hwnas {command}: error: it takes no arguments, not {arguments[0]!r}", file=sys.stderr)
-    return 2
+        say(f"  {name:<{width}}  {value}")

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas import build
-from hwnas.build import check_settings
 from hwnas.cli.errors import explain
+from hwnas.cli.overrides import check_settings
 from hwnas.cli.sweep import HOW, failed, once
 from hwnas.files import write_text
 from hwnas.runs.folder import check_command
@@ -59,7 +59,7 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
     hydra = HydraConfig.get()
     folder, swept = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
     log = folder / f"{command}.log"
-    settle = getattr(importlib.import_module(f"hwnas.{command}"), "settle", None)
+    settle = getattr(importlib.import_module(f"hwnas.cli.{command}"), "settle", None)
     with _locked(folder, wait=swept):
         others = _names(folder) - {STORED, log.name, JOB}
         new = not all((folder / STORED / name).is_file() for name in (HYDRA, CONFIG))

@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from hwnas.build import _resolved, conf_folder, read_yaml, space_of
+from hwnas.build import conf_folder, read_yaml
+from hwnas.cli import sweep
 from hwnas.core import suggestion
-from hwnas.files import find_file
+from hwnas.files import find_file, plain_yaml, read_json
 from hwnas.runs.folder import FILES, MEMBER, RUN_GROUPS, _choices, check_command, choices, working_folder
+from hwnas.spaces.presets import space_of
+from hwnas.store import password
 
 RESUMED = "resumed"
 """Name under which Hydra knows the configuration of a run that is resumed."""
 
 
-def resume_arguments(arguments: list[str], command: str) -> list[str]:
+def resume_arguments(arguments: Sequence[str], command: str) -> list[str]:
     """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
 
     Other overrides may only repeat what the folder's configuration says, or say how many workers it has.
@@ -34,7 +39,7 @@ def resume_arguments(arguments: list[str], command: str) -> list[str]:
     wanted = [argument for argument in arguments if argument.startswith("resume=")]
     path = _unquoted(wanted[-1].removeprefix("resume="))
     if path == "null":
-        return arguments
+        return list(arguments)
     if not path:
         raise ValueError("resume= names no folder; a new run goes without it")
     folder = Path(path).expanduser().absolute()
@@ -215,3 +220,142 @@ def quoted(text: str) -> str:
 
 def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def prepared(command: str, arguments: Sequence[str]) -> list[str]:
+    """Hydra's arguments for those of a command, which also knows `resume=`, lists of devices and files.
+
+    Raises:
+        ValueError: What they name does not exist or does not fit.
+    """
+    joined: list[str] = []
+    for argument in arguments:  # one word, so that what does not start with a dash is a setting
+        if joined and joined[-1] in ("--config-dir", "-cd"):
+            joined[-1] = f"--config-dir={argument}"
+        else:
+            joined.append(argument)
+    arguments = password.taken(joined)
+    if any(argument.startswith("hydra.output_subdir=") for argument in arguments):
+        raise ValueError("hydra.output_subdir cannot be changed: a run's configuration is in .hydra")
+    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+        raise ValueError(
+            "--experimental-rerun reads a pickle, which may run anything; resume=<folder> goes on"
+        )
+    if any(argument.startswith("resume=") for argument in arguments):
+        arguments = resume_arguments(arguments, command)
+    check_experiment(command, arguments)
+    arguments = device_arguments(arguments)
+    if command in ("train", "export"):
+        arguments = train_arguments(arguments)
+    if command == "profile":
+        arguments = profile_arguments(arguments)
+    # Hydra wants settings in one row, flags before or after them.
+    first = [a for a in arguments if a in sweep.FLAGS or a.startswith("--config-dir=")]
+    arguments = [*first, *(a for a in arguments if a not in first)]
+    return sweep.sweep_arguments(command, arguments)
+
+
+PROFILE_FILES = {"show": ("path",), "compare": ("a", "b"), "import": ("path",)}
+"""Settings that name files which exist; an action that has them also takes the files alone."""
+
+
+SIZES = ("channels", "num_cells", "stem", "variant")
+"""Settings of spaces that the size of networks depends on; `network_shape` keeps them."""
+
+
+def profile_arguments(given: list[str]) -> list[str]:
+    """Hydra's arguments for `hwnas profile <action> [file ...]`; the files tell the search space.
+
+    Raises:
+        ValueError: A file that is missing or holds no JSON.
+    """
+    if not given or not re.fullmatch(r"\w+", given[0]):
+        return given
+    action, rest = given[0], given[1:]
+    names = list(PROFILE_FILES.get(action, ()))
+    prepared = [f"action={action}"]
+    for argument in rest:
+        alone = names and "=" not in argument and not argument.startswith("-")
+        prepared.append(f"{names.pop(0)}={quoted(argument)}" if alone else argument)
+    settings = dict(argument.split("=", 1) for argument in prepared if "=" in argument)
+    file = next(
+        (settings[name].strip("'\"") for name in PROFILE_FILES.get(action, ()) if name in settings), None
+    )
+    if file:
+        told = _networks_of(find_file(file))
+        prepared += [f"{name}={value}" for name, value in told.items() if name not in settings]
+    if action == "fit" and "dataset" not in settings:
+        prepared.append("dataset=cifar10")  # the networks that most tables are of
+    return prepared
+
+
+def _networks_of(file: Path) -> dict[str, str]:
+    """The space of a profile or of measurements and the size of its networks, if the file tells them."""
+    try:
+        content = read_json(file)
+        content = content.get("plan", content)
+        if not re.fullmatch(r"\w+", content["space"]):
+            return {}
+        sizes = {name: content["network"][name] for name in SIZES if name in content["network"]}
+        plain = {name: value for name, value in sizes.items() if re.fullmatch(r"\w+", str(value))}
+        return {
+            "search_space": content["space"],
+            **{f"search_space.{name}": str(v) for name, v in plain.items()},
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # what is wrong is said where the file is read
+
+
+def check_settings(cfg: DictConfig, command: str) -> None:
+    """Raise ValueError if a configuration has settings that the command does not read, or lacks some.
+
+    Hydra adds what `+name=value` or a file of one's own says. Nodes that set up a class are checked by
+    `build`, a search's limits by the search.
+    """
+    known = dict(plain_yaml(conf_folder() / f"{command}.yaml"))
+    names = [name for entry in known.pop("defaults") if isinstance(entry, dict) for name in entry]
+    known |= {name: {"_target_": ""} for name in names if "/" not in name and name != "experiment"}
+    del known["hydra"]
+    if command == "search":
+        known["limits"] = {"_target_": ""}
+
+    def check(node: Any, known: Mapping[str, Any], prefix: str) -> None:
+        for name in map(str, node):
+            if name not in known:
+                others = [prefix + other for other in known]
+                raise ValueError(
+                    f"unknown setting {prefix + name!r}{suggestion(prefix + name, others)} "
+                    f"(hwnas {command} --help)"
+                )
+        for name, value in known.items():
+            if name not in node:
+                raise ValueError(f"hwnas {command} needs {prefix}{name}, which the configuration lacks")
+            inner = node._get_node(name)
+            if isinstance(value, dict) and "_target_" not in value and isinstance(inner, DictConfig):
+                check(inner, value, f"{prefix}{name}.")
+
+    check(cfg, known, "")
+
+
+def check_experiment(command: str, arguments: Sequence[str]) -> None:
+    """Raise ValueError if an experiment of `conf/` is one of another command, which its line 2 says."""
+    for argument in arguments:
+        group, _, names = argument.partition("=")
+        for name in names.split(",") if group == "experiment" else ():
+            path = conf_folder() / "experiment" / f"{name}.yaml"
+            own = re.search(r"^# hwnas (\w+)", path.read_text(), re.MULTILINE) if path.is_file() else None
+            if own and own[1] != command:
+                raise ValueError(
+                    f"experiment={name} is one of hwnas {own[1]}, not of hwnas {command}: "
+                    f"hwnas {own[1]} experiment={name}"
+                )
+
+
+def _resolved(config: DictConfig, name: str, text: str) -> Any:
+    """What a text with interpolations is as the setting `name`; itself where they name nothing."""
+    changed = OmegaConf.create(OmegaConf.to_container(config))
+    try:
+        OmegaConf.update(changed, name, text)
+        return OmegaConf.select(changed, name)
+    except OmegaConfBaseException:
+        return text

@@ -2,72 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from hwnas.build import build
-from hwnas.cli.overrides import quoted
+from hwnas.cli.overrides import PROFILE_FILES
 from hwnas.core import Evaluator, SearchSpace, suggestion, whole_number
+from hwnas.devices.fitting import fit
+from hwnas.devices.measure import Settings, export, measure, profile_of, read_measurements
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.devices.table import CostTable
 from hwnas.files import consistent, find_file, read_json
-
-if TYPE_CHECKING:
-    from hwnas.runs.display import Display
-
+from hwnas.reports.profile import comparison, page, table
+from hwnas.reports.template import write_page
+from hwnas.runs.display import Display
 
 ACTIONS = ("measure", "fit", "show", "compare", "export", "import")
-FILES = {"show": ("path",), "compare": ("a", "b"), "import": ("path",)}
-"""Settings that name files which exist; an action that has them also takes the files alone."""
-
-
-SIZES = ("channels", "num_cells", "stem", "variant")
-"""Settings of spaces that the size of networks depends on; `network_shape` keeps them."""
-
-
-def arguments(given: list[str]) -> list[str]:
-    """Hydra's arguments for `hwnas profile <action> [file ...]`; the files tell the search space.
-
-    Raises:
-        ValueError: A file that is missing or holds no JSON.
-    """
-    if not given or not re.fullmatch(r"\w+", given[0]):
-        return given
-    action, rest = given[0], given[1:]
-    names = list(FILES.get(action, ()))
-    prepared = [f"action={action}"]
-    for argument in rest:
-        alone = names and "=" not in argument and not argument.startswith("-")
-        prepared.append(f"{names.pop(0)}={quoted(argument)}" if alone else argument)
-    settings = dict(argument.split("=", 1) for argument in prepared if "=" in argument)
-    file = next((settings[name].strip("'\"") for name in FILES.get(action, ()) if name in settings), None)
-    if file:
-        told = _networks_of(find_file(file))
-        prepared += [f"{name}={value}" for name, value in told.items() if name not in settings]
-    if action == "fit" and "dataset" not in settings:
-        prepared.append("dataset=cifar10")  # the networks that most tables are of
-    return prepared
-
-
-def _networks_of(file: Path) -> dict[str, str]:
-    """The space of a profile or of measurements and the size of its networks, if the file tells them."""
-    try:
-        content = read_json(file)
-        content = content.get("plan", content)
-        if not re.fullmatch(r"\w+", content["space"]):
-            return {}
-        sizes = {name: content["network"][name] for name in SIZES if name in content["network"]}
-        plain = {name: value for name, value in sizes.items() if re.fullmatch(r"\w+", str(value))}
-        return {
-            "search_space": content["space"],
-            **{f"search_space.{name}": str(v) for name, v in plain.items()},
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # what is wrong is said where the file is read
 
 
 def _images_of(cfg: DictConfig) -> tuple[list[int], int] | None:
@@ -86,15 +39,13 @@ def main(cfg: DictConfig) -> None:
     Raises:
         ValueError: An unknown action, a file that is missing or wrong, or settings that do not fit.
     """
-    from hwnas.runs.display import Display
-
     display = Display()
     if cfg.action not in ACTIONS:
         raise ValueError(f"action={cfg.action} is not known{suggestion(str(cfg.action), ACTIONS)}")
     for name in ("to", "path", "a", "b"):
         if cfg[name] is not None and not isinstance(cfg[name], str):
             raise ValueError(f"{name} must be a file, not {cfg[name]!r}")
-    for name in ("to",) if cfg.action == "export" else FILES.get(cfg.action, ()):
+    for name in ("to",) if cfg.action == "export" else PROFILE_FILES.get(cfg.action, ()):
         if cfg[name] is None:
             what = "folder" if cfg.action == "export" else "file"
             raise ValueError(f"hwnas profile {cfg.action} needs {name}=<{what}>")
@@ -133,7 +84,6 @@ def _keep(cfg: DictConfig, profile: Profile, display: Display) -> None:
 
 
 def _settings(cfg: DictConfig) -> Any:
-    from hwnas.devices.measure import Settings
 
     names = (
         *("backend", "provider", "threads", "batch_size"),
@@ -143,14 +93,12 @@ def _settings(cfg: DictConfig) -> Any:
 
 
 def _measure(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-    from hwnas.devices.measure import measure
 
     settings = _settings(cfg)
     _keep(cfg, measure(space, settings, device=cfg.name or "host", say=display.say), display)
 
 
 def _export(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-    from hwnas.devices.measure import export
 
     folder = Path(cfg.to).expanduser()
     number = export(space, _settings(cfg), folder)
@@ -163,7 +111,6 @@ def _export(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display)
 
 
 def _import(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-    from hwnas.devices.measure import profile_of, read_measurements
 
     path = find_file(cfg.path)
     content = read_measurements(path)
@@ -176,8 +123,6 @@ def _import(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display)
 def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from hwnas.devices.fitting import fit
-
     device = build(cfg.device, Evaluator, space=space, dataset=dataset, announce=display.say)
     if not isinstance(device, CostTable):
         chosen = HydraConfig.get().runtime.choices["device"]
@@ -188,15 +133,13 @@ def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) ->
         device.columns,
         device=cfg.name or device.name,
         seed=whole_number("seed", cfg.seed, least=0),
-        network=network_shape(space, 1) if hasattr(space, "network") else {},
+        network=network_shape(space, 1),
         origin={"table": device.source.name, "dataset": dataset.name, "fitted": time.strftime("%Y-%m-%d")},
     )
     _keep(cfg, profile, display)
 
 
 def _show(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-    from hwnas.reports.profile import page, table
-    from hwnas.reports.template import write_page
 
     profile = _read(cfg.path, space)
     with consistent(find_file(cfg.path)):
@@ -209,7 +152,6 @@ def _show(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -
 
 
 def _compare(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-    from hwnas.reports.profile import comparison
 
     a, b = _read(cfg.a, space), _read(cfg.b, space)
     with consistent(find_file(cfg.b)):

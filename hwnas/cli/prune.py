@@ -14,17 +14,17 @@ from hwnas.files import (
     read_json,
     write_json,
 )
+from hwnas.pruning.report import write_study
 from hwnas.pruning.run import _leave, _returned, _Run
 from hwnas.pruning.study import read_pruned, result_files
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices
+from hwnas.runs.tracking import Tracker
 
 
 def main(cfg: DictConfig) -> float:
     """The command; returns what `_returned` says."""
     from hydra.core.hydra_config import HydraConfig
-
-    from hwnas.runs.tracking import Tracker
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     display = Display()
@@ -81,8 +81,6 @@ def after_sweep(folder: Path) -> None:
     Raises:
         ValueError: What `write_study` raises.
     """
-    from hwnas.pruning.report import write_study
-
     files = result_files(folder)
     if len(files) > 1:
         logger = read_yaml(files[0].parent / ".hydra" / "config.yaml").logger

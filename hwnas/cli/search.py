@@ -30,20 +30,21 @@ from hwnas.devices.energy import Meter
 from hwnas.devices.flops import Flops
 from hwnas.devices.host import Host
 from hwnas.files import read_json, write_json, write_text
-from hwnas.reports.charts import count, phrase, short
+from hwnas.reports.page import write_report
 from hwnas.runs.display import Display
 from hwnas.runs.result import read_result
 from hwnas.runs.tracking import Tracker
+from hwnas.runs.units import count, phrase, short
 from hwnas.searches.exact import check_possible
 from hwnas.searches.indicators import Hypervolume, diversity
 from hwnas.searches.loop import search
-from hwnas.searches.outcome import Conclusion, say_conclusion, write_front
+from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
 from hwnas.searches.problem import Task, set_up
+from hwnas.spaces.capabilities import HasNetworks
 from hwnas.store.archive import PLAN, Archive, metrics_from_json
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import open_for_run
 from hwnas.store.workers import Workers
-from hwnas.training.final import train_network
 
 VERSIONS = "versions.json"
 """The evaluators' versions when a run began, in its folder."""
@@ -317,7 +318,7 @@ def _result(end: Conclusion, progress: Progress, paid: int) -> dict[str, Any]:
 def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] | None:
     """Train the answer from scratch, if that is asked for and a benchmark does not know its accuracy."""
     task, answer = end.task, end.to_train
-    if answer is None:
+    if answer is None or not isinstance(task.space, HasNetworks):
         return None
     if not task.space.is_connected([answer.genotype])[0]:
         display.doubt(
@@ -325,6 +326,9 @@ def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] 
             "not trained"
         )
         return None
+    # torch is loaded once a network is trained: a search on tables needs none.
+    from hwnas.training.final import train_network
+
     with display.phase("final network", "training the final network"):
         return train_network(
             task.space,
@@ -333,7 +337,8 @@ def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] 
             task.recipe,
             seed=task.seed,
             folder=folder,
-            display=display,
+            say=display.say,
+            doubt=display.doubt,
         )
 
 
@@ -347,8 +352,6 @@ def _write(
     start: float,
 ) -> None:
     """Write the run's files, result.json last, and send them to the tracker."""
-    from hwnas.reports.page import write_report
-
     rows = [end.described(trial) for trial in end.front]
     write_front(folder / "pareto.csv", rows)
     with display.phase("report", "drawing the report"):
@@ -379,8 +382,6 @@ def _say_end(
     folder: Path, end: Conclusion, result: Mapping[str, Any], display: Display, start: float
 ) -> None:
     """Say what was found, what it took, where it is and what comes next."""
-    from hwnas.reports.page import virtual_clock
-
     say_conclusion(display, end, result)
     evaluations, network = result["evaluations"], result["network"]
     display.say(

@@ -17,6 +17,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from hwnas import __version__
+from hwnas.build import conf_folder
 from hwnas.files import printable, write_text
 from hwnas.runs.jobs import JOB, Jobs, _read
 
@@ -139,9 +141,6 @@ def complete(folder: Path, command: str, arguments: Sequence[str]) -> None:
 
 def _fingerprint(command: str, arguments: Sequence[str]) -> str:
     """Hash of what says which jobs a sweep has; empty where that is more than arguments and `conf/`."""
-    from hwnas import __version__
-    from hwnas.build import conf_folder
-
     what = sorted(text for text in arguments if not text.startswith(LAUNCH) and text not in FLAGS)
     if any(text.lstrip("+").startswith(OTHER_JOBS) for text in what):
         return ""

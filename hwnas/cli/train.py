@@ -16,7 +16,10 @@ from hwnas.reports.published import of_architecture
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices, take_from_run
 from hwnas.runs.result import read_result
-from hwnas.training.final import architecture, check_recipe, train_network
+from hwnas.runs.tracking import Tracker
+from hwnas.spaces.capabilities import HasNetworks
+from hwnas.spaces.presets import architecture
+from hwnas.training.final import train_network
 from hwnas.training.recipe import CHECKPOINT
 
 
@@ -47,8 +50,6 @@ def main(cfg: DictConfig) -> float:
     """The command; returns the test accuracy in 0..1."""
     from hydra.core.hydra_config import HydraConfig
 
-    from hwnas.runs.tracking import Tracker
-
     folder = Path(HydraConfig.get().runtime.output_dir)
     display = Display()
     finished = folder / "result.json"
@@ -64,14 +65,14 @@ def main(cfg: DictConfig) -> float:
     space = build(
         cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
     )
-    if not hasattr(space, "network"):
+    if not isinstance(space, HasNetworks):
         raise ValueError(f"the {space.name} space has no networks to train")
     if space.note:
         display.doubt(space.note)
     recipe = build(cfg.trainer)
     if not recipe.epochs:
         raise ValueError("trainer.epochs must be at least 1 to train")
-    check_recipe(space, recipe)
+    recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
     text = str(cfg.arch)
     genotype = architecture(space, text)
     if not space.is_connected([genotype])[0]:
@@ -92,7 +93,14 @@ def main(cfg: DictConfig) -> float:
         display.say(f"training {space.to_str(genotype)} on {choices(folder)['dataset']}, seed {seed}")
         with display.phase("training", "training"):
             network = train_network(
-                space, genotype, dataset, recipe, seed=seed, folder=folder / "network", display=display
+                space,
+                genotype,
+                dataset,
+                recipe,
+                seed=seed,
+                folder=folder / "network",
+                say=display.say,
+                doubt=display.doubt,
             )
         with (folder / "network" / "curves.csv").open() as file:
             for row in csv.DictReader(file):

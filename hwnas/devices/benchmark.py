@@ -13,7 +13,8 @@ from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, officia
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, ProfileDevice
 from hwnas.devices.table import CostTable, check_metric, costs_of
 from hwnas.files import data_folder
-from hwnas.spaces.fbnet.encoding import OPS, FBNet
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.fbnet.encoding import OPS
 from hwnas.tables.convert import DATASETS
 
 PROFILES = Path(__file__).parent / "profiles"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from hwnas.core import Evaluator, Genotype, SearchSpace, Sum
+from hwnas.spaces.capabilities import examples, fingerprint
 
 
 class Flops(Evaluator):
@@ -48,14 +48,3 @@ class Flops(Evaluator):
             dict(zip(columns, row, strict=True))
             for row in zip(*(values.tolist() for values in columns.values()), strict=True)
         ]
-
-
-def examples(space: SearchSpace) -> list[Genotype]:
-    """A few architectures in which every allowed operation of every edge occurs."""
-    return [tuple(ops[number % len(ops)] for ops in space.choices) for number in range(len(space.ops))]
-
-
-def fingerprint(space: SearchSpace) -> str:
-    """A hash of what a few architectures cost, which tells spaces with other networks apart."""
-    values = space.static_metrics(examples(space))
-    return hashlib.sha256(str([value.tolist() for value in values.values()]).encode()).hexdigest()[:16]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, positive, suggestion, whole_number
+from hwnas.core import FloatArray, Genotype, SearchSpace, positive, suggestion, whole_number
 from hwnas.devices import board
 from hwnas.devices.energy import counter, energy_per_pass
+from hwnas.devices.onnx_models import write_models
 from hwnas.devices.profile import (
     SCHEMA_VERSION,
     Additive,
@@ -24,6 +25,7 @@ from hwnas.devices.profile import (
     network_shape,
 )
 from hwnas.files import read_json, shaped, temporary_folder, write_text
+from hwnas.spaces.capabilities import HasCosts
 from hwnas.training.progress import progress
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ class Settings:
         return Settings(**{**given, "provider": str(provider)})
 
 
-def measure(space: Any, settings: Settings, *, device: str, say: Callable[[str], None]) -> Profile:
+def measure(space: SearchSpace, settings: Settings, *, device: str, say: Callable[[str], None]) -> Profile:
     """Profile a space's networks on this machine.
 
     Every block is timed alone, and random whole networks beside them, in interleaved rounds. What the sum of
@@ -110,22 +112,27 @@ def measure(space: Any, settings: Settings, *, device: str, say: Callable[[str],
             cannot run (named with its shape).
     """
     start = time.perf_counter()
-    require_blocks(space)
+    space = require_blocks(space)
     content = (_measure_torch if settings.backend == "torch" else _measure_onnx)(space, settings, say)
     content["origin"]["seconds"] = round(time.perf_counter() - start, 1)
     return profile_of(space, content, device=device)
 
 
-def require_blocks(space: Any) -> None:
-    """Raise ValueError for a space whose networks are not described by blocks."""
-    if not hasattr(space, "blocks"):
+def require_blocks(space: SearchSpace) -> HasCosts:
+    """The space, if its networks are described by blocks.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if not isinstance(space, HasCosts):
         raise ValueError(
             f"devices are measured by blocks of networks, which the {space.name} space does not list; "
             "nasbench201, darts and fbnet do"
         )
+    return space
 
 
-def plan_of(space: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+def plan_of(space: HasCosts, settings: Settings) -> tuple[dict[str, Any], dict[str, nn.Module]]:
     """What is to be measured, as JSON, and the modules by name.
 
     The weights are drawn so that activations neither vanish nor overflow: numbers too small for the usual
@@ -159,7 +166,7 @@ def plan_of(space: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, n
     return plan, modules
 
 
-def distinct_sample(space: Any, num: int, seed: int) -> list[Genotype]:
+def distinct_sample(space: HasCosts, num: int, seed: int) -> list[Genotype]:
     """`num` different random architectures; fewer where a small space has no more."""
     rng = np.random.default_rng(seed)
     found: dict[Genotype, None] = {}
@@ -180,7 +187,7 @@ def draw_weights(module: nn.Module) -> None:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
 
 
-def _measure_torch(space: Any, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+def _measure_torch(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """What a board's script writes, by torch."""
     import torch
 
@@ -322,7 +329,7 @@ def _content(
     return content if energy is None else {**content, "energy_mj": energy}
 
 
-def _measure_onnx(space: Any, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+def _measure_onnx(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     try:
         board.check_provider(settings.provider)
     except ImportError:
@@ -341,7 +348,7 @@ def _measure_onnx(space: Any, settings: Settings, say: Callable[[str], None]) ->
         )
 
 
-def export(space: Any, settings: Settings, folder: Path) -> int:
+def export(space: SearchSpace, settings: Settings, folder: Path) -> int:
     """Write blocks and networks as ONNX files, and the script that times them; returns their number.
 
     Args:
@@ -352,9 +359,7 @@ def export(space: Any, settings: Settings, folder: Path) -> int:
     Raises:
         ValueError: A space without blocks, no onnx package, or a module without an ONNX form.
     """
-    from hwnas.devices.onnx_models import write_models
-
-    require_blocks(space)
+    space = require_blocks(space)
     folder.mkdir(parents=True, exist_ok=True)
     plan, modules = plan_of(space, settings)
     for number, model in enumerate(plan["models"]):
@@ -412,7 +417,7 @@ def read_measurements(path: Path) -> dict[str, Any]:
     return content
 
 
-def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profile:
+def profile_of(space: SearchSpace, content: Mapping[str, Any], *, device: str) -> Profile:
     """The profile of measurements.
 
     Args:
@@ -425,7 +430,7 @@ def profile_of(space: Any, content: Mapping[str, Any], *, device: str) -> Profil
     """
     import torch
 
-    require_blocks(space)
+    space = require_blocks(space)
     plan, origin, settings = content["plan"], dict(content["origin"]), content["settings"]
     shape = network_shape(space, plan["network"].get("batch_size", 1))
     if plan["space"] != space.name or plan["network"] != shape:
@@ -493,7 +498,7 @@ PAIR_SCALE = 0.1
 
 
 def in_network(
-    space: Any, blocks: Blocks, alone: FloatArray, G: np.ndarray, y: FloatArray
+    space: HasCosts, blocks: Blocks, alone: FloatArray, G: np.ndarray, y: FloatArray
 ) -> tuple[FloatArray, Additive]:
     """What each block adds to a network's cost, shape (blocks,), and the cost of networks.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, suggestion
 from hwnas.devices.table import HIGHEST
 from hwnas.files import find_file, read_json, shaped, write_text
+from hwnas.spaces.capabilities import HasNetworks
 
 _FIGURES = {str: [float]}
 PROFILE_SHAPE = {
@@ -392,15 +393,15 @@ def agreement(
     }
 
 
-def network_shape(space: Any, batch_size: int) -> dict[str, Any]:
-    """What the latency of a space's networks depends on, besides the architecture and the machine."""
-    settings = {
-        name: getattr(space, name)
-        for name in ("channels", "num_cells", "stem", "variant")
-        if hasattr(space, name)
-    }
+def network_shape(space: SearchSpace, batch_size: int) -> dict[str, Any]:
+    """What the latency of a space's networks depends on, besides the architecture and the machine.
+
+    Empty for a space without networks.
+    """
+    if not isinstance(space, HasNetworks):
+        return {}
     return {
-        **settings,
+        **space.sizes,
         "image_shape": list(space.image_shape),
         "num_classes": space.num_classes,
         "batch_size": batch_size,

@@ -16,10 +16,11 @@ import numpy as np
 
 from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, listed, positive, share, whole_number
 from hwnas.data.images import Images, augment
-from hwnas.devices.flops import fingerprint
 from hwnas.evaluators.table import Lookup
+from hwnas.spaces.capabilities import HasSimilarity, fingerprint
 from hwnas.training.progress import progress
 from hwnas.training.recipe import Recipe
+from hwnas.training.reference import reference_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +116,7 @@ class RMI(Evaluator):
         lookup: Lookup,
         images: str = "train",
     ) -> None:
-        if not hasattr(space, "population"):
+        if not isinstance(space, HasSimilarity):
             raise ValueError(
                 f"evaluator=rmi trains whole populations, which the {space.name} space does not build; "
                 "nasbench201, darts and fbnet do"
@@ -151,7 +152,7 @@ class RMI(Evaluator):
         self.images = images
         self.reference = reference
         self._lookup = lookup
-        self._candidates: Any = space.resized(  # type: ignore[attr-defined]
+        self._candidates = space.resized(
             channels=whole_number("evaluator.channels", channels),
             num_cells=whole_number(
                 "evaluator.num_cells", space.fewest_cells if num_cells == "fewest" else num_cells
@@ -169,8 +170,6 @@ class RMI(Evaluator):
         """Train or load the reference and choose the batch, once; the version hashes all that scores need."""
         if not self._version:
             import torch
-
-            from hwnas.training.reference import reference_model
 
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             model = reference_model(
@@ -266,8 +265,7 @@ class RMI(Evaluator):
 
     def _with_path(self, genotypes: Sequence[Genotype]) -> bool:
         """Whether any of the networks should have a similarity above 0."""
-        connected = getattr(self._space, "is_connected", None)
-        return len(genotypes) > 0 if connected is None else bool(np.any(connected(genotypes)))
+        return bool(self._space.is_connected(genotypes).any())
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """True accuracies per genotype, where a benchmark's table was given."""

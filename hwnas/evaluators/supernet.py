@@ -19,8 +19,10 @@ from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, whole_numbe
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.files import only_maker, write_torch
+from hwnas.spaces.capabilities import HasSupernet
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
+from hwnas.training.shared_weights import SharedWeights, inherit, repeatable
 
 if TYPE_CHECKING:
     from hwnas.training.shared_weights import Population, SharedWeights
@@ -51,7 +53,7 @@ class _Link:
     """
 
     chain: str
-    space: Any
+    space: HasSupernet
     stage: int
     first_epoch: int
     num_epochs: int
@@ -166,7 +168,7 @@ class Supernet(Evaluator):
         seed: int,
         lookup: Lookup,
     ) -> None:
-        if not hasattr(space, "supernet"):
+        if not isinstance(space, HasSupernet):
             raise ValueError(f"evaluator=supernet: the {space.name} space has no supernet")
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=supernet needs images; choose a dataset")
@@ -209,15 +211,15 @@ class Supernet(Evaluator):
         self.seed = whole_number("evaluator.seed", seed, least=0)
         self.channels = whole_number(
             "evaluator.channels",
-            space.channels if channels is None else channels,  # type: ignore[attr-defined]
+            space.sizes["channels"] if channels is None else channels,
         )
         if num_cells is None:
-            num_cells = space.num_cells  # type: ignore[attr-defined]
+            num_cells = int(space.sizes["num_cells"])
         self.num_cells = whole_number(
             "evaluator.num_cells", space.fewest_cells if num_cells == "fewest" else num_cells
         )
         try:
-            space.resized(channels=self.channels, num_cells=self.num_cells)  # type: ignore[attr-defined]
+            space.resized(channels=self.channels, num_cells=self.num_cells)
         except ValueError as error:  # the space checks what it needs
             raise ValueError(str(error).replace("search_space.", "evaluator.")) from None
         if cutout is not None:
@@ -290,7 +292,7 @@ class Supernet(Evaluator):
         assert len(self._alphas) == len(population)
         return self._alphas
 
-    def _rooted(self, space: Any) -> str:
+    def _rooted(self, space: HasSupernet) -> str:
         """Hash of what all weights depend on, whatever they are trained on."""
         if not self._root:
             import torch
@@ -383,8 +385,6 @@ class Supernet(Evaluator):
 
     def _begin(self, link: _Link, former: SharedWeights | None) -> None:
         """New weights for a stage, inherited where there are former ones."""
-        from hwnas.training.shared_weights import SharedWeights, inherit
-
         self._weights = None  # the former ones go as soon as they are copied
         with self._within_memory("training", "training.batch_size"):
             weights = SharedWeights(
@@ -404,8 +404,6 @@ class Supernet(Evaluator):
 
     def _train_link(self, index: int, epochs: int) -> None:
         """Train what is left of a link after `epochs`, with checkpoints."""
-        from hwnas.training.shared_weights import repeatable
-
         link = self._links[index]
         assert self._weights is not None
         if link.population is None and epochs < link.num_epochs:
@@ -458,7 +456,7 @@ class Supernet(Evaluator):
         """What weights must fit, in words."""
         space = link.space
         return {
-            "space": f"{space.name} {space.channels}x{space.num_cells}",
+            "space": f"{space.name} {space.sizes['channels']}x{space.sizes['num_cells']}",
             "images": list(space.image_shape),
             "classes": space.num_classes,
         }

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
 from hwnas.data.images import Images
-from hwnas.devices.flops import fingerprint
 from hwnas.evaluators.table import Lookup
+from hwnas.spaces.capabilities import HasNetworks, Resizable, fingerprint
+from hwnas.training.classifier import MAY_CHANGE, DivergedError, accuracy, fit
 from hwnas.training.recipe import Recipe
 
 TRAIN_VERSION = 1  # raised whenever the same settings come to give other accuracies
@@ -56,7 +57,7 @@ class Train(Evaluator):
         seed: int,
         lookup: Lookup,
     ) -> None:
-        if not hasattr(space, "network"):
+        if not isinstance(space, HasNetworks):
             raise ValueError(f"evaluator=train: the {space.name} space has no networks to train")
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=train needs images; choose a dataset")
@@ -71,14 +72,15 @@ class Train(Evaluator):
             for name, size in (("channels", channels), ("num_cells", num_cells))
             if size is not None
         }
-        own = {name: getattr(space, name) for name in ("channels", "num_cells") if hasattr(space, name)}
-        if sizes and not hasattr(space, "resized"):
-            raise ValueError(f"evaluator.{next(iter(sizes))} must be null: {space.name} has one size only")
-        self._networks = space.resized(**{**own, **sizes}) if sizes else space  # type: ignore[attr-defined]
-        training.check(
-            auxiliary=getattr(self._networks, "auxiliary", False),
-            drop_path=getattr(self._networks, "drop_path", False),
-        )
+        self._networks: HasNetworks = space
+        if sizes:
+            if not isinstance(space, Resizable):
+                raise ValueError(
+                    f"evaluator.{next(iter(sizes))} must be null: {space.name} has one size only"
+                )
+            own = {name: int(space.sizes[name]) for name in ("channels", "num_cells") if name in space.sizes}
+            self._networks = space.resized(**{**own, **sizes})
+        training.check(auxiliary=self._networks.auxiliary, drop_path=self._networks.drop_path)
         self.name = "train"
         self.metrics = {"val_acc": "max"}
         self.training = training
@@ -93,8 +95,6 @@ class Train(Evaluator):
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
         import torch
-
-        from hwnas.training.classifier import MAY_CHANGE
 
         recipe = asdict(self.training)
         settings = [
@@ -132,8 +132,6 @@ class Train(Evaluator):
     def train(self, genotype: Genotype) -> float:
         """Train one network; its validation accuracy in 0..1, NaN if the loss stopped being finite."""
         import torch
-
-        from hwnas.training.classifier import DivergedError, accuracy, fit
 
         seed = self.seed_of(genotype)
         with torch.random.fork_rng():

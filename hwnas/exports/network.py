@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from omegaconf import DictConfig
 
 from hwnas.devices import board
+from hwnas.devices.measure import cpu_timer
+from hwnas.devices.onnx_models import quantise, require_onnx, write_program
 from hwnas.files import remove, replacing
 
 if TYPE_CHECKING:
@@ -67,9 +70,6 @@ def export_network(
         ValueError: No onnx package, or a file that does not compute what torch does.
     """
     import torch
-
-    from hwnas.devices.measure import cpu_timer
-    from hwnas.devices.onnx_models import quantise, require_onnx, write_program
 
     if "onnx" in formats:
         require_onnx(*PACKAGES)
@@ -232,3 +232,15 @@ def _metadata(what: Mapping[str, Any]) -> dict[str, str]:
         "weights": "random" if what["weights"] == "random" else "trained",
     }
     return texts if what["classes"] is None else {**texts, "classes": json.dumps(what["classes"])}
+
+
+def target(cfg: DictConfig, own: Path) -> Path:
+    """The folder that the files are written to.
+
+    Args:
+        cfg: The command's configuration.
+        own: The command's own folder.
+    """
+    if cfg.to:
+        return Path(cfg.to).expanduser()
+    return own if cfg.run is None else Path(str(cfg.run)).expanduser() / "export"

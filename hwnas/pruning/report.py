@@ -14,6 +14,7 @@ import numpy as np
 from hwnas.files import consistent, replacing, to_json, write_csv, write_text
 from hwnas.pruning.study import Comparison, Family, Group, Study, entanglement, read_study
 from hwnas.reports.template import write_page
+from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import text
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _write_study(folder: Path, study: Study, logger: Mapping[str, Any] | None) -
     ]
     runs = sum(len(group.arms) for family in study.families for group in family.groups())
     values = {"families": families, "runs": runs, "folder": str(folder)}
-    path = write_page("pruning/study.html.j2", values, folder / "report.html")
+    path = write_page("study.html.j2", values, folder / "report.html")
     if logger is not None:
         _track(folder, study, pictures, logger)
     return path, study
@@ -103,8 +104,6 @@ def _write_study(folder: Path, study: Study, logger: Mapping[str, Any] | None) -
 
 def _track(folder: Path, study: Study, pictures: Mapping[str, Path], logger: Mapping[str, Any]) -> None:
     """The study as a run of Weights & Biases: figures, pictures of every beta, conclusion."""
-    from hwnas.runs.tracking import Tracker
-
     tracker = Tracker(
         folder, logger, {"study": str(folder)}, run_id=f"study-{folder.name}", job="study", warn=print
     )

@@ -29,7 +29,21 @@ from hwnas.files import (
     write_csv,
     write_text,
 )
+from hwnas.pruning import masks
+from hwnas.pruning.beta_vae import (
+    Deployed,
+    accuracy,
+    codes,
+    identity_of,
+    load,
+    read_weights,
+    train,
+    write_weights,
+)
+from hwnas.pruning.disentanglement import dci, kl_per_dimension, mig, proxies, sap
+from hwnas.pruning.report import write_study
 from hwnas.pruning.study import retained_area, trained_enough
+from hwnas.pruning.surgery import costs, export_onnx, latency_ms, require_onnx, smaller
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices
 from hwnas.training.progress import progress
@@ -64,8 +78,6 @@ def _leave(folder: Path, display: Display) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from hwnas.pruning.report import write_study
-
     for name in ("checkpoint.pt", CURVE):
         remove(folder / name)
     if (folder / KEPT).is_file():
@@ -79,9 +91,6 @@ class _Run:
 
     def __init__(self, cfg: DictConfig, folder: Path, display: Display) -> None:
         import torch
-
-        from hwnas.pruning.beta_vae import load
-        from hwnas.pruning.surgery import require_onnx
 
         self.folder, self.display = folder, display
         self.seed = whole_number("seed", cfg.seed, least=0)
@@ -161,8 +170,6 @@ class _Run:
 
     def train(self) -> list[dict[str, float]]:
         """Train the network, or take what is there; returns the figures per epoch."""
-        from hwnas.pruning.beta_vae import identity_of, load, read_weights, train, write_weights
-
         path = self.folder / WEIGHTS
         if path.is_file():  # of an earlier session of this run
             try:
@@ -209,9 +216,6 @@ class _Run:
 
     def read_out(self) -> dict[str, Any]:
         """What can be said of the trained network: accuracies, proxies, scores where factors are known."""
-        from hwnas.pruning.beta_vae import accuracy, codes
-        from hwnas.pruning.disentanglement import dci, kl_per_dimension, mig, proxies, sap
-
         means, log_variances = codes(self.network, self.parts["test"][0])
         mean = means.double().numpy()
         log_variance = None if log_variances is None else log_variances.double().numpy()
@@ -241,8 +245,6 @@ class _Run:
 
         All networks are timed at the end, in turns: times of different sessions cannot be compared.
         """
-        from hwnas.pruning.surgery import latency_ms
-
         path = self.folder / CURVE
         curve = _rows(path)
         (self.folder / NETWORKS).mkdir(exist_ok=True)
@@ -288,10 +290,6 @@ class _Run:
 
     def pruned(self, target: float) -> dict[str, Any]:
         """Prune the trained network to a sparsity, train on, measure; the network goes to networks/."""
-        from hwnas.pruning import masks
-        from hwnas.pruning.beta_vae import accuracy, train, write_weights
-        from hwnas.pruning.surgery import costs, smaller
-
         pruning, start = self.pruning, time.perf_counter()
         network = copy.deepcopy(self.network)
         deployed = network.deployed
@@ -363,8 +361,6 @@ class _Run:
 
     def keep(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Put the chosen network into network/, as ONNX too if asked."""
-        from hwnas.pruning.surgery import export_onnx
-
         path = self.folder / KEPT
         write_bytes(path, self.network_file(chosen["target"]).read_bytes())
         kept: dict[str, Any] = {
@@ -492,9 +488,6 @@ def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
     import torch
     from torchvision.utils import save_image
 
-    from hwnas.pruning.beta_vae import codes
-    from hwnas.pruning.disentanglement import kl_per_dimension
-
     if network.decoder is None:
         return []
     x = x_NCHW[:num]
@@ -518,8 +511,6 @@ def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
 
 def _deployed(path: Path) -> Any:
     """The network in a file, in evaluation mode."""
-    from hwnas.pruning.beta_vae import Deployed, read_weights
-
     stored = read_weights(path)
     network = Deployed(**stored["arguments"])
     network.load_state_dict(stored["network"])

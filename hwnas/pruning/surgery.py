@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hwnas.devices.measure import time_modules
 from hwnas.pruning.beta_vae import Deployed
 
 
@@ -99,8 +100,6 @@ def latency_ms(networks: Sequence[Deployed], *, batch_size: int, threads: int, r
         threads: Processor threads.
         rounds: Figures per network.
     """
-    from hwnas.devices.measure import time_modules
-
     modules = [
         (
             copy.deepcopy(network).to(memory_format=torch.contiguous_format),

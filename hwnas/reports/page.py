@@ -23,13 +23,16 @@ from hwnas.data import splits
 from hwnas.files import consistent, read_json
 from hwnas.reports import sections
 from hwnas.reports import sweep as sweep_report
-from hwnas.reports.charts import NODE_RADIUS, LineChart, Scatter, count, dots, drawing, line_chart, scatter
+from hwnas.reports.charts import LineChart, Scatter, dots, line_chart, scatter
 from hwnas.reports.published import EXPERIMENTS, PAPERS
 from hwnas.reports.template import write_page
 from hwnas.runs.folder import Run, comparable_trials, read_run
-from hwnas.runs.units import SUFFIXES, quantity, text
+from hwnas.runs.units import SUFFIXES, count, quantity, text
 from hwnas.searches.exact import YARDSTICKS, regret_in_words
 from hwnas.searches.indicators import Hypervolume
+from hwnas.searches.outcome import remarks, virtual_clock
+from hwnas.spaces.capabilities import HasNetworks, drawing
+from hwnas.spaces.drawing import NODE_RADIUS
 from hwnas.store import password
 from hwnas.store.archive import metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
@@ -584,37 +587,11 @@ def _ledger(run: Run) -> list[tuple[str, str]]:
     return rows
 
 
-def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Sentences beside a run's answer: the risk that it exceeds its limits, and whose costs it has.
-
-    Args:
-        result: Contents of result.json.
-    """
-    return [
-        f"{metric} is predicted; by the errors for {risk['networks']} networks that were not fitted "
-        f"to, the real one exceeds {risk['limit']:.4g} with a probability of {risk['probability']:.0%}"
-        + ("; confidence=0.95 keeps a margin" if risk["probability"] > 0.05 else "")
-        for metric, risk in (result.get("risk") or {}).items()
-    ] + list(result.get("notes") or [])
-
-
-def virtual_clock(result: Mapping[str, Any]) -> str:
-    """A sentence on what the search would have taken without a benchmark's table; empty if there was none."""
-    seconds = result.get("virtual_seconds")
-    if seconds is None:
-        return ""
-    unique = result["evaluations"]["unique"]
-    return (
-        f"To train these {unique:,} architectures took the authors of the benchmark "
-        f"{seconds / 86400:,.1f} GPU days."
-    )
-
-
 def _next(run: Run, answer: Trial | None, trained: Mapping[str, Any] | None) -> str | None:
     """The command that a user may want now; None if there is nothing left to do."""
     if not run.result:
         return shlex.join(["hwnas", "search", f"resume={run.folder}"])
-    if answer is not None and hasattr(run.space, "network"):
+    if answer is not None and isinstance(run.space, HasNetworks):
         return shlex.join(["hwnas", "train" if trained is None else "export", f"run={run.folder}"])
     return None
 

@@ -12,8 +12,9 @@ from scipy.stats import spearmanr
 
 from hwnas.core import FloatArray, SearchSpace
 from hwnas.devices.profile import Profile
-from hwnas.reports.charts import Axis, axis, drawing
+from hwnas.reports.charts import Axis, axis
 from hwnas.runs.units import quantity, text
+from hwnas.spaces.capabilities import drawing
 
 NUM_COMPARED = 1000
 """Random networks that a comparison ranks."""

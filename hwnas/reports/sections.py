@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hwnas.core import FloatArray, Genotype, Goal, Objective, SearchSpace, Sum, Trial, unique, violations
-from hwnas.reports.charts import Axis, Drawing, axis, dots, from_top
+from hwnas.reports.charts import Axis, axis, dots, from_top
 from hwnas.runs.folder import Run, goal_of, reported_metrics
 from hwnas.runs.result import MOST_REPORTED
 from hwnas.runs.units import quantity, text
@@ -26,6 +26,7 @@ from hwnas.searches.analysis import (
     spread,
     surrogate,
 )
+from hwnas.spaces.drawing import Drawing
 
 MOST_NEAREST = 4_000
 """For at most so many networks the nearest earlier one is sought; beyond, for those of the front."""

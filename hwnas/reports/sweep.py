@@ -13,9 +13,10 @@ from urllib.parse import quote
 
 from hwnas.core import Objective, Trial, front
 from hwnas.files import plain_yaml, read_json, shaped
-from hwnas.reports.charts import NUM_COLOURS, Axis, axis, from_top, steps
+from hwnas.reports.charts import Axis, axis, from_top, steps
 from hwnas.runs.jobs import Jobs
 from hwnas.runs.units import quantity, text
+from hwnas.spaces.drawing import NUM_COLOURS
 from hwnas.store import password
 from hwnas.store.evaluations import RESULT_SHAPE
 

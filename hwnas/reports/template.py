@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hwnas.files import write_text
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
@@ -27,7 +27,7 @@ def write_page(template: str, values: Mapping[str, Any], path: Path) -> Path:
     """Write a page, whole or not at all; returns its path.
 
     Args:
-        template: Its name below this package, e.g. "report.html.j2".
+        template: Its name in templates/, e.g. "report.html.j2".
         values: What the template names; one that is missing is an error.
         path: The file; its folder is created if needed.
 

@@ -31,9 +31,10 @@ from hwnas.core import (
     violations,
 )
 from hwnas.files import plain_yaml, read_json, shaped, to_json
-from hwnas.reports.charts import picture
 from hwnas.runs.result import MOST_REPORTED
 from hwnas.runs.units import quantity, text
+from hwnas.spaces.capabilities import drawing
+from hwnas.spaces.drawing import picture
 from hwnas.store import password
 from hwnas.store.archive import PLAN, metrics_from_json, read_archive
 from hwnas.store.evaluations import PLAN_SHAPE, RESULT_SHAPE
@@ -177,7 +178,7 @@ class Run:
         ]
         if self.best is not None:
             values = ", ".join(f"{quantity(m).name} {text(m, v)}" for m, v in self.best.metrics.items())
-            lines += [f"best: {values}", picture(self.space, self.best.genotype)]
+            lines += [f"best: {values}", picture(drawing(self.space), self.best.genotype)]
         return "<br>".join(lines)
 
 
@@ -310,3 +311,8 @@ def reported_metrics(run: Run) -> dict[Genotype, dict[str, float]]:
                 except (KeyError, ValueError, AttributeError) as error:
                     raise ValueError(f"{path} is corrupt: {error}") from None
     return reported
+
+
+def sweep_or_run(folder: Path) -> Path:
+    """The folder of the sweep that the run in `folder` is a job of; of the run, if it is none."""
+    return folder.parent if hydra_says(folder, "mode") == "MULTIRUN" else folder

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.files import read_json
+from hwnas.runs.lock import in_use
 
 JOB = "job.json"
 """Says in a job's folder whether it finished, and what it returned, or failed, and why."""
@@ -39,8 +40,6 @@ class Jobs:
     @staticmethod
     def read(folder: Path) -> Jobs:
         """Look through a sweep's folder; one that does not exist has no jobs."""
-        from hwnas.runs.lock import in_use
-
         finished: set[str] = set()
         torn: set[str] = set()
         running: set[str] = set()

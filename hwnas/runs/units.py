@@ -76,3 +76,24 @@ def text(metric: str, value: float, *, exact: bool = False) -> str:
     number = value * how.factor
     digits = f"{number:,.0f}" if abs(number) >= 999.95 else f"{number:.4g}" if exact else f"{number:#.4g}"
     return f"{digits} {how.unit}".rstrip()
+
+
+def phrase(metric: str, value: float) -> str:
+    """A metric in a line of the terminal: "latency_ms 5.93", "153.3 M multiply-adds"."""
+    counted = metric in ("flops", "params")
+    return (
+        f"{short(metric, value)} {quantity(metric).name}" if counted else f"{metric} {short(metric, value)}"
+    )
+
+
+def short(metric: str, value: float) -> str:
+    """A value in the metric's own unit to four digits, "5.93"; large counts as "153.3 M"."""
+    return text(metric, value) if metric in ("flops", "params") else f"{value:.4g}"
+
+
+def count(number: int) -> str:
+    """A number of architectures: "15,625", "9.8 x 10^20"."""
+    if number < 10**9:
+        return f"{number:,}"
+    digits, _, exponent = f"{number:.1e}".partition("e")
+    return f"{digits} x 10^{int(exponent)}"

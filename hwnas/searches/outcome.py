@@ -13,9 +13,9 @@ from typing import Any
 from hwnas.core import FloatArray, Trial, best, checked_result, closest, front, trials_of, unique
 from hwnas.devices.multi import Multi
 from hwnas.files import write_csv
-from hwnas.reports.charts import phrase, short
 from hwnas.runs.display import Display
 from hwnas.runs.result import MOST_REPORTED
+from hwnas.runs.units import phrase, short
 from hwnas.searches.analysis import spread
 from hwnas.searches.exact import (
     YARDSTICKS,
@@ -241,8 +241,6 @@ def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any])
         end: The search's end.
         result: Contents of result.json.
     """
-    from hwnas.reports.page import remarks
-
     _say_front(display, end)
     if end.answer is None:
         _say_that_none_is_feasible(display, end)
@@ -310,4 +308,30 @@ def _say_that_none_is_feasible(display: Display, end: Conclusion) -> None:
     display.warn(
         f"no network keeps limits {bounds}; the closest is {end.task.space.to_str(near.genotype)}: "
         f"{_in_words(near.metrics)}; raise a limit, or search longer (generations=)"
+    )
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Sentences beside a run's answer: the risk that it exceeds its limits, and whose costs it has.
+
+    Args:
+        result: Contents of result.json.
+    """
+    return [
+        f"{metric} is predicted; by the errors for {risk['networks']} networks that were not fitted "
+        f"to, the real one exceeds {risk['limit']:.4g} with a probability of {risk['probability']:.0%}"
+        + ("; confidence=0.95 keeps a margin" if risk["probability"] > 0.05 else "")
+        for metric, risk in (result.get("risk") or {}).items()
+    ] + list(result.get("notes") or [])
+
+
+def virtual_clock(result: Mapping[str, Any]) -> str:
+    """A sentence on what the search would have taken without a benchmark's table; empty if there was none."""
+    seconds = result.get("virtual_seconds")
+    if seconds is None:
+        return ""
+    unique = result["evaluations"]["unique"]
+    return (
+        f"To train these {unique:,} architectures took the authors of the benchmark "
+        f"{seconds / 86400:,.1f} GPU days."
     )

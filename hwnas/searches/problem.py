@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from hwnas.build import build, sweep_or_run
+from hwnas.build import build
 from hwnas.core import (
     Evaluator,
     Goal,
@@ -24,10 +24,12 @@ from hwnas.core import (
     whole_number,
 )
 from hwnas.data.images import Images
+from hwnas.devices.flops import Flops
 from hwnas.devices.profile import margin
 from hwnas.runs.display import Display
-from hwnas.runs.folder import choices
+from hwnas.runs.folder import choices, sweep_or_run
 from hwnas.searches.exact import quantile
+from hwnas.spaces.capabilities import HasNetworks
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Task:
     @property
     def has_networks(self) -> bool:
         """Whether an architecture of the space can be built and trained."""
-        return hasattr(self.space, "network")
+        return isinstance(self.space, HasNetworks)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -106,8 +108,6 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
     Raises:
         ValueError: A setting of the wrong kind, or choices that do not fit each other.
     """
-    from hwnas.training.final import check_recipe
-
     generations = whole_number("generations", cfg.generations)
     seed = whole_number("seed", cfg.seed, least=0)
     if not isinstance(cfg.store, DictConfig) or not isinstance(cfg.store.dir, str):
@@ -133,14 +133,12 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
     if space.note:
         display.doubt(space.note)
     recipe = build(cfg.trainer)
-    if recipe.epochs and hasattr(space, "network"):
-        check_recipe(space, recipe)
+    if recipe.epochs and isinstance(space, HasNetworks):
+        recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
     quality: Evaluator = build(cfg.evaluator, Evaluator, **offered)
     device: Evaluator = build(cfg.device, Evaluator, **offered)
     evaluators = [quality, device]
     if space.static_metrics([]) and "flops" not in device.metrics:
-        from hwnas.devices.flops import Flops
-
         evaluators.append(Flops(space))  # every report can tell, and limits.params works on any device
     _check_owners(evaluators)
     asked: Mapping[str, Any] = cfg.limits or {}

@@ -185,7 +185,15 @@ def folded_convolution(convolution: Any, norm: Any, batch_statistics: bool) -> C
     return partial(run, weight=weight, bias=norm.bias - norm.running_mean * scale)
 
 
-class SeparateNetworks(nn.Module):
+class Population(nn.Module):
+    """Several networks as one module."""
+
+    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features of all networks per stage, each (B, K, C, H, W), and logits (K, B, classes)."""
+        raise NotImplementedError
+
+
+class SeparateNetworks(Population):
     """K networks as one module, run one after another, channels last, which is faster on a CPU.
 
     Args:

@@ -14,7 +14,8 @@ import numpy as np
 
 from hwnas.data.tables import SEEDS, SIZE, Table
 from hwnas.files import replacing
-from hwnas.spaces.nasbench201.encoding import OPS, NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201.encoding import OPS
 from hwnas.tables.pickles import loads, read_pickle, read_torch
 
 DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet16": "ImageNet16-120"}

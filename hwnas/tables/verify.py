@@ -19,7 +19,7 @@ from hwnas.data.tables import (
     check_layers,
     fbnet_operations,
 )
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.tables.convert import DATASETS, DEVICES, METRICS, _costs
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hwnas.build import space_of
-from hwnas.core import Genotype, SearchSpace, is_near_chance, suggestion
+from hwnas.core import Genotype, is_near_chance
 from hwnas.files import write_csv, write_json, write_text, write_torch
-from hwnas.runs.display import Display
-
-SIZES = ("channels", "num_cells", "variant")
-"""Settings of spaces that a network is rebuilt from; spaces have some of them."""
+from hwnas.spaces.capabilities import HasNetworks, identity
+from hwnas.training.classifier import accuracy_and_chance, fit
 
 
 def train_network(
-    space: Any, genotype: Genotype, dataset: Any, recipe: Any, *, seed: int, folder: Path, display: Display
+    space: HasNetworks,
+    genotype: Genotype,
+    dataset: Any,
+    recipe: Any,
+    *,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None],
+    doubt: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train an architecture on all training images and test it; writes the folder, returns the figures.
 
@@ -33,14 +37,13 @@ def train_network(
         recipe: How to train.
         seed: Seed of initialisation, shuffling and augmentation.
         folder: Created if needed.
-        display: Where progress is shown.
+        say: Called with sentences on the progress.
+        doubt: Called with a sentence where the network is no better than a guess.
 
     Raises:
         ValueError: What `models.classifier.fit` raises.
     """
     import torch
-
-    from hwnas.training.classifier import accuracy_and_chance, fit
 
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -48,7 +51,7 @@ def train_network(
     def on_epoch(figures: dict[str, float]) -> None:
         epoch = int(figures["epoch"])
         if epoch % max(1, recipe.epochs // min(20, max(5, recipe.epochs // 10))) == 0:
-            display.say(
+            say(
                 f"  epoch {epoch}/{recipe.epochs}  loss {figures['loss']:.3f}  "
                 f"training accuracy {figures['train_acc']:.2%}"
             )
@@ -66,11 +69,11 @@ def train_network(
             folder=folder,
             identity=what,
             on_epoch=on_epoch,
-            announce=display.say,
+            announce=say,
         )
     test_acc, chance = accuracy_and_chance(module, dataset, "test")
     if is_near_chance(test_acc, chance):
-        display.doubt(
+        doubt(
             f"the trained network answers {test_acc:.1%} of the test images right, a guess {chance:.1%}; "
             f"train it longer (trainer.epochs={recipe.epochs}, .max_steps={recipe.max_steps}), with another "
             f"trainer.lr ({recipe.lr:g}), or look at the labels"
@@ -94,19 +97,6 @@ def train_network(
         "epochs": recipe.epochs,
         "weights": f"{folder.name}/weights.pt",
         "seconds": time.perf_counter() - start,
-    }
-
-
-def identity(space: Any, genotype: Genotype, dataset: Any) -> dict[str, Any]:
-    """What a trained network is, and is rebuilt from, JSON-able; the first part of architecture.json."""
-    return {
-        "arch": space.to_str(genotype),
-        "genotype": list(genotype),
-        "search_space": space.name,
-        "dataset": dataset.name,
-        **{name: getattr(space, name) for name in SIZES if hasattr(space, name)},
-        "image_shape": list(space.image_shape),
-        "num_classes": space.num_classes,
     }
 
 
@@ -152,24 +142,3 @@ def curves_svg(history: Sequence[Mapping[str, float]], test_acc: float) -> str:
     size = f'width="{left + width + 60:.0f}" height="{top + height + 52:.0f}"'
     style = 'font-family="sans-serif" font-size="12"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>' + "".join(parts) + "</svg>\n"
-
-
-def check_recipe(space: Any, recipe: Any) -> None:
-    """Raise ValueError if the space's networks lack what the recipe needs."""
-    recipe.check(auxiliary=getattr(space, "auxiliary", False), drop_path=getattr(space, "drop_path", False))
-
-
-def architecture(space: SearchSpace, text: str) -> Genotype:
-    """The architecture of a preset's name or of a text in the space's form.
-
-    Raises:
-        ValueError: An unknown name, or malformed text.
-    """
-    if text in space.presets:
-        return space.from_str(space.presets[text])
-    if (other := space_of(text)) is not None:
-        raise ValueError(f"arch={text} is an architecture of search_space={other}, not of {space.name}")
-    if space.presets and re.fullmatch(r"\w+(-\w+)?", text):  # texts of 22 blocks have more dashes
-        hint = suggestion(text, list(space.presets)) or f"; known: {', '.join(space.presets)}"
-        raise ValueError(f"arch={text} is no published architecture of the {space.name} space{hint}")
-    return space.from_str(text)

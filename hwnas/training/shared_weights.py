@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.data.images import Batches, Images, augment
 from hwnas.files import temporary_folder, write_torch
+from hwnas.spaces.capabilities import HasSupernet
 from hwnas.training.lightning import fit_by_lightning
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
@@ -121,7 +122,7 @@ class SharedWeights(pl.LightningModule):
 
     def __init__(
         self,
-        space: Any,
+        space: HasSupernet,
         dataset: Images,
         recipe: SupernetRecipe,
         *,

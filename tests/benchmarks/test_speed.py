@@ -24,8 +24,8 @@ from hwnas.evaluators.rmi import RMI
 from hwnas.evaluators.table import Table
 from hwnas.files import data_folder
 from hwnas.searches.loop import search
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.nasbench201.network import initial_weights
 from hwnas.store.archive import Archive
 from hwnas.store.cache import CachedEvaluator

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from hwnas.core import FloatArray
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.shared_weights import mixing_weights
 
 pytestmark = pytest.mark.benchmark

@@ -25,7 +25,8 @@ from hwnas.cli.data import command
 from hwnas.data.tables import FBNET_OPS, SIZE, fbnet_operations, read_table
 from hwnas.devices.benchmark import benchmark_device
 from hwnas.files import data_folder
-from hwnas.spaces.nasbench201.encoding import OPS, NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201.encoding import OPS
 from hwnas.tables.convert import DATASETS, METRICS, write_table
 from hwnas.tables.pickles import TORCH_MAGIC, loads, read_pickle, read_torch
 from hwnas.tables.verify import TABLES

@@ -13,8 +13,9 @@ from hwnas.data.tables import fbnet_operations
 from hwnas.devices.benchmark import PROFILES, benchmark_device
 from hwnas.devices.profile import Profile, agreement
 from hwnas.files import data_folder
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import OPS, NasBench201
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201.encoding import OPS
 from hwnas.spaces.toy import Toy
 
 

@@ -9,9 +9,9 @@ import pytest
 from hwnas.core import Genotype
 from hwnas.devices.table import CostTable, table_device
 from hwnas.searches.exact import quantile
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
 CELL = "|none~0|+|none~0|none~1|+|{}~0|none~1|none~2|"

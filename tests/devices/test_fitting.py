@@ -11,9 +11,9 @@ import pytest
 from hwnas.core import FloatArray, SearchSpace
 from hwnas.devices import fitting
 from hwnas.devices.profile import Profile
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
 

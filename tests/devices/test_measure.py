@@ -21,9 +21,9 @@ from hwnas.devices.energy import Rapl
 from hwnas.devices.measure import Settings, export, in_network, profile_of, read_measurements
 from hwnas.devices.profile import Profile
 from hwnas.spaces.blocks import Blocks, count
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
 TINY = NasBench201(4, 1, image_shape=(1, 8, 8))

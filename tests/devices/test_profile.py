@@ -18,7 +18,7 @@ from hwnas.devices.flops import Flops
 from hwnas.devices.host import Host
 from hwnas.devices.measure import Settings, measure
 from hwnas.devices.profile import Additive, Profile, ProfileDevice, profile_device
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 
 SPAWN = multiprocessing.get_context("spawn")

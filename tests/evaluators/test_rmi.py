@@ -13,9 +13,9 @@ from hwnas.core import SearchSpace
 from hwnas.data.images import Images
 from hwnas.evaluators.rmi import RMI, quantiles
 from hwnas.evaluators.table import Lookup
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.training.recipe import Recipe
 from hwnas.training.reference import reference_model

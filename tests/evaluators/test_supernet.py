@@ -15,8 +15,8 @@ from hwnas.build import build, conf_folder
 from hwnas.core import Genotype
 from hwnas.data.images import Images, NoImages
 from hwnas.evaluators.supernet import Supernet
-from hwnas.spaces.darts.encoding import Darts
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
 from hwnas.spaces.toy import Toy
 from hwnas.store.workers import _Unpickler, packed

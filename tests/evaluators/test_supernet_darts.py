@@ -11,7 +11,8 @@ import pytest
 import torch
 from test_supernet import Folders, folders
 
-from hwnas.spaces.darts.encoding import DIL_3X3, NONE, SEP_3X3, SKIP, Darts
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.darts.encoding import DIL_3X3, NONE, SEP_3X3, SKIP
 
 __all__ = ["folders"]  # a fixture here, too
 SPACE = Darts(image_shape=(1, 8, 8))

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hwnas.build import build, conf_folder
 from hwnas.core import Genotype
 from hwnas.evaluators.table import Lookup, Table
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import EvaluationStore

@@ -12,9 +12,10 @@ from hwnas.core import SearchSpace
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.evaluators.train import Train
-from hwnas.spaces.darts.encoding import PRESETS, Darts
-from hwnas.spaces.fbnet.encoding import FBNet
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.darts.encoding import PRESETS
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.training.classifier import accuracy, fit
 from hwnas.training.recipe import Recipe

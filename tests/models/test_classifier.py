@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.data.images import Images
-from hwnas.spaces.darts.encoding import PRESETS, Darts
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.darts.encoding import PRESETS
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.classifier import Classifier, accuracy, fit
 from hwnas.training.recipe import CHECKPOINT, Recipe
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hwnas.data.images import Images
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.recipe import SupernetRecipe
 from hwnas.training.shared_weights import SharedWeights, inherit, mixing_weights, mixture
 

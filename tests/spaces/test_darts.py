@@ -14,6 +14,7 @@ from torch import nn
 from hwnas.build import build, conf_folder
 from hwnas.core import Objective, Trial
 from hwnas.spaces.blocks import count
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts.encoding import (
     AVG_POOL,
     DIL_3X3,
@@ -27,7 +28,6 @@ from hwnas.spaces.darts.encoding import (
     SEP_3X3,
     SEP_5X5,
     SKIP,
-    Darts,
 )
 from hwnas.spaces.darts.network import FactorizedReduce, drop_path, operation
 

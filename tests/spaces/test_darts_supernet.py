@@ -12,6 +12,7 @@ from torch import nn
 
 from hwnas.core import FloatArray
 from hwnas.spaces.blocks import box_max
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts import supernet as darts_supernet
 from hwnas.spaces.darts.encoding import (
     AVG_POOL,
@@ -25,7 +26,6 @@ from hwnas.spaces.darts.encoding import (
     SEP_3X3,
     SEP_5X5,
     SKIP,
-    Darts,
 )
 from hwnas.spaces.darts.supernet import DartsSupernet, quarters, whole
 from hwnas.training.shared_weights import inherit, mixing_weights, mixture
@@ -295,7 +295,7 @@ MEMORY = """
 import resource, torch, numpy as np
 import torch.nn.functional as F
 from hwnas.training.shared_weights import mixing_weights
-from hwnas.spaces.darts.encoding import Darts
+from hwnas.spaces.darts import Darts
 torch.set_num_threads(1)
 space = Darts(16, 8)
 network = space.supernet(affine=False, track_running_stats=True).train()

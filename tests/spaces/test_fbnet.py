@@ -8,9 +8,10 @@ import torch
 
 from hwnas.data.tables import FBNET_OPS, fbnet_operations
 from hwnas.spaces.blocks import count
-from hwnas.spaces.fbnet.encoding import BLOCKS, OPS, SKIP, FBNet
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.fbnet.encoding import BLOCKS, OPS, SKIP
 from hwnas.spaces.fbnet.network import FBNetNetwork, InvertedResidual, operation
-from hwnas.training.final import architecture
+from hwnas.spaces.presets import architecture
 
 IMAGENET = FBNet("imagenet", image_shape=(3, 224, 224), num_classes=1000)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hwnas.spaces.blocks import count
-from hwnas.spaces.nasbench201.encoding import AVG_POOL, CONV_1X1, CONV_3X3, NONE, OPS, SKIP, NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201.encoding import AVG_POOL, CONV_1X1, CONV_3X3, NONE, OPS, SKIP
 
 ALL = list(itertools.product(range(5), repeat=6))
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hwnas.core import FloatArray
-from hwnas.spaces.nasbench201.encoding import EDGES, NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.nasbench201.encoding import EDGES
 from hwnas.spaces.nasbench201.network import Cell, NasBench201Network
 from hwnas.spaces.nasbench201.supernet import CHUNK, NasBench201Supernet
 from hwnas.training.shared_weights import mixing_weights, mixture

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hwnas.spaces.blocks import BoxMean, box_mean
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.nasbench201.network import NasBench201Network, NasBench201Population, initial_weights
 
 SPACE = NasBench201(4, 2, image_shape=(2, 7, 9), num_classes=5)

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from hwnas.spaces.blocks import SeparateNetworks
+from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts import network as darts_networks
-from hwnas.spaces.darts.encoding import Darts
+from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.fbnet import network as fbnet_networks
-from hwnas.spaces.fbnet.encoding import SKIP, FBNet
+from hwnas.spaces.fbnet.encoding import SKIP
 
 IMAGES = {"image_shape": (2, 16, 16), "num_classes": 5}
 SPACES = {

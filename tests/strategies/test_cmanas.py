@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hwnas.core import Genotype, Objective, SearchSpace, Trial
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.strategies.cma_es import CMAES
 from hwnas.strategies.cmanas import CMANAS

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from hwnas.build import build, conf_folder
 from hwnas.core import Limit, Objective, Trial
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.strategies.hw_evrsnas import HWEvRSNAS
 
 OBJECTIVES = (Objective("rmi", "max"), Objective("latency_ms", "min"))

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from hwnas.build import build, conf_folder
 from hwnas.core import Genotype, Objective, SearchSpace, Trial
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.strategies.pevonas import PEvoNAS, keep
 

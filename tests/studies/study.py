@@ -19,7 +19,7 @@ from hwnas.core import Genotype, Limit, Objective, Strategy, Trial
 from hwnas.devices.benchmark import benchmark_device
 from hwnas.evaluators.table import Table
 from hwnas.searches.loop import search
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.store.archive import Archive
 
 NUM_RESAMPLES = 500

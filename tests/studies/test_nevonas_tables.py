@@ -20,7 +20,7 @@ from hwnas.build import build, conf_folder
 from hwnas.core import Objective, unique
 from hwnas.evaluators.table import Table
 from hwnas.searches.loop import search
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.store.archive import Archive
 from hwnas.strategies.nevonas import NEvoNAS
 

@@ -11,7 +11,7 @@ from hwnas.data.tables import read_table
 from hwnas.devices.fitting import fit
 from hwnas.devices.profile import margin
 from hwnas.files import find_file
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 
 pytestmark = pytest.mark.slow
 

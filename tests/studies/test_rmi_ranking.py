@@ -23,7 +23,7 @@ from hwnas.core import FloatArray, Genotype
 from hwnas.evaluators.rmi import RMI, listed, quantiles, rmi_flops
 from hwnas.evaluators.table import by_genotype
 from hwnas.files import data_folder
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.classifier import accuracy
 from hwnas.training.reference import reference_model
 

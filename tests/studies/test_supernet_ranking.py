@@ -19,7 +19,7 @@ from study import bootstrap, estimator, show, tau
 from hwnas.core import Genotype
 from hwnas.evaluators.table import by_genotype
 from hwnas.files import data_folder
-from hwnas.spaces.nasbench201.encoding import NasBench201
+from hwnas.spaces.nasbench201 import NasBench201
 
 pytestmark = pytest.mark.slow
 

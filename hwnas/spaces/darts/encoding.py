@@ -1,6 +1,6 @@
 """The DARTS space: a normal and a reduction cell of four nodes, two inputs per node, seven operations.
 
-The encoding and the closed forms of cost; `darts_networks` builds what they describe, and needs torch.
+The encoding and the closed forms of cost; no torch.
 Source: Liu et al., DARTS, ICLR 2019; operations and edges in the order of EvNAS, arXiv 2012.12540 (code).
 """
 
@@ -10,20 +10,12 @@ import ast
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hwnas.spaces.blocks import Blocks, SeparateNetworks
-    from hwnas.spaces.darts.network import DartsNetwork
-    from hwnas.spaces.darts.supernet import DartsSupernet
-
 
 OPS = (
     "none",
@@ -161,7 +153,7 @@ of CMANAS.
 """
 
 
-class Darts(SearchSpace):
+class DartsEncoding(SearchSpace):
     """The DARTS cells in their final network, for any width, depth, image size and class count.
 
     A genotype has one entry per edge: the operation of an edge that is kept, 0 (`none`) on the others;
@@ -230,7 +222,7 @@ class Darts(SearchSpace):
                     "operation other than none"
                 )
 
-    def _like(self, **changes: object) -> Darts:
+    def _like(self, **changes: object) -> Self:
         settings: dict[str, object] = {
             "channels": self.channels,
             "num_cells": self.num_cells,
@@ -240,9 +232,14 @@ class Darts(SearchSpace):
             "stem": self.stem,
             "choices": self.choices,
         }
-        return Darts(**{**settings, **changes})  # type: ignore[arg-type]
+        return type(self)(**{**settings, **changes})  # type: ignore[arg-type]
 
-    def resized(self, *, channels: int, num_cells: int) -> Darts:
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        """Width, depth and stem of the networks."""
+        return {"channels": self.channels, "num_cells": self.num_cells, "stem": self.stem}
+
+    def resized(self, *, channels: int, num_cells: int) -> Self:
         """The same space with networks of another width and depth, without an auxiliary classifier.
 
         Raises:
@@ -252,7 +249,7 @@ class Darts(SearchSpace):
         whole_number("evaluator.num_cells", num_cells, least=self.fewest_cells)
         return self._like(channels=channels, num_cells=num_cells, auxiliary=False)
 
-    def restrict(self, keep: Sequence[Sequence[int]]) -> Darts:
+    def restrict(self, keep: Sequence[Sequence[int]]) -> Self:
         """The sub-space with only the operations `keep[edge]` on each edge; `none` may be among them.
 
         An edge that keeps only `none` and one other has one operation left, as in pEvoNAS: `none` is never
@@ -500,51 +497,6 @@ class Darts(SearchSpace):
             before, last = last, 4 * c
         head = (last + 1) * self.num_classes
         return params + _last_row(head), flops + _last_row(head)
-
-    def network(self, genotype: Genotype) -> DartsNetwork:
-        """The final network of one architecture, randomly initialised by torch's generator."""
-        from hwnas.spaces.darts.network import DartsNetwork
-
-        return DartsNetwork(self, self.check(genotype))
-
-    def initial_weights(self, seed: int) -> dict[str, Tensor]:
-        """Weights of all operations on all edges of all cells, drawn with a seed, for `population`."""
-        from hwnas.spaces.darts.network import initial_weights
-
-        return initial_weights(self, seed)
-
-    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> SeparateNetworks:
-        """The networks of many architectures as one module, run one after another.
-
-        Args:
-            genotypes: K architectures.
-            weights: Initial weights of all operations, from `initial_weights`.
-        """
-        from hwnas.spaces.blocks import SeparateNetworks
-
-        return SeparateNetworks(map(self.network, genotypes), weights)
-
-    def supernet(self, *, affine: bool, track_running_stats: bool) -> DartsSupernet:
-        """Every architecture of the space in one network, randomly initialised by torch's generator.
-
-        Args:
-            affine: Whether BatchNorm in the cells has a weight and a bias: it must not.
-            track_running_stats: Whether BatchNorm in the cells keeps running statistics.
-
-        Raises:
-            ValueError: BatchNorm with weights, or the stem for large images.
-        """
-        from hwnas.spaces.darts.supernet import DartsSupernet
-
-        if affine:
-            raise ValueError("evaluator.affine must be false for search_space=darts, as in all papers")
-        return DartsSupernet(self, track_running_stats=track_running_stats)
-
-    def blocks(self) -> Blocks:
-        """What a device has to be asked for: each operation at each place, and how networks add them up."""
-        from hwnas.spaces.darts.network import measurable_blocks
-
-        return measurable_blocks(self)
 
 
 def _half(size: int) -> int:

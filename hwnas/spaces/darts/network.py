@@ -28,6 +28,9 @@ from hwnas.spaces.blocks import (
     draw,
     load,
 )
+from hwnas.spaces.blocks import (
+    SeparateNetworks as SeparateNetworks,
+)
 from hwnas.spaces.darts.encoding import (
     AVG_POOL,
     CELL_EDGES,
@@ -41,7 +44,7 @@ from hwnas.spaces.darts.encoding import (
     SEP_3X3,
     SEP_5X5,
     SKIP,
-    Darts,
+    DartsEncoding,
 )
 
 
@@ -255,7 +258,7 @@ class DartsNetwork(nn.Module):
 
     keep: Tensor
 
-    def __init__(self, space: Darts, genotype: Genotype) -> None:
+    def __init__(self, space: DartsEncoding, genotype: Genotype) -> None:
         super().__init__()
         C = space.channels
         in_channels, height, width = space.image_shape
@@ -355,7 +358,9 @@ class DartsNetwork(nn.Module):
         return logits, self.auxiliary(outputs[self.auxiliary_at])
 
 
-def initial_weights(space: Darts, seed: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def initial_weights(
+    space: DartsEncoding, seed: int, *, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Random weights for every operation on every edge of every cell, by torch's default rule.
 
     Architectures share the draw of an operation that they share, so that they are compared with common
@@ -388,7 +393,7 @@ def initial_weights(space: Darts, seed: int, *, dtype: torch.dtype = torch.float
     return draw(modules, seed, dtype)
 
 
-def measurable_blocks(space: Darts) -> Blocks:
+def measurable_blocks(space: DartsEncoding) -> Blocks:
     """Each operation at each resolution, by stride in reduction cells, and what is the same in every network.
 
     A block's place is the channels and the side of its input, e.g. "sep_conv_3x3@16x32", with "/2" where it

@@ -2,7 +2,8 @@
 
 Architectures are told to it as mixing weights, an array (edges, ops), those of the normal cell first: every
 edge is the sum of its operations' outputs times their weights. An operation of weight 0 is not run. A softmax
-makes a soft mixture, the one-hot rows of the kept edges a hard choice; `hwnas.training.shared_weights` makes both.
+makes a soft mixture, the one-hot rows of the kept edges a hard choice; `hwnas.training.shared_weights`
+makes both.
 
 Source: Liu et al., DARTS, ICLR 2019 (code); Sinha & Chen, EvNAS, arXiv 2012.12540 (code).
 
@@ -30,7 +31,7 @@ from hwnas.spaces.darts.encoding import (
     NUM_NODES,
     OPS,
     SKIP,
-    Darts,
+    DartsEncoding,
 )
 from hwnas.spaces.darts.network import FactorizedReduce, operation
 
@@ -583,7 +584,7 @@ class DartsSupernet(nn.Module):
         ValueError: A space with the stem for large images.
     """
 
-    def __init__(self, space: Darts, *, track_running_stats: bool) -> None:
+    def __init__(self, space: DartsEncoding, *, track_running_stats: bool) -> None:
         super().__init__()
         if space.stem != "cifar":
             raise ValueError(f"a supernet needs search_space.stem=cifar, not {space.stem!r}")

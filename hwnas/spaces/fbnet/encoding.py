@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 
 from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, suggestion, whole_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hwnas.spaces.blocks import Blocks, SeparateNetworks
-    from hwnas.spaces.fbnet.network import FBNetNetwork
-
 
 OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 """Kernel of the depthwise convolution, expansion and groups of the pointwise ones."""
@@ -105,7 +98,7 @@ class Layer:
         return self.out_channels, -(-self.height // self.stride), -(-self.width // self.stride)
 
 
-class FBNet(SearchSpace):
+class FBNetEncoding(SearchSpace):
     """9^22 networks; a genotype has one operation per layer.
 
     Args:
@@ -176,7 +169,12 @@ class FBNet(SearchSpace):
         """Stride of the stem."""
         return VARIANTS[self.variant].stem_stride
 
-    def resized(self, *, channels: int, num_cells: int | None = None) -> FBNet:
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        """Width and variant of the networks; their depth is fixed."""
+        return {"channels": self.channels, "variant": self.variant}
+
+    def resized(self, *, channels: int, num_cells: int | None = None) -> Self:
         """The same space with networks of another width; their depth is fixed, `num_cells` means nothing.
 
         Raises:
@@ -188,18 +186,18 @@ class FBNet(SearchSpace):
             )
         return self._like(channels=channels)
 
-    def restrict(self, keep: Sequence[Sequence[int]]) -> FBNet:
+    def restrict(self, keep: Sequence[Sequence[int]]) -> Self:
         """The sub-space with only the operations `keep[layer]` in each layer."""
         return self._like(choices=keep)
 
-    def _like(self, **changes: object) -> FBNet:
+    def _like(self, **changes: object) -> Self:
         settings = {
             "channels": self.channels,
             "image_shape": self.image_shape,
             "num_classes": self.num_classes,
             "choices": self.choices,
         }
-        return FBNet(self.variant, **{**settings, **changes})  # type: ignore[arg-type]
+        return type(self)(self.variant, **{**settings, **changes})  # type: ignore[arg-type]
 
     def to_str(self, genotype: Genotype) -> str:
         """The operations of the layers, e.g. "k3_e1-k5_e6-skip-..."."""
@@ -269,32 +267,3 @@ class FBNet(SearchSpace):
                 flops[index, SKIP] = weights * after
                 params[index, SKIP] = weights + 2 * layer.out_channels
         return flops, params
-
-    def network(self, genotype: Genotype) -> FBNetNetwork:
-        """The network of one architecture, randomly initialised by torch's generator."""
-        from hwnas.spaces.fbnet.network import FBNetNetwork
-
-        return FBNetNetwork(self, self.check(genotype))
-
-    def initial_weights(self, seed: int) -> dict[str, Tensor]:
-        """Weights of all operations in all layers, drawn with a seed, for `population`."""
-        from hwnas.spaces.fbnet.network import initial_weights
-
-        return initial_weights(self, seed)
-
-    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> SeparateNetworks:
-        """The networks of many architectures as one module, run one after another.
-
-        Args:
-            genotypes: K architectures.
-            weights: Initial weights of all operations, from `initial_weights`.
-        """
-        from hwnas.spaces.blocks import SeparateNetworks
-
-        return SeparateNetworks(map(self.network, genotypes), weights)
-
-    def blocks(self) -> Blocks:
-        """What a device has to be asked for: each operation at each place, and how networks add them up."""
-        from hwnas.spaces.fbnet.network import measurable_blocks
-
-        return measurable_blocks(self)

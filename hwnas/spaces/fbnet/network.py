@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hwnas.core import Genotype
 from hwnas.spaces.blocks import Blocks, StridedPointwise, draw, load
-from hwnas.spaces.fbnet.encoding import BLOCKS, OPS, SKIP, TAPS, FBNet, Layer
+from hwnas.spaces.blocks import SeparateNetworks as SeparateNetworks
+from hwnas.spaces.fbnet.encoding import BLOCKS, OPS, SKIP, TAPS, FBNetEncoding, Layer
 
 
 class ConvBNReLU(nn.Sequential):
@@ -71,7 +72,7 @@ def operation(op: int, layer: Layer) -> nn.Module:
 class FBNetNetwork(nn.Module):
     """One architecture's network."""
 
-    def __init__(self, space: FBNet, genotype: Genotype) -> None:
+    def __init__(self, space: FBNetEncoding, genotype: Genotype) -> None:
         super().__init__()
         self.genotype = genotype
         self.stem = ConvBNReLU(space.image_shape[0], space.channels, 3, space.stem_stride)
@@ -99,7 +100,7 @@ class FBNetNetwork(nn.Module):
         return self.features(x_BCHW)[1]
 
 
-def head(space: FBNet) -> nn.Sequential:
+def head(space: FBNetEncoding) -> nn.Sequential:
     """Pointwise convolution, mean over all pixels, classifier: (B, C, H, W) to (B, classes)."""
     return nn.Sequential(
         ConvBNReLU(space.layers[-1].out_channels, space.head, 1),
@@ -109,7 +110,9 @@ def head(space: FBNet) -> nn.Sequential:
     )
 
 
-def initial_weights(space: FBNet, seed: int, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def initial_weights(
+    space: FBNetEncoding, seed: int, *, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Random weights for every operation in every layer, by torch's default rule.
 
     Architectures share the draw of an operation that they share, so that they are compared with common
@@ -135,7 +138,7 @@ def initial_weights(space: FBNet, seed: int, *, dtype: torch.dtype = torch.float
     return draw(modules, seed, dtype)
 
 
-def measurable_blocks(space: FBNet) -> Blocks:
+def measurable_blocks(space: FBNetEncoding) -> Blocks:
     """Each operation at each place, once for layers of equal shape, and stem and head.
 
     A block's place is what comes in and goes out, e.g. "k3_e6@32x16x16-64/2": 32 channels of 16 x 16 pixels

@@ -1,6 +1,6 @@
 """NAS-Bench-201: cells of four nodes, six edges, five operations; 15,625 architectures.
 
-The encoding and the closed forms of cost; `nasbench201_networks` builds what they describe, and needs torch.
+The encoding and the closed forms of cost; no torch.
 Source: Dong & Yang, NAS-Bench-201, ICLR 2020.
 """
 
@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, whole_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hwnas.spaces.blocks import Blocks
-    from hwnas.spaces.nasbench201.network import NasBench201Network, NasBench201Population
-    from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
-
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV_1X1, CONV_3X3, AVG_POOL = range(5)
@@ -30,7 +22,7 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """(source, target) node of every edge, in genotype order."""
 
 
-class NasBench201(SearchSpace):
+class NasBench201Encoding(SearchSpace):
     """The NAS-Bench-201 cell in its published network, for any width, depth, image size and class count.
 
     A network is a 3x3 stem, three stages of `num_cells` cells at C, 2C, 4C channels with a residual block of
@@ -64,9 +56,14 @@ class NasBench201(SearchSpace):
         self.num_classes = num_classes
         self.choices = checked_choices(choices, len(EDGES), len(OPS))
 
-    def resized(self, *, channels: int, num_cells: int) -> NasBench201:
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        """Width and depth of the networks."""
+        return {"channels": self.channels, "num_cells": self.num_cells}
+
+    def resized(self, *, channels: int, num_cells: int) -> Self:
         """The same space with networks of another width and depth."""
-        return NasBench201(
+        return type(self)(
             channels,
             num_cells,
             image_shape=self.image_shape,
@@ -74,9 +71,9 @@ class NasBench201(SearchSpace):
             choices=self.choices,
         )
 
-    def restrict(self, keep: Sequence[Sequence[int]]) -> NasBench201:
+    def restrict(self, keep: Sequence[Sequence[int]]) -> Self:
         """The sub-space with only the operations `keep[edge]` on each edge."""
-        return NasBench201(
+        return type(self)(
             self.channels,
             self.num_cells,
             image_shape=self.image_shape,
@@ -155,46 +152,6 @@ class NasBench201(SearchSpace):
             name: Sum(float(of[NONE]), np.tile((of - of[NONE]) / len(EDGES), (len(EDGES), 1)))
             for name, of in values.items()
         }
-
-    def network(self, genotype: Genotype) -> NasBench201Network:
-        """The network of one architecture, randomly initialised by torch's generator."""
-        from hwnas.spaces.nasbench201.network import NasBench201Network
-
-        return NasBench201Network(self, self.check(genotype))
-
-    def initial_weights(self, seed: int) -> dict[str, Tensor]:
-        """Weights of all operations on all edges of all cells, drawn with a seed, for `population`."""
-        from hwnas.spaces.nasbench201.network import initial_weights
-
-        return initial_weights(self, seed)
-
-    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> NasBench201Population:
-        """The networks of many architectures as one module that batches equal operations.
-
-        Args:
-            genotypes: K architectures.
-            weights: Initial weights of all operations, from `initial_weights`.
-        """
-        from hwnas.spaces.nasbench201.network import NasBench201Population
-
-        return NasBench201Population(self, genotypes, weights)
-
-    def supernet(self, *, affine: bool, track_running_stats: bool) -> NasBench201Supernet:
-        """Every architecture of the space in one network, randomly initialised by torch's generator.
-
-        Args:
-            affine: Whether BatchNorm in the cells has a weight and a bias.
-            track_running_stats: Whether BatchNorm in the cells keeps running statistics.
-        """
-        from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
-
-        return NasBench201Supernet(self, affine=affine, track_running_stats=track_running_stats)
-
-    def blocks(self) -> Blocks:
-        """What a device has to be asked for: each operation at each stage, and how networks add them up."""
-        from hwnas.spaces.nasbench201.network import measurable_blocks
-
-        return measurable_blocks(self)
 
     def is_connected(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
         """Whether a path of operations other than `none` leads from input to output, shape (n,)."""

@@ -17,6 +17,7 @@ from hwnas.spaces.blocks import (
     Addition,
     Blocks,
     BoxMean,
+    Population,
     ReLUConvBN,
     ResidualBlock,
     SpatialMean,
@@ -31,7 +32,7 @@ from hwnas.spaces.nasbench201.encoding import (
     NONE,
     OPS,
     SKIP,
-    NasBench201,
+    NasBench201Encoding,
 )
 
 
@@ -78,7 +79,7 @@ class Cell(nn.Module):
 class NasBench201Network(nn.Module):
     """One architecture's network, the plain way; the reference that faster executions are compared with."""
 
-    def __init__(self, space: NasBench201, genotype: Genotype) -> None:
+    def __init__(self, space: NasBench201Encoding, genotype: Genotype) -> None:
         super().__init__()
         C, N = space.channels, space.num_cells
         self.stem = nn.Sequential(
@@ -137,7 +138,7 @@ def _copy(block: nn.Sequential, weight: Tensor) -> None:
 
 
 def initial_weights(
-    space: NasBench201, seed: int, *, dtype: torch.dtype = torch.float32
+    space: NasBench201Encoding, seed: int, *, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """Random weights for every operation on every edge of every cell, by torch's default rule.
 
@@ -312,7 +313,7 @@ def _repeat(weight: Tensor, num_networks: int) -> nn.Parameter:
     return nn.Parameter(weight.repeat(num_networks, 1, 1, 1))
 
 
-class NasBench201Population(nn.Module):
+class NasBench201Population(Population):
     """K architectures' networks as one module, each with weights of its own.
 
     Equal operations run as one grouped convolution across networks and edges, which is what makes many
@@ -325,7 +326,9 @@ class NasBench201Population(nn.Module):
         weights: `initial_weights` of the space.
     """
 
-    def __init__(self, space: NasBench201, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> None:
+    def __init__(
+        self, space: NasBench201Encoding, genotypes: Sequence[Genotype], weights: dict[str, Tensor]
+    ) -> None:
         super().__init__()
         K, C, N = len(genotypes), space.channels, space.num_cells
         self.num_networks = K
@@ -363,7 +366,7 @@ class NasBench201Population(nn.Module):
         return self.features(x_BCHW)[1]
 
 
-def measurable_blocks(space: NasBench201) -> Blocks:
+def measurable_blocks(space: NasBench201Encoding) -> Blocks:
     """Each operation at each stage, the addition at a node, and what is the same in every network.
 
     A node of k inputs takes k - 1 additions: every edge but the first is charged with one, and every network

@@ -2,7 +2,8 @@
 
 Architectures are told to it as mixing weights, an array (edges, ops): every edge is the sum of its
 operations' outputs times their weights. An operation of weight 0, or one that does not lead to the output, is
-not run. A softmax makes a soft mixture, a one-hot row a hard choice; `hwnas.training.shared_weights` makes both.
+not run. A softmax makes a soft mixture, a one-hot row a hard choice; `hwnas.training.shared_weights`
+makes both.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -28,7 +29,15 @@ from hwnas.spaces.blocks import (
     folded_convolution,
     normalisation,
 )
-from hwnas.spaces.nasbench201.encoding import AVG_POOL, CONV_1X1, CONV_3X3, EDGES, NONE, SKIP, NasBench201
+from hwnas.spaces.nasbench201.encoding import (
+    AVG_POOL,
+    CONV_1X1,
+    CONV_3X3,
+    EDGES,
+    NONE,
+    SKIP,
+    NasBench201Encoding,
+)
 
 KERNELS = ((3, CONV_3X3), (1, CONV_1X1))
 """Kernel size and operation of the convolutions."""
@@ -212,7 +221,9 @@ class _Sums(torch.autograd.Function):
 class _MixedCell(nn.Module):
     """A cell whose edges are mixtures of all operations that the space allows there."""
 
-    def __init__(self, space: NasBench201, channels: int, *, affine: bool, track_running_stats: bool) -> None:
+    def __init__(
+        self, space: NasBench201Encoding, channels: int, *, affine: bool, track_running_stats: bool
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.convolutions = nn.ModuleDict()
@@ -362,7 +373,7 @@ class NasBench201Supernet(nn.Module):
         track_running_stats: Whether BatchNorm in the cells keeps running statistics.
     """
 
-    def __init__(self, space: NasBench201, *, affine: bool, track_running_stats: bool) -> None:
+    def __init__(self, space: NasBench201Encoding, *, affine: bool, track_running_stats: bool) -> None:
         super().__init__()
         C, N = space.channels, space.num_cells
         self.allowed = space.allowed

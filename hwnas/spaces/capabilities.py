@@ -1,0 +1,143 @@
+"""What a search space can do besides encoding architectures, as types to inherit from.
+
+Encodings need numpy only. What builds networks imports torch when it is called, not before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from hwnas.core import Genotype, SearchSpace
+from hwnas.spaces.drawing import Drawing, strip
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hwnas.spaces.blocks import Blocks, Population
+
+SIZES = ("channels", "num_cells", "variant")
+"""Settings of spaces that a network is rebuilt from; spaces have some of them."""
+
+
+class HasNetworks(SearchSpace):
+    """A space whose architectures can be built, trained and exported.
+
+    Attributes:
+        image_shape: (channels, height, width) of the images.
+        num_classes: Number of classes.
+        auxiliary: Whether networks have a second classifier for training.
+        drop_path: Whether networks have drop-path (`set_drop_path`).
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    auxiliary: bool = False
+    drop_path: bool = False
+
+    @property
+    def sizes(self) -> Mapping[str, int | str]:
+        """Settings of the space that its networks are built from, by name; here none."""
+        return {}
+
+    @abstractmethod
+    def network(self, genotype: Genotype) -> nn.Module:
+        """The network of one architecture, randomly initialised by torch's generator.
+
+        It takes images (B, C, H, W) to logits (B, classes).
+        """
+
+
+class Resizable(HasNetworks):
+    """A space whose networks can be smaller or larger, e.g. to judge many of them."""
+
+    @abstractmethod
+    def resized(self, *, channels: int, num_cells: int) -> Self:
+        """The same space with networks of another width and depth.
+
+        Raises:
+            ValueError: A size that is too small.
+        """
+
+
+class HasSimilarity(Resizable):
+    """A space whose networks tell features, so that they can be compared with those of a reference."""
+
+    @abstractmethod
+    def initial_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights of all operations everywhere, drawn with a seed, for `population`."""
+
+    @abstractmethod
+    def population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor]) -> Population:
+        """The networks of K architectures as one module.
+
+        Its `features` takes images (B, C, H, W) to features per stage, each (B, K, C, H, W), and logits
+        (K, B, classes).
+
+        Args:
+            genotypes: The architectures.
+            weights: Initial weights of all operations, from `initial_weights`.
+        """
+
+
+class HasSupernet(Resizable):
+    """A space with one network that holds every architecture."""
+
+    @abstractmethod
+    def supernet(self, *, affine: bool, track_running_stats: bool) -> Any:
+        """Every architecture of the space in one network, randomly initialised by torch's generator.
+
+        Args:
+            affine: Whether BatchNorm in the cells has a weight and a bias.
+            track_running_stats: Whether BatchNorm in the cells keeps running statistics.
+
+        Raises:
+            ValueError: Settings that the supernet does not have.
+        """
+
+
+class HasCosts(HasNetworks):
+    """A space whose networks are sums of blocks that a device can be asked for one by one."""
+
+    @abstractmethod
+    def blocks(self) -> Blocks:
+        """Each operation at each place, and how networks add them up."""
+
+
+class Drawable(SearchSpace):
+    """A space that says how its architectures are drawn."""
+
+    @abstractmethod
+    def drawing(self) -> Drawing:
+        """The shape that all architectures share, and how each operation looks in it."""
+
+
+def drawing(space: SearchSpace) -> Drawing:
+    """The drawing of a space: its own, or a strip of boxes."""
+    return space.drawing() if isinstance(space, Drawable) else strip(space)
+
+
+def examples(space: SearchSpace) -> list[Genotype]:
+    """A few architectures in which every allowed operation of every edge occurs."""
+    return [tuple(ops[number % len(ops)] for ops in space.choices) for number in range(len(space.ops))]
+
+
+def fingerprint(space: SearchSpace) -> str:
+    """A hash of what a few architectures cost, which tells spaces with other networks apart."""
+    values = space.static_metrics(examples(space))
+    return hashlib.sha256(str([value.tolist() for value in values.values()]).encode()).hexdigest()[:16]
+
+
+def identity(space: HasNetworks, genotype: Genotype, dataset: Any) -> dict[str, Any]:
+    """What a trained network is, and is rebuilt from, JSON-able; the first part of architecture.json."""
+    return {
+        "arch": space.to_str(genotype),
+        "genotype": list(genotype),
+        "search_space": space.name,
+        "dataset": dataset.name,
+        **{name: size for name, size in space.sizes.items() if name in SIZES},
+        "image_shape": list(space.image_shape),
+        "num_classes": space.num_classes,
+    }
