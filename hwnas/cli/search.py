@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
-from hwnas.cli.train import forget_checkpoint
 from hwnas.core import (
     Genotype,
     Goal,
@@ -43,6 +42,7 @@ from hwnas.store.archive import PLAN, Archive, metrics_from_json
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import open_for_run
 from hwnas.store.workers import Workers
+from hwnas.training.recipe import forget_checkpoint
 
 VERSIONS = "versions.json"
 """The evaluators' versions when a run began, in its folder."""

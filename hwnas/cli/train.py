@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from hwnas.build import build
 from hwnas.core import Interrupted, SearchSpace, whole_number
 from hwnas.data.images import Images
-from hwnas.files import read_json, remove, shaped, write_json
+from hwnas.files import read_json, shaped, write_json
 from hwnas.reports.published import of_architecture
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices, take_from_run
@@ -20,12 +20,7 @@ from hwnas.runs.tracking import Tracker
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.presets import architecture
 from hwnas.training.final import train_network
-from hwnas.training.recipe import CHECKPOINT
-
-
-def forget_checkpoint(folder: Path) -> None:
-    """Delete the checkpoint of a network whose figures are written down."""
-    remove(folder / CHECKPOINT)
+from hwnas.training.recipe import forget_checkpoint
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:

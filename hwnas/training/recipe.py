@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from hwnas.core import positive, share, whole_number
+from hwnas.files import remove
 
 SCHEDULES = ("one_cycle", "cosine", "linear")
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -206,3 +208,8 @@ class SupernetRecipe:
         """The learning rate of an epoch, from 0, of `num_epochs` planned; beyond those `lr_min`."""
         progress = min(epoch / num_epochs, 1.0)
         return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Delete the checkpoint of a network whose figures are written down."""
+    remove(folder / CHECKPOINT)

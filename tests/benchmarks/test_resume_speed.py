@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hwnas.search import search
 
 from hwnas.core import Objective
-from hwnas.search import search
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume
 from hwnas.strategies.random import RandomSearch
