@@ -5,7 +5,9 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,9 @@ from hwnas.files import data_folder, find_file
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+PATIENCE_SECONDS = 10.0
+"""How long a download waits for a server that does not answer."""
 
 
 def word(name: object) -> str:
@@ -428,6 +433,17 @@ def _digits() -> dict[str, np.ndarray]:
     return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
 
 
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Connections that are opened meanwhile give up after `PATIENCE_SECONDS` without a byte."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _torchvision(name: str) -> dict[str, np.ndarray]:
     """A data set of torchvision, downloaded into the data folder (or the cache, if that is read-only)."""
     import os
@@ -440,7 +456,8 @@ def _torchvision(name: str) -> dict[str, np.ndarray]:
     arrays = {}
     for part in ("train", "test"):
         try:
-            images = getattr(datasets, name)(str(folder), train=part == "train", download=True)
+            with _impatient():
+                images = getattr(datasets, name)(str(folder), train=part == "train", download=True)
         except Exception as error:  # torchvision raises RuntimeError, URLError, ConnectionError, ...
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise ValueError(

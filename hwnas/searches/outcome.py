@@ -319,7 +319,8 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     """
     return [
         f"{metric} is predicted; by the errors for {risk['networks']} networks that were not fitted "
-        f"to, the real one exceeds {risk['limit']:.4g} with a probability of {risk['probability']:.0%}"
+        f"to, the real one exceeds {risk['limit']:.4g} with a probability of {risk['probability']:.0%}, or "
+        "more: the best of many is favoured by errors"
         + ("; confidence=0.95 keeps a margin" if risk["probability"] > 0.05 else "")
         for metric, risk in (result.get("risk") or {}).items()
     ] + list(result.get("notes") or [])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from hwnas.data import images as images_module
 from hwnas.data.images import Batches, Images, augment, read_npz
 
 
@@ -415,3 +418,20 @@ def test_shrinking_averages_over_squares(tmp_path: Path) -> None:
     for shape, shrink in (([3, 1, 2], False), ([3, 2, 2], True), ([3, 4, 8], True)):
         with pytest.raises(ValueError, match=r"dataset\.image_shape of npz-images is .* have \[3, 2, 4\]"):
             images(shape, shrink).split("all")
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections and says nothing; torchvision itself would wait for ever."""
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    monkeypatch.setattr(images_module, "PATIENCE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        monkeypatch.setattr(MNIST, "mirrors", [address])
+        mnist = Images("mnist", source="MNIST", image_shape=[1, 28, 28], num_classes=10)
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=r"MNIST is not in .* and could not be downloaded"):
+            mnist.split("train")
+        assert time.monotonic() - start < 60
+    assert socket.getdefaulttimeout() is None
