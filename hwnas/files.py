@@ -21,10 +21,10 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from omegaconf._utils import get_yaml_loader  # numbers as Hydra reads them, and no key twice
@@ -73,27 +73,78 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def take_lock(file: IO[Any], *, wait: bool = False, shared: bool = False) -> bool:
+    """Lock an open file for this process until the file is closed or the process ends, however it ends.
+
+    Args:
+        file: Open; the file itself is locked, whatever it holds.
+        wait: Whether to wait while another process has the lock.
+        shared: Whether others may share it.
+
+    Returns:
+        False if another process has it. Always True on Windows, which has no such locks: two writers are the
+        user's care there.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
-def only_maker(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
+def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a file that says who holds it, or held it last.
+
+    Args:
+        path: The file, created if needed with its folder.
+        busy: Called with the owner's name when it is another process; it raises, or the owner is waited for.
+    """
+    told = False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":  # has no locks, and would not let the owner delete the open file
+            yield
+            return
+        with path.open("a+") as file:
+            if not take_lock(file):
+                file.seek(0)
+                if not told:
+                    busy(file.read().strip() or "another process")
+                told = True
+                take_lock(file, wait=True)
+            if not _is_at(file.fileno(), path):  # its last owner removed it
+                continue
+            file.truncate(0)
+            with suppress(OSError):  # the disk is full: a lock all the same
+                os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+            yield
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def only_maker(path: Path, announce: Callable[[str], None]) -> AbstractContextManager[None]:
     """Let one process at a time make a file that several need; the others wait, and find it afterwards.
 
     Args:
-        path: The file. A lock beside it is held, which the system takes back from a process that ends.
+        path: The file. A lock beside it is held.
         announce: Called with a sentence when another process has to be waited for.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: processes that start together may make the same file twice
-        yield
-        return
     enter(path.parent)
-    with path.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            announce(f"waiting for another process that makes {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(
+        path.with_suffix(".lock"), lambda owner: announce(f"waiting for {owner}, which makes {path}")
+    )
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -116,3 +117,42 @@ def test_what_a_killed_process_left_is_deleted_by_the_next(tmp_path: Path) -> No
         os.utime(tmp_path / name, (0, 0))
     files.write_bytes(path, b"whole")
     assert {p.name for p in tmp_path.iterdir()} == {"a", alive, elsewhere, foreign}
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from hwnas.files import only_maker
+with only_maker(Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_only_one_process_makes_a_file_and_the_next_one_after_its_death(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "model.pt"
+    said: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+
+        def announce(text: str) -> None:
+            said.append(text)
+            holder.kill()
+
+        with files.only_maker(path, announce):
+            assert said == [
+                f"waiting for process {holder.pid} on {platform.node()}, which makes {path}",
+            ]
+            assert path.with_suffix(".lock").read_text() == f"process {os.getpid()} on {platform.node()}\n"
+
+
+def test_an_open_file_has_one_exclusive_lock_or_many_shared_ones(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("w") as one, (tmp_path / "x").open() as two, (tmp_path / "x").open() as three:
+        assert files.take_lock(one)
+        assert not files.take_lock(two)
+        assert not files.take_lock(two, shared=True)
+        one.close()
+        assert files.take_lock(two, shared=True)
+        assert files.take_lock(three, shared=True)
+        assert not files.take_lock(three)

@@ -15,7 +15,7 @@ from hwnas import api
 from hwnas.__main__ import main
 from hwnas.cli.job import _log, _remove
 from hwnas.runs.jobs import Jobs
-from hwnas.runs.lock import LOCK, STORED, _locked, in_use
+from hwnas.runs.lock import LOCK, STORED, in_use, lock_folder
 
 TOY = ("experiment=toy", "logger=csv", "generations=2", "strategy.population_size=6")
 SMALL = ("search_space.channels=4", "search_space.num_cells=1")
@@ -48,7 +48,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 @contextlib.contextmanager
 def used(folder: Path) -> Iterator[None]:
     """A folder in which somebody is at work."""
-    with _locked(folder, wait=False):
+    with lock_folder(folder, wait=False):
         yield
 
 
@@ -184,7 +184,7 @@ def test_a_folder_that_its_last_owner_removed_is_made_again(here: Path) -> None:
     with used(here / "run"):
 
         def wait() -> None:
-            with _locked(here / "run", wait=True):
+            with lock_folder(here / "run", wait=True):
                 assert in_use(here / "run")
 
         waits = threading.Thread(target=wait)

@@ -24,7 +24,7 @@ from hwnas.cli.sweep import HOW, failed, once
 from hwnas.files import write_text
 from hwnas.runs.folder import check_command
 from hwnas.runs.jobs import JOB
-from hwnas.runs.lock import STORED, _locked
+from hwnas.runs.lock import STORED, lock_folder
 
 HYDRA, CONFIG = "hydra.yaml", "config.yaml"
 """What Hydra knows of the configuration (choices, where the run was started), and the configuration."""
@@ -60,7 +60,7 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
     folder, swept = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
     log = folder / f"{command}.log"
     settle = getattr(importlib.import_module(f"hwnas.cli.{command}"), "settle", None)
-    with _locked(folder, wait=swept):
+    with lock_folder(folder, wait=swept):
         others = _names(folder) - {STORED, log.name, JOB}
         new = not all((folder / STORED / name).is_file() for name in (HYDRA, CONFIG))
         try:

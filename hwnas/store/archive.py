@@ -15,7 +15,7 @@ from hwnas.core import (
     Genotype,
     Trial,
 )
-from hwnas.files import enter, sync_folder, to_json
+from hwnas.files import enter, sync_folder, take_lock, to_json
 
 PLAN = "plan.json"
 """A run's objectives, limits as numbers, and goals of all metrics, in the run's folder from its start."""
@@ -53,7 +53,9 @@ class Archive:
             return
         enter(path.parent)
         self._file = path.open("a+b")
-        _lock(self._file, path)
+        if not take_lock(self._file):
+            self.close()
+            raise ValueError(f"another process is writing {path}; wait for it or stop it first")
         self._file.seek(0)
         data = self._file.read()
         try:
@@ -179,15 +181,3 @@ def _trial(line: bytes) -> Trial:
     if not metrics or any(math.isnan(value) for value in metrics.values()):
         raise ValueError("metrics must be numbers or null, at least one")
     return Trial(genotype, metrics, int(record["generation"]))
-
-
-def _lock(file: Any, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory locks; two writers are the user's care there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ValueError(f"another process is writing {path}; wait for it or stop it first") from None
