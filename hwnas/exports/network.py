@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from hwnas.devices import board
 from hwnas.devices.measure import cpu_timer
 from hwnas.devices.onnx_models import quantise, require_onnx, write_program
-from hwnas.files import remove, replacing
+from hwnas.files import remove, write_bytes
 
 if TYPE_CHECKING:
     from hwnas.exports.deployed import Deployed
@@ -90,8 +91,9 @@ def export_network(
         node.meta.pop("stack_trace", None)  # has the paths of this machine's files
     if "torch" in formats:
         path = folder / FILES["torch"]
-        with replacing(path) as partial, partial.open("wb") as file:
-            torch.export.save(program, file, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        content = io.BytesIO()  # torch's own writer ends the process when the disk is full
+        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        write_bytes(path, content.getvalue())
         loaded = torch.export.load(path).module()
         runs[path.name] = lambda images: loaded(torch.from_numpy(images)).numpy()
         timers[path.name] = cpu_timer(loaded, image)
