@@ -481,7 +481,7 @@ def compare(expected: dict[str, str], found: dict[str, str]) -> str:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_some_faults(tmp_path: Path, name: str) -> None:
-    torture(tmp_path, name, sample=3)
+    torture(tmp_path, name, sample=2)
 
 
 @pytest.mark.slow

@@ -149,12 +149,15 @@ def test_measuring_leaves_torch_as_it_was() -> None:
         torch.set_num_threads(threads)
 
 
-def test_shipped_profiles_of_schema_2_are_read() -> None:
+def test_shipped_profiles_and_those_of_schema_2_are_read(tmp_path: Path) -> None:
     paths = sorted((Path(profile_module.__file__).parent / "profiles").glob("*.json"))
     assert [path.stem for path in paths] == ["eyeriss", "fpga", "pixel3", "raspi4"]
     for path in paths:
-        assert json.loads(path.read_text())["schema"] == 2
-        assert Profile.load(path).schema == 3
+        content = json.loads(path.read_text())
+        assert Profile.load(path).schema == content["schema"] == 3
+        older = tmp_path / path.name
+        older.write_text(json.dumps({**content, "schema": 2}))
+        assert Profile.load(older) == Profile.load(path)
 
 
 def test_figures_that_are_no_times_are_refused(tmp_path: Path) -> None:
