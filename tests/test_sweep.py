@@ -119,7 +119,7 @@ def test_the_page_of_a_sweep(run_hwnas, tmp_path: Path) -> None:
     ]
     assert len(values) == 2
     assert f"{100 * sum(values) / 2:.2f} % ± {50 * abs(values[0] - values[1]):.2g}" in page
-    assert page.count(">none<small>") == 4  # nobody finds the network within 1.01 ms: in the matrix and by setting
+    assert page.count(">none<small>") == 4  # the network within 1.01 ms is not found
     links = re.findall(r'<a href="([^"]+)"', page)
     assert len(links) == 12
     assert all((tmp_path / "my sweep" / unquote(link)).is_file() for link in links)
