@@ -141,8 +141,9 @@ def _create(settings: Any, offered: Mapping[str, Any], path: str, kind: type | N
     except (TypeError, AttributeError, ArithmeticError) as error:  # almost always a setting of the wrong type
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
         raise ValueError(f"{path}: {str(error).splitlines()[0]} (settings: {shown})") from error
-    except ValueError as error:
-        if str(error).split(" ", 1)[0] in settings:  # the class does not know where its settings stand
+    except ValueError as error:  # a class says what is wrong with its setting, not where that stands
+        own = re.match(r"\w+", str(error))
+        if own and own[0] in known and (own[0] in settings or own[0] not in offered):
             raise ValueError(f"{path}.{error}") from error
         raise
 

@@ -5,6 +5,7 @@ numpy only. Everything else depends on this file; it depends on nothing of ours.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -17,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import numpy as np
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from annotated_types import Ge, Gt, Le, Len, Lt, MultipleOf
 from numpy.typing import NDArray
 
 Genotype = tuple[int, ...]
@@ -283,14 +284,22 @@ NotNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 """A number in 0..1."""
 
+BelowOne = Annotated[float, Ge(0), Lt(1)]
+"""A number of at least 0 and below 1."""
+
 Count = Annotated[int, Ge(1)]
 """A whole number of at least 1."""
 
-Seed = Annotated[int, Ge(0)]
+WholeNumber = Annotated[int, Ge(0)]
 """A whole number of at least 0."""
 
+Seed = WholeNumber
+"""What a generator of random numbers starts from."""
 
-def checked(target: Any) -> Any:
+_Checked = TypeVar("_Checked", bound=Callable[..., Any])
+
+
+def checked(target: _Checked) -> _Checked:
     """Check a constructor's settings against its signature, and keep them for `settings_of`.
 
     Settings are parameters whose type is made of bool, int, float, str, None, `Literal`, `Annotated` bounds
@@ -298,7 +307,7 @@ def checked(target: Any) -> Any:
     of a run, are left alone. The same holds from Python and from YAML.
 
     Args:
-        target: An `__init__`, or a dataclass.
+        target: An `__init__`, a dataclass, or a function that makes an object.
 
     Raises:
         ValueError: When an object is made: "population_size must be a whole number of at least 2, not 1".
@@ -309,17 +318,22 @@ def checked(target: Any) -> Any:
     signature = inspect.signature(target)
 
     @functools.wraps(target)
-    def init(self: object, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs)
-        for name, rule in _rules(target).items():
+    def check(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError:
+            return target(*args, **kwargs)  # Python's own words name the class
+        for name, kind in _kinds(target).items():
             if name in given.arguments:
-                given.arguments[name] = rule(name, given.arguments[name])
-        outermost = "_settings" not in self.__dict__  # not a base class's constructor
-        if outermost:
-            object.__setattr__(self, "_settings", {k: v for k, v in given.arguments.items() if k != "self"})
-        target(*given.args, **given.kwargs)
+                given.arguments[name] = check_setting(name, kind, given.arguments[name])
+        if target.__name__ == "__init__":
+            made, *_ = given.args
+            if "_settings" not in made.__dict__:  # not a base class's constructor
+                kept = {name: value for name, value in given.arguments.items() if value is not made}
+                object.__setattr__(made, "_settings", kept)
+        return target(*given.args, **given.kwargs)
 
-    return init
+    return cast("_Checked", check)
 
 
 def settings_of(made: object) -> dict[str, Any]:
@@ -328,36 +342,53 @@ def settings_of(made: object) -> dict[str, Any]:
 
 
 @functools.cache
-def _rules(init: Callable[..., None]) -> dict[str, Callable[[str, Any], Any]]:
-    """A check per setting of a constructor."""
-    rules = {}
-    for name, parameter in inspect.signature(init).parameters.items():
+def _kinds(target: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each setting of a constructor."""
+    kinds = {}
+    for name, parameter in inspect.signature(target).parameters.items():
         kind = parameter.annotation
         if isinstance(kind, str):
             try:
-                kind = eval(kind, init.__globals__)  # annotations of our own source, as typing evaluates them
+                kind = eval(kind, target.__globals__)  # our own source, as typing evaluates it
             except NameError:
                 continue  # imported for type checkers only: an object, not a setting
-        if (phrase := _phrase(kind)) is not None:
-            rules[name] = _rule(kind, phrase)
-    return rules
+        if _phrase(kind) is not None:
+            kinds[name] = kind
+    return kinds
 
 
-def _rule(kind: Any, phrase: str) -> Callable[[str, Any], Any]:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError  # a tenth of a second
+def check_setting(name: str, kind: Any, value: Any) -> Any:
+    """A value as a setting of a type: itself, a whole number as an int, a list as a tuple where one is due.
 
-    adapter = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+    Args:
+        name: What the message calls it.
+        kind: As `checked` takes them.
+        value: Anything.
 
-    def rule(name: str, value: Any) -> Any:
-        whole = isinstance(value, float) and value.is_integer()
-        for candidate in (value, int(value)) if whole else (value,):
-            try:
-                return adapter.validate_python(candidate)
-            except ValidationError:
-                continue
-        raise ValueError(f"{name} must be {phrase}, not {value!r}")
+    Raises:
+        ValueError: It does not fit; says what would.
+    """
+    from pydantic import ValidationError  # a tenth of a second
 
-    return rule
+    candidates = [value]
+    if isinstance(value, float) and value.is_integer():
+        candidates.append(int(value))
+    elif isinstance(value, list):
+        candidates.append(tuple(value))
+    for candidate in candidates:
+        with contextlib.suppress(ValidationError):
+            _adapter(kind).validate_python(candidate)
+            if not isinstance(candidate, int) or candidate <= MAX_WHOLE:
+                return candidate
+            raise ValueError(f"{name} must be a whole number of at most {MAX_WHOLE}, not {value!r}")
+    raise ValueError(f"{name} must be {_phrase(kind)}, not {value!r}")
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def _phrase(kind: Any) -> str | None:
@@ -365,9 +396,14 @@ def _phrase(kind: Any) -> str | None:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         base = _phrase(inner[0])
-        return None if base is None else base + _bounds(inner[1:])
+        if base is None:
+            return None
+        if base.startswith("a list"):
+            return base.replace("a list", f"a list{_length(inner[1])}", 1)
+        return ("an even whole number" if MultipleOf(2) in inner else base) + _bounds(inner[1:])
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        known = dict.fromkeys(map(str, inner))
+        return f"one of {', '.join(known)}" if len(known) > 1 else str(inner[0])
     if origin in (typing.Union, types.UnionType):
         parts = [_phrase(part) for part in inner]
         return None if None in parts else " or ".join(map(str, parts))
@@ -385,6 +421,11 @@ def _phrase(kind: Any) -> str | None:
     return words.get(kind)
 
 
+def _length(mark: Len) -> str:
+    """Length of a list in words."""
+    return f" of {mark.max_length}" if mark.max_length else f" of at least {mark.min_length}"
+
+
 def _bounds(marks: Sequence[Any]) -> str:
     """Bounds of a number in words."""
     at = {type(mark): mark for mark in marks}
@@ -392,8 +433,7 @@ def _bounds(marks: Sequence[Any]) -> str:
         return f" in {at[Ge].ge:g}..{at[Le].le:g}"
     low = f" of at least {at[Ge].ge:g}" if Ge in at else f" above {at[Gt].gt:g}" if Gt in at else ""
     high = f" of at most {at[Le].le:g}" if Le in at else f" below {at[Lt].lt:g}" if Lt in at else ""
-    step = f" that is a multiple of {at[MultipleOf].multiple_of:g}" if MultipleOf in at else ""
-    return f"{low}{' and' * bool(low and high)}{high}{step}"
+    return f"{low}{' and' * bool(low and high)}{high}"
 
 
 def whole_number(name: str, value: Any, *, least: int = 1) -> int:

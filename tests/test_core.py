@@ -1,23 +1,37 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from annotated_types import Ge, Len, MultipleOf
 
 from hwnas.core import (
+    BelowOne,
+    Count,
+    Fraction,
     Limit,
+    NotNegative,
     Objective,
+    Positive,
+    SearchSpace,
+    Seed,
     Trial,
+    WholeNumber,
     best,
+    check_setting,
+    checked,
     closest,
     costs,
     front,
     non_dominated,
-    positive,
+    settings_of,
     unique,
     violations,
-    whole_number,
 )
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
@@ -137,29 +151,137 @@ def test_closest_has_the_smallest_violation() -> None:
     assert closest([], [Limit("latency_ms", 5.0)]) is None
 
 
-def test_whole_number_and_positive_accept() -> None:
-    assert whole_number("x", 3) == 3
-    assert whole_number("x", 3.0) == 3
-    assert isinstance(whole_number("x", 3.0), int)
-    assert whole_number("x", 0, least=0) == 0
-    assert positive("x", 1) == 1.0
-    assert positive("x", 1e-9) == 1e-9
+class Base:
+    @checked
+    def __init__(self, space: object, size: Count) -> None:
+        self.space, self.size = space, size
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None, math.nan, math.inf, [1]])
-def test_whole_number_refuses_and_names_the_setting(value: object) -> None:
-    with pytest.raises(
-        ValueError, match=r"^strategy\.size must be a whole number of at least 1, not "
-    ) as error:
-        whole_number("strategy.size", value)
-    assert repr(value) in str(error.value)
+class Example(Base):
+    @checked
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        size: Annotated[int, Ge(4), MultipleOf(2)] = 3,  # type: ignore[assignment]  # defaults are ours
+        lr: Positive = 0.1,
+        momentum: BelowOne = 0.9,
+        rate: Fraction | None = None,
+        engine: Literal["fast", "slow"] = "fast",
+        precision: Literal["32", 32, "bf16"] = 32,
+        flip: bool = False,
+        name: str | None = None,
+        shape: tuple[int, ...] = (1,),
+        widths: Annotated[Sequence[Count], Len(1)] = (1,),
+        corners: Annotated[Sequence[Fraction], Len(2, 2)] | None = None,
+        reference: Recipe | None = None,  # noqa: F821  # type: ignore[name-defined]  # as under TYPE_CHECKING
+        seed: Seed = 0,
+    ) -> None:
+        super().__init__(space, 1)
+        self.size, self.lr, self.shape = size, lr, shape
 
 
-@pytest.mark.parametrize("value", [0, -0.5, True, "1", None, math.nan, math.inf])
-def test_positive_refuses_and_names_the_setting(value: object) -> None:
-    with pytest.raises(ValueError, match=r"^evaluator\.lr must be a number above 0, not ") as error:
-        positive("evaluator.lr", value)
-    assert repr(value) in str(error.value)
+@checked
+@dataclass(frozen=True)
+class Plain:
+    epochs: WholeNumber
+    lr: NotNegative = 1
+
+    def __post_init__(self) -> None:
+        if self.lr > self.epochs:
+            raise ValueError(f"lr must be at most epochs ({self.epochs}), not {self.lr}")
+
+
+@checked
+def made(space: SearchSpace, *, metric: Literal["only"]) -> Example:
+    return Example(space)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "rule"),
+    [
+        ("size", 3, "an even whole number of at least 4"),
+        ("size", 5, "an even whole number of at least 4"),
+        ("size", 4.5, "an even whole number of at least 4"),
+        ("size", True, "an even whole number of at least 4"),
+        ("size", "4", "an even whole number of at least 4"),
+        ("size", [4], "an even whole number of at least 4"),
+        ("size", None, "an even whole number of at least 4"),
+        ("seed", -1, "a whole number of at least 0"),
+        ("seed", math.nan, "a whole number of at least 0"),
+        ("seed", 2**63, f"a whole number of at most {2**63 - 1}"),
+        ("lr", 0, "a number above 0"),
+        ("lr", math.inf, "a number above 0"),
+        ("lr", math.nan, "a number above 0"),
+        ("lr", True, "a number above 0"),
+        ("lr", "abc", "a number above 0"),
+        ("momentum", 1, "a number of at least 0 and below 1"),
+        ("rate", 1.5, "a number in 0..1 or null"),
+        ("engine", "quick", "one of fast, slow"),
+        ("engine", ["fast"], "one of fast, slow"),
+        ("precision", 8, "one of 32, bf16"),
+        ("flip", 1, "true or false"),
+        ("flip", "true", "true or false"),
+        ("name", 3, "text or null"),
+        ("shape", [1, 2.5], "a list, each a whole number"),
+        ("shape", 3, "a list, each a whole number"),
+        ("widths", [], "a list of at least 1, each a whole number of at least 1"),
+        ("widths", [2, 0], "a list of at least 1, each a whole number of at least 1"),
+        ("widths", "12", "a list of at least 1, each a whole number of at least 1"),
+        ("corners", [0.5], "a list of 2, each a number in 0..1 or null"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_in_one_line(setting: str, value: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{setting} must be {rule}, not {value!r}')}$"):
+        Example(Toy(), **{setting: value})
+
+
+def test_settings_that_fit_arrive_as_given() -> None:
+    example = Example(Toy(), size=6.0, lr=1, shape=[2, 3], reference=object())  # type: ignore[arg-type]
+    assert (example.size, example.lr, example.shape) == (6, 1, (2, 3))
+    assert [type(value) for value in (example.size, example.lr, example.shape)] == [int, int, tuple]
+    assert Example(Toy()).size == 3
+    assert Example(Toy(), lr=np.float64(0.5)).lr == 0.5
+
+
+def test_whole_numbers_of_text_or_tables_are_not_guessed() -> None:
+    with pytest.raises(ValueError, match=r"^size must be an even whole number of .*, not np.int64\(4\)$"):
+        Example(Toy(), size=np.int64(4))
+
+
+def test_settings_of_a_constructor_are_those_it_was_given() -> None:
+    space = Toy()
+    assert settings_of(Example(space, size=6.0, lr=1)) == {"space": space, "size": 6, "lr": 1}
+    assert settings_of(Plain(3)) == {"epochs": 3}
+    assert settings_of(object()) == {}
+
+
+def test_checked_dataclasses() -> None:
+    assert Plain(2.0) == Plain(2, lr=1)  # type: ignore[arg-type]
+    assert asdict(Plain(2)) == {"epochs": 2, "lr": 1}
+    with pytest.raises(ValueError, match=r"^epochs must be a whole number of at least 0, not 'x'$"):
+        Plain("x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^lr must be at most epochs \(2\), not 3$"):
+        replace(Plain(2), lr=3)
+
+
+def test_checked_functions() -> None:
+    assert isinstance(made(Toy(), metric="only"), Example)
+    with pytest.raises(ValueError, match=r"^metric must be only, not 'other'$"):
+        made(Toy(), metric="other")  # type: ignore[arg-type]
+
+
+def test_unknown_and_missing_arguments_are_said_in_pythons_words() -> None:
+    with pytest.raises(TypeError, match=r"__init__\(\) got an unexpected keyword argument 'sise'"):
+        Example(Toy(), sise=4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"__init__\(\) missing 1 required positional argument: 'space'"):
+        Example()  # type: ignore[call-arg]
+
+
+def test_values_outside_constructors_are_checked_by_the_same_rule() -> None:
+    assert check_setting("generations", Count, 3.0) == 3
+    with pytest.raises(ValueError, match=r"^host\.rounds must be a whole number of at least 1, not None$"):
+        check_setting("host.rounds", Count, None)
 
 
 CHOICES = ((0,), (1, 4), (0, 1, 2, 3, 4), (2, 3))

@@ -123,7 +123,7 @@ def test_encodings_know_no_torch(path: Path) -> None:
     ],
 )
 def test_nothing_heavy_at_import(code: str) -> None:
-    heavy = "('torch', 'torchvision', 'pytorch_lightning', 'wandb', 'sklearn', 'matplotlib')"
+    heavy = "('torch', 'torchvision', 'pytorch_lightning', 'wandb', 'sklearn', 'matplotlib', 'pydantic')"
     check = f"{code}\nimport sys\nassert not [m for m in {heavy} if m in sys.modules]"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial, positive, whole_number
+from hwnas.core import Genotype, Objective, Positive, SearchSpace, Strategy, Trial, checked
 from hwnas.strategies.cma_es import CMAES, PyCMA
 from hwnas.strategies.evolution import check_told, fitness
-
-ENGINES = ("published", "pycma")
 
 
 class CMANAS(Strategy):
@@ -32,11 +32,12 @@ class CMANAS(Strategy):
         engine: "published", CMA-ES with the published constants, or "pycma", that of pip's `cma`.
 
     Raises:
-        ValueError: Fewer than 2 generations or 4 samples, a sigma that is not above 0, or an unknown engine.
+        ValueError: Fewer than 2 generations, or a setting out of range.
 
     Source: Sinha & Chen, CMANAS, Evolutionary Computation 32(2) 2024, arXiv 2107.07266 (code).
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -44,9 +45,9 @@ class CMANAS(Strategy):
         seed: int,
         generations: int,
         *,
-        population_size: int | None,
-        sigma: float,
-        engine: str,
+        population_size: Annotated[int, Ge(4)] | None,
+        sigma: Positive,
+        engine: Literal["published", "pycma"],
     ) -> None:
         self.space = space
         self.objectives = objectives
@@ -54,11 +55,7 @@ class CMANAS(Strategy):
             raise ValueError(
                 f"generations must be at least 2 for CMANAS, the last evaluates the mean, not {generations}"
             )
-        if population_size is not None:
-            population_size = whole_number("strategy.population_size", population_size, least=4)
-        if engine not in ENGINES:
-            raise ValueError(f"strategy.engine {engine!r} is not one of {', '.join(ENGINES)}")
-        start, sigma = np.zeros(math.prod(space.alpha_shape)), positive("strategy.sigma", sigma)
+        start = np.zeros(math.prod(space.alpha_shape))
         self._cma_es = (
             CMAES(start, sigma, np.random.default_rng(seed), population_size)
             if engine == "published"

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial
+from hwnas.core import (
+    Count,
+    Fraction,
+    Genotype,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    WholeNumber,
+    checked,
+)
 from hwnas.strategies.evolution import GeneticAlgorithm, fitness, fittest
 
 
@@ -30,16 +40,17 @@ class EvNAS(Strategy):
     our reading of the labels in its table of ablations.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
         objectives: tuple[Objective, ...],
         seed: int,
         *,
-        population_size: int,
-        tournament_size: int,
-        num_elites: int,
-        mutation_rate: float,
+        population_size: Count,
+        tournament_size: Count,
+        num_elites: WholeNumber,
+        mutation_rate: Fraction,
         crossover: bool,
     ) -> None:
         self.space = space

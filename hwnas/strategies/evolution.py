@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.core import FloatArray, Objective, Trial, costs, share, violations, whole_number
+from hwnas.core import Count, FloatArray, Fraction, Objective, Trial, WholeNumber, checked, costs, violations
 
 
 def check_told(trials: Sequence[Trial], num_asked: int) -> None:
@@ -109,28 +109,22 @@ class GeneticAlgorithm:
         ValueError: A size or rate out of range; names the setting.
     """
 
+    @checked
     def __init__(
         self,
         seed: int,
         *,
-        population_size: int,
-        tournament_size: int,
-        num_elites: int,
-        mutation_rate: float,
+        population_size: Count,
+        tournament_size: Count,
+        num_elites: WholeNumber,
+        mutation_rate: Fraction,
         crossover: bool = True,
     ) -> None:
-        self.population_size = whole_number("strategy.population_size", population_size)
-        self.tournament_size = whole_number("strategy.tournament_size", tournament_size)
-        self.num_elites = whole_number("strategy.num_elites", num_elites, least=0)
-        for name, number in (("tournament_size", self.tournament_size), ("num_elites", self.num_elites)):
-            if number > self.population_size:
-                raise ValueError(
-                    f"strategy.{name} {number} is larger than the population of {population_size}"
-                )
-        self.mutation_rate = share("strategy.mutation_rate", mutation_rate)
-        if not isinstance(crossover, bool):
-            raise ValueError(f"strategy.crossover must be true or false, not {crossover!r}")
-        self.crossover = crossover
+        for name, number in (("tournament_size", tournament_size), ("num_elites", num_elites)):
+            if number > population_size:
+                raise ValueError(f"{name} {number} is larger than the population of {population_size}")
+        self.population_size, self.tournament_size = population_size, tournament_size
+        self.num_elites, self.mutation_rate, self.crossover = num_elites, mutation_rate, crossover
         self.alphas: FloatArray | None = None
         self._rng = np.random.default_rng(seed)
         self._told = False

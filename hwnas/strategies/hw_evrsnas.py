@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from hwnas.core import Genotype, Limit, Objective, SearchSpace, Strategy, Trial, best, costs, violations
+from hwnas.core import (
+    Count,
+    Fraction,
+    Genotype,
+    Limit,
+    NotNegative,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    WholeNumber,
+    best,
+    checked,
+    costs,
+    violations,
+)
 from hwnas.strategies.evolution import GeneticAlgorithm, fittest
-
-PENALTIES = ("one_sided", "two_sided")
 
 
 class HWEvRSNAS(Strategy):
@@ -33,13 +46,14 @@ class HWEvRSNAS(Strategy):
         penalty_weight: lambda, in units of the quality per 100 % violation.
 
     Raises:
-        ValueError: A size or rate out of range, or an unknown penalty.
+        ValueError: A setting out of range.
 
     Source: Sinha et al., HW-EvRSNAS, WACV 2024, arXiv 2311.03923: the structure. The penalty's formula and
     weight and the algorithm's settings are not published; these are EvNAS' algorithm and settings, and the
     simplest formula that fits the abstract.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -47,12 +61,12 @@ class HWEvRSNAS(Strategy):
         limits: tuple[Limit, ...],
         seed: int,
         *,
-        population_size: int,
-        tournament_size: int,
-        num_elites: int,
-        mutation_rate: float,
-        penalty: str,
-        penalty_weight: float,
+        population_size: Count,
+        tournament_size: Count,
+        num_elites: WholeNumber,
+        mutation_rate: Fraction,
+        penalty: Literal["one_sided", "two_sided"],
+        penalty_weight: NotNegative,
     ) -> None:
         self.space = space
         self.objectives = objectives
@@ -63,12 +77,6 @@ class HWEvRSNAS(Strategy):
             num_elites=num_elites,
             mutation_rate=mutation_rate,
         )
-        if penalty not in PENALTIES:
-            raise ValueError(f"strategy.penalty {penalty!r} is not one of {', '.join(PENALTIES)}")
-        if not 0 <= penalty_weight < math.inf:
-            raise ValueError(
-                f"strategy.penalty_weight must be a number of at least 0, not {penalty_weight!r}"
-            )
         self.penalty = penalty
         self.penalty_weight = penalty_weight
         self._limits = limits

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial, costs, front, whole_number
+from hwnas.core import Count, Genotype, Objective, SearchSpace, Strategy, Trial, checked, costs, front
 from hwnas.strategies.evolution import check_told
 
 NUM_TRIES = 100
@@ -39,14 +39,15 @@ class LocalSearch(Strategy):
     al., Exploring the Loss Landscape in Neural Architecture Search, UAI 2021, arXiv 2005.02960).
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
         objectives: tuple[Objective, ...],
         seed: int,
         *,
-        population_size: int,
-        num_candidates: int,
+        population_size: Count,
+        num_candidates: Count,
     ) -> None:
         if len(objectives) != 2:
             raise ValueError(
@@ -54,8 +55,8 @@ class LocalSearch(Strategy):
             )
         self.space = space
         self.objectives = objectives
-        self.population_size = whole_number("strategy.population_size", population_size)
-        self.num_candidates = whole_number("strategy.num_candidates", num_candidates)
+        self.population_size = population_size
+        self.num_candidates = num_candidates
         self._rng = np.random.default_rng(seed)
         self._asked: list[Genotype] = []
         self._seen: set[Genotype] = set()  # asked for, now or before

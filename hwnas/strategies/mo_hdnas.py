@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Strategy, Trial, costs, unique
+from hwnas.core import (
+    FloatArray,
+    Fraction,
+    Genotype,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    checked,
+    costs,
+    unique,
+)
 from hwnas.strategies.evolution import cost_diversity
-from hwnas.strategies.nsga2 import NSGA2
-
-DIVERSITIES = ("population", "merged", "none")
+from hwnas.strategies.nsga2 import NSGA2, Crowding, Even
 
 
 class MOHDNAS(Strategy):
@@ -32,28 +42,27 @@ class MOHDNAS(Strategy):
         crowding: As for `NSGA2`.
 
     Raises:
-        ValueError: A population that is odd or smaller than 2, an unknown kind of diversity, or no cost.
+        ValueError: A setting out of range, or no cost.
 
     Source: Sinha et al., MO-HDNAS, CVPRW 2024, arXiv 2404.12403, Alg. 1. The operators' settings and where
     chi is computed are not published; these are NEvoNAS' operators, and "population" is the literal reading.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
         objectives: tuple[Objective, ...],
         seed: int,
         *,
-        population_size: int,
-        diversity: str,
-        crossover_prob: float,
-        mutation_prob: float,
-        crowding: str,
+        population_size: Even,
+        diversity: Literal["population", "merged", "none"],
+        crossover_prob: Fraction,
+        mutation_prob: Fraction,
+        crowding: Crowding,
     ) -> None:
         if len(objectives) < 2:
             raise ValueError(f"mo_hdnas needs a quality and a cost, not {[o.metric for o in objectives]}")
-        if diversity not in DIVERSITIES:
-            raise ValueError(f"strategy.diversity {diversity!r} is not one of {', '.join(DIVERSITIES)}")
         self.space = space
         self.objectives = objectives
         self.diversity = diversity

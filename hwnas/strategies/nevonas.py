@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from hwnas.core import (
+    Count,
     FloatArray,
+    Fraction,
     Genotype,
     Objective,
     SearchSpace,
     Strategy,
     Trial,
+    checked,
     costs,
     unique,
-    whole_number,
 )
 from hwnas.strategies.evolution import fitness
-from hwnas.strategies.nsga2 import NSGA2
-
-FITNESSES = ("accuracy", "local", "none")
+from hwnas.strategies.nsga2 import NSGA2, Crowding, Even
 
 
 class NEvoNAS(Strategy):
@@ -49,29 +50,26 @@ class NEvoNAS(Strategy):
     the final front is not published (the code reports the best *test* accuracy); ours is the best fitness.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
         objectives: tuple[Objective, ...],
         seed: int,
         *,
-        population_size: int,
-        num_neighbors: int,
-        fitness: str,
+        population_size: Even,
+        num_neighbors: Count,
+        fitness: Literal["accuracy", "local", "none"],
         novelty: bool,
-        crossover_prob: float,
-        mutation_prob: float,
-        crowding: str,
+        crossover_prob: Fraction,
+        mutation_prob: Fraction,
+        crowding: Crowding,
     ) -> None:
-        if fitness not in FITNESSES:
-            raise ValueError(f"strategy.fitness {fitness!r} is not one of {', '.join(FITNESSES)}")
-        if not isinstance(novelty, bool):
-            raise ValueError(f"strategy.novelty must be true or false, not {novelty!r}")
         if fitness == "none" and not novelty:
-            raise ValueError("strategy.novelty must be true where strategy.fitness is none")
+            raise ValueError("novelty must be true where fitness is none")
         self.space = space
         self.objectives = objectives
-        self.num_neighbors = whole_number("strategy.num_neighbors", num_neighbors)
+        self.num_neighbors = num_neighbors
         self.fitness = fitness
         self.novelty = novelty
         self._algorithm = NSGA2(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, MultipleOf
 from pymoo.algorithms.moo import nsga2
 from pymoo.core.evaluator import Evaluator
 from pymoo.core.population import Population
@@ -17,10 +18,13 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.problems.static import StaticProblem
 
-from hwnas.core import FloatArray, Trial, share, whole_number
+from hwnas.core import FloatArray, Fraction, Trial, checked
 from hwnas.strategies.evolution import check_told
 
-CROWDINGS = ("unique", "all")
+Even = Annotated[int, Ge(2), MultipleOf(2)]
+"""Size of a population whose children come in pairs."""
+
+Crowding = Literal["unique", "all"]
 
 
 class NSGA2:
@@ -44,36 +48,32 @@ class NSGA2:
         asked: pymoo's population of the last `ask`; None before.
 
     Raises:
-        ValueError: A population that is odd or smaller than 2, a probability outside 0..1, or an unknown
-            crowding.
+        ValueError: A setting out of range.
 
     Source: Deb et al., NSGA-II, 2002; operators of Sinha & Chen, NEvoNAS, arXiv 2204.00188 (code).
     """
 
+    @checked
     def __init__(
         self,
         alpha_shape: tuple[int, int],
         num_objectives: int,
         seed: int,
         *,
-        population_size: int,
-        crossover_prob: float,
-        mutation_prob: float,
-        crowding: str,
+        population_size: Even,
+        crossover_prob: Fraction,
+        mutation_prob: Fraction,
+        crowding: Crowding,
     ) -> None:
-        if crowding not in CROWDINGS:
-            raise ValueError(f"strategy.crowding {crowding!r} is not one of {', '.join(CROWDINGS)}")
-        self.population_size = whole_number("strategy.population_size", population_size, least=2)
-        if self.population_size % 2:
-            raise ValueError(f"strategy.population_size of NSGA-II must be even, not {population_size}")
+        self.population_size = population_size
         self.asked: Any = None
         self._alpha_shape = alpha_shape
         num_alphas = int(np.prod(alpha_shape))
         self._algorithm = nsga2.NSGA2(
             pop_size=self.population_size,
             sampling=FloatRandomSampling(),
-            crossover=SBX(prob=share("strategy.crossover_prob", crossover_prob), eta=15),
-            mutation=PM(prob=1.0, prob_var=share("strategy.mutation_prob", mutation_prob), eta=20),
+            crossover=SBX(prob=crossover_prob, eta=15),
+            mutation=PM(prob=1.0, prob_var=mutation_prob, eta=20),
             # Of a function pymoo computes distances among different costs only, of its name among all.
             survival=RankAndCrowding(crowding_func=calc_crowding_distance if crowding == "unique" else "cd"),
         )

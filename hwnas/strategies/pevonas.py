@@ -7,7 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Strategy, Trial, whole_number
+from hwnas.core import (
+    Count,
+    FloatArray,
+    Fraction,
+    Genotype,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    WholeNumber,
+    checked,
+)
 from hwnas.strategies.evolution import GeneticAlgorithm, fitness, fittest
 
 
@@ -41,6 +52,7 @@ class PEvoNAS(Strategy):
     Source: Sinha & Chen, pEvoNAS, GECCO 2022, arXiv 2203.01559 (code).
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -48,31 +60,30 @@ class PEvoNAS(Strategy):
         seed: int,
         generations: int,
         *,
-        progression: Sequence[int | None],
-        max_generations: int,
-        convergence: int,
-        population_size: int,
-        tournament_size: int,
-        num_elites: int,
-        mutation_rate: float,
+        progression: Sequence[Count | None],
+        max_generations: Count,
+        convergence: Count,
+        population_size: Count,
+        tournament_size: Count,
+        num_elites: WholeNumber,
+        mutation_rate: Fraction,
     ) -> None:
         self.space = space
         self.objectives = objectives
-        if not isinstance(progression, Sequence) or len(progression) == 0 or progression[0] is not None:
+        self.num_ops = tuple(number for number in progression if number is not None)
+        if list(progression) != [None, *self.num_ops]:
             raise ValueError(
-                "strategy.progression must be a list that starts with null, e.g. [null, 3, 2], "
-                f"not {progression!r}"
+                f"progression must start with its only null, e.g. [null, 3, 2], not {progression!r}"
             )
-        self.num_ops = tuple(whole_number("strategy.progression", k) for k in progression[1:])
         if any(small >= large for large, small in itertools.pairwise(self.num_ops)):
-            raise ValueError(f"strategy.progression must fall from stage to stage, not {progression!r}")
+            raise ValueError(f"progression must fall from stage to stage, not {progression!r}")
         if generations < len(progression):
             raise ValueError(
-                f"generations must be at least {len(progression)}, one per stage of strategy.progression, "
+                f"generations must be at least {len(progression)}, one per stage of the progression, "
                 f"not {generations}"
             )
-        self.max_generations = whole_number("strategy.max_generations", max_generations)
-        self.convergence = whole_number("strategy.convergence", convergence)
+        self.max_generations = max_generations
+        self.convergence = convergence
         self._genetic = GeneticAlgorithm(
             seed,
             population_size=population_size,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial, front, whole_number
+from hwnas.core import Count, Genotype, Objective, SearchSpace, Strategy, Trial, checked, front
 from hwnas.strategies.evolution import check_told
 
 
@@ -23,12 +23,13 @@ class RandomSearch(Strategy):
         ValueError: A population size below 1.
     """
 
+    @checked
     def __init__(
-        self, space: SearchSpace, objectives: tuple[Objective, ...], seed: int, *, population_size: int
+        self, space: SearchSpace, objectives: tuple[Objective, ...], seed: int, *, population_size: Count
     ) -> None:
         self.space = space
         self.objectives = objectives
-        self.population_size = whole_number("strategy.population_size", population_size)
+        self.population_size = population_size
         self._rng = np.random.default_rng(seed)
         self._asked = 0
         self._trials: list[Trial] = []

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from hwnas.core import (
+    Count,
     Genotype,
     Limit,
     Objective,
     SearchSpace,
     Strategy,
     Trial,
+    checked,
     costs,
     violations,
-    whole_number,
 )
 from hwnas.strategies.evolution import check_told
 
@@ -42,6 +43,7 @@ class RegularizedEvolution(Strategy):
     Source: Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019, Alg. 1.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -49,23 +51,17 @@ class RegularizedEvolution(Strategy):
         limits: tuple[Limit, ...],
         seed: int,
         *,
-        population_size: int,
-        sample_size: int,
-        num_children: int | None = None,
+        population_size: Count,
+        sample_size: Count,
+        num_children: Count | None = None,
     ) -> None:
         self.space = space
         self.objectives = objectives
-        self.population_size = whole_number("strategy.population_size", population_size)
-        self.sample_size = whole_number("strategy.sample_size", sample_size)
-        if self.sample_size > self.population_size:
-            raise ValueError(
-                f"strategy.sample_size {sample_size} is larger than the population of {population_size}"
-            )
-        self.num_children = (
-            self.population_size
-            if num_children is None
-            else whole_number("strategy.num_children", num_children)
-        )
+        self.population_size = population_size
+        self.sample_size = sample_size
+        if sample_size > population_size:
+            raise ValueError(f"sample_size {sample_size} is larger than the population of {population_size}")
+        self.num_children = population_size if num_children is None else num_children
         self._limits = limits
         self._rng = np.random.default_rng(seed)
         self._alive: deque[tuple[tuple[float, float], Trial]] = deque(maxlen=self.population_size)

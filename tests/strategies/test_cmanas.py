@@ -131,10 +131,10 @@ def test_a_minimised_objective() -> None:
     ("generations", "settings", "message"),
     [
         (1, {}, "generations must be at least 2 for CMANAS, the last evaluates the mean, not 1"),
-        (5, {"population_size": 3}, "strategy.population_size must be a whole number of at least 4, not 3"),
-        (5, {"engine": "cmaes"}, "strategy.engine 'cmaes' is not one of published, pycma"),
-        (5, {"sigma": 0}, "strategy.sigma must be a number above 0, not 0"),
-        (5, {"sigma": math.nan}, "strategy.sigma must be a number above 0, not nan"),
+        (5, {"population_size": 3}, "population_size must be a whole number of at least 4 or null, not 3"),
+        (5, {"engine": "cmaes"}, "engine must be one of published, pycma, not 'cmaes'"),
+        (5, {"sigma": 0}, "sigma must be a number above 0, not 0"),
+        (5, {"sigma": math.nan}, "sigma must be a number above 0, not nan"),
     ],
 )
 def test_settings_are_checked(generations: int, settings: dict[str, Any], message: str) -> None:

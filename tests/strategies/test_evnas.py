@@ -107,11 +107,11 @@ def test_without_mutation_no_row_is_new() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tournament_size": 51}, "strategy.tournament_size 51 is larger than the population of 50"),
-        ({"num_elites": 51}, "strategy.num_elites 51 is larger than the population of 50"),
-        ({"mutation_rate": -0.1}, "strategy.mutation_rate must be a number in 0..1, not -0.1"),
-        ({"population_size": 0}, "strategy.population_size must be a whole number of at least 1, not 0"),
-        ({"crossover": 0.5}, "strategy.crossover must be true or false, not 0.5"),
+        ({"tournament_size": 51}, "tournament_size 51 is larger than the population of 50"),
+        ({"num_elites": 51}, "num_elites 51 is larger than the population of 50"),
+        ({"mutation_rate": -0.1}, "mutation_rate must be a number in 0..1, not -0.1"),
+        ({"population_size": 0}, "population_size must be a whole number of at least 1, not 0"),
+        ({"crossover": 0.5}, "crossover must be true or false, not 0.5"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

@@ -66,12 +66,12 @@ def test_without_a_feasible_trial_the_fittest_is_the_answer() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tournament_size": 51}, "strategy.tournament_size 51 is larger than the population of 50"),
-        ({"num_elites": 51}, "strategy.num_elites 51 is larger than the population of 50"),
-        ({"mutation_rate": 1.5}, "strategy.mutation_rate must be a number in 0..1, not 1.5"),
-        ({"penalty": "log"}, "strategy.penalty 'log' is not one of one_sided, two_sided"),
-        ({"penalty_weight": -1}, "strategy.penalty_weight must be a number of at least 0, not -1"),
-        ({"population_size": 0}, "strategy.population_size must be a whole number of at least 1, not 0"),
+        ({"tournament_size": 51}, "tournament_size 51 is larger than the population of 50"),
+        ({"num_elites": 51}, "num_elites 51 is larger than the population of 50"),
+        ({"mutation_rate": 1.5}, "mutation_rate must be a number in 0..1, not 1.5"),
+        ({"penalty": "log"}, "penalty must be one of one_sided, two_sided, not 'log'"),
+        ({"penalty_weight": -1}, "penalty_weight must be a number of at least 0, not -1"),
+        ({"population_size": 0}, "population_size must be a whole number of at least 1, not 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:

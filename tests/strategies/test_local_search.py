@@ -74,7 +74,7 @@ def test_unsupported_networks_are_no_parents() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"strategy\.num_candidates must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"num_candidates must be a whole number of at least 1"):
         create(num_candidates=0)
     with pytest.raises(ValueError, match="needs one quality and one cost"):
         LocalSearch(Toy(), OBJECTIVES[:1], 0, population_size=4, num_candidates=1)

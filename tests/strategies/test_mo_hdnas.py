@@ -62,13 +62,13 @@ def test_unsupported_neither_count_nor_get_diversity() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"population_size": 5}, r"strategy\.population_size of NSGA-II must be even, not 5"),
-        ({"population_size": 0}, r"strategy\.population_size must be a whole number of at least 2, not 0"),
+        ({"population_size": 5}, r"population_size must be an even whole number of at least 2, not 5"),
+        ({"population_size": 0}, r"population_size must be an even whole number of at least 2, not 0"),
         (
             {"population_size": 2.5},
-            r"strategy\.population_size must be a whole number of at least 2, not 2\.5",
+            r"population_size must be an even whole number of at least 2, not 2\.5",
         ),
-        ({"diversity": "some"}, r"strategy\.diversity 'some' is not one of population, merged, none"),
+        ({"diversity": "some"}, r"diversity must be one of population, merged, none, not 'some'"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

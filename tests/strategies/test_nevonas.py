@@ -169,15 +169,15 @@ def test_the_result_is_the_last_front_once_each_the_most_accurate_first() -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fitness": "loss"}, "strategy.fitness 'loss' is not one of accuracy, local, none"),
-        ({"novelty": "some"}, "strategy.novelty must be true or false, not 'some'"),
+        ({"fitness": "loss"}, "fitness must be one of accuracy, local, none, not 'loss'"),
+        ({"novelty": "some"}, "novelty must be true or false, not 'some'"),
         (
             {"fitness": "none", "novelty": False},
-            "strategy.novelty must be true where strategy.fitness is none",
+            "novelty must be true where fitness is none",
         ),
-        ({"num_neighbors": 0}, "strategy.num_neighbors must be a whole number of at least 1, not 0"),
-        ({"population_size": 5}, "strategy.population_size of NSGA-II must be even, not 5"),
-        ({"mutation_prob": 2}, "strategy.mutation_prob must be a number in 0..1, not 2"),
+        ({"num_neighbors": 0}, "num_neighbors must be a whole number of at least 1, not 0"),
+        ({"population_size": 5}, "population_size must be an even whole number of at least 2, not 5"),
+        ({"mutation_prob": 2}, "mutation_prob must be a number in 0..1, not 2"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

@@ -37,5 +37,5 @@ def test_the_published_rule_is_the_default(name: str) -> None:
 
 
 def test_an_unknown_crowding_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"strategy\.crowding 'some' is not one of unique, all"):
+    with pytest.raises(ValueError, match=r"crowding must be one of unique, all, not 'some'"):
         NSGA2((5, 3), 2, 0, crowding="some", **SETTINGS)

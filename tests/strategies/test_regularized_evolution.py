@@ -142,10 +142,10 @@ def test_unsupported_loses_without_limits() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"population_size": 0}, r"strategy\.population_size must be a whole number of at least 1, not 0"),
-        ({"sample_size": 0}, r"strategy\.sample_size must be a whole number of at least 1, not 0"),
-        ({"num_children": 0}, r"strategy\.num_children must be a whole number of at least 1, not 0"),
-        ({"sample_size": 5}, r"strategy\.sample_size 5 is larger than the population of 4"),
+        ({"population_size": 0}, r"population_size must be a whole number of at least 1, not 0"),
+        ({"sample_size": 0}, r"sample_size must be a whole number of at least 1, not 0"),
+        ({"num_children": 0}, r"num_children must be a whole number of at least 1 or null, not 0"),
+        ({"sample_size": 5}, r"sample_size 5 is larger than the population of 4"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, int], message: str) -> None:
