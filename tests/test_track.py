@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hwnas.cli.overrides import logger_arguments
 from hwnas.reports.dashboard import workspace
 from hwnas.searches.indicators import diversity
 from hwnas.spaces.toy import Toy
@@ -72,6 +74,45 @@ def test_a_run_in_tensorboard(run_hwnas, tmp_path: Path) -> None:
         told = [float(row["hypervolume"]) for row in csv.DictReader(file)]
     assert [event.value for event in events.Scalars("hypervolume")] == pytest.approx(told, rel=1e-6)
     assert not (run / "wandb").exists()
+
+
+def test_a_run_in_several_loggers(run_hwnas, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run_hwnas(*TOY, "logger=[wandb,csv,tensorboard]")
+    run = tmp_path / "sweep" / "run"
+    assert list((run / "tensorboard").iterdir())
+    assert list((run / "wandb").glob("offline-run-*"))
+    assert (run / "metrics.csv").is_file()
+    again = run_hwnas("search", "resume=sweep/run", "logger=[tensorboard,wandb]")
+    assert "is finished already" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("logger=csv", ["logger=csv"]),
+        ("logger=csv,wandb", ["logger=csv,wandb"]),
+        ("logger=[csv]", ["logger=csv"]),
+        ("logger=[tensorboard, csv]", ["logger=tensorboard"]),
+        ("logger=[wandb,csv]", ["logger=wandb"]),
+        ("logger=[csv,tensorboard,'wandb']", ["logger=wandb", "+logger.tensorboard=true"]),
+    ],
+)
+def test_loggers_in_words(given: str, words: list[str]) -> None:
+    assert logger_arguments(["seed=1", given]) == ["seed=1", *words]
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("logger=[]", "logger=[]: '' is no logger; known: csv, tensorboard, wandb"),
+        ("logger=[csv,wandbb]", "'wandbb' is no logger; did you mean wandb?"),
+        ("logger=[csv,csv]", "logger=[csv,csv] has csv twice"),
+    ],
+)
+def test_loggers_that_are_refused(given: str, error: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(error)):
+        logger_arguments([given])
 
 
 def test_diversity_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Words of the command line that Hydra does not know: resumed runs, lists of devices, files, runs."""
+"""Words of the command line that Hydra does not know: resumed runs, lists of devices or loggers, files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def resume_arguments(arguments: Sequence[str], command: str) -> list[str]:
         raise ValueError(f"{stored} is not the configuration of a run")
     check_command(folder, command)
     chosen = _choices(folder)
-    others = device_arguments([a for a in arguments if not a.startswith("resume=")])
+    others = _short_forms([a for a in arguments if not a.startswith("resume=")])
     for argument in others:
         if "=" not in argument or argument.startswith(("-", "~")):
             raise ValueError(f"resume={path} takes nothing but settings that the run has, not {argument}")
@@ -111,6 +111,15 @@ def _work_in(folder: Path) -> None:
     os.chdir(folder)
 
 
+LOGGERS = ("csv", "tensorboard", "wandb")
+"""Choices of `logger`, of which all write metrics.csv."""
+
+
+def _short_forms(arguments: Sequence[str]) -> list[str]:
+    """Hydra's arguments for the words that stand for several: devices and loggers."""
+    return logger_arguments(device_arguments(arguments))
+
+
 def device_arguments(arguments: Sequence[str]) -> list[str]:
     """Hydra's arguments for what else may follow `device=`: files, and lists of names and files.
 
@@ -141,6 +150,31 @@ def device_arguments(arguments: Sequence[str]) -> list[str]:
             prepared += [f"device={files[0][0]}", f"device.path={','.join(path for _, path in files)}"]
         else:
             prepared.append(argument)
+    return prepared
+
+
+def logger_arguments(arguments: Sequence[str]) -> list[str]:
+    """Hydra's arguments with `logger=[a,b]` replaced: one of the list is chosen and adds what the others do.
+
+    Raises:
+        ValueError: An empty list, a name that is no logger, or one that is listed twice.
+    """
+    prepared = []
+    for argument in arguments:
+        value = _unquoted(argument.removeprefix("logger="))
+        if not argument.startswith("logger=") or "[" not in value:
+            prepared.append(argument)
+            continue
+        names = [_unquoted(part.strip()) for part in value.removeprefix("[").removesuffix("]").split(",")]
+        for name in names:
+            if name not in LOGGERS:
+                raise ValueError(f"{argument}: {name!r} is no logger{suggestion(name, LOGGERS)}")
+            if names.count(name) > 1:
+                raise ValueError(f"{argument} has {name} twice")
+        chosen = max(names, key=LOGGERS.index)
+        prepared.append(f"logger={chosen}")
+        if chosen == "wandb" and "tensorboard" in names:
+            prepared.append("+logger.tensorboard=true")
     return prepared
 
 
@@ -244,7 +278,7 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = resume_arguments(arguments, command)
     check_experiment(command, arguments)
-    arguments = device_arguments(arguments)
+    arguments = _short_forms(arguments)
     if command in ("train", "export"):
         arguments = train_arguments(arguments)
     if command == "profile":

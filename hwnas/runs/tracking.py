@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.csv always, Weights & Biases or TensorBoard where it is asked for."""
+"""Where a run's figures go: metrics.csv always, Weights & Biases and TensorBoard where they are asked for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hwnas.store import password
 
 
 class Tracker:
-    """Writes figures per step to metrics.csv and, if asked, to Weights & Biases or TensorBoard.
+    """Writes figures per step to metrics.csv and, if asked, to Weights & Biases and TensorBoard.
 
-    Weights & Biases never stops a run: what goes wrong with it is said once, and the run goes on. `finish`
+    Weights & Biases never stops a run: its first error is shown as a warning, and the run continues. `finish`
     must be called, or jobs of one process share a W&B run.
 
     Args:
         folder: The run's folder.
-        settings: The `logger` config group: "wandb", then with "project" and "mode"; "tensorboard".
+        settings: The `logger` config group: "wandb", with "project" and "mode"; "tensorboard".
         config: The whole configuration, for W&B.
         run_id: W&B's run id; a resumed run continues under it.
         job: The command.
