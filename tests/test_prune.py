@@ -301,8 +301,8 @@ def test_a_sweep_whose_page_cannot_be_drawn_fails(folder: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pruning.sparsities=[0.5,1.0]"], "pruning.sparsities must be at least 0 and below 1, not 1.0"),
-        (["pruning.sparsities=[-0.5]"], "pruning.sparsities must be at least 0 and below 1, not -0.5"),
+        (["pruning.sparsities=[0.5,1.0]"], "each a number of at least 0 and below 1, not [0.5, 1.0]"),
+        (["pruning.sparsities=[-0.5]"], "pruning.sparsities must be a list of at least 1, each a number"),
         (["model.beta=-1"], "model.beta must be a number of at least 0, not -1"),
         (["model.channels=[4,4,4,4]"], "has 4 convolutions that halve images of 8x8 to nothing; give fewer"),
         (["training.batch_size=2000"], "1150 training images are fewer than one batch of 2000"),

@@ -233,8 +233,11 @@ def test_fbnet_by_name_and_by_its_blocks(folder: Path, arch: str) -> None:
             "trainer.auxiliary_weight=0.4 needs a network with",
         ),
         (["arch=evnas_a", "search_space.num_cells=2"], "search_space.num_cells must be a whole number of at"),
-        (["arch=evnas_a", "trainer.schedule=linear"], "epochs must be above 5 with schedule=linear, not 3"),
-        (["arch=evnas_a", "trainer.precision=8"], "trainer.precision 8 is not one of 32, bf16, fp16"),
+        (
+            ["arch=evnas_a", "trainer.schedule=linear"],
+            "trainer.epochs must be above 5 with schedule=linear, not 3",
+        ),
+        (["arch=evnas_a", "trainer.precision=8"], "trainer.precision must be one of 32, bf16, fp16, not 8"),
         (["arch=evnas_a", "dataset=imagenet"], "dataset=imagenet needs dataset.path=<folder"),
         (["arch=evnas_a", "trainer.lr=1e30"], "the loss became nan in step 1 at a learning rate of 1e+30"),
         (["resume=nowhere"], "resume=nowhere is not a folder"),

@@ -13,24 +13,25 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 
-from hwnas.core import not_negative, positive, seed_of, whole_number
+from hwnas.core import Count, NotNegative, Positive, checked, seed_of
 from hwnas.files import write_torch
 from hwnas.training.classifier import Batch, KeepLast, Passes
 from hwnas.training.lightning import fit_by_lightning
-from hwnas.training.recipe import PRECISIONS
+from hwnas.training.recipe import PRECISIONS, Precision
 
-LIKELIHOODS = ("bernoulli", "gaussian", "none")
 KERNEL = 4
 """Side of all kernels; with a stride of 2 and a padding of 1 every convolution halves height and width."""
 
 
+@checked
 @dataclass(frozen=True)
 class BetaVAESettings:
     """The network and its loss: reconstruction + beta * KL + gamma * cross-entropy.
@@ -56,40 +57,24 @@ class BetaVAESettings:
         the bottleneck: Alemi et al., Deep Variational Information Bottleneck, ICLR 2017.
     """
 
-    channels: Sequence[int]
-    hidden: int
-    latent: int
+    channels: Annotated[Sequence[Count], Len(1)]
+    hidden: Count
+    latent: Count
     norm: bool
-    likelihood: str
+    likelihood: Literal["bernoulli", "gaussian", "none"]
     noise: bool
-    beta: float
-    gamma: float
-    capacity: float | None
-    capacity_epochs: float
+    beta: NotNegative
+    gamma: NotNegative
+    capacity: Positive | None
+    capacity_epochs: Positive
 
     def __post_init__(self) -> None:
-        if not isinstance(self.channels, list | tuple) or not self.channels:
-            raise ValueError(f"channels must be a list of whole numbers, not {self.channels!r}")
-        for number in self.channels:
-            whole_number("channels", number)
-        whole_number("hidden", self.hidden)
-        whole_number("latent", self.latent)
-        for name in ("norm", "noise"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if self.likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, not {self.likelihood!r}")
-        not_negative("beta", self.beta)
-        not_negative("gamma", self.gamma)
         if self.beta and not self.noise:
             raise ValueError(
                 f"beta must be 0 without noise: a code that is not sampled has no KL, not {self.beta:g}"
             )
         if self.gamma == 0 and self.likelihood == "none":
             raise ValueError("gamma must be above 0 where there is no decoder: nothing would be learnt")
-        if self.capacity is not None:
-            positive("capacity", self.capacity)
-            positive("capacity_epochs", self.capacity_epochs)
 
     @property
     def kind(self) -> str:
@@ -107,6 +92,7 @@ class BetaVAESettings:
         return BetaVAE(self, image_shape, num_classes)
 
 
+@checked
 @dataclass(frozen=True)
 class Training:
     """How a Beta-VAE is trained: Adam with decoupled weight decay (AdamW), at a constant learning rate.
@@ -122,19 +108,11 @@ class Training:
         ValueError: A value out of range; names the setting.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    precision: str | int
-
-    def __post_init__(self) -> None:
-        whole_number("epochs", self.epochs)
-        whole_number("batch_size", self.batch_size, least=2)
-        positive("lr", self.lr)
-        not_negative("weight_decay", self.weight_decay)
-        if str(self.precision) not in PRECISIONS:
-            raise ValueError(f"precision {self.precision} is not one of {', '.join(PRECISIONS)}")
+    epochs: Count
+    batch_size: Annotated[int, Ge(2)]
+    lr: Positive
+    weight_decay: NotNegative
+    precision: Precision
 
 
 class Deployed(nn.Module):

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from hwnas.core import not_negative, positive, whole_number
+from hwnas.core import BelowOne, Count, NotNegative, Positive, checked
 from hwnas.pruning.beta_vae import Deployed
-
-CRITERIA = ("l1", "random", "snip", "taylor")
-STRUCTURES = ("weights", "filters")
-SCOPES = ("global", "layer")
-SCHEDULES = ("one_shot", "cubic")
 
 Layer = nn.Conv2d | nn.Linear
 
 
+@checked
 @dataclass(frozen=True)
 class Pruning:
     """What is pruned, how far, and how the network is trained meanwhile; no paper says.
@@ -55,39 +52,20 @@ class Pruning:
         norm: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017.
     """
 
-    sparsities: Sequence[float]
-    structure: str
-    criterion: str
-    scope: str
-    schedule: str
-    ramp_epochs: float
-    ramp_updates: int
-    finetune_epochs: float
-    lr: float
-    num_images: int
+    sparsities: Annotated[Sequence[BelowOne], Len(1)]
+    structure: Literal["weights", "filters"]
+    criterion: Literal["l1", "random", "snip", "taylor"]
+    scope: Literal["global", "layer"]
+    schedule: Literal["one_shot", "cubic"]
+    ramp_epochs: NotNegative
+    ramp_updates: Count
+    finetune_epochs: NotNegative
+    lr: Positive
+    num_images: Annotated[int, Ge(2)]
 
     def __post_init__(self) -> None:
-        values = self.sparsities
-        if not isinstance(values, list | tuple) or not values:
-            raise ValueError(f"sparsities must be a list of shares, not {values!r}")
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"sparsities must be at least 0 and below 1, not {value!r}")
-        if list(values) != sorted(set(values)):
-            raise ValueError(f"sparsities must rise, not {list(values)}")
-        for name, known in (
-            ("structure", STRUCTURES),
-            ("criterion", CRITERIA),
-            ("scope", SCOPES),
-            ("schedule", SCHEDULES),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        not_negative("ramp_epochs", self.ramp_epochs)
-        not_negative("finetune_epochs", self.finetune_epochs)
-        whole_number("ramp_updates", self.ramp_updates)
-        whole_number("num_images", self.num_images, least=2)
-        positive("lr", self.lr)
+        if list(self.sparsities) != sorted(set(self.sparsities)):
+            raise ValueError(f"sparsities must rise, not {list(self.sparsities)}")
 
     def plan(self, target: float, steps_per_epoch: int) -> tuple[dict[int, float], int]:
         """When the sparsity rises to what, and how many optimiser steps there are.

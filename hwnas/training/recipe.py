@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from hwnas.core import positive, share, whole_number
+from annotated_types import Ge
+
+from hwnas.core import BelowOne, Count, Fraction, NotNegative, Positive, WholeNumber, checked
 from hwnas.files import remove
 
-SCHEDULES = ("one_cycle", "cosine", "linear")
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's name of each precision."""
+
+Precision = Literal["32", "bf16", "fp16", 32]
+"""A precision; YAML may have 32 as a number."""
 
 CHECKPOINT = "checkpoint.pt"
 """File of the last finished epoch, in a training's folder; a new training in that folder goes on from it."""
@@ -20,6 +25,7 @@ SLOW_EPOCHS = 5
 """Length of the warm-up and of the last, flatter part of the linear schedule."""
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """SGD with a schedule of its learning rate, and what the machine does for speed.
@@ -50,51 +56,27 @@ class Recipe:
         ValueError: A value out of range; names the setting.
     """
 
-    epochs: int
-    batch_size: int = 64
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: WholeNumber
+    batch_size: Count = 64
+    lr: Positive = 0.1
+    momentum: BelowOne = 0.9
+    weight_decay: Fraction = 5e-4
     nesterov: bool = True
-    label_smoothing: float = 0.0
-    grad_clip: float | None = 5.0
-    max_steps: int | None = None
-    schedule: str = "one_cycle"
-    auxiliary_weight: float = 0.0
-    drop_path: float = 0.0
-    precision: str | int = "32"
+    label_smoothing: BelowOne = 0.0
+    grad_clip: Positive | None = 5.0
+    max_steps: Count | None = None
+    schedule: Literal["one_cycle", "cosine", "linear"] = "one_cycle"
+    auxiliary_weight: NotNegative = 0.0
+    drop_path: BelowOne = 0.0
+    precision: Precision = "32"
     channels_last: bool = True
     compile: bool = False
-    devices: int = 1
+    devices: Count = 1
     strategy: str = "auto"
 
     def __post_init__(self) -> None:
-        whole_number("epochs", self.epochs, least=0)
-        whole_number("batch_size", self.batch_size)
-        whole_number("devices", self.devices)
-        positive("lr", self.lr)
-        for name in ("momentum", "label_smoothing", "drop_path"):
-            share(name, getattr(self, name))
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
-        share("weight_decay", self.weight_decay)
-        if self.auxiliary_weight != 0:
-            positive("auxiliary_weight", self.auxiliary_weight)
-        if self.grad_clip is not None:
-            positive("grad_clip", self.grad_clip)
-        if self.max_steps is not None:
-            whole_number("max_steps", self.max_steps)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
         if self.schedule == "linear" and 0 < self.epochs <= SLOW_EPOCHS:
             raise ValueError(f"epochs must be above {SLOW_EPOCHS} with schedule=linear, not {self.epochs}")
-        if str(self.precision) not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        for name in ("nesterov", "channels_last", "compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if not isinstance(self.strategy, str):
-            raise ValueError(f"strategy must be Lightning's name of one, not {self.strategy!r}")
 
     def check(self, *, auxiliary: bool, drop_path: bool) -> None:
         """Raise ValueError if the recipe needs what a network has not.
@@ -141,10 +123,7 @@ class Recipe:
         return self.drop_path * epoch / self.epochs
 
 
-SAMPLINGS = ("random_alpha", "population", "population_alpha", "single_path")
-STRATEGIES = ("auto", "ddp_fork", "ddp_spawn")
-
-
+@checked
 @dataclass(frozen=True)
 class SupernetRecipe:
     """How a supernet is trained: SGD with one cosine from `lr` to `lr_min`, stepped per epoch.
@@ -172,37 +151,22 @@ class SupernetRecipe:
         ValueError: A value out of range; names the setting.
     """
 
-    sampling: str
-    alpha_scale: float = 1.0
-    batch_size: int = 64
-    lr: float = 0.025
-    lr_min: float = 0.001
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
+    sampling: Literal["random_alpha", "population", "population_alpha", "single_path"]
+    alpha_scale: Positive = 1.0
+    batch_size: Annotated[int, Ge(2)] = 64
+    lr: Positive = 0.025
+    lr_min: Fraction = 0.001
+    momentum: Fraction = 0.9
+    weight_decay: Fraction = 3e-4
     nesterov: bool = True
-    grad_clip: float | None = 5.0
+    grad_clip: Positive | None = 5.0
     autocast: bool = False
-    devices: int = 1
-    strategy: str = "auto"
+    devices: Count = 1
+    strategy: Literal["auto", "ddp_fork", "ddp_spawn"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
-        whole_number("devices", self.devices)
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, not {self.sampling!r}")
-        whole_number("batch_size", self.batch_size, least=2)
-        for name in ("alpha_scale", "lr"):
-            positive(name, getattr(self, name))
-        if not 0 <= share("lr_min", self.lr_min) <= self.lr:
+        if self.lr_min > self.lr:
             raise ValueError(f"lr_min must be at most lr ({self.lr:g}), not {self.lr_min!r}")
-        for name in ("momentum", "weight_decay"):
-            share(name, getattr(self, name))
-        for name in ("nesterov", "autocast"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if self.grad_clip is not None:
-            positive("grad_clip", self.grad_clip)
 
     def lr_at(self, epoch: int, num_epochs: int) -> float:
         """The learning rate of an epoch, from 0, of `num_epochs` planned; beyond those `lr_min`."""

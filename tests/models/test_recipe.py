@@ -53,13 +53,13 @@ def test_drop_path_grows_from_zero() -> None:
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"devices": 0}, "devices must be a whole number of at least 1, not 0"),
         ({"lr": 0}, "lr must be a number above 0, not 0"),
-        ({"drop_path": 1}, "drop_path must be at least 0 and below 1, not 1"),
-        ({"auxiliary_weight": -1}, "auxiliary_weight must be a number above 0, not -1"),
-        ({"schedule": "step"}, "schedule 'step' is not one of one_cycle, cosine, linear"),
+        ({"drop_path": 1}, "drop_path must be a number of at least 0 and below 1, not 1"),
+        ({"auxiliary_weight": -1}, "auxiliary_weight must be a number of at least 0, not -1"),
+        ({"schedule": "step"}, "schedule must be one of one_cycle, cosine, linear, not 'step'"),
         ({"epochs": 5, "schedule": "linear"}, "epochs must be above 5 with schedule=linear, not 5"),
-        ({"precision": "64"}, "precision '64' is not one of 32, bf16, fp16"),
+        ({"precision": "64"}, "precision must be one of 32, bf16, fp16, not '64'"),
         ({"compile": "yes"}, "compile must be true or false, not 'yes'"),
-        ({"strategy": 2}, "strategy must be Lightning's name of one, not 2"),
+        ({"strategy": 2}, "strategy must be text, not 2"),
     ],
 )
 def test_values_are_checked(settings: dict[str, object], message: str) -> None:

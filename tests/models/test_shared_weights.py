@@ -83,7 +83,10 @@ def test_the_cosine(epoch: int, lr: float) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampling": "all"}, "sampling must be one of random_alpha, population, single_path, not 'all'"),
+        (
+            {"sampling": "all"},
+            "sampling must be one of random_alpha, population, population_alpha, single_path, not 'all'",
+        ),
         ({"lr": 0}, "lr must be a number above 0, not 0"),
         ({"lr_min": 0.1}, r"lr_min must be at most lr \(0.025\), not 0.1"),
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2, not 1"),

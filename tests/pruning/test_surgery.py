@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_masks import PRUNING, images, network, pruned
+from test_masks import CRITERIA, PRUNING, SCOPES, images, network, pruned
 
 from hwnas.pruning.beta_vae import Deployed
-from hwnas.pruning.masks import CRITERIA, SCOPES, make_permanent, zeros
+from hwnas.pruning.masks import make_permanent, zeros
 from hwnas.pruning.surgery import costs, export_onnx, latency_ms, require_onnx, smaller
 
 
