@@ -57,7 +57,7 @@ def test_it_is_the_run_of_the_command(run_hwnas, here: Path) -> None:
     assert len(run.trials) == 24
     assert run.best == command.best
     assert run.limits == (Limit("latency_ms", 5.0, "min"),)
-    assert run.result["best"]["genotype"] == list(run.best.genotype)
+    assert run.result.best.genotype == run.best.genotype
     assert run.front == command.front
     assert run.page == here / "called/report.html"
     assert run.names == command.names
@@ -105,10 +105,10 @@ def test_objects_are_resumed_with_objects(here: Path) -> None:
     archive = here / "torn/archive.jsonl"
     archive.write_bytes(b"".join(archive.read_bytes().splitlines(keepends=True)[:10]))
     (here / "torn/result.json").unlink()
-    assert read_run("torn").result == {}
+    assert read_run("torn").result is None
     run = search(resume="torn", strategy=mine, show=False)
     assert run.trials == whole.trials
-    assert run.result["status"] == "finished"
+    assert run.result.status == "finished"
     with pytest.raises(ValueError, match=r"torn holds a run with strategy\.population_size=5, not .*=6; "):
         search(resume="torn", strategy=functools.partial(FirstOps, population_size=6), show=False)
 
@@ -139,7 +139,7 @@ def test_resume_leaves_the_working_folder(here: Path, monkeypatch: pytest.Monkey
     (here / "run/result.json").unlink()
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
-    assert search(resume=here / "run", show=False).result["status"] == "finished"
+    assert search(resume=here / "run", show=False).result.status == "finished"
     assert Path.cwd() == here / "elsewhere"
     assert not list((here / "elsewhere").iterdir())
 

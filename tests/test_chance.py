@@ -71,10 +71,10 @@ def test_a_reference_and_a_final_network_that_guess(here: Path, capsys: pytest.C
     for doubt in ("the reference answers ", "the trained network answers "):
         assert f"warning: {doubt}" in said
         assert doubt[1:] in page
-    assert len(run.result["doubts"]) == 2
+    assert len(run.result.doubts) == 2
     assert page.count('<div class="card warn">') == 2
-    assert "longer (evaluator.reference.epochs=1, .max_steps=1)" in run.result["doubts"][0]
-    assert "longer (trainer.epochs=1, .max_steps=1)" in run.result["doubts"][1]
+    assert "longer (evaluator.reference.epochs=1, .max_steps=1)" in run.result.doubts[0]
+    assert "longer (trainer.epochs=1, .max_steps=1)" in run.result.doubts[1]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_search_among_networks_that_guess(val_acc: float, stationary: bool, do
         strategy={"population_size": 4},
         show=False,
     )
-    assert [doubt.partition(", a guess 10.0%")[0] for doubt in run.result["doubts"]] == doubts
+    assert [doubt.partition(", a guess 10.0%")[0] for doubt in run.result.doubts] == doubts
 
 
 def test_fbnet_on_small_images_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,5 +123,5 @@ def test_the_answer_of_a_search_without_a_path_is_not_trained() -> None:
         *("evaluator.reference.epochs=0", "evaluator.steps=0", "evaluator.channels=2"),
         show=False,
     )
-    assert run.result["network"] is None
-    assert any("no path from input to output" in doubt for doubt in run.result["doubts"])
+    assert run.result.network is None
+    assert any("no path from input to output" in doubt for doubt in run.result.doubts)

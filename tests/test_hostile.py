@@ -29,7 +29,6 @@ from hwnas.devices.table import read_columns
 from hwnas.files import consistent, printable, shaped
 from hwnas.pruning.study import Arm
 from hwnas.reports.profile import page, table
-from hwnas.reports.sections import goals
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.store.evaluations import EvaluationStore
 
@@ -354,7 +353,7 @@ def test_goals_are_those_of_the_folder(tmp_path: Path) -> None:
         (folder / "archive.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         run = read_run(folder)
         assert run.limits == (Limit("f1", 0.5, goal),)
-        assert goals(run, ["f1", "val_acc"]) == {"f1": goal, "val_acc": "max"}
+        assert (run.plan.goal("f1"), run.plan.goal("val_acc")) == (goal, "max")
 
 
 def test_printable() -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hwnas.core import Limit, Objective
 from hwnas.reports import sections as report_sections
 from hwnas.reports.charts import axis, scatter
 from hwnas.reports.page import write_report
+from hwnas.runs.result import read_result
 from hwnas.runs.units import quantity, text
 from hwnas.spaces.capabilities import drawing
 from hwnas.spaces.darts import Darts
@@ -194,9 +196,8 @@ def test_values_of_different_weights_are_not_compared(tmp_path):
 
 def test_the_given_result_counts_and_the_file_is_not_needed(tmp_path):
     folder = make_run(tmp_path / "run")
-    result = json.loads((folder / "result.json").read_text())
+    result = replace(read_result(folder / "result.json"), seconds={"total": 7.0})
     (folder / "result.json").unlink()
-    result["seconds"] = {"total": 7.0}
     assert write_report(folder, result) == folder / "report.html"
     drawn = Page(folder / "report.html")
     assert "finished" in drawn.text
@@ -504,9 +505,9 @@ def test_errors_are_one_line(tmp_path, capsys):
 
     broken = make_run(tmp_path / "broken")
     (broken / "result.json").write_text('{"status": ')
-    assert "result.json is corrupt" in error(broken)
+    assert "result.json is not the result of a finished search (" in error(broken)
     (broken / "result.json").write_text('{"status": "finished"}')
-    assert "result.json is corrupt: it has no objectives" in error(broken)
+    assert "result.json is not the result of a finished search: it has no objectives" in error(broken)
 
     unparsable = make_run(tmp_path / "unparsable", config="seed: [1\n")
     assert ".hydra/config.yaml is not readable YAML" in error(unparsable)

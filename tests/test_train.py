@@ -179,7 +179,16 @@ def test_a_training_of_a_search_resumes_without_the_search(folder: Path) -> None
         f"hydra: {{runtime: {{cwd: {folder}, choices: {{search_space: darts, dataset: digits}}}}}}\n"
     )
     (search / "result.json").write_text(
-        json.dumps({"status": "finished", "objectives": [], "best": {"arch": PRESETS["evnas_c"]}})
+        json.dumps(
+            {
+                "objectives": [],
+                "limits": {},
+                "evaluations": {"asked": 1, "unique": 1, "cached": 0},
+                "seconds": {"total": 1.0},
+                "result": [],
+                "best": {"arch": PRESETS["evnas_c"], "genotype": [], "metrics": {}},
+            }
+        )
     )
     settings = ["run=search", "search_space.channels=6", "logger=csv", "trainer.epochs=2"]
     kill_in_step(30, *settings, "hydra.run.dir=it")

@@ -95,7 +95,7 @@ def test_annealing_beats_random_search_on_the_toy_space(
     assert first.trials == again.trials
     assert len(first.trials) == len(drawn.trials) == 400
     assert first.best.metrics["val_acc"] > drawn.best.metrics["val_acc"]
-    assert first.result["result"][0]["genotype"] == list(first.best.genotype)
+    assert first.result.result[0].genotype == first.best.genotype
 
 
 @pytest.mark.parametrize("number", range(len(SCRIPTS)))

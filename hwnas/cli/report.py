@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hwnas.cli.errors import explain
-from hwnas.files import consistent, printable, read_json, shaped
+from hwnas.files import consistent, printable
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import result_files
 from hwnas.reports import dashboard
 from hwnas.reports.page import write_report, write_sweep_report
+from hwnas.runs.result import read_plan
 from hwnas.store.archive import PLAN
-from hwnas.store.evaluations import PLAN_SHAPE
 
 
 def write_page_of(folder: Path) -> tuple[Path, str]:
@@ -74,6 +74,5 @@ def _objectives(folders: Sequence[Path]) -> tuple[str, str]:
     if path is None:
         return "val_acc", "latency_ms"
     with consistent(path):
-        shaped(plan := read_json(path), PLAN_SHAPE)
-        quality, cost, *_ = (objective["metric"] for objective in plan["objectives"])
+        quality, cost, *_ = (objective.metric for objective in read_plan(path).objectives)
     return quality, cost

@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from hwnas.core import (
     extent,
     is_near_chance,
     suggestion,
+    unique,
     whole_number,
 )
 from hwnas.devices.energy import Meter
 from hwnas.files import read_json, write_json, write_text
 from hwnas.reports.page import write_report
 from hwnas.runs.display import Display
-from hwnas.runs.result import read_result
+from hwnas.runs.result import Evaluations, Result, Trained, read_result
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase, short
 from hwnas.searches.exact import check_possible
@@ -38,7 +40,7 @@ from hwnas.searches.loop import search
 from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
 from hwnas.searches.problem import Task, set_up
 from hwnas.spaces.capabilities import HasNetworks
-from hwnas.store.archive import PLAN, Archive, metrics_from_json
+from hwnas.store.archive import PLAN, Archive
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import open_for_run
 from hwnas.store.workers import Workers
@@ -67,7 +69,7 @@ def main(cfg: DictConfig) -> Returned:
     if finished.is_file():
         display.say(f"this run is finished already; see {folder / 'report.html'}")
         result = read_result(finished)
-        if result.get("network"):
+        if result.network is not None:
             forget_checkpoint(folder / "network")
         return _returned_before(cfg, result)
     task = set_up(cfg, folder, display)
@@ -104,7 +106,7 @@ def main(cfg: DictConfig) -> Returned:
         for note in archive.notes:
             display.warn(note)
         if not (folder / PLAN).is_file():
-            write_json(folder / PLAN, task.plan)
+            task.plan.write(folder / PLAN)
         tracker = Tracker(
             folder,
             cfg.logger,
@@ -132,10 +134,16 @@ def main(cfg: DictConfig) -> Returned:
                 )
             end = Conclusion(task, archive.trials)
             network = _trained(end, folder / "network", display)
-            result = _result(end, progress, store.paid(task.quality.name))
-            result["versions"] = {evaluator.name: evaluator.version for evaluator in evaluators}
-            result["network"] = network
-            result["doubts"] = display.doubts
+            asked = len(archive.trials)
+            counts = Evaluations(asked, len(unique(archive.trials)), asked - store.paid(task.quality.name))
+            result = replace(
+                end.figures(counts, {"total": time.perf_counter() - start}),
+                virtual_seconds=None if task.quality.seconds([]) is None else progress.seconds,
+                hypervolume=tuple(progress.hypervolumes),
+                versions={evaluator.name: evaluator.version for evaluator in evaluators},
+                network=network,
+                doubts=tuple(display.doubts),
+            )
             _write(folder, end, result, tracker, display, meter, start)
         except KeyboardInterrupt:
             raise Interrupted(
@@ -157,11 +165,11 @@ def _check_possible(task: Task) -> None:
     )
 
 
-def _returned_before(cfg: DictConfig, result: Mapping[str, Any]) -> Returned:
+def _returned_before(cfg: DictConfig, result: Result) -> Returned:
     """What a finished run returned to its sweeper."""
-    reached = metrics_from_json(result["best"].get("metrics", {})) if result["best"] else {}
-    goals = {o["metric"]: o["goal"] for o in result["objectives"]} | result.get("goals", {})
-    return for_sweeper(cfg.get("returns"), {**goals, **dict.fromkeys(reached.keys() - goals, "min")}, reached)
+    reached = result.best.metrics if result.best else {}
+    names = dict.fromkeys([*(o.metric for o in result.objectives), *result.goals, *reached])
+    return for_sweeper(cfg.get("returns"), {name: result.goal(name) for name in names}, reached)
 
 
 def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator], *, resumed: bool) -> None:
@@ -292,28 +300,7 @@ class Progress:
             )
 
 
-def _result(end: Conclusion, progress: Progress, paid: int) -> dict[str, Any]:
-    """What result.json says, but for what is known last: seconds, energy, versions, the trained network."""
-    groups = ("strategy", "search_space", "dataset", "evaluator", "device")
-    task, asked = end.task, len(end.trials)
-    return {
-        "status": "finished",
-        **{group: task.names[group] for group in groups},
-        "seed": task.seed,
-        **task.plan,
-        "generations": task.generations,
-        "evaluations": {
-            "asked": asked,
-            "unique": len({trial.genotype for trial in end.trials}),
-            "cached": asked - paid,
-        },
-        "virtual_seconds": None if task.quality.seconds([]) is None else progress.seconds,
-        "hypervolume": progress.hypervolumes,
-        **end.figures(),
-    }
-
-
-def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] | None:
+def _trained(end: Conclusion, folder: Path, display: Display) -> Trained | None:
     """Train the answer from scratch, if that is asked for and a benchmark does not know its accuracy."""
     task, answer = end.task, end.to_train
     if answer is None or not isinstance(task.space, HasNetworks):
@@ -328,7 +315,7 @@ def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] 
     from hwnas.training.final import train_network
 
     with display.phase("final network", "training the final network"):
-        return train_network(
+        figures = train_network(
             task.space,
             answer.genotype,
             task.dataset,
@@ -338,12 +325,13 @@ def _trained(end: Conclusion, folder: Path, display: Display) -> dict[str, Any] 
             say=display.say,
             doubt=display.doubt,
         )
+    return Trained(**figures)
 
 
 def _write(
     folder: Path,
     end: Conclusion,
-    result: dict[str, Any],
+    result: Result,
     tracker: Tracker,
     display: Display,
     meter: Meter,
@@ -353,43 +341,41 @@ def _write(
     rows = [end.described(trial) for trial in end.front]
     write_front(folder / "pareto.csv", rows)
     with display.phase("report", "drawing the report"):
-        result["seconds"] = {"total": time.perf_counter() - start, **display.seconds}
-        result["energy_kwh"] = None
-        write_report(folder, result)
-    result["seconds"] = {"total": time.perf_counter() - start, **display.seconds}
-    result["energy_kwh"] = meter.read()
+        spent = {"total": time.perf_counter() - start, **display.seconds}
+        write_report(folder, replace(result, seconds=spent))
+    spent = {"total": time.perf_counter() - start, **display.seconds}
+    result = replace(result, seconds=spent, energy_kwh=meter.read())
     quality, cost = end.task.objectives[:2]
     tracker.front(
-        ["arch", *rows[0]["metrics"]] if rows else ["arch"],
-        [[row["arch"], *row["metrics"].values()] for row in rows],
+        ["arch", *rows[0].metrics] if rows else ["arch"],
+        [[row.arch, *row.metrics.values()] for row in rows],
         x=cost.metric,
         y=quality.metric,
     )
-    tracker.summary({name: result[name] for name in ("best", "network", "evaluations")})
-    write_json(folder / "result.json", result)
-    if result["network"] is not None:
+    written = result.to_json()
+    tracker.summary({name: written[name] for name in ("best", "network", "evaluations")})
+    result.write(folder / "result.json")
+    if result.network is not None:
         forget_checkpoint(folder / "network")
     tracker.artifact("result", [folder / name for name in ("result.json", "pareto.csv", "report.html")])
-    if result["network"] is not None:
+    if result.network is not None:
         tracker.artifact(
             "network", [folder / "network" / name for name in ("weights.pt", "architecture.json")]
         )
 
 
-def _say_end(
-    folder: Path, end: Conclusion, result: Mapping[str, Any], display: Display, start: float
-) -> None:
+def _say_end(folder: Path, end: Conclusion, result: Result, display: Display, start: float) -> None:
     """Say what was found, what it took, where it is and what comes next."""
     say_conclusion(display, end, result)
-    evaluations, network = result["evaluations"], result["network"]
+    evaluations, network = result.evaluations, result.network
     display.say(
-        f"{evaluations['asked']:,} evaluations ({evaluations['asked'] - evaluations['cached']:,} new, "
-        f"{evaluations['cached']:,} repeated or already stored), {time.perf_counter() - start:.0f} s"
+        f"{evaluations.asked:,} evaluations ({evaluations.new:,} new, "
+        f"{evaluations.cached:,} repeated or already stored), {time.perf_counter() - start:.0f} s"
     )
     if sentence := virtual_clock(result):
         display.say(sentence)
     if network is not None:
-        display.say(f"weights: {folder / network['weights']}")
+        display.say(f"weights: {folder / network.weights}")
     display.say(f"report: {folder / 'report.html'}")
     if end.answer is not None and end.task.has_networks:
         display.say(f"next: hwnas {'train' if network is None else 'export'} run={folder}")

@@ -130,7 +130,7 @@ def best_of(folder: Path) -> str:
             else ""
         )
         raise ValueError(f"run={folder} has no result.json{hint}")
-    best = read_result(path)["best"]
-    if not best:
+    best = read_result(path).best
+    if best is None:
         raise ValueError(f"the search in {folder} found no network that keeps its limits")
-    return str(best["arch"])
+    return best.arch

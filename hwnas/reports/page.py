@@ -26,7 +26,8 @@ from hwnas.reports import sweep as sweep_report
 from hwnas.reports.charts import LineChart, Scatter, dots, line_chart, scatter
 from hwnas.reports.published import EXPERIMENTS, PAPERS
 from hwnas.reports.template import write_page
-from hwnas.runs.folder import Run, comparable_trials, read_run
+from hwnas.runs.folder import Run, read_run
+from hwnas.runs.result import Result
 from hwnas.runs.units import SUFFIXES, count, quantity, text
 from hwnas.searches.exact import YARDSTICKS, regret_in_words
 from hwnas.searches.indicators import Hypervolume
@@ -34,7 +35,6 @@ from hwnas.searches.outcome import remarks, virtual_clock
 from hwnas.spaces.capabilities import HasNetworks, drawing
 from hwnas.spaces.drawing import NODE_RADIUS
 from hwnas.store import password
-from hwnas.store.archive import metrics_from_json
 from hwnas.strategies.evolution import cost_diversity
 
 NUM_SHADES = 8
@@ -49,12 +49,12 @@ PHASES = {
 }
 
 
-def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
+def write_report(folder: Path, result: Result | None = None) -> Path:
     """Draw the page of a run; returns the path of its report.html.
 
     Args:
         folder: The run's folder.
-        result: What result.json is going to hold; None reads it, and if there is none the run is unfinished.
+        result: What was found; None reads it, and if there is none the run is unfinished.
 
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
@@ -100,7 +100,7 @@ def page(run: Run) -> dict[str, Any]:
             [trial.metrics for trial in pareto],
             [
                 dict(zip((objective.metric for objective in run.objectives), values, strict=True))
-                for values in (run.result.get("truth") or {}).get("front", [])
+                for values in (run.truth.front if run.truth else ())
             ],
         )
     shown = next((point for point in points if point["best"]), None)
@@ -111,7 +111,7 @@ def page(run: Run) -> dict[str, Any]:
         "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
         "limits": [_spoken(limit) for limit in run.limits],
         "closest": _closest(run),
-        "remarks": remarks(run.result),
+        "remarks": remarks(run.result) if run.result else [],
         "headline": _headline(run, answer, shown["metrics"].get("test_acc") if shown else None, trained),
         "drawing": shape,
         "node_radius": NODE_RADIUS,
@@ -144,10 +144,10 @@ def page(run: Run) -> dict[str, Any]:
         "transfer": _transfer(run),
         "yardsticks": _yardsticks(run),
         "trained": trained,
-        "phases": _phases(run.result.get("seconds", {})),
+        "phases": _phases(run.result.seconds if run.result else {}),
         "evaluations": _evaluations(run),
         "ledger": _ledger(run),
-        "clock": virtual_clock(run.result),
+        "clock": virtual_clock(run.result) if run.result else "",
         "data": None
         if plot is None
         else sections.data(
@@ -158,7 +158,7 @@ def page(run: Run) -> dict[str, Any]:
             reported,
             pareto,
             answer,
-            None if run.result.get("stationary", True) else comparable_trials(run),
+            None if run.stationary else run.comparable,
             {objective.metric: at for objective, at in zip(run.objectives, (plot.y, plot.x), strict=False)},
         ),
         "num_shades": NUM_SHADES,
@@ -170,7 +170,7 @@ def page(run: Run) -> dict[str, Any]:
             "hwnas": _version("hwnas"),
             "torch": _version("torch"),
             "python": python_version(),
-            **run.result.get("versions", {}),
+            **(run.result.versions if run.result else {}),
         },
     }
 
@@ -196,17 +196,19 @@ def _images(run: Run) -> tuple[str | None, float, str]:
 def _published(run: Run, trained: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What is published for the run's experiment beside what the run got; None where nothing is."""
     of = EXPERIMENTS.get(run.names.get("experiment", ""))
-    if of is None or not run.result:
+    if of is None or run.result is None:
         return None
     _, _, benchmark = _images(run)
     case = (run.names["device"], benchmark)
     rows: list[tuple[str, str, str]] = []
     if benchmark in of.test_acc:
-        rows.append((f"test accuracy, {of.of}", f"{of.test_acc[benchmark]} %", _test_accuracy(run, trained)))
+        rows.append(
+            (f"test accuracy, {of.of}", f"{of.test_acc[benchmark]} %", _test_accuracy(run.result, trained))
+        )
     bounds = [limit.bound for limit in run.limits if limit.metric == "latency_ms"]
     if case == ("fpga", "cifar100") and bounds and bounds[0] in of.fpga:
         named = f"test accuracy within {bounds[0]:g} ms on the FPGA"
-        rows.append((named, of.fpga[bounds[0]], _test_accuracy(run, trained)))
+        rows.append((named, of.fpga[bounds[0]], _test_accuracy(run.result, trained)))
     if case == ("fpga", "cifar10") and of.diversity:
         last = [trial for trial in run.trials if trial.generation == run.trials[-1].generation]
         known = costs(last, run.objectives)[:, 1]
@@ -222,11 +224,10 @@ def _published(run: Run, trained: Mapping[str, Any] | None) -> dict[str, Any] | 
     return {"method": of.method, "paper": PAPERS[of.method], "rows": rows, "differs": " ".join(differs)}
 
 
-def _test_accuracy(run: Run, trained: Mapping[str, Any] | None) -> str:
+def _test_accuracy(result: Result, trained: Mapping[str, Any] | None) -> str:
     """Of the network that the strategy returns, if it is one, else of the best; looked up or trained."""
-    returned = run.result.get("result") or []
-    network = returned[0] if len(returned) == 1 else run.result.get("best")
-    value = trained["test_acc"] if trained else ((network or {}).get("metrics") or {}).get("test_acc")
+    network = result.result[0] if len(result.result) == 1 else result.best
+    value = trained["test_acc"] if trained else network.metrics.get("test_acc") if network else None
     return "not known: it was not trained from scratch" if value is None else text("test_acc", value)
 
 
@@ -314,17 +315,17 @@ def _generations(run: Run) -> list[LineChart]:
     """Line charts: over evaluations the hypervolume and the best so far, over generations the population."""
     groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
     hypervolume = Hypervolume(run.objectives)
-    curve = run.result.get("hypervolume") or [hypervolume.add(group) for group in groups]
+    known = run.result.hypervolume if run.result else None
+    curve = known or [hypervolume.add(group) for group in groups]
     counts = list(itertools.accumulate(map(len, groups)))
     charts = [line_chart("hypervolume", "hypervolume", "evaluations", counts, curve)]
-    truth = run.result.get("truth") or {}
-    for key, name in (
-        ("hypervolume_ratio", "of the true hypervolume"),
-        ("igd_plus", "distance to the true front"),
-    ):
-        values = [math.inf if value is None else value for value in truth.get(key, [])]
-        if any(map(math.isfinite, values)):
-            charts.append(line_chart(name, key, "evaluations", counts, values))
+    if (truth := run.truth) is not None:
+        for key, name, values in (
+            ("hypervolume_ratio", "of the true hypervolume", truth.hypervolume_ratio),
+            ("igd_plus", "distance to the true front", truth.igd_plus),
+        ):
+            if any(map(math.isfinite, values)):
+                charts.append(line_chart(name, key, "evaluations", counts, values))
     title, reached = sections.best_so_far(run, groups)
     if any(map(math.isfinite, reached)):
         charts.append(line_chart(title, run.objectives[0].metric, "evaluations", counts, reached))
@@ -361,75 +362,75 @@ def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
 
 def _truth(run: Run) -> str:
     """A sentence on how far the answer is from the best network in the space; empty where nobody knows."""
-    truth = run.result.get("truth") or {}
-    if not truth:
+    truth = run.truth
+    if truth is None:
         return _looked_up(run)
-    sentence = f"The dashed line is the true front, of {len(truth['front'])} networks"
-    sentence += f"; this search covers {truth['hypervolume_ratio'][-1]:.1%} of its hypervolume"
-    if truth["best"] is not None and truth["regret"]:
-        sentence += f". {regret_in_words(truth['regret'], ' within the limits' if run.limits else '')}"
+    sentence = f"The dashed line is the true front, of {len(truth.front)} networks"
+    sentence += f"; this search covers {truth.hypervolume_ratio[-1]:.1%} of its hypervolume"
+    if truth.best is not None and truth.regret:
+        sentence += f". {regret_in_words(truth.regret, ' within the limits' if run.limits else '')}"
     return sentence + "."
 
 
 def _yardsticks(run: Run) -> list[tuple[str, str, str]]:
     """(what it is, its figures, its architecture) of networks that are known exactly, where costs add up."""
     rows = []
-    for name, network in (run.result.get("yardsticks") or {}).items():
-        metrics = metrics_from_json(network["metrics"])
+    for name, network in ((run.result.yardsticks if run.result else None) or {}).items():
         figures = ", ".join(
-            f"{quantity(metric).name} {text(metric, value)}" for metric, value in metrics.items()
+            f"{quantity(metric).name} {text(metric, value)}" for metric, value in network.metrics.items()
         )
-        rows.append((YARDSTICKS[name], figures, network["arch"]))
+        rows.append((YARDSTICKS[name], figures, network.arch))
     return rows
 
 
 def _transfer(run: Run) -> dict[str, Any] | None:
     """The table of each device's best network on every device, written out; None for a run on one device."""
-    transfer = run.result.get("transfer")
+    transfer = run.result.transfer if run.result else None
     if transfer is None:
         return None
     quality = run.objectives[0].metric
     rows = []
-    for row in transfer["rows"]:
-        network, cells = row["network"], []
-        for device, metric in transfer["main"].items():
+    for row in transfer.rows:
+        network, cells = row.network, []
+        for device, metric in transfer.main.items():
             if network is None:
                 cells.append(("", "", "none"))
                 continue
-            value, excess = network["metrics"][metric], row["excess"][device]
-            regret = row["regret"][device]
-            if excess is None or excess > 0:
-                verdict = "not supported" if excess is None else f"{excess:.0%} beyond the limit"
+            value, excess, regret = network.metrics[metric], row.excess[device], row.regret[device]
+            if excess > 0:
+                verdict = "not supported" if math.isinf(excess) else f"{excess:.0%} beyond the limit"
                 cells.append((text(metric, value), verdict, "over"))
             elif regret is not None:
                 lost = f"{100 * regret:.2f} points" if quality.endswith("_acc") else f"{regret:.4g}"
                 own = regret == 0
                 cells.append((text(metric, value), "the best there" if own else f"− {lost}", "own" * own))
-        title = "all of them" if row["device"] is None else row["device"]
-        reached = "" if network is None else text(quality, network["metrics"][quality])
+        title = "all of them" if row.device is None else row.device
+        reached = "" if network is None else text(quality, network.metrics[quality])
         rows.append(
-            (title, reached, "no network keeps the limits" if network is None else network["arch"], cells)
+            (title, reached, "no network keeps the limits" if network is None else network.arch, cells)
         )
     limits = [
-        (device, ", ".join(_spoken(Limit(metric, bound, goals[metric])) for metric, bound in own.items()))
-        for device, own in transfer["limits"].items()
-        for goals in [sections.goals(run, list(own))]
+        (
+            device,
+            ", ".join(_spoken(Limit(metric, bound, run.plan.goal(metric))) for metric, bound in own.items()),
+        )
+        for device, own in transfer.limits.items()
     ]
-    return {"rows": rows, "limits": limits, "among": transfer["among"], "quality": quantity(quality).name}
+    return {"rows": rows, "limits": limits, "among": transfer.among, "quality": quantity(quality).name}
 
 
 def _looked_up(run: Run) -> str:
     """A sentence on how good the answer of an estimate really is, where a benchmark's table knows it."""
-    figures = run.result.get("looked_up") or {}
+    figures = run.result.looked_up if run.result else None
     if not figures:
         return ""
     within = " within the limits" if run.limits else ""
     parts = [
-        f"{text(name, one['value'])} of {quantity(name).name}, where the best network in the space{within} "
-        f"has {text(name, one['value'] + one['regret'])}"
+        f"{text(name, one.value)} of {quantity(name).name}, where the best network in the space{within} "
+        f"has {text(name, one.value + one.regret)}"
         + (
-            f" and the one with the most multiply-adds {text(name, one['by_flops'])}"
-            if one.get("by_flops") is not None
+            f" and the one with the most multiply-adds {text(name, one.by_flops)}"
+            if one.by_flops is not None
             else ""
         )
         for name, one in figures.items()
@@ -534,9 +535,8 @@ def _headline(
             row.append((text("test_acc", test_acc), "test accuracy" + ", trained" * (trained is not None)))
     row.append((f"{len(run.trials):,}", f"evaluations, {len(unique(run.trials)):,} different networks"))
     if run.result:
-        new = run.result["evaluations"]["asked"] - run.result["evaluations"]["cached"]
-        row.append((f"{new:,}", "of them new, the others repeated or already stored"))
-        seconds = run.result["seconds"]["total"]
+        row.append((f"{run.result.evaluations.new:,}", "of them new, the others repeated or already stored"))
+        seconds = run.result.seconds["total"]
         row.append((f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "in all"))
     return row
 
@@ -557,31 +557,28 @@ def _evaluations(run: Run) -> list[tuple[str, str, float]]:
     """(origin, number, percent of the whole) of the evaluations; empty for an unfinished run."""
     if not run.result:
         return []
-    asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
-    parts = [("new", asked - cached), ("repeated or already stored", cached)]
-    return [(name, f"{number:,}", round(100 * number / asked, 2)) for name, number in parts]
+    counts = run.result.evaluations
+    parts = [("new", counts.new), ("repeated or already stored", counts.cached)]
+    return [(name, f"{number:,}", round(100 * number / counts.asked, 2)) for name, number in parts]
 
 
 def _ledger(run: Run) -> list[tuple[str, str]]:
     """(what, number) of the evaluations; empty for an unfinished run."""
     if not run.result:
         return []
-    asked, cached = run.result["evaluations"]["asked"], run.result["evaluations"]["cached"]
-    num = len(unique(run.trials))
-    seconds, virtual = run.result["seconds"].get("search"), run.result.get("virtual_seconds")
+    counts, num = run.result.evaluations, len(unique(run.trials))
+    seconds, virtual = run.result.seconds.get("search"), run.result.virtual_seconds
     rows = [
-        ("asked for", f"{asked:,}"),
+        ("asked for", f"{counts.asked:,}"),
         ("different networks", f"{num:,}"),
-        ("repeats within the run", f"{asked - num:,}"),
-        ("new, computed by this run", f"{asked - cached:,}"),
-        ("repeated or already stored", f"{cached:,}"),
+        ("repeats within the run", f"{counts.asked - num:,}"),
+        ("new, computed by this run", f"{counts.new:,}"),
+        ("repeated or already stored", f"{counts.cached:,}"),
     ]
-    if population := run.result.get("population"):
-        rows.append(
-            ("different networks in the last population", "{different} of {size}".format(**population))
-        )
+    if (last := run.result.population) is not None:
+        rows.append(("different networks in the last population", f"{last.different} of {last.size}"))
     if seconds is not None:
-        rows.append(("time of the search per evaluation", f"{1000 * seconds / asked:.3g} ms"))
+        rows.append(("time of the search per evaluation", f"{1000 * seconds / counts.asked:.3g} ms"))
     if virtual is not None:
         rows.append(("training time that the benchmark spared", f"{virtual / 3600:,.1f} GPU hours"))
     return rows

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Goal, Objective, SearchSpace, Sum, Trial, unique, violations
+from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Trial, unique, violations
 from hwnas.reports.charts import Axis, axis, dots, from_top
-from hwnas.runs.folder import Run, goal_of, reported_metrics
-from hwnas.runs.result import MOST_REPORTED
+from hwnas.runs.folder import Run, reported_metrics
+from hwnas.runs.result import MOST_REPORTED, Effects
 from hwnas.runs.units import quantity, text
 from hwnas.searches.analysis import (
-    Effects,
     agreement,
     ancestry,
     changes,
@@ -73,9 +72,9 @@ def drawn(nets: Sequence[Trial], marked: Mapping[Genotype, Trial]) -> list[Trial
 def reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
     """Per network what only reports know of it, where result.json or pareto.csv says it."""
     told: dict[Genotype, dict[str, float]] = {}
-    columns, asked = run.result.get("reports", {}), unique(run.trials)
+    columns, asked = run.result.reports if run.result else {}, unique(run.trials)
     for place, row in enumerate(spread(len(asked), MOST_REPORTED)):
-        known = {name: values[place] for name, values in columns.items() if values[place] is not None}
+        known = {name: value for name, values in columns.items() if (value := values[place]) is not None}
         if known:
             told[asked[row].genotype] = known
     described = reported_metrics(run)
@@ -87,11 +86,6 @@ def reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
         }
         for t in nets
     ]
-
-
-def goals(run: Run, names: Sequence[str]) -> dict[str, Goal]:
-    """The direction in which each metric is better."""
-    return {name: run.goals.get(name, goal_of(name)) for name in names}
 
 
 def signed(metric: str, value: float, largest: float | None = None) -> str:
@@ -172,7 +166,6 @@ def data(
         axes: Of the two objectives that are drawn first.
     """
     rows = {trial.genotype: row for row, trial in enumerate(nets)}
-    directions = goals(run, names)
     metrics = []
     for name in names:
         known = [row for row, trial in enumerate(nets) if name in trial.metrics or name in told[row]]
@@ -184,7 +177,7 @@ def data(
             "unit": how.unit,
             "factor": how.factor,
             "prefixed": name in ("flops", "params"),
-            "goal": directions[name],
+            "goal": run.plan.goal(name),
             "values": values,
             "bound": next((limit.bound for limit in run.limits if limit.metric == name), None),
         }
@@ -195,9 +188,9 @@ def data(
             front = [values[rows[trial.genotype]] for trial in optimal]
             entry["axis"] = _axis(
                 axes.get(name)
-                or axis(name, values, keep=front, marks=bounds, allow_log=directions[name] == "min")
+                or axis(name, values, keep=front, marks=bounds, allow_log=run.plan.goal(name) == "min")
             )
-            entry["deciles"] = run.result.get("deciles", {}).get(name, [])[1:10]
+            entry["deciles"] = _deciles(run, name)
         metrics.append(entry)
     few = None if len(nets) <= MOST_NEAREST else [rows[trial.genotype] for trial in optimal]
     near = nearest_earlier(run.space, nets, range(len(nets)) if few is None else few)
@@ -230,7 +223,7 @@ def data(
         "near": [None if one is None else list(one) for one in near],
         "nearRows": few,
         "labelRoom": LABEL_ROOM,
-        "truth": [list(map(_rounded, point)) for point in (run.result.get("truth") or {}).get("front", [])],
+        "truth": [list(map(_rounded, point)) for point in (run.truth.front if run.truth else ())],
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
@@ -257,7 +250,7 @@ def controls(run: Run, nets: Sequence[Trial], names: Sequence[str]) -> list[dict
                     "metric": name,
                     "label": how.label if how.unit else how.name,
                     "name": how.name,
-                    "sign": "≥" if goals(run, [name])[name] == "max" else "≤",
+                    "sign": "≥" if run.plan.goal(name) == "max" else "≤",
                     "factor": how.factor,
                     "bound": f"{bounds[name] * how.factor:.6g}" if name in bounds else "",
                 }
@@ -268,13 +261,18 @@ def controls(run: Run, nets: Sequence[Trial], names: Sequence[str]) -> list[dict
 def decile_lines(run: Run, x: Axis) -> list[tuple[float, str]]:
     """(position, label) of the space's deciles of the cost; every fourth has a label where there is room."""
     lines, free = [], 0.0
-    for tenth, value in enumerate(run.result.get("deciles", {}).get(run.objectives[1].metric, [])[1:10], 1):
+    for tenth, value in enumerate(_deciles(run, run.objectives[1].metric), 1):
         at = x.at(value)
         if 0 < at < 100:
             labelled = tenth in (1, 5, 9) and at >= free
             lines.append((at, f"q0.{tenth}" if labelled else ""))
             free = at + LABEL_ROOM if labelled else free
     return lines
+
+
+def _deciles(run: Run, metric: str) -> tuple[float, ...]:
+    """The 0.1, 0.2, ..., 0.9 quantiles of a cost over the space; empty where they are not known."""
+    return run.result.deciles.get(metric, ())[1:10] if run.result else ()
 
 
 def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[float]]:
@@ -295,12 +293,11 @@ def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[
         told = [sign * t.metrics[quality.metric] for t, keeps in zip(group, kept, strict=True) if keeps]
         reached = max([reached, *told])
         values.append(sign * reached)
-    if not run.result.get("stationary", True):
+    if not run.stationary:
         return "", [math.inf]
-    target = (run.result.get("truth") or {}).get("best")
-    if target is None:
+    if run.truth is None or run.truth.best is None:
         return f"best {quantity(quality.metric).name} so far", values
-    goal = target["metrics"][quality.metric]
+    goal = run.truth.best.metrics[quality.metric]
     return f"regret of {quantity(quality.metric).name}", [sign * (goal - value) for value in values]
 
 
@@ -308,9 +305,8 @@ def lineage(run: Run, shape: Drawing, nets: Sequence[Trial], best: Trial | None)
     """The inferred steps to the best network, first one first; empty without one, or for a single step."""
     if best is None:
         return []
-    stationary = run.result.get("stationary", True)
-    limits = () if not stationary else run.limits
-    chain = ancestry(run.space, nets, best.genotype, run.objectives, limits, comparable=stationary)
+    limits = run.limits if run.stationary else ()
+    chain = ancestry(run.space, nets, best.genotype, run.objectives, limits, comparable=run.stationary)
     before: list[Trial | None] = [None, *chain[:-1]]
     return [
         {
@@ -383,16 +379,15 @@ def _most(
 
 def effects(run: Run, nets: Sequence[Trial]) -> list[dict[str, Any]]:
     """Per objective what each operation does on each edge: exact where result.json knows it, else fitted."""
-    exact = run.result.get("effects", {})
+    exact = run.result.effects if run.result else {}
     found = []
     for objective in run.objectives:
         known = exact.get(objective.metric)
         if known is not None:
-            of = Effects(known["mean"], _numbers(known["added"]), known["r2"], known["num"])
-            source = "exact"
-            if known["mean"] is None:
+            of, source = known, "exact"
+            if math.isinf(known.mean):
                 continue
-        elif not run.result.get("stationary", True) and objective == run.objectives[0]:
+        elif not run.stationary and objective == run.objectives[0]:
             continue  # values of different weights cannot be compared
         else:
             values = np.array([trial.metrics[objective.metric] for trial in nets])
@@ -430,19 +425,14 @@ def _effects_table(run: Run, objective: Objective, of: Effects, source: str) -> 
     }
 
 
-def _numbers(added: Sequence[Sequence[float | None]]) -> FloatArray:
-    return np.array([[math.nan if value is None else value for value in row] for row in added])
-
-
 def breakdown(run: Run, best: Trial | None, shape: Drawing) -> list[dict[str, Any]]:
     """Per cost that is a sum what each operation of the best network adds, the largest first."""
     if best is None:
         return []
     found = []
-    for name, total in run.result.get("sums", {}).items():
-        if name not in best.metrics or goals(run, [name])[name] == "max":
+    for name, of in (run.result.sums if run.result else {}).items():
+        if name not in best.metrics or run.plan.goal(name) == "max":
             continue
-        of = Sum(total["base"], _numbers(total["added"]))
         value = of(best.genotype)
         parts = [
             (

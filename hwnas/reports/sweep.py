@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ from statistics import mean, pstdev
 from typing import Any
 from urllib.parse import quote
 
-from hwnas.core import Objective, Trial, front
-from hwnas.files import plain_yaml, read_json, shaped
+from hwnas.core import Trial, front
+from hwnas.files import plain_yaml
 from hwnas.reports.charts import Axis, axis, from_top, steps
 from hwnas.runs.jobs import Jobs
+from hwnas.runs.result import Result, read_result
 from hwnas.runs.units import quantity, text
 from hwnas.spaces.drawing import NUM_COLOURS
 from hwnas.store import password
-from hwnas.store.evaluations import RESULT_SHAPE
 
 LIMITS = "limits."
 REPLICATE = "seed"
@@ -31,25 +30,20 @@ class Job:
     Args:
         name: Name of its folder.
         settings: Its overrides by name.
-        result: Contents of its result.json.
+        result: What it found.
         front: Objective values of its front's networks.
     """
 
     name: str
     settings: Mapping[str, str]
-    result: Mapping[str, Any]
+    result: Result
     front: list[dict[str, float]]
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """What the run optimised."""
-        return tuple(Objective(o["metric"], o["goal"]) for o in self.result["objectives"])
 
     @property
     def place(self) -> tuple[str, ...]:
         """Where runs can be compared: space, data set, device and objectives are the same."""
-        names = (self.result[group] for group in ("search_space", "dataset", "device"))
-        return (*names, *(objective.metric for objective in self.objectives))
+        found = self.result
+        return (found.search_space, found.dataset, found.device, *(o.metric for o in found.objectives))
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -61,10 +55,10 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = []
     for path in sorted(folder.glob("*/result.json")):
         try:
-            shaped(result := read_json(path), RESULT_SHAPE)
+            result = read_result(path)
             overrides = plain_yaml(path.parent / ".hydra" / "overrides.yaml")
             pairs = [password.without(str(override)).lstrip("+").partition("=") for override in overrides]
-            names = [objective["metric"] for objective in result["objectives"]]
+            names = [objective.metric for objective in result.objectives]
             with (path.parent / "pareto.csv").open(newline="") as file:
                 rows = [{name: float(row[name]) for name in names} for row in csv.DictReader(file)]
             jobs.append(Job(path.parent.name, {key: value for key, _, value in pairs}, result, rows))
@@ -122,7 +116,7 @@ def page(folder: Path) -> dict[str, Any]:
     ]
 
     def kind(job: Job) -> str:
-        return ", ".join(f"{name} {job.settings.get(name, '')}" for name in kinds) or job.result["strategy"]
+        return ", ".join(f"{name} {job.settings.get(name, '')}" for name in kinds) or job.result.strategy
 
     colours = {name: (index + 1) % NUM_COLOURS for index, name in enumerate(grouped(jobs, kind))}
     places = grouped(jobs, lambda job: job.place)
@@ -131,15 +125,17 @@ def page(folder: Path) -> dict[str, Any]:
         place: ", ".join(name for name, same in zip(place[:3], shared, strict=True) if not same) or place[2]
         for place in places
     }
-    evaluations = [job.result["evaluations"] for job in jobs]
-    seconds = sum(job.result["seconds"]["total"] for job in jobs)
-    energies = [job.result.get("energy_kwh") for job in jobs]
+    seconds = sum(job.result.seconds["total"] for job in jobs)
+    energies = [job.result.energy_kwh for job in jobs]
     energy = None if None in energies else sum(map(float, filter(None, energies)))
     num_failed, num_torn = len(states.failed), len(states.torn - {job.name for job in jobs})
     headline = [
         (f"{len(jobs):,}", "finished runs" + f", {num_failed} failed" * bool(num_failed)),
-        (f"{sum(each['asked'] for each in evaluations):,}", "evaluations"),
-        (f"{sum(map(_paid, jobs)):,}", "of them new; the others were repeated or already stored"),
+        (f"{sum(job.result.evaluations.asked for job in jobs):,}", "evaluations"),
+        (
+            f"{sum(job.result.evaluations.new for job in jobs):,}",
+            "of them new; the others were repeated or already stored",
+        ),
         (f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "of runs, one after another"),
     ]
     if energy is not None:  # several runs at once each count the whole machine
@@ -159,20 +155,16 @@ def page(folder: Path) -> dict[str, Any]:
     }
 
 
-def _paid(job: Job) -> int:
-    """How many evaluations the run did not find in the store."""
-    return job.result["evaluations"]["asked"] - job.result["evaluations"]["cached"]
-
-
 def _value(job: Job) -> float | None:
     """The first objective of the run's best network; None where no network keeps the limits."""
-    best = job.result["best"]
-    return None if best is None else best["metrics"][job.objectives[0].metric]
+    best = job.result.best
+    return None if best is None else best.metrics[job.result.objectives[0].metric]
 
 
 def _regret(job: Job) -> float | None:
     """How far the best network is behind the best in the space; None where nobody knows."""
-    return ((job.result.get("truth") or {}).get("regret") or {}).get(job.objectives[0].metric)
+    truth = job.result.truth
+    return None if truth is None else truth.regret.get(job.result.objectives[0].metric)
 
 
 def spread(metric: str, values: Sequence[float]) -> str:
@@ -188,7 +180,7 @@ def points(metric: str, values: Sequence[float]) -> str:
 
 
 def _cell(jobs: Sequence[Job]) -> dict[str, str]:
-    metric = jobs[0].objectives[0].metric
+    metric = jobs[0].result.objectives[0].metric
     values = [value for job in jobs if (value := _value(job)) is not None]
     regrets = [value for job in jobs if (value := _regret(job)) is not None]
     missing = len(jobs) - len(values)
@@ -216,7 +208,7 @@ def _matrix(
 
 def _fronts(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, int]) -> Curves:
     """The front of all runs of each kind together, in the plane of the first two objectives."""
-    objectives = jobs[0].objectives[:2]
+    objectives = jobs[0].result.objectives[:2]
     joined = {}
     for name, group in grouped(jobs, kind).items():
         trials = [Trial((i,), row, 0) for i, row in enumerate(row for job in group for row in job.front)]
@@ -242,11 +234,12 @@ def _fronts(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, in
 
 def _progress(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, int]) -> Curves:
     """Hypervolume over the generations, mean and standard deviation over the runs of each kind."""
-    known = all(job.result.get("truth") for job in jobs)
+    known = all(job.result.truth for job in jobs)
     metric = "hypervolume_ratio" if known else "hypervolume"
 
-    def curve(job: Job) -> list[float]:
-        return job.result["truth"]["hypervolume_ratio"] if known else job.result["hypervolume"]
+    def curve(job: Job) -> tuple[float, ...]:
+        truth = job.result.truth
+        return truth.hypervolume_ratio if known and truth else job.result.hypervolume or ()
 
     bands = {}
     for name, group in grouped(jobs, kind).items():
@@ -272,32 +265,30 @@ def _groups(jobs: Sequence[Job], names: Sequence[str]) -> list[dict[str, Any]]:
     """A row per combination of settings, over its seeds."""
     rows = []
     for settings, group in grouped(jobs, lambda job: tuple(job.settings.get(n, "") for n in names)).items():
-        cost = group[0].objectives[1].metric
-        costs = [job.result["best"]["metrics"][cost] for job in group if job.result["best"]]
+        cost = group[0].result.objectives[1].metric
+        costs = [job.result.best.metrics[cost] for job in group if job.result.best]
         rows.append(
             {
                 "settings": settings,
                 "num": len(group),
                 **_cell(group),
                 "cost": spread(cost, costs) if costs else "",
-                "asked": f"{sum(job.result['evaluations']['asked'] for job in group):,}",
-                "paid": f"{sum(map(_paid, group)):,}",
-                "seconds": f"{mean(job.result['seconds']['total'] for job in group):.1f}",
+                "asked": f"{sum(job.result.evaluations.asked for job in group):,}",
+                "paid": f"{sum(job.result.evaluations.new for job in group):,}",
+                "seconds": f"{mean(job.result.seconds['total'] for job in group):.1f}",
             }
         )
     return rows
 
 
 def _run(job: Job) -> dict[str, str]:
-    best = job.result["best"]
-    values = {} if best is None else best["metrics"]
+    best = job.result.best
+    values = {} if best is None else best.metrics
     return {
         "name": job.name,
         "link": quote(f"{job.name}/report.html"),
-        "arch": "no network keeps the limits" if best is None else best["arch"],
+        "arch": "no network keeps the limits" if best is None else best.arch,
         "figures": ", ".join(
-            text(o.metric, math.inf if values[o.metric] is None else values[o.metric])
-            for o in job.objectives
-            if o.metric in values
+            text(o.metric, values[o.metric]) for o in job.result.objectives if o.metric in values
         ),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hwnas.build import build, read_config, read_yaml
 from hwnas.core import (
     Genotype,
-    Goal,
     Limit,
     Objective,
     SearchSpace,
@@ -30,14 +27,13 @@ from hwnas.core import (
     unique,
     violations,
 )
-from hwnas.files import plain_yaml, read_json, shaped, to_json
-from hwnas.runs.result import MOST_REPORTED
+from hwnas.files import plain_yaml
+from hwnas.runs.result import MOST_REPORTED, Comparison, Plan, Result, read_plan, read_result
 from hwnas.runs.units import quantity, text
 from hwnas.spaces.capabilities import drawing
 from hwnas.spaces.drawing import picture
 from hwnas.store import password
-from hwnas.store.archive import PLAN, metrics_from_json, read_archive
-from hwnas.store.evaluations import PLAN_SHAPE, RESULT_SHAPE
+from hwnas.store.archive import PLAN, read_archive
 
 MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
 
@@ -131,37 +127,65 @@ class Run:
 
     Args:
         folder: The folder, absolute.
-        result: Contents of result.json; empty for an unfinished run.
+        plan: What is optimised.
+        result: What was found; None for an unfinished run.
         names: Chosen option per config group.
         config: The composed configuration.
         overrides: What the user gave.
         space: The search space.
         trials: Every evaluation, in order; at least one.
-        objectives: Quality first, then cost.
-        limits: Bounds that networks must keep.
-        goals: The direction in which each metric is better, where the run's folder says it.
     """
 
     folder: Path
-    result: Mapping[str, Any]
+    plan: Plan
+    result: Result | None
     names: Mapping[str, str]
     config: DictConfig
     overrides: list[str]
     space: SearchSpace
     trials: list[Trial]
-    objectives: tuple[Objective, ...]
-    limits: tuple[Limit, ...]
-    goals: Mapping[str, Goal]
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised: quality first, then costs."""
+        return self.plan.objectives
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Bounds that networks must keep."""
+        return self.plan.bounds
+
+    @property
+    def stationary(self) -> bool:
+        """Whether qualities of different generations can be compared."""
+        return self.result is None or self.result.stationary
+
+    @property
+    def truth(self) -> Comparison | None:
+        """The exact optimum and how near the search came to it, where it is known."""
+        return None if self.result is None else self.result.truth
+
+    @property
+    def comparable(self) -> list[Trial]:
+        """The trials among which best and front are sought: all, or what the strategy returned."""
+        if self.result is None or self.result.stationary:
+            return self.trials
+        names = self.trials[0].metrics
+        asked = {trial.genotype: trial.generation for trial in self.trials}
+        return [
+            Trial(row.genotype, {name: row.metrics[name] for name in names}, asked[row.genotype])
+            for row in self.result.result
+        ]
 
     @property
     def best(self) -> Trial | None:
         """The best network that keeps the limits; None if none does."""
-        return best(comparable_trials(self), self.objectives, self.limits)
+        return best(self.comparable, self.objectives, self.limits)
 
     @property
     def front(self) -> list[Trial]:
         """The networks that no other beats in all objectives, the cheapest first."""
-        supported = [t for t in comparable_trials(self) if all(map(math.isfinite, t.metrics.values()))]
+        supported = [t for t in self.comparable if all(map(math.isfinite, t.metrics.values()))]
         return front(supported, self.objectives)
 
     @property
@@ -182,12 +206,12 @@ class Run:
         return "<br>".join(lines)
 
 
-def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
+def read_run(folder: Path, result: Result | None = None) -> Run:
     """Everything that the page shows, from the run's folder.
 
     Args:
         folder: The run's folder.
-        result: As for `write_report`.
+        result: What was found; None reads it, where the run is finished.
 
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
@@ -198,9 +222,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no search: {name} is missing")
     if result is None and (folder / "result.json").is_file():
-        result = read_json(folder / "result.json")
-        _require_shape(result, RESULT_SHAPE, folder / "result.json")
-    result = json.loads(to_json(result or {}))
+        result = read_result(folder / "result.json")
     stored = folder / ".hydra"
     config, names = read_config(stored / "config.yaml"), choices(folder)
     written = stored / "overrides.yaml"
@@ -209,8 +231,7 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     )
     _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
     _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
-    plan = result or read_json(folder / PLAN)
-    _require_shape(plan, PLAN_SHAPE, folder / ("result.json" if result else PLAN))
+    plan = result or read_plan(folder / PLAN)
     space: SearchSpace = build(config.search_space, SearchSpace, **_image_sizes(config))
 
     trials = read_archive(folder / "archive.jsonl")
@@ -219,18 +240,13 @@ def read_run(folder: Path, result: Mapping[str, Any] | None = None) -> Run:
     try:
         for genotype in {trial.genotype for trial in trials}:
             space.check(genotype)
-        objectives = tuple(Objective(o["metric"], o["goal"]) for o in plan["objectives"])
-        costs(trials, objectives)  # every trial has them
-        goals = {**plan.get("goals", {}), **{o.metric: o.goal for o in objectives}}
-        limits = tuple(
-            Limit(metric, bound, goals.get(metric, goal_of(metric)))
-            for metric, bound in plan["limits"].items()
-        )
-        violations(trials, limits)
-        _check_shapes(result, space, len(unique(trials)))
+        costs(trials, plan.objectives)  # every trial has them
+        violations(trials, plan.bounds)
+        if result is not None:
+            _check_tables(result, space, len(unique(trials)))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from None
-    return Run(folder.absolute(), result, names, config, overrides, space, trials, objectives, limits, goals)
+    return Run(folder.absolute(), plan, result, names, config, overrides, space, trials)
 
 
 def _image_sizes(config: DictConfig) -> dict[str, Any]:
@@ -248,31 +264,15 @@ def _image_sizes(config: DictConfig) -> dict[str, Any]:
     return {"image_shape": tuple(shape), "num_classes": num_classes}
 
 
-def _check_shapes(result: Mapping[str, Any], space: SearchSpace, num: int) -> None:
+def _check_tables(result: Result, space: SearchSpace, num: int) -> None:
     """Raise ValueError unless the tables of result.json fit the space and the number of networks."""
-    for key in ("effects", "sums"):
-        for metric, table in result.get(key, {}).items():
-            shape = np.shape(table["added"])
-            if shape != space.alpha_shape:
-                raise ValueError(f"{key} of {metric} has shape {shape}, not {space.alpha_shape}")
-    population = result.get("population", {"different": 1, "size": 1})
-    if not 0 < int(population["different"]) <= int(population["size"]):
-        raise ValueError(f"population is {population}")
-    for metric, values in result.get("reports", {}).items():
+    for key, tables in (("effects", result.effects), ("sums", result.sums)):
+        for metric, table in tables.items():
+            if table.added.shape != space.alpha_shape:
+                raise ValueError(f"{key} of {metric} has shape {table.added.shape}, not {space.alpha_shape}")
+    for metric, values in result.reports.items():
         if len(values) != min(num, MOST_REPORTED):
             raise ValueError(f"reports has {len(values)} values of {metric} for {num} networks")
-
-
-def goal_of(metric: str) -> Goal:
-    """The direction in which a metric is better, by its name: for reports, and folders that do not say it."""
-    return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
-
-
-def _require_shape(content: Any, shape: Any, path: Path) -> None:
-    try:
-        shaped(content, shape)
-    except ValueError as error:
-        raise ValueError(f"{path} is corrupt: {error}") from None
 
 
 def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
@@ -281,27 +281,17 @@ def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> Non
             raise ValueError(f"{path} is corrupt: it has no {key}")
 
 
-def comparable_trials(run: Run) -> list[Trial]:
-    """The trials among which the best one and the front are sought: all, or what the strategy returned."""
-    if run.result.get("stationary", True):
-        return run.trials
-    names = run.trials[0].metrics
-    asked = {trial.genotype: trial.generation for trial in run.trials}
-    returned = [(tuple(row["genotype"]), metrics_from_json(row["metrics"])) for row in run.result["result"]]
-    return [
-        Trial(genotype, {name: row[name] for name in names}, asked[genotype]) for genotype, row in returned
-    ]
-
-
-def reported_metrics(run: Run) -> dict[Genotype, dict[str, float]]:
+def reported_metrics(run: Run) -> dict[Genotype, Mapping[str, float]]:
     """Metrics per genotype of the networks that result.json and pareto.csv describe.
 
     They have what only reports may know; some of the networks are not in the archive.
     """
-    described = [*run.result.get("result", []), *filter(None, [run.result.get("best")])]
-    reported = {tuple(item["genotype"]): metrics_from_json(item["metrics"]) for item in described}
+    if run.result is None:
+        return {}
+    described = [*run.result.result, *([run.result.best] if run.result.best else [])]
+    reported = {network.genotype: network.metrics for network in described}
     path = run.folder / "pareto.csv"
-    if run.result and path.is_file():
+    if path.is_file():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 try:

@@ -1,27 +1,397 @@
-"""What a finished search found, as it is kept in result.json."""
+"""What a search is going to do (plan.json) and what it found (result.json), as objects.
+
+The attributes have the names of the files' keys. Their types are what is checked when a file is read: a
+mapping, a list or a number of another kind is refused in one line that says where it stands.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from hwnas.files import read_json, shaped
-from hwnas.store.evaluations import ANSWER_SHAPE
+import numpy as np
 
+from hwnas.core import FloatArray, Goal, Limit, Objective, Sum
+from hwnas.files import read_json, shaped, write_json
 
-def read_result(path: Path) -> dict[str, Any]:
-    """A run's result.json.
-
-    Raises:
-        ValueError: Not the result of a finished run; names the file.
-    """
-    result = read_json(path, "is not the result of a finished search")
-    try:
-        shaped(result, ANSWER_SHAPE)
-    except ValueError as error:
-        raise ValueError(f"{path} is not the result of a finished search ({error})") from None
-    return dict(result)
-
+SCHEMA = 1
+"""Version of both files; those that were written before there were versions are of version 1."""
 
 MOST_REPORTED = 5_000
 """Of at most so many networks of a run, evenly spread, result.json says what only reports may show."""
+
+Cost = Annotated[float, math.inf]
+"""A number that JSON writes as null where it is infinite: the device does not support the network."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that the search describes.
+
+    Attributes:
+        arch: Its architecture as text.
+        genotype: Its operations, one per decision.
+        metrics: What is known of it, with what only reports may show; `inf`: the device does not support it.
+    """
+
+    arch: str
+    genotype: tuple[int, ...]
+    metrics: Mapping[str, Cost]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best network after its training from scratch.
+
+    Attributes:
+        test_acc: Test accuracy in 0..1.
+        epochs: How long it was trained.
+        weights: The file of its weights, relative to the run's folder.
+        seconds: What training and testing took.
+    """
+
+    test_acc: float
+    epochs: int
+    weights: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """How many evaluations the strategy asked for, of how many networks, and how many cost nothing."""
+
+    asked: int
+    unique: int
+    cached: int
+
+    @property
+    def new(self) -> int:
+        """Those that this run computed."""
+        return self.asked - self.cached
+
+
+@dataclass(frozen=True)
+class Population:
+    """Members of the last population, and how many different networks they are."""
+
+    size: int
+    different: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.different <= self.size:
+            raise ValueError(f"population has {self.different} different networks among {self.size}")
+
+
+@dataclass(frozen=True)
+class Risk:
+    """How probably the best network exceeds a limit on a predicted cost, by the errors for other networks.
+
+    Attributes:
+        limit: The bound, in the cost's unit.
+        probability: In 0..1.
+        networks: How many networks the errors are known of.
+    """
+
+    limit: float
+    probability: float
+    networks: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The search beside the exact optimum of a space that is known as a whole.
+
+    Attributes:
+        best: The best network of the space that keeps the limits; None if none does.
+        best_test_acc: The highest test accuracy of a network that keeps them, in 0..1.
+        regret: How far the search's best network is behind, per metric and in its unit.
+        hypervolume_ratio: After each generation, the covered part of the true front's hypervolume.
+        igd_plus: After each generation, the distance of the front to the true one.
+        front: Values of the objectives of the true front's networks.
+    """
+
+    best: Network | None
+    regret: Mapping[str, Cost]
+    hypervolume_ratio: tuple[float, ...]
+    igd_plus: tuple[Cost, ...]
+    front: tuple[tuple[float, ...], ...]
+    best_test_acc: float | None = None
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """The best network for one device, on all of them.
+
+    Attributes:
+        device: Whose network it is; None: the one that suits all of them.
+        network: None if none keeps the device's limits.
+        regret: Per device, how much better its own best network is; None where they cannot be compared.
+        excess: Per device, how far the network is beyond its limits, relative; 0 where it keeps them.
+    """
+
+    device: str | None
+    network: Network | None
+    regret: Mapping[str, float | None]
+    excess: Mapping[str, Cost]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What becomes of each device's best network on the other devices.
+
+    Attributes:
+        limits: Per device its bounds by metric.
+        main: Per device its main cost.
+        among: Which networks were compared, in words.
+        rows: One per device, and one for all of them.
+    """
+
+    limits: Mapping[str, Mapping[str, float]]
+    main: Mapping[str, str]
+    among: str
+    rows: tuple[TransferRow, ...]
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """What a benchmark's table, which the search never saw, knows of the best network.
+
+    Attributes:
+        value: A metric of it.
+        regret: How far it is behind the best network of the space.
+        by_flops: The metric of the network with the most multiply-adds.
+    """
+
+    value: float
+    regret: float
+    by_flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What each operation does to a metric, against the average operation of its edge.
+
+    Attributes:
+        mean: The metric on average over the networks, in its unit; `inf` where an edge has no operation
+            that is supported.
+        added: Shape (edges, ops), in the metric's unit; the known ones of an edge have the mean 0. NaN: not
+            allowed there, or never seen.
+        r2: Share of the metric's variance that the sum of the effects explains; of a fit, cross-validated.
+        num: How many networks it is known from.
+    """
+
+    mean: Cost
+    added: Annotated[FloatArray, math.nan]
+    r2: Cost
+    num: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a search optimises.
+
+    Attributes:
+        objectives: The quality first, then costs.
+        limits: Bound per metric.
+        goals: The direction in which each metric of the run is better; older folders do not say it.
+    """
+
+    objectives: tuple[Objective, ...]
+    limits: Mapping[str, float]
+    goals: Mapping[str, Goal] = field(default_factory=dict)
+
+    def goal(self, metric: str) -> Goal:
+        """The direction in which a metric is better; where the folder does not say it, by the name."""
+        known: dict[str, Goal] = {**self.goals, **{o.metric: o.goal for o in self.objectives}}
+        return known.get(metric) or (
+            "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
+        )
+
+    @property
+    def bounds(self) -> tuple[Limit, ...]:
+        """The limits, each with its direction."""
+        return tuple(Limit(metric, bound, self.goal(metric)) for metric, bound in self.limits.items())
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """What a file's content says.
+
+        Raises:
+            ValueError: Something is missing or of another kind; says where.
+        """
+        shaped(content, _shape(cls) | {"schema?": int})
+        schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
+        if schema != SCHEMA:
+            raise ValueError(f"schema is {schema}, and this version of hwnas reads {SCHEMA}")
+        read: Self = _made(cls, content)
+        return read
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content, for `files.write_json`."""
+        return {"schema": SCHEMA, **_plain(self)}
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_json(path, self.to_json())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Plan):
+    """What a finished search found.
+
+    Attributes:
+        strategy: The option that was chosen in this group; so are `search_space`, `dataset`, `evaluator` and
+            `device`, where several devices are one text.
+        evaluations: How many there were.
+        virtual_seconds: What training the networks took the authors of the benchmark whose table was used.
+        hypervolume: After each generation.
+        result: The networks that the strategy returns.
+        best: The best network that keeps the limits; None if none does.
+        notes: Sentences that belong beside the answer.
+        stationary: Whether qualities of different generations can be compared.
+        truth: Where the whole space is known.
+        transfer: Of a search for several devices.
+        yardsticks: Networks that are known without a search, by name.
+        looked_up: Per metric of a benchmark's table.
+        effects: Per objective, where they are known exactly.
+        sums: Per metric that is a sum over operations.
+        deciles: Per cost its 0, 0.1, ..., 1 quantiles over the space.
+        reports: What only reports may show of at most `MOST_REPORTED` networks, evenly spread.
+        versions: What each evaluator's answers depend on.
+        network: The final network; None if none was trained.
+        doubts: Warnings that were given on the way.
+        seconds: Per phase, and "total".
+        energy_kwh: Of processors and GPU; None where nobody counts it.
+    """
+
+    status: Literal["finished"] = "finished"
+    strategy: str = ""
+    search_space: str = ""
+    dataset: str = ""
+    evaluator: str = ""
+    device: str = ""
+    seed: int | None = None
+    generations: int | None = None
+    evaluations: Evaluations
+    virtual_seconds: float | None = None
+    hypervolume: tuple[float, ...] | None = None
+    result: tuple[Network, ...]
+    best: Network | None
+    population: Population | None = None
+    risk: Mapping[str, Risk] | None = None
+    notes: tuple[str, ...] = ()
+    stationary: bool = True
+    truth: Comparison | None = None
+    transfer: Transfer | None = None
+    yardsticks: Mapping[str, Network] | None = None
+    looked_up: Mapping[str, LookedUp] | None = None
+    effects: Mapping[str, Effects] = field(default_factory=dict)
+    sums: Mapping[str, Sum] = field(default_factory=dict)
+    deciles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    reports: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    network: Trained | None = None
+    doubts: tuple[str, ...] = ()
+    seconds: Mapping[str, float]
+    energy_kwh: float | None = None
+
+    def __post_init__(self) -> None:
+        if "total" not in self.seconds:
+            raise ValueError("seconds has no total")
+
+
+def read_plan(path: Path) -> Plan:
+    """A run's plan.json.
+
+    Raises:
+        ValueError: It is corrupt; names the file and the place.
+    """
+    try:
+        return Plan.from_json(read_json(path))
+    except ValueError as error:
+        raise _named(path, error, f"{path} is corrupt: {error}") from None
+
+
+def read_result(path: Path) -> Result:
+    """A run's result.json.
+
+    Raises:
+        ValueError: Not the result of a finished search; names the file and the place.
+    """
+    wrong = "is not the result of a finished search"
+    try:
+        return Result.from_json(read_json(path, wrong))
+    except ValueError as error:
+        raise _named(path, error, f"{path} {wrong}: {error}") from None
+
+
+def _named(path: Path, error: ValueError, message: str) -> ValueError:
+    return error if str(error).startswith(str(path)) else ValueError(message)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def _shape(kind: Any) -> Any:
+    """The shape of the JSON that becomes an object of a type, for `files.shaped`."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        missing = dataclasses.MISSING
+        return {
+            each.name + "?" * (each.default is not missing or each.default_factory is not missing): _shape(
+                _types(kind)[each.name]  # type: ignore[arg-type]
+            )
+            for each in dataclasses.fields(kind)
+        }
+    if origin is np.ndarray:
+        return [[(float, None)]]
+    if origin is Annotated:
+        return _shape(inner[0]) if typing.get_origin(inner[0]) is np.ndarray else (_shape(inner[0]), None)
+    if origin in (typing.Union, types.UnionType):
+        return tuple(None if each is types.NoneType else _shape(each) for each in inner)
+    if origin is Literal:
+        return inner
+    if origin is tuple:
+        return [_shape(inner[0])]
+    return {str: _shape(inner[1])} if origin is Mapping else kind
+
+
+def _made(kind: Any, value: Any, null: float = math.inf) -> Any:
+    """The object of a type that JSON of the right shape stands for; `null` is what a missing number is."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        known = {name: each for name, each in _types(kind).items() if name in value}  # type: ignore[arg-type]
+        return kind(**{name: _made(each, value[name]) for name, each in known.items()})  # type: ignore[operator]
+    if origin is np.ndarray:
+        if len({len(row) for row in value}) > 1:
+            raise ValueError("a table has rows of different lengths")
+        return np.array([[null if each is None else each for each in row] for row in value], dtype=float)
+    if origin is Annotated:
+        return _made(inner[0], value, inner[1])
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _made(inner[0], value)
+    if origin is tuple:
+        return tuple(_made(inner[0], each) for each in value)
+    if origin is Mapping:
+        return {name: _made(inner[1], each) for name, each in value.items()}
+    return (null if value is None else float(value)) if kind is float else value
+
+
+def _plain(value: Any) -> Any:
+    """An object as JSON: mappings, lists and numbers."""
+    if dataclasses.is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return [[each if math.isfinite(each) else None for each in row] for row in value.tolist()]
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value

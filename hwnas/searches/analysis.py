@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core import FloatArray, Genotype, Limit, Objective, SearchSpace, Sum, Trial, costs, violations
+from hwnas.runs.result import Effects
 
 NUM_FOLDS = 5
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Ridge penalties that `surrogate` tries."""
-
-
-@dataclass(frozen=True)
-class Effects:
-    """What each operation does to a metric, against the average operation of its edge.
-
-    Attributes:
-        mean: The metric on average over the networks, in its unit.
-        added: Shape (edges, ops), in the metric's unit; the known ones of an edge have the mean 0. NaN: not
-            allowed there, or never seen.
-        r2: Share of the metric's variance that the sum of the effects explains; of a fit, cross-validated.
-        num: How many networks it is known from.
-    """
-
-    mean: float
-    added: FloatArray
-    r2: float
-    num: int
 
 
 def main_effects(genotypes: Sequence[Genotype], values: FloatArray, shape: tuple[int, int]) -> Effects:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from hwnas.core import FloatArray, Trial, best, checked_result, closest, front, trials_of, unique
+from hwnas.core import Trial, best, checked_result, closest, front, trials_of, unique
 from hwnas.devices.multi import Multi
 from hwnas.files import write_csv
 from hwnas.runs.display import Display
-from hwnas.runs.result import MOST_REPORTED
+from hwnas.runs.result import (
+    MOST_REPORTED,
+    Comparison,
+    Evaluations,
+    LookedUp,
+    Network,
+    Population,
+    Result,
+    Risk,
+    Transfer,
+    TransferRow,
+)
 from hwnas.runs.units import phrase, short
 from hwnas.searches.analysis import spread
 from hwnas.searches.exact import (
@@ -73,52 +81,52 @@ class Conclusion:
             return None
         return None if self._reports[answer.genotype] else answer
 
-    def described(self, trial: Trial) -> dict[str, Any]:
+    def described(self, trial: Trial) -> Network:
         """A trial for people and JSON, with what only reports may show."""
-        return {
-            "arch": self.task.space.to_str(trial.genotype),
-            "genotype": list(trial.genotype),
-            "metrics": {**trial.metrics, **self._reports.get(trial.genotype, {})},
-        }
+        metrics = {**trial.metrics, **self._reports.get(trial.genotype, {})}
+        return Network(self.task.space.to_str(trial.genotype), trial.genotype, metrics)
 
     @cached_property
     def _truth(self) -> Truth | None:
         task = self.task
         return exact(task.space, task.evaluators, task.objectives, task.limits)
 
-    def figures(self) -> dict[str, Any]:
-        """The part of result.json that depends on nothing but the task and its trials."""
+    def figures(self, evaluations: Evaluations, seconds: Mapping[str, float]) -> Result:
+        """What was found; what depends on more than the task and its trials is put in with `replace`."""
         task, evaluators = self.task, self.task.evaluators
-        return {
-            "result": [self.described(trial) for trial in self.found],
-            "best": self.described(self.answer) if self.answer else None,
-            "population": self._population(),
-            "risk": self._risk(),
-            "notes": [evaluator.note for evaluator in evaluators if evaluator.note],
-            "stationary": task.quality.stationary,
-            "truth": self._comparison(),
-            "transfer": self._transfer(),
-            "yardsticks": self._yardsticks() or None,
-            "looked_up": self._looked_up() or None,
-            "effects": {
-                metric: dataclasses.asdict(effects) | {"added": _rows(effects.added)}
-                for metric, effects in exact_effects(task.space, evaluators, task.objectives).items()
-            },
-            "sums": {
-                metric: {"base": total.base, "added": _rows(total.added)}
-                for metric, total in separable_sums(evaluators).items()
-            },
-            "deciles": cost_deciles(task.space, evaluators),
-            "reports": self._columns(),
-        }
+        return Result(
+            strategy=task.names["strategy"],
+            search_space=task.names["search_space"],
+            dataset=task.names["dataset"],
+            evaluator=task.names["evaluator"],
+            device=task.names["device"],
+            seed=task.seed,
+            **vars(task.plan),
+            generations=task.generations,
+            evaluations=evaluations,
+            result=tuple(map(self.described, self.found)),
+            best=self.described(self.answer) if self.answer else None,
+            population=self._population(),
+            risk=self._risk(),
+            notes=tuple(evaluator.note for evaluator in evaluators if evaluator.note),
+            stationary=task.quality.stationary,
+            truth=self._comparison(),
+            transfer=self._transfer(),
+            yardsticks=self._yardsticks() or None,
+            looked_up=self._looked_up() or None,
+            effects=exact_effects(task.space, evaluators, task.objectives),
+            sums=separable_sums(evaluators),
+            deciles={name: tuple(of) for name, of in cost_deciles(task.space, evaluators).items()},
+            reports=self._columns(),
+            seconds=seconds,
+        )
 
-    def _population(self) -> dict[str, int]:
-        """How many members the last population has, and how many different networks they are."""
+    def _population(self) -> Population:
         last = [trial for trial in self.trials if trial.generation == self.trials[-1].generation]
         members = self.task.strategy.survivors() or last
-        return {"size": len(members), "different": len(unique(members))}
+        return Population(len(members), len(unique(members)))
 
-    def _comparison(self) -> dict[str, Any] | None:
+    def _comparison(self) -> Comparison | None:
         """The answer and the front of every generation beside the true ones."""
         truth = self._truth
         if truth is None:
@@ -126,14 +134,16 @@ class Conclusion:
         ratios, distances = truth.progress(
             [list(group) for _, group in itertools.groupby(self.trials, lambda trial: trial.generation)]
         )
-        return {
-            "best": None if truth.best is None else self.described(truth.best),
-            "best_test_acc": truth.best_test_acc,
-            "regret": self._regret(truth),
-            "hypervolume_ratio": ratios,
-            "igd_plus": distances,
-            "front": [[trial.metrics[o.metric] for o in self.task.objectives] for trial in truth.front],
-        }
+        return Comparison(
+            best=None if truth.best is None else self.described(truth.best),
+            best_test_acc=truth.best_test_acc,
+            regret=self._regret(truth),
+            hypervolume_ratio=tuple(ratios),
+            igd_plus=tuple(distances),
+            front=tuple(
+                tuple(trial.metrics[o.metric] for o in self.task.objectives) for trial in truth.front
+            ),
+        )
 
     def _regret(self, truth: Truth) -> dict[str, float]:
         """How much worse the answer is than the best there is, per metric, in the metric's unit."""
@@ -147,27 +157,23 @@ class Conclusion:
             regret["test_acc"] = truth.best_test_acc - test_acc
         return regret
 
-    def _risk(self) -> dict[str, dict[str, float]]:
+    def _risk(self) -> dict[str, Risk]:
         """Per limit on a predicted cost how probably the answer exceeds it in fact.
 
         By the share of the networks that the profile was not fitted to whose cost was as much above its
         prediction, the answer itself counted among them.
         """
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, Risk] = {}
         for limit in self.task.limits if self.answer is not None else ():
             (owner,) = (e for e in self.task.evaluators if limit.metric in e.metrics)
             errors = owner.errors(limit.metric)
             if self.answer is not None and limit.goal == "min" and len(errors):
                 bound = limit.bound * (1 + self.task.margins.get(limit.metric, 0.0))
                 beyond = int((self.answer.metrics[limit.metric] * errors > bound).sum())
-                found[limit.metric] = {
-                    "limit": bound,
-                    "probability": (1 + beyond) / (1 + len(errors)),
-                    "networks": len(errors),
-                }
+                found[limit.metric] = Risk(bound, (1 + beyond) / (1 + len(errors)), len(errors))
         return found
 
-    def _yardsticks(self) -> dict[str, dict[str, Any]]:
+    def _yardsticks(self) -> dict[str, Network]:
         """Networks that are known without a search, by name."""
         task = self.task
         knowing = [evaluator for evaluator in task.evaluators if evaluator.exhaustive]
@@ -176,99 +182,91 @@ class Conclusion:
             for name, genotype in yardsticks(task.space, knowing, task.objectives, task.limits).items()
         }
 
-    def _looked_up(self) -> dict[str, dict[str, Any]]:
+    def _looked_up(self) -> dict[str, LookedUp]:
         """A benchmark's accuracies of the answer, beside the best there are, where the truth is not known."""
         if self._truth is not None or self.answer is None:
             return {}
         known = reported(self.task.space, self.task.evaluators, self.task.limits)
         highest, largest = best_reported(known), largest_reported(known)
         return {
-            name: {"value": value, "regret": highest[name] - value, "by_flops": largest.get(name)}
+            name: LookedUp(value, highest[name] - value, largest.get(name))
             for name, value in self._reports[self.answer.genotype].items()
             if name in highest
         }
 
-    def _transfer(self) -> dict[str, Any] | None:
+    def _transfer(self) -> Transfer | None:
         """What becomes of each device's best network on the others."""
         device, truth = self.task.device, self._truth
         if not isinstance(device, Multi):
             return None
         own = device_limits(self.task.limits, device.main, device.typical)
         pool = self._comparable if truth is None else truth.trials
-        return {
-            "limits": {name: {limit.metric: limit.bound for limit in bounds} for name, bounds in own.items()},
-            "main": device.main,
-            "among": "the networks of the run" if truth is None else "all networks",
-            "rows": [
-                {
-                    "device": row.device,
-                    "network": None if row.network is None else self.described(row.network),
-                    "regret": row.regret,
-                    "excess": row.excess,
-                }
+        return Transfer(
+            limits={name: {limit.metric: limit.bound for limit in bounds} for name, bounds in own.items()},
+            main=device.main,
+            among="the networks of the run" if truth is None else "all networks",
+            rows=tuple(
+                TransferRow(
+                    row.device,
+                    None if row.network is None else self.described(row.network),
+                    row.regret,
+                    row.excess,
+                )
                 for row in transfers(pool, self.task.objectives, own, device.main)
-            ],
-        }
+            ),
+        )
 
-    def _columns(self) -> dict[str, list[float | None]]:
+    def _columns(self) -> dict[str, tuple[float | None, ...]]:
         """What only reports may show of at most `MOST_REPORTED` networks, evenly spread, as columns."""
         trials = unique(self.trials)
         rows = self._reported([trials[row] for row in spread(len(trials), MOST_REPORTED)])
         names = dict.fromkeys(name for row in rows for name in row)
-        return {name: [row.get(name) for row in rows] for name in names}
+        return {name: tuple(row.get(name) for row in rows) for name in names}
 
 
-def _rows(added: FloatArray) -> list[list[float | None]]:
-    """The table for JSON, with null for what is not finite."""
-    return [[value if math.isfinite(value) else None for value in row] for row in added.tolist()]
-
-
-def write_front(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write described trials as CSV."""
-    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+def write_front(path: Path, rows: Sequence[Network]) -> None:
+    """Write networks as CSV."""
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     lines: list[list[object]] = [["arch", "genotype", *names]] if rows else []
     for row in rows:
-        values = [row["metrics"].get(name, "") for name in names]
-        lines.append([row["arch"], " ".join(map(str, row["genotype"])), *values])
+        lines.append(
+            [row.arch, " ".join(map(str, row.genotype)), *(row.metrics.get(name, "") for name in names)]
+        )
     write_csv(path, lines)
 
 
-def say_conclusion(display: Display, end: Conclusion, result: Mapping[str, Any]) -> None:
+def say_conclusion(display: Display, end: Conclusion, result: Result) -> None:
     """The front as a table, the answer with all its metrics, and what is known of the best there is.
 
     Args:
         display: Where to say it.
         end: The search's end.
-        result: Contents of result.json.
+        result: What was found.
     """
     _say_front(display, end)
-    if end.answer is None:
+    if result.best is None:
         _say_that_none_is_feasible(display, end)
     else:
-        display.say(f"best: {result['best']['arch']}")
-        display.say("      " + _in_words(result["best"]["metrics"]))
-        if result["network"] is not None:
-            display.say(f"      trained from scratch: test accuracy {result['network']['test_acc']:.2%}")
-        if len(end.found) == 1 and end.found[0].genotype != end.answer.genotype:
-            (returned,) = result["result"]
-            display.say(
-                f"{result['strategy']} itself returns {returned['arch']}: {_in_words(returned['metrics'])}"
-            )
+        display.say(f"best: {result.best.arch}")
+        display.say("      " + _in_words(result.best.metrics))
+        if result.network is not None:
+            display.say(f"      trained from scratch: test accuracy {result.network.test_acc:.2%}")
+        if len(result.result) == 1 and result.result[0].genotype != result.best.genotype:
+            (returned,) = result.result
+            display.say(f"{result.strategy} itself returns {returned.arch}: {_in_words(returned.metrics)}")
     for remark in remarks(result):
         display.say(f"note: {remark}")
-    if (truth := result["truth"]) is not None:
-        display.say(f"exact: hypervolume {truth['hypervolume_ratio'][-1]:.1%} of the true front's")
-        if truth["regret"]:
-            display.say(
-                regret_in_words(truth["regret"], " within the limits" if end.task.limits else "") + "."
-            )
-    for name, known in (result["yardsticks"] or {}).items():
-        display.say(f"exact: {YARDSTICKS[name]} is {known['arch']}: {_in_words(known['metrics'])}")
-    for name, figures in (result["looked_up"] or {}).items():
-        largest = figures["by_flops"]
+    if (truth := result.truth) is not None:
+        display.say(f"exact: hypervolume {truth.hypervolume_ratio[-1]:.1%} of the true front's")
+        if truth.regret:
+            display.say(regret_in_words(truth.regret, " within the limits" if result.limits else "") + ".")
+    for name, known in (result.yardsticks or {}).items():
+        display.say(f"exact: {YARDSTICKS[name]} is {known.arch}: {_in_words(known.metrics)}")
+    for name, figures in (result.looked_up or {}).items():
+        largest = figures.by_flops
         display.say(
-            f"looked up: {name} {figures['value']:.4f}; the best network in the space is ahead by "
-            f"{100 * figures['regret']:.2f} points"
+            f"looked up: {name} {figures.value:.4f}; the best network in the space is ahead by "
+            f"{100 * figures.regret:.2f} points"
             + ("" if largest is None else f"; the one with the most multiply-adds has {largest:.4f}")
         )
 
@@ -311,28 +309,22 @@ def _say_that_none_is_feasible(display: Display, end: Conclusion) -> None:
     )
 
 
-def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Sentences beside a run's answer: the risk that it exceeds its limits, and whose costs it has.
-
-    Args:
-        result: Contents of result.json.
-    """
+def remarks(result: Result) -> list[str]:
+    """Sentences beside a run's answer: the risk that it exceeds its limits, and whose costs it has."""
     return [
-        f"{metric} is predicted; by the errors for {risk['networks']} networks that were not fitted "
-        f"to, the real one exceeds {risk['limit']:.4g} with a probability of {risk['probability']:.0%}, or "
+        f"{metric} is predicted; by the errors for {risk.networks} networks that were not fitted "
+        f"to, the real one exceeds {risk.limit:.4g} with a probability of {risk.probability:.0%}, or "
         "more: the best of many is favoured by errors"
-        + ("; confidence=0.95 keeps a margin" if risk["probability"] > 0.05 else "")
-        for metric, risk in (result.get("risk") or {}).items()
-    ] + list(result.get("notes") or [])
+        + ("; confidence=0.95 keeps a margin" if risk.probability > 0.05 else "")
+        for metric, risk in (result.risk or {}).items()
+    ] + list(result.notes)
 
 
-def virtual_clock(result: Mapping[str, Any]) -> str:
+def virtual_clock(result: Result) -> str:
     """A sentence on what the search would have taken without a benchmark's table; empty if there was none."""
-    seconds = result.get("virtual_seconds")
-    if seconds is None:
+    if result.virtual_seconds is None:
         return ""
-    unique = result["evaluations"]["unique"]
     return (
-        f"To train these {unique:,} architectures took the authors of the benchmark "
-        f"{seconds / 86400:,.1f} GPU days."
+        f"To train these {result.evaluations.unique:,} architectures took the authors of the benchmark "
+        f"{result.virtual_seconds / 86400:,.1f} GPU days."
     )

@@ -28,6 +28,7 @@ from hwnas.devices.flops import Flops
 from hwnas.devices.profile import margin
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices, sweep_or_run
+from hwnas.runs.result import Plan
 from hwnas.searches.exact import quantile
 from hwnas.spaces.capabilities import HasNetworks
 
@@ -88,13 +89,10 @@ class Task:
         return isinstance(self.space, HasNetworks)
 
     @property
-    def plan(self) -> dict[str, Any]:
-        """Objectives, limits as numbers, and the goals of all metrics, for JSON."""
-        return {
-            "objectives": [{"metric": o.metric, "goal": o.goal} for o in self.objectives],
-            "limits": {limit.metric: limit.bound for limit in self.limits},
-            "goals": self.goals,
-        }
+    def plan(self) -> Plan:
+        """Objectives, limits as numbers, and the goals of all metrics."""
+        limits = {limit.metric: limit.bound for limit in self.limits}
+        return Plan(objectives=self.objectives, limits=limits, goals=self.goals)
 
 
 def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
