@@ -19,7 +19,7 @@ import pytest
 
 from hwnas.cli.report import command
 from hwnas.core import Limit, Objective
-from hwnas.reports import sections as report_sections
+from hwnas.reports import view as report_view
 from hwnas.reports.charts import axis, scatter
 from hwnas.reports.page import write_report
 from hwnas.runs.result import read_result
@@ -664,7 +664,7 @@ def test_no_cost_diversity_where_nothing_is_supported(tmp_path):
 def test_of_many_networks_some_are_drawn_and_the_page_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_sections, "MOST_DRAWN", 10)
+    monkeypatch.setattr(report_view, "MOST_DRAWN", 10)
     rows = [(i // 5, [i // 25, i // 5 % 5, i % 5, 0], 0.1 + i / 1000, 1.0 + i) for i in range(99)]
     rows += [(20, [0, 0, i, 0], 0.1 + i / 1000, 1.0 + i) for i in range(5)] * 5  # asked for again
     rows[50] = (10, rows[50][1], 0.9, 1.0)  # alone on the front, but for what is better
@@ -678,7 +678,7 @@ def test_of_many_networks_some_are_drawn_and_the_page_says_so(
     assert len(page.data["front"]) == 1
     assert 0 < len(page.data["repeats"]) <= 10
     assert page.data["starts"][-1] == len(page.data["repeats"])
-    monkeypatch.setattr(report_sections, "MOST_DRAWN", 99)
+    monkeypatch.setattr(report_view, "MOST_DRAWN", 99)
     page = Page(write_report(run))
     assert "are drawn, evenly spread" not in page.text
     assert page.data["known"][-1] == 99

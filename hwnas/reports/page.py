@@ -7,8 +7,9 @@ import io
 import itertools
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -18,27 +19,25 @@ from urllib.parse import quote
 import numpy as np
 from omegaconf import OmegaConf
 
-from hwnas.core import Genotype, Limit, Trial, closest, costs, unique, violations
+from hwnas.core import Genotype, Limit, Trial, closest, costs, unique
 from hwnas.data import splits
 from hwnas.files import consistent, read_json
 from hwnas.reports import sections
 from hwnas.reports import sweep as sweep_report
-from hwnas.reports.charts import LineChart, Scatter, dots, line_chart, scatter
-from hwnas.reports.published import EXPERIMENTS, PAPERS
+from hwnas.reports.charts import LineChart, dots, line_chart
+from hwnas.reports.published import EXPERIMENTS, PAPERS, Paper
 from hwnas.reports.template import write_page
+from hwnas.reports.view import NUM_SHADES, Point, View
 from hwnas.runs.folder import Run, read_run
 from hwnas.runs.result import Result
 from hwnas.runs.units import SUFFIXES, count, quantity, text
 from hwnas.searches.exact import YARDSTICKS, regret_in_words
 from hwnas.searches.indicators import Hypervolume
 from hwnas.searches.outcome import remarks, virtual_clock
-from hwnas.spaces.capabilities import HasNetworks, drawing
+from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.drawing import NODE_RADIUS
 from hwnas.store import password
 from hwnas.strategies.evolution import cost_diversity
-
-NUM_SHADES = 8
-"""Steps of the colour scale of generations."""
 
 PHASES = {
     "quality": "preparing the quality estimate",
@@ -79,104 +78,28 @@ def write_sweep_report(folder: Path) -> Path:
 
 def page(run: Run) -> dict[str, Any]:
     """The values of the template: everything is decided here, the template only arranges it."""
-    answer, pareto = run.best, run.front
-    marked = {trial.genotype: trial for trial in [*pareto, *([answer] if answer else [])]}
-    supported = sections.networks(run, marked)
-    nets = sections.drawn(supported, marked)
-    shape = drawing(run.space)
-    names = list(dict.fromkeys(name for trial in run.trials for name in trial.metrics))
-    reported = sections.reported(run, nets)
-    names += [name for name in dict.fromkeys(itertools.chain(*reported)) if name not in names]
-    shades = _shades(nets, run)
-    points = _points(nets, shades, marked, names, reported, pareto, answer, run)
-    on_front = [point for point in points if point["front"]]
-    trained = _trained(run.folder)
-    plot = None
-    if nets:
-        plot = scatter(
-            run.objectives[:2],
-            run.limits,
-            [trial.metrics for trial in nets],
-            [trial.metrics for trial in pareto],
-            [
-                dict(zip((objective.metric for objective in run.objectives), values, strict=True))
-                for values in (run.truth.front if run.truth else ())
-            ],
-        )
-    shown = next((point for point in points if point["best"]), None)
-    knee = _knee(run, pareto) if pareto else None
+    view = View(run)
     return {
         "run": run,
+        "view": view,
+        "front": [point for point in view.points if point.front],
+        "names": [*(quantity(name).name for name in view.metrics), "generation"],
+        "drawn": len(view.networks) if len(view.networks) < len(view.supported) else None,
+        "unsupported": len(unique(run.trials)) - len(view.supported),
         "objectives": [quantity(objective.metric) for objective in run.objectives],
         "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
-        "limits": [_spoken(limit) for limit in run.limits],
-        "closest": _closest(run),
-        "remarks": remarks(run.result) if run.result else [],
-        "headline": _headline(run, answer, shown["metrics"].get("test_acc") if shown else None, trained),
-        "drawing": shape,
         "node_radius": NODE_RADIUS,
-        "count": count,
-        "names": [*(quantity(name).name for name in names), "generation"],
-        "points": points,
-        "answer": shown,
-        "scatter": plot,
-        "clouds": [] if plot is None else _clouds(nets, shades, plot, marked),
-        "controls": sections.controls(run, nets, names),
-        "deciles": [] if plot is None else sections.decile_lines(run, plot.x),
-        "cells": _cells(points, pareto, answer, knee, run),
-        "metrics": names,
-        "front": on_front,
-        "csv": _csv(on_front, names),
-        "unsupported": len(unique(run.trials)) - len(supported),
-        "drawn": len(nets) if len(nets) < len(supported) else None,
-        "supported": len(supported),
-        "curves": _generations(run),
-        "effects": sections.effects(run, nets),
-        "gaps": sections.knee_gaps(run, shape, pareto, knee),
-        "lineage": sections.lineage(run, shape, supported, answer),
-        "most_figures": sections.MOST_FIGURES,
-        "over_time": sections.over_time(run, shape, pareto),
-        "breakdown": sections.breakdown(run, answer, shape),
-        "proxies": sections.proxies(run, nets, reported),
-        "protocol": _protocol(run),
-        "published": _published(run, trained),
-        "truth": _truth(run),
-        "transfer": _transfer(run),
-        "yardsticks": _yardsticks(run),
-        "trained": trained,
-        "phases": _phases(run.result.seconds if run.result else {}),
-        "evaluations": _evaluations(run),
-        "ledger": _ledger(run),
-        "clock": virtual_clock(run.result) if run.result else "",
-        "data": None
-        if plot is None
-        else sections.data(
-            run,
-            shape,
-            nets,
-            names,
-            reported,
-            pareto,
-            answer,
-            None if run.stationary else run.comparable,
-            {objective.metric: at for objective, at in zip(run.objectives, (plot.y, plot.x), strict=False)},
-        ),
         "num_shades": NUM_SHADES,
+        "most_figures": sections.MOST_FIGURES,
+        "count": count,
         "last_generation": max(trial.generation for trial in run.trials),
-        "command": shlex.join(["hwnas", "search", *run.overrides]),
-        "next": _next(run, answer, trained),
-        "yaml": password.without((run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")),
-        "versions": {
-            "hwnas": _version("hwnas"),
-            "torch": _version("torch"),
-            "python": python_version(),
-            **(run.result.versions if run.result else {}),
-        },
+        **{name: section(view) for name, section in SECTIONS.items()},
     }
 
 
-def _protocol(run: Run) -> str:
+def _protocol(view: View) -> str:
     """A sentence on which images validate; empty where the run looks at none, or is older than the choice."""
+    run = view.run
     split, fraction, benchmark = _images(run)
     if run.names["evaluator"] in ("table", "toy") or split is None:
         return ""
@@ -193,12 +116,23 @@ def _images(run: Run) -> tuple[str | None, float, str]:
     return None if split is None else str(split), share, str(benchmark or name)
 
 
-def _published(run: Run, trained: Mapping[str, Any] | None) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class BesideThePaper:
+    """Rows of (figure, published, this run), and a sentence on what differs."""
+
+    method: str
+    paper: Paper
+    rows: list[tuple[str, str, str]]
+    differs: str
+
+
+def _published(view: View) -> BesideThePaper | None:
     """What is published for the run's experiment beside what the run got; None where nothing is."""
+    run = view.run
     of = EXPERIMENTS.get(run.names.get("experiment", ""))
     if of is None or run.result is None:
         return None
-    _, _, benchmark = _images(run)
+    trained, (_, _, benchmark) = _trained(view), _images(run)
     case = (run.names["device"], benchmark)
     rows: list[tuple[str, str, str]] = []
     if benchmark in of.test_acc:
@@ -221,13 +155,13 @@ def _published(run: Run, trained: Mapping[str, Any] | None) -> dict[str, Any] | 
     differs.append(f"This is one run, of seed {run.config.seed}.")
     if given:
         differs.append(f"Settings of this run beside the experiment's: {' '.join(given)}.")
-    return {"method": of.method, "paper": PAPERS[of.method], "rows": rows, "differs": " ".join(differs)}
+    return BesideThePaper(of.method, PAPERS[of.method], rows, " ".join(differs))
 
 
-def _test_accuracy(result: Result, trained: Mapping[str, Any] | None) -> str:
+def _test_accuracy(result: Result, trained: FinalNetwork | None) -> str:
     """Of the network that the strategy returns, if it is one, else of the best; looked up or trained."""
     network = result.result[0] if len(result.result) == 1 else result.best
-    value = trained["test_acc"] if trained else network.metrics.get("test_acc") if network else None
+    value = trained.test_acc if trained else network.metrics.get("test_acc") if network else None
     return "not known: it was not trained from scratch" if value is None else text("test_acc", value)
 
 
@@ -236,7 +170,12 @@ def _spoken(limit: Limit) -> str:
     return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
 
 
-def _closest(run: Run) -> str:
+def _limits(view: View) -> list[str]:
+    return [_spoken(limit) for limit in view.run.limits]
+
+
+def _closest(view: View) -> str:
+    run = view.run
     near = closest(run.trials, run.limits)
     if near is None:
         return ""
@@ -245,74 +184,19 @@ def _closest(run: Run) -> str:
     return f"the closest is {arch}: {values}. Raise a limit, or search longer (more generations)."
 
 
-def _shades(trials: Sequence[Trial], run: Run) -> list[str]:
-    """The style of each network: when it was asked for first, and whether it keeps the limits."""
-    last = max((trial.generation for trial in trials), default=0) or 1
-    return [
-        f"g{round((NUM_SHADES - 1) * trial.generation / last)}{'' if excess == 0 else ' out'}"
-        for trial, excess in zip(trials, violations(trials, run.limits), strict=True)
-    ]
-
-
-def _clouds(
-    nets: Sequence[Trial], shades: Sequence[str], plot: Scatter, marked: Mapping[Genotype, Trial]
-) -> list[tuple[str, str]]:
+def _clouds(view: View) -> list[tuple[str, str]]:
     """(style, path) of the dots of all networks that are not drawn one by one."""
     groups: dict[str, list[tuple[float, float]]] = {}
-    for trial, style, at in zip(nets, shades, plot.places, strict=True):
-        if trial.genotype not in marked:
+    places = view.plot.places if view.plot else []
+    for trial, style, at in zip(view.networks, view.shades, places, strict=True):
+        if trial.genotype not in view.marked:
             groups.setdefault(style, []).append(at)
     return [(style, dots(groups[style])) for style in sorted(groups)]
 
 
-def _points(
-    nets: Sequence[Trial],
-    shades: Sequence[str],
-    marked: Mapping[Genotype, Trial],
-    names: Sequence[str],
-    reported: Sequence[Mapping[str, float]],
-    pareto: Sequence[Trial],
-    answer: Trial | None,
-    run: Run,
-) -> list[dict[str, Any]]:
-    """One record per network of the front, and the best one, cheapest first."""
-    on_front = {trial.genotype for trial in pareto}
-    points: list[dict[str, Any]] = []
-    for index, (trial, style) in enumerate(zip(nets, shades, strict=True)):
-        if trial.genotype not in marked:
-            continue
-        metrics = {**reported[index], **trial.metrics}
-        feasible = not style.endswith("out")
-        is_best = answer is not None and trial.genotype == answer.genotype
-        title = "on the front" if trial.genotype in on_front else "dominated"
-        if is_best:
-            title = "best feasible network" if run.limits else "best network"
-        if not feasible:
-            title += ", beyond the limits"
-        texts = [text(name, metrics[name]) if name in metrics else "" for name in names]
-        spoken = [f"{quantity(name).name} {value}" for name, value in zip(names, texts, strict=True) if value]
-        arch = run.space.to_str(trial.genotype)
-        points.append(
-            {
-                "index": index,
-                "genotype": trial.genotype,
-                "arch": arch,
-                "generation": trial.generation,
-                "metrics": metrics,
-                "texts": [*texts, str(trial.generation)],
-                "title": title,
-                "label": f"{title}: {arch}; {', '.join(spoken)}; generation {trial.generation}",
-                "style": style,
-                "best": is_best,
-                "front": trial.genotype in on_front,
-                "feasible": feasible,
-            }
-        )
-    return sorted(points, key=lambda point: point["metrics"][run.objectives[1].metric])
-
-
-def _generations(run: Run) -> list[LineChart]:
+def _generations(view: View) -> list[LineChart]:
     """Line charts: over evaluations the hypervolume and the best so far, over generations the population."""
+    run = view.run
     groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
     hypervolume = Hypervolume(run.objectives)
     known = run.result.hypervolume if run.result else None
@@ -360,9 +244,9 @@ def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
     return line_chart(quantity(metric).name, metric, "generation", generations, means)
 
 
-def _truth(run: Run) -> str:
+def _truth(view: View) -> str:
     """A sentence on how far the answer is from the best network in the space; empty where nobody knows."""
-    truth = run.truth
+    run, truth = view.run, view.run.truth
     if truth is None:
         return _looked_up(run)
     sentence = f"The dashed line is the true front, of {len(truth.front)} networks"
@@ -372,10 +256,10 @@ def _truth(run: Run) -> str:
     return sentence + "."
 
 
-def _yardsticks(run: Run) -> list[tuple[str, str, str]]:
+def _yardsticks(view: View) -> list[tuple[str, str, str]]:
     """(what it is, its figures, its architecture) of networks that are known exactly, where costs add up."""
     rows = []
-    for name, network in ((run.result.yardsticks if run.result else None) or {}).items():
+    for name, network in ((view.run.result.yardsticks if view.run.result else None) or {}).items():
         figures = ", ".join(
             f"{quantity(metric).name} {text(metric, value)}" for metric, value in network.metrics.items()
         )
@@ -383,15 +267,34 @@ def _yardsticks(run: Run) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _transfer(run: Run) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class TransferTable:
+    """Each device's best network on every device, written out.
+
+    Attributes:
+        rows: (device, quality, architecture, (cost, verdict, style) per device).
+        limits: (device, its limits in words).
+        among: Which networks were compared, in words.
+        quality: Name of the quality.
+    """
+
+    rows: list[tuple[str, str, str, list[tuple[str, str, str]]]]
+    limits: list[tuple[str, str]]
+    among: str
+    quality: str
+
+
+def _transfer(view: View) -> TransferTable | None:
     """The table of each device's best network on every device, written out; None for a run on one device."""
+    run = view.run
     transfer = run.result.transfer if run.result else None
     if transfer is None:
         return None
     quality = run.objectives[0].metric
     rows = []
     for row in transfer.rows:
-        network, cells = row.network, []
+        network = row.network
+        cells: list[tuple[str, str, str]] = []
         for device, metric in transfer.main.items():
             if network is None:
                 cells.append(("", "", "none"))
@@ -416,7 +319,7 @@ def _transfer(run: Run) -> dict[str, Any] | None:
         )
         for device, own in transfer.limits.items()
     ]
-    return {"rows": rows, "limits": limits, "among": transfer.among, "quality": quantity(quality).name}
+    return TransferTable(rows, limits, transfer.among, quantity(quality).name)
 
 
 def _looked_up(run: Run) -> str:
@@ -438,50 +341,44 @@ def _looked_up(run: Run) -> str:
     return f"Looked up in a benchmark's table, which the search never saw: the best has {'; '.join(parts)}."
 
 
-def _cells(
-    points: Sequence[Mapping[str, Any]],
-    pareto: Sequence[Trial],
-    answer: Trial | None,
-    knee: Trial | None,
-    run: Run,
-) -> list[tuple[str, Mapping[str, Any]]]:
+def _cells(view: View) -> list[tuple[str, Point]]:
     """(title, point) of the networks worth a look; one that is several things at once comes once."""
     titles: dict[Genotype, list[str]] = {}
-    if answer is not None:
-        titles.setdefault(answer.genotype, []).append("best feasible" if run.limits else "best")
-    if knee is not None:
-        titles.setdefault(knee.genotype, []).append("knee of the front")
-        titles.setdefault(pareto[0].genotype, []).append("cheapest on the front")
-    by_genotype = {point["genotype"]: point for point in points}
+    if view.best is not None:
+        titles.setdefault(view.best.genotype, []).append("best feasible" if view.run.limits else "best")
+    if view.knee is not None:
+        titles.setdefault(view.knee.genotype, []).append("knee of the front")
+        titles.setdefault(view.front[0].genotype, []).append("cheapest on the front")
+    by_genotype = {point.genotype: point for point in view.points}
     return [(", ".join(what), by_genotype[genotype]) for genotype, what in titles.items()]
 
 
-def _knee(run: Run, pareto: Sequence[Trial]) -> Trial:
-    """The network of a front that is farthest below the line between its ends.
-
-    Networks without a path from input to output do not count unless there are no others: they cost next to
-    nothing and guess, and a line that begins there would call a bad network the knee.
-    """
-    connected = run.space.is_connected([trial.genotype for trial in pareto])
-    pool = list(itertools.compress(pareto, connected)) or list(pareto)
-    F = costs(pool, run.objectives)
-    span = np.ptp(F, axis=0)
-    return pool[np.argmin(((F - F.min(axis=0)) / np.where(span > 0, span, 1.0)).sum(axis=1))]
-
-
-def _csv(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """The points as a data URI."""
+def _csv(view: View) -> str:
+    """The front as a data URI."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["arch", "genotype", *names])
-    for point in points:
-        genotype = " ".join(map(str, point["genotype"]))
-        writer.writerow([point["arch"], genotype, *(point["metrics"].get(name, "") for name in names)])
+    writer.writerow(["arch", "genotype", *view.metrics])
+    for point in view.points:
+        if point.front:
+            genotype = " ".join(map(str, point.genotype))
+            writer.writerow([point.arch, genotype, *(point.metrics.get(name, "") for name in view.metrics)])
     return "data:text/csv;charset=utf-8," + quote(buffer.getvalue())
 
 
-def _trained(folder: Path) -> dict[str, Any] | None:
-    """The final network: its figures and learning curves; None if none was trained."""
+@dataclass(frozen=True)
+class FinalNetwork:
+    """The network that was trained from scratch: (name, value) of its figures, and learning curves."""
+
+    arch: str
+    test_acc: float
+    facts: list[tuple[str, str]]
+    weights: Path
+    charts: list[LineChart]
+
+
+def _trained(view: View) -> FinalNetwork | None:
+    """The final network; None if none was trained."""
+    folder = view.run.folder
     described, curves = folder / "network" / "architecture.json", folder / "network" / "curves.csv"
     if not (described.is_file() and curves.is_file()):
         return None
@@ -505,24 +402,20 @@ def _trained(folder: Path) -> dict[str, Any] | None:
             for name in ("test_acc", "params", "flops")
             if name in figures
         ]
-        return {
-            "arch": figures["arch"],
-            "test_acc": float(figures["test_acc"]),
-            "facts": [*facts, ("epochs", str(figures["epochs"]))],
-            "weights": folder / "network" / "weights.pt",
-            "charts": charts,
-        }
+        return FinalNetwork(
+            figures["arch"],
+            float(figures["test_acc"]),
+            facts=[*facts, ("epochs", str(figures["epochs"]))],
+            weights=folder / "network" / "weights.pt",
+            charts=charts,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'network'} is corrupt: {error}") from None
 
 
-def _headline(
-    run: Run,
-    answer: Trial | None,
-    tested: float | None,
-    trained: Mapping[str, Any] | None,
-) -> list[tuple[str, str]]:
+def _headline(view: View) -> list[tuple[str, str]]:
     """(number, caption) pairs for the top of the page."""
+    run, answer, trained = view.run, view.best, _trained(view)
     row: list[tuple[str, str]] = []
     if answer is None:
         row.append(("none", "keeps the limits" if run.limits else "is supported by the device"))
@@ -530,7 +423,8 @@ def _headline(
         for objective in run.objectives:
             name = quantity(objective.metric).name
             row.append((text(objective.metric, answer.metrics[objective.metric]), f"{name} of the best"))
-        test_acc = trained["test_acc"] if trained else tested
+        tested = view.answer.metrics.get("test_acc") if view.answer else None
+        test_acc = trained.test_acc if trained else tested
         if test_acc is not None:
             row.append((text("test_acc", test_acc), "test accuracy" + ", trained" * (trained is not None)))
     row.append((f"{len(run.trials):,}", f"evaluations, {len(unique(run.trials)):,} different networks"))
@@ -541,8 +435,9 @@ def _headline(
     return row
 
 
-def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+def _phases(view: View) -> list[tuple[str, str, float]]:
     """(phase, seconds, percent of the whole) in order; the last are short ones and what no phase covers."""
+    seconds = view.run.result.seconds if view.run.result else {}
     phases = [
         (PHASES.get(name, name), spent)
         for name, spent in seconds.items()
@@ -553,17 +448,18 @@ def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
     return [(name, f"{spent:.1f} s", round(100 * spent / whole, 2)) for name, spent in phases]
 
 
-def _evaluations(run: Run) -> list[tuple[str, str, float]]:
+def _evaluations(view: View) -> list[tuple[str, str, float]]:
     """(origin, number, percent of the whole) of the evaluations; empty for an unfinished run."""
-    if not run.result:
+    if view.run.result is None:
         return []
-    counts = run.result.evaluations
+    counts = view.run.result.evaluations
     parts = [("new", counts.new), ("repeated or already stored", counts.cached)]
     return [(name, f"{number:,}", round(100 * number / counts.asked, 2)) for name, number in parts]
 
 
-def _ledger(run: Run) -> list[tuple[str, str]]:
+def _ledger(view: View) -> list[tuple[str, str]]:
     """(what, number) of the evaluations; empty for an unfinished run."""
+    run = view.run
     if not run.result:
         return []
     counts, num = run.result.evaluations, len(unique(run.trials))
@@ -584,13 +480,37 @@ def _ledger(run: Run) -> list[tuple[str, str]]:
     return rows
 
 
-def _next(run: Run, answer: Trial | None, trained: Mapping[str, Any] | None) -> str | None:
+def _next(view: View) -> str | None:
     """The command that a user may want now; None if there is nothing left to do."""
+    run = view.run
     if not run.result:
         return shlex.join(["hwnas", "search", f"resume={run.folder}"])
-    if answer is not None and isinstance(run.space, HasNetworks):
-        return shlex.join(["hwnas", "train" if trained is None else "export", f"run={run.folder}"])
+    if view.best is not None and isinstance(run.space, HasNetworks):
+        return shlex.join(["hwnas", "train" if _trained(view) is None else "export", f"run={run.folder}"])
     return None
+
+
+def _remarks(view: View) -> list[str]:
+    return remarks(view.run.result) if view.run.result else []
+
+
+def _clock(view: View) -> str:
+    return virtual_clock(view.run.result) if view.run.result else ""
+
+
+def _command(view: View) -> str:
+    return shlex.join(["hwnas", "search", *view.run.overrides])
+
+
+def _yaml(view: View) -> str:
+    return password.without((view.run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _versions(view: View) -> dict[str, str]:
+    """Of what draws the page, and of each evaluator's answers."""
+    known = view.run.result.versions if view.run.result else {}
+    own = {"hwnas": _version("hwnas"), "torch": _version("torch"), "python": python_version()}
+    return {**own, **known}
 
 
 def _version(package: str) -> str:
@@ -598,3 +518,39 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+SECTIONS: dict[str, Callable[[View], object]] = {
+    "protocol": _protocol,
+    "headline": _headline,
+    "limits": _limits,
+    "closest": _closest,
+    "remarks": _remarks,
+    "truth": _truth,
+    "controls": sections.controls,
+    "deciles": sections.decile_lines,
+    "clouds": _clouds,
+    "published": _published,
+    "curves": _generations,
+    "cells": _cells,
+    "gaps": sections.knee_gaps,
+    "csv": _csv,
+    "effects": sections.effects,
+    "over_time": sections.over_time,
+    "lineage": sections.lineage,
+    "breakdown": sections.breakdown,
+    "proxies": sections.proxies,
+    "yardsticks": _yardsticks,
+    "transfer": _transfer,
+    "trained": _trained,
+    "phases": _phases,
+    "clock": _clock,
+    "evaluations": _evaluations,
+    "ledger": _ledger,
+    "command": _command,
+    "next": _next,
+    "yaml": _yaml,
+    "versions": _versions,
+    "data": sections.data,
+}
+"""What the template arranges, by the name that it has there, in the order of the page."""

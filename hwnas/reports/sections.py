@@ -6,15 +6,18 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Trial, unique, violations
+from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Trial, violations
+from hwnas.reports import view as drawn
 from hwnas.reports.charts import Axis, axis, dots, from_top
-from hwnas.runs.folder import Run, reported_metrics
-from hwnas.runs.result import MOST_REPORTED, Effects
+from hwnas.reports.view import View
+from hwnas.runs.folder import Run
+from hwnas.runs.result import Effects
 from hwnas.runs.units import quantity, text
 from hwnas.searches.analysis import (
     agreement,
@@ -30,9 +33,6 @@ from hwnas.spaces.drawing import Drawing
 MOST_NEAREST = 4_000
 """For at most so many networks the nearest earlier one is sought; beyond, for those of the front."""
 
-MOST_DRAWN = 50_000
-"""Of at most so many networks, evenly spread, and those of the front, the page has the figures."""
-
 MOST_FIGURES = 24
 """Steps of the winner's lineage that are drawn, not only written."""
 
@@ -45,47 +45,6 @@ NUM_BINS = 24
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SIGNIFICANT = 6
 """Digits of the numbers in the page's data."""
-
-
-def networks(run: Run, marked: Mapping[Genotype, Trial]) -> list[Trial]:
-    """The different networks that are supported, in order, each with its first generation.
-
-    Args:
-        run: The run.
-        marked: Those of the front, with the metrics that count there.
-    """
-    first = {trial.genotype: trial.generation for trial in reversed(run.trials)}
-    trials = [marked.get(trial.genotype, trial) for trial in unique(run.trials)]
-    return [
-        Trial(trial.genotype, trial.metrics, first[trial.genotype])
-        for trial in trials
-        if all(map(math.isfinite, trial.metrics.values()))
-    ]
-
-
-def drawn(nets: Sequence[Trial], marked: Mapping[Genotype, Trial]) -> list[Trial]:
-    """At most `MOST_DRAWN` of the networks, evenly spread, and the marked ones; in order."""
-    rows = set(spread(len(nets), MOST_DRAWN))
-    return [trial for row, trial in enumerate(nets) if row in rows or trial.genotype in marked]
-
-
-def reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
-    """Per network what only reports know of it, where result.json or pareto.csv says it."""
-    told: dict[Genotype, dict[str, float]] = {}
-    columns, asked = run.result.reports if run.result else {}, unique(run.trials)
-    for place, row in enumerate(spread(len(asked), MOST_REPORTED)):
-        known = {name: value for name, values in columns.items() if (value := values[place]) is not None}
-        if known:
-            told[asked[row].genotype] = known
-    described = reported_metrics(run)
-    return [
-        {
-            name: value
-            for name, value in {**told.get(t.genotype, {}), **described.get(t.genotype, {})}.items()
-            if name not in t.metrics
-        }
-        for t in nets
-    ]
 
 
 def signed(metric: str, value: float, largest: float | None = None) -> str:
@@ -141,30 +100,13 @@ def template(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str] | N
     return parts if all(filled(genotype) == space.to_str(genotype) for genotype in some) else None
 
 
-def data(
-    run: Run,
-    shape: Drawing,
-    nets: Sequence[Trial],
-    names: Sequence[str],
-    told: Sequence[Mapping[str, float]],
-    optimal: Sequence[Trial],
-    best: Trial | None,
-    pool: Sequence[Trial] | None,
-    axes: Mapping[str, Axis],
-) -> str:
-    """What the page's script needs, as compact JSON that may stand in HTML.
-
-    Args:
-        run: The run.
-        shape: How its architectures are drawn.
-        nets: The networks, in order; everything else names them by their row.
-        names: Metrics to be told.
-        told: Per network what only reports know.
-        optimal: The front, cheapest first.
-        best: The best network.
-        pool: The networks that may be on a front; None: all.
-        axes: Of the two objectives that are drawn first.
-    """
+def data(view: View) -> str:
+    """What the page's script needs, as compact JSON that may stand in HTML; empty without a plot."""
+    if view.plot is None:
+        return ""
+    run, shape, nets, told, optimal = view.run, view.drawing, view.networks, view.reported, view.front
+    names, best, pool = view.metrics, view.best, None if view.run.stationary else view.run.comparable
+    axes = {o.metric: at for o, at in zip(run.objectives, (view.plot.y, view.plot.x), strict=False)}
     rows = {trial.genotype: row for row, trial in enumerate(nets)}
     metrics = []
     for name in names:
@@ -202,8 +144,8 @@ def data(
         known_after.append(new.stop)
         repeats.append(list((Counter(asked) - Counter(new)).elements()))
     total = sum(map(len, repeats))
-    if total > MOST_DRAWN:  # a step of the slider shows some of what is asked for again
-        step = math.ceil(total / MOST_DRAWN)
+    if total > drawn.MOST_DRAWN:  # a step of the slider shows some of what is asked for again
+        step = math.ceil(total / drawn.MOST_DRAWN)
         repeats = [again[number % step :: step] for number, again in enumerate(repeats)]
     content: dict[str, Any] = {
         "ops": shape.ops,
@@ -237,32 +179,48 @@ def _axis(of: Axis) -> dict[str, Any]:
     return {"label": of.label, "low": of.low, "high": of.high, "ticks": of.ticks, "log": of.log}
 
 
-def controls(run: Run, nets: Sequence[Trial], names: Sequence[str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Control:
+    """A metric that may be chosen as an objective or a limit; `factor` converts to the unit in its label."""
+
+    index: int
+    metric: str
+    label: str
+    name: str
+    sign: str
+    factor: float
+    bound: str
+
+
+def controls(view: View) -> list[Control]:
     """The metrics that every network has: what the page lets one choose as objectives and limit."""
+    run, nets = view.run, view.networks
     bounds = {limit.metric: limit.bound for limit in run.limits}
     found = []
-    for index, name in enumerate(names):
+    for index, name in enumerate(view.metrics):
         if nets and all(name in trial.metrics for trial in nets):
             how = quantity(name, max(abs(trial.metrics[name]) for trial in nets))
             found.append(
-                {
-                    "index": index,
-                    "metric": name,
-                    "label": how.label if how.unit else how.name,
-                    "name": how.name,
-                    "sign": "≥" if run.plan.goal(name) == "max" else "≤",
-                    "factor": how.factor,
-                    "bound": f"{bounds[name] * how.factor:.6g}" if name in bounds else "",
-                }
+                Control(
+                    index,
+                    metric=name,
+                    label=how.label if how.unit else how.name,
+                    name=how.name,
+                    sign="≥" if run.plan.goal(name) == "max" else "≤",
+                    factor=how.factor,
+                    bound=f"{bounds[name] * how.factor:.6g}" if name in bounds else "",
+                )
             )
     return found
 
 
-def decile_lines(run: Run, x: Axis) -> list[tuple[float, str]]:
+def decile_lines(view: View) -> list[tuple[float, str]]:
     """(position, label) of the space's deciles of the cost; every fourth has a label where there is room."""
+    if view.plot is None:
+        return []
     lines, free = [], 0.0
-    for tenth, value in enumerate(_deciles(run, run.objectives[1].metric), 1):
-        at = x.at(value)
+    for tenth, value in enumerate(_deciles(view.run, view.run.objectives[1].metric), 1):
+        at = view.plot.x.at(value)
         if 0 < at < 100:
             labelled = tenth in (1, 5, 9) and at >= free
             lines.append((at, f"q0.{tenth}" if labelled else ""))
@@ -301,31 +259,55 @@ def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[
     return f"regret of {quantity(quality.metric).name}", [sign * (goal - value) for value in values]
 
 
-def lineage(run: Run, shape: Drawing, nets: Sequence[Trial], best: Trial | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Step:
+    """A network of the winner's lineage, what changed to get there, and its objectives written out."""
+
+    generation: int
+    genotype: Genotype
+    arch: str
+    changed: set[int]
+    changes: list[str]
+    texts: list[str]
+
+
+def lineage(view: View) -> list[Step]:
     """The inferred steps to the best network, first one first; empty without one, or for a single step."""
+    run, best = view.run, view.best
     if best is None:
         return []
     limits = run.limits if run.stationary else ()
-    chain = ancestry(run.space, nets, best.genotype, run.objectives, limits, comparable=run.stationary)
+    chain = ancestry(
+        run.space, view.supported, best.genotype, run.objectives, limits, comparable=run.stationary
+    )
     before: list[Trial | None] = [None, *chain[:-1]]
     return [
-        {
-            "generation": trial.generation,
-            "genotype": trial.genotype,
-            "arch": run.space.to_str(trial.genotype),
-            "changed": set()
-            if one is None
-            else {edge for edge, _, _ in changes(one.genotype, trial.genotype)},
-            "changes": [] if one is None else said(shape, run.space, one.genotype, trial.genotype),
-            "texts": [text(o.metric, trial.metrics[o.metric]) for o in run.objectives],
-        }
+        Step(
+            trial.generation,
+            trial.genotype,
+            run.space.to_str(trial.genotype),
+            changed=set() if one is None else {edge for edge, _, _ in changes(one.genotype, trial.genotype)},
+            changes=[] if one is None else said(view.drawing, run.space, one.genotype, trial.genotype),
+            texts=[text(o.metric, trial.metrics[o.metric]) for o in run.objectives],
+        )
         for one, trial in zip(before, chain, strict=True)
         if len(chain) > 1
     ]
 
 
-def over_time(run: Run, shape: Drawing, optimal: Sequence[Trial]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Shares:
+    """Fractions of a decision's operations: areas over the generations, bars of the front, and in words."""
+
+    name: str
+    areas: list[tuple[str, str]]
+    front: list[tuple[str, float, float]]
+    said: str
+
+
+def over_time(view: View) -> list[Shares]:
     """Per decision the shares of its operations over the generations, as stacked areas, and on the front."""
+    run, shape, optimal = view.run, view.drawing, view.front
     groups = [
         [trial.genotype for trial in group]
         for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)
@@ -335,12 +317,12 @@ def over_time(run: Run, shape: Drawing, optimal: Sequence[Trial]) -> list[dict[s
     shares = np.stack([frequencies([g for i in rows for g in groups[i]], size) for rows in bins])
     on_front = frequencies([t.genotype for t in optimal], size) if optimal else None
     return [
-        {
-            "name": slot.name,
-            "areas": _areas(shape, shares[:, edge]),
-            "front": [] if on_front is None else _stack(shape, on_front[edge]),
-            "said": _most(run.space, shares[0, edge], shares[-1, edge], on_front, edge),
-        }
+        Shares(
+            slot.name,
+            areas=_areas(shape, shares[:, edge]),
+            front=[] if on_front is None else _stack(shape, on_front[edge]),
+            said=_most(run.space, shares[0, edge], shares[-1, edge], on_front, edge),
+        )
         for edge, slot in enumerate(shape.slots)
     ]
 
@@ -377,8 +359,36 @@ def _most(
     return ", ".join(f"{when} {space.ops[of.argmax()]} {of.max():.0%}" for when, of in parts)
 
 
-def effects(run: Run, nets: Sequence[Trial]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class EffectsTable:
+    """What each operation (rows) does to a metric on each edge (columns), written out.
+
+    Attributes:
+        name: The metric's name.
+        source: "exact" or "fitted".
+        r2: As in `Effects`.
+        num: As in `Effects`.
+        mean: The metric on average.
+        rows: (text, effect from -1, worst, to 1, best); None where it is not known.
+        ranges: Per edge.
+        order: Edges, those of the largest range first.
+        best: Per edge the best operation.
+    """
+
+    name: str
+    source: str
+    r2: float
+    num: int
+    mean: str
+    rows: list[list[tuple[str, float] | None]]
+    ranges: list[str]
+    order: list[int]
+    best: list[int]
+
+
+def effects(view: View) -> list[EffectsTable]:
     """Per objective what each operation does on each edge: exact where result.json knows it, else fitted."""
+    run, nets = view.run, view.networks
     exact = run.result.effects if run.result else {}
     found = []
     for objective in run.objectives:
@@ -395,38 +405,47 @@ def effects(run: Run, nets: Sequence[Trial]) -> list[dict[str, Any]]:
             if fit is None:
                 continue
             of, source = fit, "fitted"
-        found.append(_effects_table(run, objective, of, source))
+        found.append(_effects_table(objective, of, source))
     return found
 
 
-def _effects_table(run: Run, objective: Objective, of: Effects, source: str) -> dict[str, Any]:
+def _effects_table(objective: Objective, of: Effects, source: str) -> EffectsTable:
     known = np.isfinite(of.added)
     filled = np.where(known, of.added, 0.0)
     most = float(np.abs(filled).max()) or 1.0
     sign = 1.0 if objective.goal == "max" else -1.0
     ranges = filled.max(axis=1) - filled.min(axis=1)
-    return {
-        "metric": objective.metric,
-        "name": quantity(objective.metric).name,
-        "source": source,
-        "r2": of.r2,
-        "num": of.num,
-        "mean": text(objective.metric, of.mean),
-        "rows": [
+    return EffectsTable(
+        name=quantity(objective.metric).name,
+        source=source,
+        r2=of.r2,
+        num=of.num,
+        mean=text(objective.metric, of.mean),
+        rows=[
             [
                 (signed(objective.metric, value, most), round(sign * value / most, 3)) if there else None
                 for value, there in zip(values, known[:, op].tolist(), strict=True)
             ]
             for op, values in enumerate(filled.T.tolist())
         ],
-        "ranges": [signed(objective.metric, value, most).lstrip("+") for value in ranges],
-        "order": np.argsort(-ranges, kind="stable").tolist(),
-        "best": np.where(known, sign * of.added, -np.inf).argmax(axis=1).tolist(),
-    }
+        ranges=[signed(objective.metric, value, most).lstrip("+") for value in ranges],
+        order=np.argsort(-ranges, kind="stable").tolist(),
+        best=np.where(known, sign * of.added, -np.inf).argmax(axis=1).tolist(),
+    )
 
 
-def breakdown(run: Run, best: Trial | None, shape: Drawing) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Spending:
+    """Parts of a cost: (where, operation, what it adds, percent of all, length of its bar, alternatives)."""
+
+    name: str
+    total: str
+    rows: list[tuple[str, str, str, float, float, str]]
+
+
+def breakdown(view: View) -> list[Spending]:
     """Per cost that is a sum what each operation of the best network adds, the largest first."""
+    run, best = view.run, view.best
     if best is None:
         return []
     found = []
@@ -436,7 +455,7 @@ def breakdown(run: Run, best: Trial | None, shape: Drawing) -> list[dict[str, An
         value = of(best.genotype)
         parts = [
             (
-                shape.slots[edge].name,
+                view.drawing.slots[edge].name,
                 run.space.ops[op],
                 float(of.added[edge, op]),
                 _span(name, of.added[edge, list(run.space.choices[edge])]),
@@ -446,14 +465,14 @@ def breakdown(run: Run, best: Trial | None, shape: Drawing) -> list[dict[str, An
         parts.sort(key=lambda part: -part[2])
         largest = max([of.base, *(added for _, _, added, _ in parts)]) or 1.0
         found.append(
-            {
-                "name": quantity(name).name,
-                "total": text(name, value),
-                "rows": [
+            Spending(
+                quantity(name).name,
+                text(name, value),
+                [
                     (where, op, text(name, added), _percent(added, value), _percent(added, largest), span)
                     for where, op, added, span in [("everything else", "", of.base, ""), *parts]
                 ],
-            }
+            )
         )
     return found
 
@@ -467,17 +486,24 @@ def _percent(part: float, whole: float) -> float:
     return round(100 * max(0.0, part) / whole, 1) if whole > 0 else 0.0
 
 
-def proxies(run: Run, nets: Sequence[Trial], told: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Per accuracy that a benchmark's table knows, the estimate against it, with Kendall's tau.
+@dataclass(frozen=True)
+class Proxy:
+    """The estimate against a true accuracy: Kendall's tau over all networks and the better half, and dots."""
 
-    Args:
-        run: The run.
-        nets: Its networks.
-        told: Per network what only reports know.
-    """
-    quality = run.objectives[0]
+    name: str
+    tau: float
+    tau_better_half: float | None
+    num: int
+    x: Axis
+    y: Axis
+    path: str
+
+
+def proxies(view: View) -> list[Proxy]:
+    """Per accuracy that a benchmark's table knows, the estimate against it, with Kendall's tau."""
+    quality = view.run.objectives[0]
     columns: dict[str, list[tuple[float, float]]] = {}
-    for trial, known in zip(nets, told, strict=True):
+    for trial, known in zip(view.networks, view.reported, strict=True):
         for name, value in known.items():
             if name.endswith("_acc"):
                 columns.setdefault(name, []).append((trial.metrics[quality.metric], value))
@@ -490,40 +516,53 @@ def proxies(run: Run, nets: Sequence[Trial], told: Sequence[Mapping[str, float]]
             continue
         x, y = axis(quality.metric, xs, keep=xs[:1]), axis(name, ys, keep=ys[:1], num_ticks=5)
         found.append(
-            {
-                "name": quantity(name).name,
-                "tau": tau,
-                "tau_better_half": agreement(xs[:half], ys[:half]),
-                "num": len(pairs),
-                "x": x,
-                "y": y,
-                "path": dots([(x.at(a), from_top(y.at(b))) for a, b in pairs]),
-            }
+            Proxy(
+                quantity(name).name,
+                tau=tau,
+                tau_better_half=agreement(xs[:half], ys[:half]),
+                num=len(pairs),
+                x=x,
+                y=y,
+                path=dots([(x.at(a), from_top(y.at(b))) for a, b in pairs]),
+            )
         )
     return found
 
 
-def knee_gaps(run: Run, shape: Drawing, optimal: Sequence[Trial], knee: Trial | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Gap:
+    """A neighbour of the knee: the decisions that differ, also in words, and (metric, difference)."""
+
+    title: str
+    arch: str
+    genotype: Genotype
+    changed: set[int]
+    changes: list[str]
+    differences: list[tuple[str, str]]
+
+
+def knee_gaps(view: View) -> list[Gap]:
     """What separates the knee of the front from its next cheaper and its next dearer network."""
+    run, knee = view.run, view.knee
     if knee is None:
         return []
-    ordered = sorted(optimal, key=lambda trial: trial.metrics[run.objectives[1].metric])
+    ordered = sorted(view.front, key=lambda trial: trial.metrics[run.objectives[1].metric])
     row, gaps = ordered.index(knee), []
     for title, beside in (("the next cheaper one", row - 1), ("the next dearer one", row + 1)):
         if 0 <= beside < len(ordered):
             other = ordered[beside]
             gaps.append(
-                {
-                    "title": title,
-                    "arch": run.space.to_str(other.genotype),
-                    "genotype": other.genotype,
-                    "changed": {edge for edge, _, _ in changes(knee.genotype, other.genotype)},
-                    "changes": said(shape, run.space, knee.genotype, other.genotype),
-                    "differences": [
+                Gap(
+                    title,
+                    run.space.to_str(other.genotype),
+                    other.genotype,
+                    changed={edge for edge, _, _ in changes(knee.genotype, other.genotype)},
+                    changes=said(view.drawing, run.space, knee.genotype, other.genotype),
+                    differences=[
                         (quantity(o.metric).name, signed(o.metric, _difference(knee, other, o.metric)))
                         for o in run.objectives
                     ],
-                }
+                )
             )
     return gaps
 
