@@ -313,10 +313,11 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ValueError: It is corrupt; names the file and the place.
     """
+    content = read_json(path)
     try:
-        return Plan.from_json(read_json(path))
+        return Plan.from_json(content)
     except ValueError as error:
-        raise _named(path, error, f"{path} is corrupt: {error}") from None
+        raise ValueError(f"{path} is corrupt: {error}") from None
 
 
 def read_result(path: Path) -> Result:
@@ -326,14 +327,11 @@ def read_result(path: Path) -> Result:
         ValueError: Not the result of a finished search; names the file and the place.
     """
     wrong = "is not the result of a finished search"
+    content = read_json(path, wrong)
     try:
-        return Result.from_json(read_json(path, wrong))
+        return Result.from_json(content)
     except ValueError as error:
-        raise _named(path, error, f"{path} {wrong}: {error}") from None
-
-
-def _named(path: Path, error: ValueError, message: str) -> ValueError:
-    return error if str(error).startswith(str(path)) else ValueError(message)
+        raise ValueError(f"{path} {wrong}: {error}") from None
 
 
 @cache
