@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from hwnas.core import Trial, front
@@ -21,6 +21,10 @@ from hwnas.store import password
 
 LIMITS = "limits."
 REPLICATE = "seed"
+
+K = TypeVar("K")
+Place = tuple[str, ...]
+"""Space, data set, device and objectives of runs that can be compared."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Job:
     front: list[dict[str, float]]
 
     @property
-    def place(self) -> tuple[str, ...]:
+    def place(self) -> Place:
         """Where runs can be compared: space, data set, device and objectives are the same."""
         found = self.result
         return (found.search_space, found.dataset, found.device, *(o.metric for o in found.objectives))
@@ -75,9 +79,9 @@ def varied(jobs: Sequence[Job]) -> list[str]:
     ]
 
 
-def grouped(jobs: Iterable[Job], key: Any) -> dict[Any, list[Job]]:
+def grouped(jobs: Iterable[Job], key: Callable[[Job], K]) -> dict[K, list[Job]]:
     """The runs by `key(job)`, in order of first appearance."""
-    groups: dict[Any, list[Job]] = {}
+    groups: dict[K, list[Job]] = {}
     for job in jobs:
         groups.setdefault(key(job), []).append(job)
     return groups
@@ -179,22 +183,44 @@ def points(metric: str, values: Sequence[float]) -> str:
     return f"{100 * mean(values):.2f} points" if metric.endswith("_acc") else f"{mean(values):.4g}"
 
 
-def _cell(jobs: Sequence[Job]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Cell:
+    """The best networks of runs, how far they are behind, how many runs have none, and a run's page."""
+
+    best: str
+    regret: str
+    missing: str
+    link: str
+
+
+def _cell(jobs: Sequence[Job]) -> Cell:
     metric = jobs[0].result.objectives[0].metric
     values = [value for job in jobs if (value := _value(job)) is not None]
     regrets = [value for job in jobs if (value := _regret(job)) is not None]
     missing = len(jobs) - len(values)
-    return {
-        "best": spread(metric, values) if values else "none",
-        "regret": points(metric, regrets) if regrets else "",
-        "missing": f"{missing} of {len(jobs)} without" if missing and values else "",
-        "link": quote(f"{jobs[0].name}/report.html") if len(jobs) == 1 else "",
-    }
+    return Cell(
+        best=spread(metric, values) if values else "none",
+        regret=points(metric, regrets) if regrets else "",
+        missing=f"{missing} of {len(jobs)} without" if missing and values else "",
+        link=quote(f"{jobs[0].name}/report.html") if len(jobs) == 1 else "",
+    )
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A cell per limit, for (title of a place, kind of run)."""
+
+    limit: str
+    columns: list[str]
+    rows: list[tuple[str, str, list[Cell | None]]]
 
 
 def _matrix(
-    places: Mapping[tuple[str, ...], list[Job]], titles: Mapping[Any, str], kind: Any, limit: str
-) -> dict[str, Any]:
+    places: Mapping[Place, list[Job]],
+    titles: Mapping[Place, str],
+    kind: Callable[[Job], str],
+    limit: str,
+) -> Matrix:
     """The best feasible network per place and kind of run (rows) and limit (columns)."""
     columns = list(dict.fromkeys(job.settings.get(limit, "") for jobs in places.values() for job in jobs))
     rows = []
@@ -203,10 +229,12 @@ def _matrix(
             by_limit = grouped(group, lambda job: job.settings.get(limit, ""))
             cells = [_cell(by_limit[column]) if column in by_limit else None for column in columns]
             rows.append((titles[place], name, cells))
-    return {"limit": limit.removeprefix(LIMITS), "columns": columns, "rows": rows}
+    return Matrix(limit.removeprefix(LIMITS), columns, rows)
 
 
-def _fronts(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, int]) -> Curves:
+def _fronts(
+    title: str, jobs: Sequence[Job], kind: Callable[[Job], str], colours: Mapping[str, int]
+) -> Curves:
     """The front of all runs of each kind together, in the plane of the first two objectives."""
     objectives = jobs[0].result.objectives[:2]
     joined = {}
@@ -232,7 +260,9 @@ def _fronts(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, in
     return Curves(title, x, y, series)
 
 
-def _progress(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, int]) -> Curves:
+def _progress(
+    title: str, jobs: Sequence[Job], kind: Callable[[Job], str], colours: Mapping[str, int]
+) -> Curves:
     """Hypervolume over the generations, mean and standard deviation over the runs of each kind."""
     known = all(job.result.truth for job in jobs)
     metric = "hypervolume_ratio" if known else "hypervolume"
@@ -261,34 +291,57 @@ def _progress(title: str, jobs: Sequence[Job], kind: Any, colours: Mapping[str, 
     return Curves(f"{title}: {quantity(metric).name}", x, y, series)
 
 
-def _groups(jobs: Sequence[Job], names: Sequence[str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed only, on average."""
+
+    settings: tuple[str, ...]
+    num: int
+    cell: Cell
+    cost: str
+    asked: str
+    paid: str
+    seconds: str
+
+
+def _groups(jobs: Sequence[Job], names: Sequence[str]) -> list[Group]:
     """A row per combination of settings, over its seeds."""
     rows = []
     for settings, group in grouped(jobs, lambda job: tuple(job.settings.get(n, "") for n in names)).items():
         cost = group[0].result.objectives[1].metric
         costs = [job.result.best.metrics[cost] for job in group if job.result.best]
         rows.append(
-            {
-                "settings": settings,
-                "num": len(group),
-                **_cell(group),
-                "cost": spread(cost, costs) if costs else "",
-                "asked": f"{sum(job.result.evaluations.asked for job in group):,}",
-                "paid": f"{sum(job.result.evaluations.new for job in group):,}",
-                "seconds": f"{mean(job.result.seconds['total'] for job in group):.1f}",
-            }
+            Group(
+                settings,
+                num=len(group),
+                cell=_cell(group),
+                cost=spread(cost, costs) if costs else "",
+                asked=f"{sum(job.result.evaluations.asked for job in group):,}",
+                paid=f"{sum(job.result.evaluations.new for job in group):,}",
+                seconds=f"{mean(job.result.seconds['total'] for job in group):.1f}",
+            )
         )
     return rows
 
 
-def _run(job: Job) -> dict[str, str]:
+@dataclass(frozen=True)
+class RunRow:
+    """A run, its page, and its best network."""
+
+    name: str
+    link: str
+    arch: str
+    figures: str
+
+
+def _run(job: Job) -> RunRow:
     best = job.result.best
     values = {} if best is None else best.metrics
-    return {
-        "name": job.name,
-        "link": quote(f"{job.name}/report.html"),
-        "arch": "no network keeps the limits" if best is None else best.arch,
-        "figures": ", ".join(
+    return RunRow(
+        job.name,
+        quote(f"{job.name}/report.html"),
+        arch="no network keeps the limits" if best is None else best.arch,
+        figures=", ".join(
             text(o.metric, values[o.metric]) for o in job.result.objectives if o.metric in values
         ),
-    }
+    )
