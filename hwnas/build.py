@@ -215,6 +215,7 @@ def _made_by(target: Any) -> type | None:
     """The class whose object a target makes; None if it is a function that does not say."""
     if isinstance(target, type):
         return target
+    target = inspect.unwrap(target)
     returned = getattr(target, "__annotations__", {}).get("return")
     if isinstance(returned, str):
         returned = getattr(target, "__globals__", {}).get(returned)

@@ -493,16 +493,14 @@ def checked_choices(
     """Operation indices per edge, sorted, without repetitions; None allows all.
 
     Raises:
-        ValueError: Not a list of lists, another number of edges, none for an edge, or an unknown operation.
+        ValueError: Another number of edges, none for an edge, or an unknown operation.
     """
     if choices is None:
         return (tuple(range(num_ops)),) * num_edges
-    if not isinstance(choices, Sequence) or any(not isinstance(ops, Sequence) for ops in choices):
-        raise ValueError(f"search_space.choices must be a list of lists of operations, not {choices!r}")
-    checked = tuple(tuple(sorted(set(ops))) for ops in choices)
-    if len(checked) != num_edges or any(not ops or not set(ops) <= set(range(num_ops)) for ops in checked):
+    kept = tuple(tuple(sorted(set(ops))) for ops in choices)
+    if len(kept) != num_edges or any(not ops or not set(ops) <= set(range(num_ops)) for ops in kept):
         raise ValueError(f"choices must be {num_edges} non-empty sets of 0..{num_ops - 1}, not {choices}")
-    return checked
+    return kept
 
 
 @dataclass(frozen=True)

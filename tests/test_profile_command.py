@@ -109,7 +109,7 @@ def test_import_takes_space_and_images_from_the_plan(run_hwnas, tmp_path: Path) 
     """No dataset= and no search_space. settings have to be repeated."""
     space = NasBench201(4, 1, image_shape=(1, 12, 8), num_classes=3)
     given = {"threads": 1, "batch_size": 1, "rounds": 3, "networks": 20, "check": 5, "noise": 0.1, "seed": 0}
-    plan, _ = plan_of(space, Settings.checked(backend="torch", provider=None, **given))
+    plan, _ = plan_of(space, Settings.of(backend="torch", provider=None, **given))
     names = [model["name"] for model in plan["models"]]
     content = {
         "schema": board.SCHEMA_VERSION,

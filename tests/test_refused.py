@@ -62,7 +62,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("search +limits.x='${y}'", "limits.x: Interpolation key 'y' not found"),
         (
             "search search_space=darts evaluator.flops_weight=-1",
-            "evaluator.flops_weight must be at least 0, not -1",
+            "evaluator.flops_weight must be a number of at least 0, not -1",
         ),
         (
             "train search_space=nasbench201 arch=evnas_a",

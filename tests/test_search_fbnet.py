@@ -48,7 +48,10 @@ def test_a_search_ends_with_a_page_and_a_network(run_hwnas, tmp_path, evaluator:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("evaluator=rmi", "evaluator.channels=7"), "evaluator.channels must be even and at least 2"),
+        (
+            ("evaluator=rmi", "evaluator.channels=7"),
+            "evaluator.channels must be an even whole number of at least 2",
+        ),
         (("evaluator=train", "evaluator.training.epochs=0"), "evaluator.training.epochs must be at least 1"),
         (("evaluator=train", "evaluator.training.lr=-1"), "lr must be a number above 0, not -1"),
         (("evaluator=rmi", "search_space=darts"), "evaluator.num_cells must be a whole number of at least 3"),

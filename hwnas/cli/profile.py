@@ -89,7 +89,7 @@ def _settings(cfg: DictConfig) -> Any:
         *("backend", "provider", "threads", "batch_size"),
         *("rounds", "networks", "check", "noise", "seed"),
     )
-    return Settings.checked(**{name: cfg[name] for name in names})
+    return Settings.of(**{name: cfg[name] for name in names})
 
 
 def _measure(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:

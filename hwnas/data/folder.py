@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from hwnas.core import seed_of, share, whole_number
+from annotated_types import Len
+
+from hwnas.core import Count, Fraction, checked, seed_of
 from hwnas.data.images import check_batch, shard, word
 from hwnas.data.splits import SPLIT_SEED
 from hwnas.files import data_folder
@@ -43,27 +45,26 @@ class ImageFolder:
     Source of the augmentation: P-DARTS (Chen et al., ICCV 2019), as in EvNAS' train_imagenet.py.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
         *,
         path: str | None,
-        image_size: int,
-        resize: int,
-        color_jitter: Sequence[float],
-        valid_fraction: float,
-        workers: int,
+        image_size: Count,
+        resize: Count,
+        color_jitter: Annotated[Sequence[Fraction], Len(4, 4)],
+        valid_fraction: Fraction,
+        workers: Count,
     ) -> None:
         self.name = word(name)
-        if not isinstance(path, str) or not path:
+        if not path:
             raise ValueError("dataset=imagenet needs dataset.path=<folder with train/ and val/>")
-        self.image_size = whole_number("dataset.image_size", image_size)
-        self.resize = whole_number("dataset.resize", resize, least=self.image_size)
-        self.workers = whole_number("dataset.workers", workers)
-        self.valid_fraction = share("dataset.valid_fraction", valid_fraction)
-        if not isinstance(color_jitter, list | tuple) or len(color_jitter) != 4:
-            raise ValueError(f"dataset.color_jitter must be four numbers, not {color_jitter!r}")
-        self.color_jitter = tuple(share("dataset.color_jitter", value) for value in color_jitter)
+        if resize < image_size:
+            raise ValueError(f"resize must be at least image_size ({image_size}), not {resize}")
+        self.image_size, self.resize, self.workers = image_size, resize, workers
+        self.valid_fraction = float(valid_fraction)
+        self.color_jitter = tuple(map(float, color_jitter))
         self.path = _folder(path)
         self.classes = _classes(self.path / "train")
         others = _classes(self.path / "val")

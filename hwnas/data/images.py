@@ -10,11 +10,12 @@ import hashlib
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Gt, Len, Lt
 
-from hwnas.core import seed_of, whole_number
+from hwnas.core import Count, WholeNumber, checked, seed_of
 from hwnas.data import splits
 from hwnas.data.arrays import UNREADABLE, arrays_of
 from hwnas.files import data_folder, find_file
@@ -27,10 +28,10 @@ PATIENCE_SECONDS = 10.0
 """How long a download waits for a server that does not answer."""
 
 
-def word(name: object) -> str:
+def word(name: str) -> str:
     """A data set's name, which files are named by."""
-    if not isinstance(name, str) or not name.isprintable() or not name or {"/", "\\"} & set(name):
-        raise ValueError(f"dataset.name must be a word without / and \\, not {name!r}")
+    if not name.isprintable() or not name or {"/", "\\"} & set(name):
+        raise ValueError(f"name must be a word without / and \\, not {name!r}")
     return name
 
 
@@ -44,6 +45,7 @@ class NoImages:
     image_shape = (1, 1, 1)
     num_classes = 1
 
+    @checked
     def __init__(self, name: str) -> None:
         self.name = word(name)
 
@@ -73,44 +75,30 @@ class Images:
             missing or malformed.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
         *,
         source: str,
-        image_shape: list[int] | None,
-        num_classes: int | None,
+        image_shape: Annotated[Sequence[Count], Len(3, 3)] | None,
+        num_classes: Count | None,
         path: str | None = None,
-        valid_fraction: float = 0.2,
-        split: str = "seeded",
-        crop: int = 0,
+        valid_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2,
+        split: splits.Split = "seeded",
+        crop: WholeNumber = 0,
         flip: bool = False,
-        cutout: int = 0,
+        cutout: WholeNumber = 0,
         benchmark: str | None = None,
         shrink: bool = False,
     ) -> None:
-        if path is not None and not isinstance(path, str):
-            raise ValueError(f"dataset.path must be a file, not {path!r}")
-        if image_shape is not None and (not isinstance(image_shape, list) or len(image_shape) != 3):
-            raise ValueError(f"dataset.image_shape must be [channels, height, width], not {image_shape!r}")
-        for length in image_shape or ():
-            whole_number("dataset.image_shape", length)
         self.name = word(name)
         self.benchmark = self.name if benchmark is None else benchmark
         self.source = source
         self.path = path
-        if not isinstance(valid_fraction, float) or not 0 < valid_fraction < 1:
-            raise ValueError(f"dataset.valid_fraction must be between 0 and 1, not {valid_fraction}")
         self.valid_fraction = valid_fraction
         self.split_rule = splits.check(split, self.benchmark)
-        self.crop = whole_number("dataset.crop", crop, least=0)
-        if not isinstance(flip, bool):
-            raise ValueError(f"dataset.flip must be true or false, not {flip!r}")
-        self.flip = flip
-        if not isinstance(shrink, bool):
-            raise ValueError(f"dataset.shrink must be true or false, not {shrink!r}")
-        self.shrink = shrink
-        self.cutout = whole_number("dataset.cutout", cutout, least=0)
+        self.crop, self.flip, self.shrink, self.cutout = crop, flip, shrink, cutout
         self._shape = image_shape
         self._num_classes = num_classes
         self._arrays: dict[str, np.ndarray] | None = None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Lt
 from numpy.typing import NDArray
 
+from hwnas.core import checked
 from hwnas.data.images import Images
 from hwnas.data.splits import SPLIT_SEED
 
@@ -60,7 +63,8 @@ class Shapes(Images):
 
     categorical = CATEGORICAL
 
-    def __init__(self, name: str, *, valid_fraction: float) -> None:
+    @checked
+    def __init__(self, name: str, *, valid_fraction: Annotated[float, Gt(0), Lt(1)]) -> None:
         super().__init__(
             name,
             source="shapes",

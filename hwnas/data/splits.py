@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from hwnas.core import check_setting
 from hwnas.files import find_file, read_json
 
 SPLIT_SEED = 0
 """Splits do not depend on a run's seed: all seeds are compared on the same images."""
 
-SPLITS = ("seeded", "ordered", "benchmark")
+Split = Literal["seeded", "ordered", "benchmark"]
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,10 @@ def check(split: object, benchmark: object) -> str:
     Raises:
         ValueError: No such split, or the benchmark has none of these images.
     """
-    if split not in SPLITS:
-        raise ValueError(f"dataset.split must be one of {', '.join(SPLITS)}, not {split!r}")
+    check_setting("split", Split, split)
     if split == "benchmark" and benchmark not in INDEX_LISTS:
         raise ValueError(
-            f"dataset.split=benchmark: NAS-Bench-201 splits {', '.join(INDEX_LISTS)} (dataset.benchmark), "
+            f"split=benchmark: NAS-Bench-201 splits {', '.join(INDEX_LISTS)} (dataset.benchmark), "
             f"not {benchmark}; take dataset.split=seeded"
         )
     return str(split)
@@ -88,7 +88,7 @@ def rows(
     Args:
         part: "train", "valid", "all" (every training image) or "test".
         arrays: x_train, y_train, x_test, y_test.
-        split: One of `SPLITS`.
+        split: A `Split`.
         valid_fraction: Share of the training images that validates, but for "benchmark".
         benchmark: The benchmark's name of the data set, for "benchmark".
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.core import Evaluator, SearchSpace
+from hwnas.core import Evaluator, SearchSpace, checked
 from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, ProfileDevice
-from hwnas.devices.table import CostTable, check_metric, costs_of
+from hwnas.devices.table import Cost, CostTable, costs_of
 from hwnas.files import data_folder
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.fbnet.encoding import OPS
@@ -32,13 +32,14 @@ FPGA_WATTS = 7.0
 """Energy of the FPGA is this times its latency in all 15 records that HW-NAS-Bench's documentation prints."""
 
 
+@checked
 def benchmark_device(
     space: SearchSpace,
     dataset: object,
     announce: Callable[[str], None],
     *,
     device: str,
-    metric: str,
+    metric: Cost,
 ) -> Evaluator:
     """A device of HW-NAS-Bench on NAS-Bench-201 networks (C = 16, N = 5, batch 1), or on those of FBNet.
 
@@ -60,7 +61,6 @@ def benchmark_device(
 
     Source: Li et al., HW-NAS-Bench, ICLR 2021.
     """
-    check_metric(metric)
     if isinstance(space, FBNet):
         return look_up_device(space, announce, device=device, metric=metric)
     if space.name != "nasbench201":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwnas.core import Evaluator, Genotype, SearchSpace, Sum
+from hwnas.core import Evaluator, Genotype, SearchSpace, Sum, checked
 from hwnas.spaces.capabilities import examples, fingerprint
 
 
@@ -19,6 +19,7 @@ class Flops(Evaluator):
         ValueError: An unknown metric, or a space whose networks have no closed form.
     """
 
+    @checked
     def __init__(self, space: SearchSpace, *, metric: str = "flops") -> None:
         names = list(space.static_metrics(examples(space)))
         if not names:
@@ -27,7 +28,7 @@ class Flops(Evaluator):
                 "own says it by the method static_metrics"
             )
         if metric not in names:
-            raise ValueError(f"device.metric {metric!r} is not one of {', '.join(names)}")
+            raise ValueError(f"metric must be one of {', '.join(names)}, not {metric!r}")
         self.name = "flops"
         self.exhaustive = True
         self.metrics = dict.fromkeys(sorted(names, key=lambda name: name != metric), "min")

@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
-from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace
+from hwnas.core import Count, Evaluator, FloatArray, Genotype, SearchSpace, checked
 from hwnas.devices.board import processor
-from hwnas.devices.measure import Settings, measure, require_blocks
+from hwnas.devices.measure import Backend, Settings, measure, require_blocks
 from hwnas.devices.onnx_models import require_onnx
 from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
 from hwnas.files import only_maker, write_bytes
@@ -46,6 +47,7 @@ class Host(Evaluator):
         ValueError: A size below 1, an unknown backend, or a space without networks.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -53,17 +55,16 @@ class Host(Evaluator):
         kept: Path,
         announce: Callable[[str], None],
         *,
-        batch_size: int,
-        threads: int,
-        rounds: int,
-        backend: str = "torch",
+        batch_size: Count,
+        threads: Count,
+        rounds: Annotated[int, Ge(3)],
+        backend: Backend = "torch",
     ) -> None:
         require_blocks(space)
         self.name = "host"
         self.exhaustive = True
         self.metrics = {"latency_ms": "min"}
-        self.settings = Settings.checked(
-            "device.",
+        self.settings = Settings.of(
             backend=backend,
             provider=None,
             threads=threads,

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from hwnas.core import FloatArray, Genotype, SearchSpace, positive, suggestion, whole_number
+from hwnas.core import Count, FloatArray, Genotype, Positive, SearchSpace, Seed, checked
 from hwnas.devices import board
 from hwnas.devices.energy import counter, energy_per_pass
 from hwnas.devices.onnx_models import write_models
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from hwnas.spaces.blocks import Blocks
 
-BACKENDS = ("torch", "onnxruntime")
+Backend = Literal["torch", "onnxruntime"]
 TORCH_PROVIDERS = ("cpu", "cuda")
 LEAVES_OUT = ("onnxruntime",)
 """Backends that leave out operations whose output nobody uses."""
@@ -44,6 +45,7 @@ FEWEST = 20
 ENERGY_MS, ENERGY_ROUNDS = 100.0, 3
 
 
+@checked
 @dataclass(frozen=True)
 class Settings:
     """How a device is measured.
@@ -61,37 +63,28 @@ class Settings:
         seed: Of the choice of networks.
     """
 
-    backend: str
+    backend: Backend
     provider: str
-    threads: int
-    batch_size: int
-    rounds: int
-    networks: int | None
-    check: int
-    noise: float
-    seed: int
+    threads: Count
+    batch_size: Count
+    rounds: Annotated[int, Ge(3)]
+    networks: Annotated[int, Ge(FEWEST)] | None
+    check: Annotated[int, Ge(5)]
+    noise: Positive
+    seed: Seed
 
     @staticmethod
-    def checked(prefix: str = "", **given: Any) -> Settings:
+    def of(*, backend: Backend, provider: str | None, **others: Any) -> Settings:
         """Settings of a user, whose provider may be None, the backend's first.
 
         Raises:
             ValueError: An unknown backend or provider of torch, or a number that is too small.
         """
-        least = {"threads": 1, "batch_size": 1, "rounds": 3, "networks": FEWEST, "check": 5, "seed": 0}
-        for name, smallest in least.items():
-            if name == "networks" and given[name] is None:
-                continue
-            whole_number(prefix + name, given[name], least=smallest)
-        positive(prefix + "noise", given["noise"])
-        backend, provider = given["backend"], given["provider"]
-        if backend not in BACKENDS:
-            raise ValueError(f"backend={backend} is not known{suggestion(str(backend), BACKENDS)}")
         if provider is None:
             provider = "cpu" if backend == "torch" else "CPUExecutionProvider"
         if backend == "torch" and provider not in TORCH_PROVIDERS:
             raise ValueError(f"provider={provider} is none of torch: {', '.join(TORCH_PROVIDERS)}")
-        return Settings(**{**given, "provider": str(provider)})
+        return Settings(backend=backend, provider=provider, **others)
 
 
 def measure(space: SearchSpace, settings: Settings, *, device: str, say: Callable[[str], None]) -> Profile:

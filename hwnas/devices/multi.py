@@ -6,12 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, listed
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, checked, listed
 
-OBJECTIVES = ("worst", "all")
 MOST_COSTS = 4
 """With more objectives nearly every network is on the front, and its hypervolume takes seconds."""
 
@@ -35,19 +35,18 @@ class Multi(Evaluator):
             cannot tell the costs of a whole space.
     """
 
-    def __init__(self, devices: Mapping[str, Evaluator], *, objective: str) -> None:
+    @checked
+    def __init__(self, devices: Mapping[str, Evaluator], *, objective: Literal["worst", "all"]) -> None:
         if len(devices) < 2:
             raise ValueError(f"device=multi needs at least two devices, not {list(devices)}; device=[a,b]")
-        if objective not in OBJECTIVES:
-            raise ValueError(f"device.objective {objective!r} is not one of {', '.join(OBJECTIVES)}")
         if objective == "all" and len(devices) > MOST_COSTS:
             raise ValueError(
-                f"device.objective=all takes at most {MOST_COSTS} devices, not {len(devices)}; "
-                "device.objective=worst takes any number"
+                f"objective=all takes at most {MOST_COSTS} devices, not {len(devices)}; "
+                "objective=worst takes any number"
             )
         for name, device in devices.items():
             if not isinstance(device, Evaluator) or not device.exhaustive:
-                raise ValueError(f"device.devices.{name} does not know the costs of a whole space")
+                raise ValueError(f"devices.{name} does not know the costs of a whole space")
         self.name = "multi"
         self.exhaustive = True
         self.objective = objective

@@ -8,22 +8,18 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, suggestion
+from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, checked, suggestion
 from hwnas.data.tables import SIZE, has_order, official_order, read_table
 from hwnas.files import find_file
 
-UNITS = ("latency_ms", "energy_mj")
-"""Costs of devices; their names end in the unit."""
+Cost = Literal["latency_ms", "energy_mj"]
+"""A cost of devices; its name ends in the unit."""
 
-
-def check_metric(metric: str) -> None:
-    """Raise ValueError unless `metric` is a cost of devices."""
-    if metric not in UNITS:
-        raise ValueError(f"device.metric {metric!r} is not one of {', '.join(UNITS)}")
+UNITS: tuple[str, ...] = get_args(Cost)
 
 
 class CostTable(Evaluator):
@@ -139,12 +135,13 @@ HIGHEST = 1e12
 """No cost is above: milliseconds of thirty years. Larger numbers overflow where costs are multiplied."""
 
 
+@checked
 def table_device(
     space: SearchSpace,
     announce: Callable[[str], None],
     *,
     path: str | None,
-    metric: str,
+    metric: Cost,
     device: str | None = None,
 ) -> CostTable:
     """A device of one's own, from a file with a row per network and a column per metric.
@@ -167,7 +164,6 @@ def table_device(
     """
     if not path:
         raise ValueError("device=table needs device.path=<CSV or npz with a column arch and one per metric>")
-    check_metric(metric)
     file = find_file(path)
     columns = read_columns(file)
     metrics = costs_of(device, columns, file)

@@ -10,11 +10,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, listed, positive, share, whole_number
+from hwnas.core import (
+    Count,
+    Evaluator,
+    FloatArray,
+    Fraction,
+    Genotype,
+    NotNegative,
+    Positive,
+    SearchSpace,
+    Seed,
+    WholeNumber,
+    checked,
+    listed,
+)
 from hwnas.data.images import Images, augment
 from hwnas.evaluators.table import Lookup
 from hwnas.spaces.capabilities import HasSimilarity, fingerprint
@@ -26,8 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCORE_VERSION = 1  # raised whenever the same settings come to give other scores
-BATCH_CHOICES = ("random", "easiest")
-IMAGES = ("train", "all")
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,7 @@ class RMI(Evaluator):
     Source: Zheng et al., RMI-NAS, CVPR 2022 (reference code); Sinha et al., MO-HDNAS, CVPRW 2024, eq. 2.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -99,22 +112,22 @@ class RMI(Evaluator):
         announce: Callable[[str], None],
         warn: Callable[[str], None],
         *,
-        channels: int,
-        num_cells: int | str,
-        batch_size: int,
-        batch_choice: str,
-        steps: int,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        beta: float,
-        flops_weight: float,
-        repeats: int,
-        seed: int,
-        group_size: int,
+        channels: Count,
+        num_cells: Count | Literal["fewest"],
+        batch_size: Annotated[int, Ge(2)],
+        batch_choice: Literal["random", "easiest"],
+        steps: WholeNumber,
+        lr: Positive,
+        momentum: Fraction,
+        weight_decay: Fraction,
+        beta: Fraction,
+        flops_weight: NotNegative,
+        repeats: Count,
+        seed: Seed,
+        group_size: Count,
         reference: Recipe,
         lookup: Lookup,
-        images: str = "train",
+        images: Literal["train", "all"] = "train",
     ) -> None:
         if not isinstance(space, HasSimilarity):
             raise ValueError(
@@ -124,39 +137,22 @@ class RMI(Evaluator):
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
         if not isinstance(reference, Recipe):
-            raise ValueError(f"evaluator.reference must be a recipe of training, not {reference!r}")
+            raise ValueError(f"reference must be a recipe of training, not {reference!r}")
         if not isinstance(lookup, Lookup):
-            raise ValueError(f"evaluator.lookup must be true accuracies of a benchmark, not {lookup!r}")
-        if batch_choice not in BATCH_CHOICES:
-            raise ValueError(
-                f"evaluator.batch_choice {batch_choice!r} is not one of {', '.join(BATCH_CHOICES)}"
-            )
-        if images not in IMAGES:
-            raise ValueError(f"evaluator.images {images!r} is not one of {', '.join(IMAGES)}")
+            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
         self.name = "rmi"
         self._metric = "rmi_flops" if flops_weight else "rmi"
         self.metrics = {self._metric: "max"}
-        self.batch_size = whole_number("evaluator.batch_size", batch_size, least=2)
-        self.steps = whole_number("evaluator.steps", steps, least=0)
-        self.group_size = whole_number("evaluator.group_size", group_size)
-        self.lr = positive("evaluator.lr", lr)
-        self.momentum = share("evaluator.momentum", momentum)
-        self.weight_decay = share("evaluator.weight_decay", weight_decay)
-        self.beta = share("evaluator.beta", beta)
-        if isinstance(flops_weight, float | int) and flops_weight < 0:
-            raise ValueError(f"evaluator.flops_weight must be at least 0, not {flops_weight}")
-        self.flops_weight = positive("evaluator.flops_weight", flops_weight) if flops_weight else 0.0
-        self.repeats = whole_number("evaluator.repeats", repeats)
-        self.seed = whole_number("evaluator.seed", seed, least=0)
+        self.batch_size, self.steps, self.group_size = batch_size, steps, group_size
+        self.lr, self.momentum, self.weight_decay = float(lr), float(momentum), float(weight_decay)
+        self.beta, self.flops_weight = float(beta), float(flops_weight)
+        self.repeats, self.seed = repeats, seed
         self.batch_choice = batch_choice
         self.images = images
         self.reference = reference
         self._lookup = lookup
         self._candidates = space.resized(
-            channels=whole_number("evaluator.channels", channels),
-            num_cells=whole_number(
-                "evaluator.num_cells", space.fewest_cells if num_cells == "fewest" else num_cells
-            ),
+            channels=channels, num_cells=space.fewest_cells if num_cells == "fewest" else num_cells
         )
         self._dataset = dataset
         self._store_dir = store_dir

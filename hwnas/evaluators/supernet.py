@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, whole_number
+from hwnas.core import Count, Evaluator, FloatArray, Genotype, SearchSpace, Seed, WholeNumber, checked
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.files import only_maker, write_torch
@@ -31,12 +32,6 @@ WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weig
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 GROUP_SIZE = 5
 """Networks per call of a worker: few enough for workers to end together, enough to be worth a call."""
-
-OPTIONS = {
-    "decoding": ("soft", "hard", "none"),
-    "valid_transform": ("test", "train"),
-    "eval_mode": ("running", "batch"),
-}
 
 
 @dataclass(frozen=True)
@@ -142,6 +137,7 @@ class Supernet(Evaluator):
     their authors' code.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -150,22 +146,22 @@ class Supernet(Evaluator):
         folder: Path,
         announce: Callable[[str], None],
         *,
-        channels: int | None,
-        num_cells: int | str | None,
+        channels: Count | None,
+        num_cells: Count | Literal["fewest"] | None,
         affine: bool,
         track_running_stats: bool,
-        warmup_epochs: int,
-        epochs_per_generation: int,
-        planned_generations: int,
+        warmup_epochs: WholeNumber,
+        epochs_per_generation: WholeNumber,
+        planned_generations: Count,
         training: SupernetRecipe,
-        decoding: str,
+        decoding: Literal["soft", "hard", "none"],
         inherit: bool,
-        cutout: int | None,
-        num_valid: int | None,
-        valid_batch_size: int,
-        valid_transform: str,
-        eval_mode: str,
-        seed: int,
+        cutout: WholeNumber | None,
+        num_valid: Count | None,
+        valid_batch_size: Annotated[int, Ge(2)],
+        valid_transform: Literal["test", "train"],
+        eval_mode: Literal["running", "batch"],
+        seed: Seed,
         lookup: Lookup,
     ) -> None:
         if not isinstance(space, HasSupernet):
@@ -173,58 +169,36 @@ class Supernet(Evaluator):
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=supernet needs images; choose a dataset")
         if not isinstance(training, SupernetRecipe):
-            raise ValueError(f"evaluator.training must be a recipe of training, not {training!r}")
+            raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not isinstance(lookup, Lookup):
-            raise ValueError(f"evaluator.lookup must be true accuracies of a benchmark, not {lookup!r}")
-        chosen = {"decoding": decoding, "valid_transform": valid_transform, "eval_mode": eval_mode}
-        for name, value in chosen.items():
-            if value not in OPTIONS[name]:
-                raise ValueError(f"evaluator.{name} must be one of {', '.join(OPTIONS[name])}, not {value!r}")
-        switches = {"affine": affine, "track_running_stats": track_running_stats, "inherit": inherit}
-        for name, switch in switches.items():
-            if not isinstance(switch, bool):
-                raise ValueError(f"evaluator.{name} must be true or false, not {switch!r}")
+            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
         self.name = "supernet"
         self.metrics = {"val_acc": "max"}
         self.training = training
         self.decoding, self.valid_transform, self.eval_mode = decoding, valid_transform, eval_mode
         self.affine, self.track_running_stats, self.inherit = affine, track_running_stats, inherit
-        self.warmup_epochs = whole_number("evaluator.warmup_epochs", warmup_epochs, least=0)
-        self.epochs_per_generation = whole_number(
-            "evaluator.epochs_per_generation", epochs_per_generation, least=0
-        )
-        self.planned_generations = whole_number("evaluator.planned_generations", planned_generations)
-        self.num_epochs = self.warmup_epochs + self.epochs_per_generation * self.planned_generations
+        self.warmup_epochs, self.epochs_per_generation = warmup_epochs, epochs_per_generation
+        self.planned_generations = planned_generations
+        self.num_epochs = warmup_epochs + epochs_per_generation * planned_generations
         if not self.num_epochs:
             raise ValueError(
-                "evaluator.warmup_epochs and evaluator.epochs_per_generation are both 0: "
-                "the supernet would never be trained"
+                "warmup_epochs and epochs_per_generation are both 0: the supernet would never be trained"
             )
         trains_populations = training.sampling in ("population", "population_alpha")
         if trains_populations and (self.warmup_epochs or not self.epochs_per_generation):
             raise ValueError(
-                f"evaluator.training.sampling={training.sampling} trains on populations: it needs "
-                "evaluator.epochs_per_generation of at least 1 and evaluator.warmup_epochs=0"
+                f"training.sampling={training.sampling} trains on populations: it needs "
+                "epochs_per_generation of at least 1 and warmup_epochs=0"
             )
-        self.num_valid = None if num_valid is None else whole_number("evaluator.num_valid", num_valid)
-        self.valid_batch_size = whole_number("evaluator.valid_batch_size", valid_batch_size, least=2)
-        self.seed = whole_number("evaluator.seed", seed, least=0)
-        self.channels = whole_number(
-            "evaluator.channels",
-            space.sizes["channels"] if channels is None else channels,
-        )
+        self.num_valid, self.valid_batch_size, self.seed = num_valid, valid_batch_size, seed
+        self.channels = int(space.sizes["channels"]) if channels is None else channels
         if num_cells is None:
             num_cells = int(space.sizes["num_cells"])
-        self.num_cells = whole_number(
-            "evaluator.num_cells", space.fewest_cells if num_cells == "fewest" else num_cells
-        )
-        try:
-            space.resized(channels=self.channels, num_cells=self.num_cells)
-        except ValueError as error:  # the space checks what it needs
-            raise ValueError(str(error).replace("search_space.", "evaluator.")) from None
+        self.num_cells = space.fewest_cells if num_cells == "fewest" else num_cells
+        space.resized(channels=self.channels, num_cells=self.num_cells)  # which checks what it needs
         if cutout is not None:
             dataset = copy.copy(dataset)
-            dataset.cutout = whole_number("evaluator.cutout", cutout, least=0)
+            dataset.cutout = cutout
         self._dataset = dataset
         self._store_dir, self._folder, self._announce = store_dir, folder, announce
         self._lookup = lookup

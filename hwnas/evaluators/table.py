@@ -9,10 +9,21 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, positive, suggestion, whole_number
+from hwnas.core import (
+    Count,
+    Evaluator,
+    FloatArray,
+    Genotype,
+    Goal,
+    Positive,
+    SearchSpace,
+    checked,
+    suggestion,
+)
 from hwnas.data.tables import SEEDS
 from hwnas.files import find_file
 
@@ -45,6 +56,7 @@ class Table(Evaluator):
     Source: Dong & Yang, NAS-Bench-201, ICLR 2020 (epochs and training seeds).
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -53,26 +65,17 @@ class Table(Evaluator):
         metric: str,
         column: str,
         goal: Goal,
-        scale: float,
+        scale: Positive,
         test_column: str | None,
-        epochs: int = FULL_EPOCHS,
-        training_seed: int | None = None,
+        epochs: Count = FULL_EPOCHS,
+        training_seed: Literal[777, 888, 999] | None = None,
         seconds_column: str | None = None,
     ) -> None:
-        if not isinstance(metric, str):
-            raise ValueError(f"evaluator.metric must be a name, not {metric!r}")
-        if goal not in ("max", "min"):
-            raise ValueError(f"evaluator.goal {goal!r} is not one of max, min")
-        positive("evaluator.scale", scale)
         self.name = "table"
         self.metrics = {metric: goal}
         self._metric = metric
-        self._epochs = whole_number("evaluator.epochs", epochs)
+        self._epochs = epochs
         if training_seed is not None:
-            if training_seed not in SEEDS:
-                raise ValueError(
-                    f"evaluator.training_seed {training_seed!r} is not one of {', '.join(map(str, SEEDS))}"
-                )
             column = f"{column}_seeds"
         arrays = by_genotype(
             space,
@@ -86,7 +89,7 @@ class Table(Evaluator):
             missing = int(np.isnan(self._values).sum())
             if missing:
                 raise ValueError(
-                    f"evaluator.training_seed={training_seed} was not run for {missing:,} of "
+                    f"training_seed={training_seed} was not run for {missing:,} of "
                     f"{self._values.size:,} architectures; take another, or null for the mean"
                 )
             column = f"{column}-{training_seed}"
@@ -146,6 +149,7 @@ class Lookup:
         ValueError: As for `Table`.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -153,9 +157,8 @@ class Lookup:
         path: str | None,
         val_column: str | None,
         test_column: str | None,
-        scale: float,
+        scale: Positive,
     ) -> None:
-        positive("evaluator.lookup.scale", scale)
         named = {"table_val_acc": val_column, "test_acc": test_column}
         columns = {metric: column for metric, column in named.items() if column is not None and path}
         arrays = by_genotype(space, path, list(columns.values())) if path and columns else {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hwnas.core import Evaluator, Genotype, SearchSpace, whole_number
+from hwnas.core import Count, Evaluator, Genotype, SearchSpace, Seed, checked
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
 from hwnas.spaces.capabilities import HasNetworks, Resizable, fingerprint
@@ -43,6 +43,7 @@ class Train(Evaluator):
             what the networks lack.
     """
 
+    @checked
     def __init__(
         self,
         space: SearchSpace,
@@ -51,10 +52,10 @@ class Train(Evaluator):
         announce: Callable[[str], None],
         warn: Callable[[str], None],
         *,
-        channels: int | None,
-        num_cells: int | None,
+        channels: Count | None,
+        num_cells: Count | None,
         training: Recipe,
-        seed: int,
+        seed: Seed,
         lookup: Lookup,
     ) -> None:
         if not isinstance(space, HasNetworks):
@@ -62,29 +63,24 @@ class Train(Evaluator):
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=train needs images; choose a dataset")
         if not isinstance(training, Recipe):
-            raise ValueError(f"evaluator.training must be a recipe of training, not {training!r}")
+            raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not training.epochs:
-            raise ValueError("evaluator.training.epochs must be at least 1, not 0")
+            raise ValueError("training.epochs must be at least 1, not 0")
         if not isinstance(lookup, Lookup):
-            raise ValueError(f"evaluator.lookup must be true accuracies of a benchmark, not {lookup!r}")
-        sizes = {
-            name: whole_number(f"evaluator.{name}", size)
-            for name, size in (("channels", channels), ("num_cells", num_cells))
-            if size is not None
-        }
+            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        given = {"channels": channels, "num_cells": num_cells}
+        sizes = {name: size for name, size in given.items() if size is not None}
         self._networks: HasNetworks = space
         if sizes:
             if not isinstance(space, Resizable):
-                raise ValueError(
-                    f"evaluator.{next(iter(sizes))} must be null: {space.name} has one size only"
-                )
+                raise ValueError(f"{next(iter(sizes))} must be null: {space.name} has one size only")
             own = {name: int(space.sizes[name]) for name in ("channels", "num_cells") if name in space.sizes}
             self._networks = space.resized(**{**own, **sizes})
         training.check(auxiliary=self._networks.auxiliary, drop_path=self._networks.drop_path)
         self.name = "train"
         self.metrics = {"val_acc": "max"}
         self.training = training
-        self.seed = whole_number("evaluator.seed", seed, least=0)
+        self.seed = seed
         self._dataset = dataset
         self._folder = store_dir / "trainings"
         self._announce = announce

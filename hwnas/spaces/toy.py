@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 
-from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, checked_choices, whole_number
+from hwnas.core import (
+    Count,
+    Evaluator,
+    FloatArray,
+    Genotype,
+    Goal,
+    SearchSpace,
+    Sum,
+    checked,
+    checked_choices,
+)
 
 
 class Toy(SearchSpace):
@@ -23,16 +35,17 @@ class Toy(SearchSpace):
         ValueError: A size out of range, or choices that are empty or name an unknown operation.
     """
 
+    @checked
     def __init__(
-        self, num_edges: int = 16, num_ops: int = 5, *, choices: Sequence[Sequence[int]] | None = None
+        self,
+        num_edges: Count = 16,
+        num_ops: Annotated[int, Ge(1), Le(26)] = 5,
+        *,
+        choices: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.name = "toy"
-        edges = whole_number("search_space.num_edges", num_edges)
-        count = whole_number("search_space.num_ops", num_ops)
-        if count > 26:
-            raise ValueError(f"search_space.num_ops must be at most 26, not {num_ops}")
-        self.ops = tuple(chr(ord("a") + op) for op in range(count))
-        self.choices = checked_choices(choices, edges, count)
+        self.ops = tuple(chr(ord("a") + op) for op in range(num_ops))
+        self.choices = checked_choices(choices, num_edges, num_ops)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Toy:
         """The sub-space with only the operations `keep[edge]` on each edge."""
@@ -65,10 +78,9 @@ class ToyCost(Evaluator):
         metric: "val_acc" or "latency_ms".
     """
 
-    def __init__(self, space: SearchSpace, *, metric: str) -> None:
+    @checked
+    def __init__(self, space: SearchSpace, *, metric: Literal["val_acc", "latency_ms"]) -> None:
         goals: dict[str, Goal] = {"val_acc": "max", "latency_ms": "min"}
-        if metric not in goals:
-            raise ValueError(f"the toy space reports {' and '.join(goals)}, not {metric!r}")
         self.name = f"toy_{metric}"
         self.exhaustive = True
         self.metrics = {metric: goals[metric]}

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from hwnas.core import Evaluator, Genotype, whole_number
+from hwnas.core import Count, Evaluator, Genotype, checked
 from hwnas.files import end_with, identity, temporary_folder
 
 MOST_DEATHS = 3
@@ -41,8 +41,9 @@ class Workers(ABC):
         ValueError: Not a whole number of at least 1.
     """
 
-    def __init__(self, workers: int, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        self.num = whole_number("workers", workers)
+    @checked
+    def __init__(self, workers: Count, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        self.num = workers
         self._say = {"announce": announce, "warn": warn}
         self._heard: set[str] = set()
 

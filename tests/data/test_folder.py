@@ -117,10 +117,10 @@ def test_missing_and_different_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 0}, "dataset.image_size must be a whole number of at least 1, not 0"),
-        ({"resize": 15}, "dataset.resize must be a whole number of at least 16, not 15"),
-        ({"workers": 0}, "dataset.workers must be a whole number of at least 1, not 0"),
-        ({"color_jitter": [0.4]}, r"dataset.color_jitter must be four numbers, not \[0.4\]"),
+        ({"image_size": 0}, "image_size must be a whole number of at least 1, not 0"),
+        ({"resize": 15}, r"resize must be at least image_size \(16\), not 15"),
+        ({"workers": 0}, "workers must be a whole number of at least 1, not 0"),
+        ({"color_jitter": [0.4]}, r"color_jitter must be a list of 4, each a number in 0..1, not \[0.4\]"),
     ],
 )
 def test_settings_are_checked(tmp_path: Path, settings: dict[str, object], message: str) -> None:

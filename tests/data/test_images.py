@@ -92,14 +92,14 @@ def test_normalisation_and_fingerprint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
 def test_fraction_is_checked(fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"dataset\.valid_fraction must be between 0 and 1"):
+    with pytest.raises(ValueError, match=r"valid_fraction must be a number above 0 and below 1"):
         digits(valid_fraction=fraction)
 
 
 def test_other_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"dataset\.crop must be a whole number of at least 0, not -1"):
+    with pytest.raises(ValueError, match=r"crop must be a whole number of at least 0, not -1"):
         digits(crop=-1)
-    with pytest.raises(ValueError, match=r"dataset\.cutout must be a whole number of at least 0, not 1\.5"):
+    with pytest.raises(ValueError, match=r"cutout must be a whole number of at least 0, not 1\.5"):
         digits(cutout=1.5)
     with pytest.raises(ValueError, match=r"dataset=npz needs dataset\.path="):
         Images("npz", source="npz", image_shape=None, num_classes=None)

@@ -38,7 +38,7 @@ SPACES = [
 def settings(**changes: Any) -> Settings:
     given = {"backend": "torch", "provider": None, "threads": 1, "batch_size": 1, "rounds": 3}
     given |= {"networks": 20, "check": 5, "noise": 10.0, "seed": 0}
-    return Settings.checked(**{**given, **changes})
+    return Settings.of(**{**given, **changes})
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)

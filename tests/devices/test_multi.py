@@ -76,7 +76,7 @@ class Paid(ToyCost):
     ("devices", "objective", "message"),
     [
         ({"a": table("a", range(1, 10))}, "worst", "needs at least two devices, not \\['a'\\]"),
-        ({"a": pair(), "b": pair()}, "best", "device.objective 'best' is not one of worst, all"),
+        ({"a": pair(), "b": pair()}, "best", "objective must be one of worst, all, not 'best'"),
         ({n: pair() for n in "abcde"}, "all", "takes at most 4 devices, not 5"),
         ({"a": pair(), "b": Paid()}, "worst", "devices.b does not know the costs"),
     ],

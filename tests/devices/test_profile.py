@@ -84,7 +84,7 @@ def test_a_cut_profile_is_refused(tmp_path: Path) -> None:
 def tiny_settings(**changes: Any) -> Settings:
     given = {"backend": "torch", "provider": None, "threads": 1, "batch_size": 1, "rounds": 7}
     given |= {"networks": 30, "check": 12, "noise": 0.1, "seed": 0}
-    return Settings.checked(**{**given, **changes})
+    return Settings.of(**{**given, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -335,11 +335,11 @@ def test_host_by_the_runtime_that_ships(tmp_path: Path) -> None:
 def test_host_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="devices are measured by blocks of networks, which the toy space"):
         host(tmp_path, [], Toy())
-    with pytest.raises(ValueError, match=r"device\.rounds must be a whole number of at least 3, not 2"):
+    with pytest.raises(ValueError, match=r"rounds must be a whole number of at least 3, not 2"):
         host(tmp_path, [], rounds=2)
     with pytest.raises(ValueError, match="backend=tensorrt is not known"):
         host(tmp_path, [], backend="tensorrt")
-    with pytest.raises(ValueError, match=r"device\.threads must be a whole number of at least 1, not 0"):
+    with pytest.raises(ValueError, match=r"threads must be a whole number of at least 1, not 0"):
         host(tmp_path, [], threads=0)
     device = host(tmp_path, [])
     device.path().parent.mkdir(parents=True)
@@ -377,7 +377,7 @@ def test_version_of_flops_tells_networks_apart() -> None:
 def test_flops_refuses() -> None:
     with pytest.raises(ValueError, match="device=flops: the toy space has no networks to count"):
         Flops(Toy())
-    with pytest.raises(ValueError, match=r"device\.metric 'latency_ms' is not one of flops, params"):
+    with pytest.raises(ValueError, match=r"metric must be one of flops, params, not 'latency_ms'"):
         Flops(NasBench201(), metric="latency_ms")
 
 

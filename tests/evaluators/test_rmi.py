@@ -152,7 +152,7 @@ def test_true_accuracy_only_shows_in_the_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight", [-1, float("inf"), "x"])
 def test_bad_weight(tmp_path: Path, weight: Any) -> None:
-    with pytest.raises(ValueError, match=r"evaluator\.flops_weight must be a number above 0, not"):
+    with pytest.raises(ValueError, match=r"flops_weight must be a number of at least 0, not"):
         create(tmp_path, flops_weight=weight)
 
 
@@ -182,8 +182,8 @@ def test_versions_tell_variants_apart(tmp_path: Path) -> None:
     ("space", "settings", "message"),
     [
         (Toy(4, 3), {}, "the toy space does not build; nasbench201, darts and fbnet do"),
-        (Darts(), {"num_cells": 1}, r"evaluator\.num_cells must be a whole number of at least 3, not 1"),
-        (FBNet(), {"channels": 7}, r"evaluator\.channels must be even and at least 2 .* not 7"),
+        (Darts(), {"num_cells": 1}, r"num_cells must be a whole number of at least 3, not 1"),
+        (FBNet(), {"channels": 7}, r"channels must be an even whole number of at least 2, not 7"),
     ],
 )
 def test_bad_candidates(tmp_path: Path, space: SearchSpace, settings: dict[str, Any], message: str) -> None:
@@ -219,7 +219,7 @@ def test_all_training_images_make_the_reference_and_the_batch(tmp_path: Path) ->
     assert not of_clean & validate
     assert of_everything & validate
     assert of_everything <= training_images(images, "all")
-    with pytest.raises(ValueError, match=r"evaluator.images 'test' is not one of train, all"):
+    with pytest.raises(ValueError, match=r"images must be one of train, all, not 'test'"):
         create(tmp_path, images="test")
 
 

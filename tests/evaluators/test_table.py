@@ -233,7 +233,7 @@ def test_lookup_tells_what_the_table_knows(tmp_path: Path) -> None:
 def test_lookup_in_a_table_that_has_not_the_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no column 'zzz'"):
         lookup(write(tmp_path), test_column="zzz")
-    with pytest.raises(ValueError, match=r"evaluator\.lookup\.scale must be a number above 0, not 0"):
+    with pytest.raises(ValueError, match=r"scale must be a number above 0, not 0"):
         lookup(None, scale=0)
 
 

@@ -117,12 +117,12 @@ def test_version_tells_apart_whatever_changes_accuracies(tmp_path: Path) -> None
     [
         ({"space": Toy(4, 3)}, "evaluator=train: the toy space has no networks to train"),
         ({"dataset": "none"}, "evaluator=train needs images; choose a dataset"),
-        ({"training": 3}, r"evaluator\.training must be a recipe of training, not 3"),
-        ({"training": Recipe(epochs=0)}, r"evaluator\.training\.epochs must be at least 1, not 0"),
-        ({"lookup": "x"}, r"evaluator\.lookup must be true accuracies of a benchmark, not 'x'"),
-        ({"channels": 0}, r"evaluator\.channels must be a whole number of at least 1, not 0"),
-        ({"num_cells": 1.5}, r"evaluator\.num_cells must be a whole number of at least 1, not 1.5"),
-        ({"seed": -1}, r"evaluator\.seed must be a whole number of at least 0, not -1"),
+        ({"training": 3}, r"training must be a recipe of training, not 3"),
+        ({"training": Recipe(epochs=0)}, r"training\.epochs must be at least 1, not 0"),
+        ({"lookup": "x"}, r"lookup must be true accuracies of a benchmark, not 'x'"),
+        ({"channels": 0}, r"channels must be a whole number of at least 1 or null, not 0"),
+        ({"num_cells": 1.5}, r"num_cells must be a whole number of at least 1 or null, not 1.5"),
+        ({"seed": -1}, r"seed must be a whole number of at least 0, not -1"),
         ({"training": Recipe(epochs=1, drop_path=0.1)}, "drop_path=0.1 needs a network with drop-path"),
     ],
 )

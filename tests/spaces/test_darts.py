@@ -358,11 +358,11 @@ def test_malformed_text_says_what_is_wrong(old: str, new: str, message: str) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 1}, r"search_space\.channels must be a whole number of at least 2, not 1"),
-        ({"num_cells": 2}, r"search_space\.num_cells must be a whole number of at least 3, not 2"),
-        ({"stem": "x"}, r"search_space\.stem 'x' is not one of auto, cifar, imagenet"),
-        ({"auxiliary": 1}, r"search_space\.auxiliary must be true or false, not 1"),
-        ({"choices": 3}, r"search_space\.choices must be a list of lists of operations, not 3"),
+        ({"channels": 1}, r"channels must be a whole number of at least 2, not 1"),
+        ({"num_cells": 2}, r"num_cells must be a whole number of at least 3, not 2"),
+        ({"stem": "x"}, r"stem must be one of auto, cifar, imagenet, not 'x'"),
+        ({"auxiliary": 1}, r"auxiliary must be true or false, not 1"),
+        ({"choices": 3}, r"choices must be a list, each a list, each a whole number or null, not 3"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, object], message: str) -> None:

@@ -48,9 +48,9 @@ def test_malformed_text(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "imagnet"}, "variant 'imagnet' is not known; did you mean imagenet"),
-        ({"channels": 15}, "channels must be even, not 15"),
-        ({"channels": 0}, "channels must be a whole number of at least 2, not 0"),
+        ({"variant": "imagnet"}, "variant must be one of cifar100, imagenet, not 'imagnet'"),
+        ({"channels": 15}, "channels must be an even whole number of at least 2, not 15"),
+        ({"channels": 0}, "channels must be an even whole number of at least 2, not 0"),
         ({"choices": [[0]]}, "choices must be 22 non-empty sets"),
     ],
 )

@@ -205,7 +205,7 @@ def test_restrict_refuses(keep: list[list[int]]) -> None:
 
 @pytest.mark.parametrize(("channels", "num_cells", "name"), [(0, 5, "channels"), (16, 0, "num_cells")])
 def test_sizes_are_checked(channels: int, num_cells: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"search_space.{name} must be a whole number of at least 1, not 0"):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number of at least 1, not 0"):
         NasBench201(channels, num_cells)
 
 

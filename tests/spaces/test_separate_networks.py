@@ -99,9 +99,7 @@ def test_weights_of_a_darts_operation_lie_under_its_edge() -> None:
 
 
 def test_candidates_have_sizes_that_the_space_can_build() -> None:
-    with pytest.raises(ValueError, match=r"evaluator\.num_cells must be .* at least 3, not 1"):
+    with pytest.raises(ValueError, match=r"num_cells must be .* at least 3, not 1"):
         Darts().resized(channels=8, num_cells=1)
-    with pytest.raises(
-        ValueError, match=r"evaluator\.channels must be even and at least 2 for search_space=fbnet, not 7"
-    ):
+    with pytest.raises(ValueError, match=r"channels must be an even whole number of at least 2, not 7"):
         FBNet().resized(channels=7, num_cells=1)

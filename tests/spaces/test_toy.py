@@ -87,11 +87,9 @@ def test_errors() -> None:
         Toy(4, 3).from_str("aba")
     with pytest.raises(ValueError, match="operation 1 on edge 0 of toy is not one of"):
         Toy(2, 3, choices=[[0], [1]]).from_str("bb")
-    with pytest.raises(ValueError, match=r"search_space\.num_ops must be at most 26, not 27"):
+    with pytest.raises(ValueError, match=r"num_ops must be a whole number in 1\.\.26, not 27"):
         Toy(4, 27)
-    with pytest.raises(
-        ValueError, match=r"search_space\.num_edges must be a whole number of at least 1, not 0"
-    ):
+    with pytest.raises(ValueError, match=r"num_edges must be a whole number of at least 1, not 0"):
         Toy(0)
 
 

@@ -49,7 +49,7 @@ class Darts(DartsEncoding, HasSimilarity, HasSupernet, HasCosts, Drawable):
         from hwnas.spaces.darts import supernet
 
         if affine:
-            raise ValueError("evaluator.affine must be false for search_space=darts, as in all papers")
+            raise ValueError("affine must be false for search_space=darts, as in all papers")
         return supernet.DartsSupernet(self, track_running_stats=track_running_stats)
 
     def blocks(self) -> Blocks:

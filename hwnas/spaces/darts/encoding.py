@@ -10,12 +10,13 @@ import ast
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
-from hwnas.core import FloatArray, Genotype, SearchSpace, checked_choices, whole_number
+from hwnas.core import Count, FloatArray, Genotype, SearchSpace, checked, checked_choices
 
 OPS = (
     "none",
@@ -45,7 +46,6 @@ NODES = tuple(
 )
 """Edges that enter each of the eight nodes: four of the normal cell, four of the reduction cell."""
 
-STEMS = ("auto", "cifar", "imagenet")
 LARGE_IMAGE = 128
 """Images of at least so many pixels per side get the ImageNet stem with `stem="auto"`."""
 
@@ -188,28 +188,25 @@ class DartsEncoding(SearchSpace):
     drop_path = True
     fewest_cells = 3
 
+    @checked
     def __init__(
         self,
-        channels: int = 36,
-        num_cells: int = 20,
+        channels: Annotated[int, Ge(2)] = 36,
+        num_cells: Annotated[int, Ge(3)] = 20,
         *,
         image_shape: tuple[int, int, int] = (3, 32, 32),
-        num_classes: int = 10,
+        num_classes: Count = 10,
         auxiliary: bool = False,
-        stem: str = "auto",
+        stem: Literal["auto", "cifar", "imagenet"] = "auto",
         choices: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.name = "darts"
         self.ops = OPS
-        self.channels = whole_number("search_space.channels", channels, least=2)
-        self.num_cells = whole_number("search_space.num_cells", num_cells, least=self.fewest_cells)
+        self.channels = channels
+        self.num_cells = num_cells
         self.image_shape = image_shape
         self.num_classes = num_classes
-        if not isinstance(auxiliary, bool):
-            raise ValueError(f"search_space.auxiliary must be true or false, not {auxiliary!r}")
         self.auxiliary = auxiliary
-        if stem not in STEMS:
-            raise ValueError(f"search_space.stem {stem!r} is not one of {', '.join(STEMS)}")
         large = min(image_shape[1:]) >= LARGE_IMAGE
         self.stem = ("imagenet" if large else "cifar") if stem == "auto" else stem
         self.choices = checked_choices(choices, len(EDGES), len(OPS))
@@ -245,8 +242,6 @@ class DartsEncoding(SearchSpace):
         Raises:
             ValueError: A size that is too small.
         """
-        whole_number("evaluator.channels", channels, least=2)
-        whole_number("evaluator.num_cells", num_cells, least=self.fewest_cells)
         return self._like(channels=channels, num_cells=num_cells, auxiliary=False)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Self:

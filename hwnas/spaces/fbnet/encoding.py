@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
+from annotated_types import Ge, MultipleOf
 
-from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, suggestion, whole_number
+from hwnas.core import Count, FloatArray, Genotype, SearchSpace, Sum, checked, checked_choices
 
 OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 """Kernel of the depthwise convolution, expansion and groups of the pointwise ones."""
@@ -115,23 +116,20 @@ class FBNetEncoding(SearchSpace):
 
     presets: Mapping[str, str] = PRESETS
 
+    @checked
     def __init__(
         self,
-        variant: str = "cifar100",
-        channels: int = 16,
+        variant: Literal["cifar100", "imagenet"] = "cifar100",
+        channels: Annotated[int, Ge(2), MultipleOf(2)] = 16,
         *,
         image_shape: tuple[int, int, int] = (3, 32, 32),
-        num_classes: int = 100,
+        num_classes: Count = 100,
         choices: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        if variant not in VARIANTS:
-            raise ValueError(f"variant {variant!r} is not known{suggestion(str(variant), list(VARIANTS))}")
         self.name = "fbnet"
         self.ops = OPS
         self.variant = variant
-        self.channels = whole_number("search_space.channels", channels, least=2)
-        if self.channels % 2:
-            raise ValueError(f"search_space.channels must be even, not {channels}: some blocks have 2 groups")
+        self.channels = channels  # even: some blocks have 2 groups
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.choices = checked_choices(choices, sum(LAYERS), len(OPS))
@@ -180,10 +178,6 @@ class FBNetEncoding(SearchSpace):
         Raises:
             ValueError: A width that is odd or below 2.
         """
-        if channels % 2 or channels < 2:
-            raise ValueError(
-                f"evaluator.channels must be even and at least 2 for search_space=fbnet, not {channels}"
-            )
         return self._like(channels=channels)
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Self:

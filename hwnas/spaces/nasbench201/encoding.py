@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.core import FloatArray, Genotype, SearchSpace, Sum, checked_choices, whole_number
+from hwnas.core import Count, FloatArray, Genotype, SearchSpace, Sum, checked, checked_choices
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV_1X1, CONV_3X3, AVG_POOL = range(5)
@@ -39,19 +39,20 @@ class NasBench201Encoding(SearchSpace):
         ValueError: A size below 1, or choices that are empty or name an unknown operation.
     """
 
+    @checked
     def __init__(
         self,
-        channels: int = 16,
-        num_cells: int = 5,
+        channels: Count = 16,
+        num_cells: Count = 5,
         *,
         image_shape: tuple[int, int, int] = (3, 32, 32),
-        num_classes: int = 10,
+        num_classes: Count = 10,
         choices: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.name = "nasbench201"
         self.ops = OPS
-        self.channels = whole_number("search_space.channels", channels)
-        self.num_cells = whole_number("search_space.num_cells", num_cells)
+        self.channels = channels
+        self.num_cells = num_cells
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.choices = checked_choices(choices, len(EDGES), len(OPS))
