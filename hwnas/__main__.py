@@ -36,7 +36,7 @@ usage: hwnas <command> [group=choice | setting=value ...]
   hwnas search                                    the default search, minutes on a laptop
   hwnas search strategy=random seed=1             another choice, another value
   hwnas search -m strategy=mo_hdnas,random seed=0,1,2
-  hwnas search resume=<folder of a run>           go on where it stopped
+  hwnas search resume=<folder of a run>           resume where it stopped
   hwnas <command> --help                          its groups and settings
   eval "$(hwnas -sc install=bash)"                completion in this shell (also zsh, fish)
 """

@@ -70,7 +70,7 @@ def search(*words: str, folder: str | Path | None = None, show: bool = True, **s
 
     Args:
         words: As on the command line, e.g. "experiment=toy"; no flags.
-        folder: Of the run; a new one below multirun/ by default. One that holds the same run goes on with it.
+        folder: Of the run; a new one below multirun/ by default. One that holds the same run is resumed.
         show: Whether to print what the command prints; the run's log file has it either way.
         settings: Groups and settings by name.
 

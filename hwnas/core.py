@@ -259,7 +259,7 @@ def closest(trials: Sequence[Trial], limits: Sequence[Limit]) -> Trial | None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with a sentence on how to go on; not an error, so that a sweep stops instead of going on."""
+    """Ctrl-C, with a sentence on how to resume; not an error, so that a sweep stops instead of going on."""
 
 
 def is_near_chance(accuracy: float, chance: float) -> bool:
@@ -756,7 +756,7 @@ class Evaluator(ABC):
 
 
 class Strategy(ABC):
-    """Searches by ask and tell; a deterministic function of its seed and of what it was told.
+    """Searches by ask and tell; a deterministic function of its seed and of the trials it observed.
 
     Attributes:
         space: The search space.

@@ -28,7 +28,7 @@ FIGURES, CARD = "export.json", "card.md"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT = "image", "logits"
 TOLERANCE = 1e-4
-"""How far a file's logits may be from torch's, as a share of the largest logit (of 1 if all are smaller)."""
+"""How far a file's logits may be from torch's: a fraction of the largest logit (of 1 if all are smaller)."""
 
 BATCH = 100
 """Images per forward pass where speed is not measured."""
@@ -64,7 +64,7 @@ def export_network(
     Returns:
         "images", the number of test images; "test_acc" of the network in torch, in 0..1, and "largest", its
         largest logit; "files", per file its "file", "runtime", "bytes", "sha256", "test_acc", "agreement"
-        (share of test images with torch's answer), "difference" (largest, from torch's logits), "median_ms"
+        (fraction of test images that agree), "difference" (largest, from torch's logits), "median_ms"
         and "quartile_ms" (the lower one; batch 1, one thread); and "torch", such times of the network itself.
 
     Raises:

@@ -291,7 +291,7 @@ class BetaVAETraining(pl.LightningModule):
         training: How to train.
         steps_per_epoch: Optimiser steps per pass.
         seed: Seed of the noise; every epoch has its own.
-        start: Checkpoint to go on from, as `checkpoint` gives it; None starts anew.
+        start: Checkpoint to resume from, as `checkpoint` gives it; None starts anew.
         first_epoch: Number of the first pass, from 0, for the noise and the capacity; later passes are
             fine-tuning.
         before_step: Called with the number of each step, from 0, before it.
@@ -386,7 +386,7 @@ class BetaVAETraining(pl.LightningModule):
         return optimizer
 
     def checkpoint(self) -> dict[str, Any]:
-        """All that a training needs to go on after the last finished epoch, in plain types and tensors."""
+        """All that a training needs to resume after the last finished epoch, in plain types and tensors."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.trainer.optimizers[0].state_dict(),
@@ -436,10 +436,10 @@ def train(
         first_epoch: As for `BetaVAETraining`.
         before_step: As for `BetaVAETraining`.
         on_epoch: Called with the figures of each epoch.
-        checkpoint: File that keeps the last finished epoch; a training that finds it goes on from it, and
+        checkpoint: File that keeps the last finished epoch; a training that finds it resumes from it, and
             ends like one that was never interrupted. None keeps nothing.
         identity: What is trained, for the checkpoint; JSON-able.
-        announce: Called with a sentence when a training goes on.
+        announce: Called with a sentence when a training resumes.
 
     Raises:
         ValueError: A loss that is not finite, or a checkpoint that is damaged or of something else.

@@ -36,7 +36,7 @@ class Pruning:
             "taylor": the largest (weight * gradient)^2, summed over a filter before squaring, mean over
             batches; "random".
         scope: "global": the same threshold for all layers, of filters for the mean over their weights;
-            "layer": the same share of every layer.
+            "layer": the same fraction of every layer.
         schedule: "one_shot": all at once; "cubic": s (1 - (1 - t/T)^3) for t = 1..T.
         ramp_epochs: Passes over which a cubic schedule rises.
         ramp_updates: T, its number of rises.

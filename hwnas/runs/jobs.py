@@ -28,7 +28,7 @@ class Jobs:
     Attributes:
         finished: Names of their folders.
         failed: Name of the folder, and why.
-        torn: Those that did not come to an end.
+        torn: Those that are unfinished.
         running: Those that a process works on.
     """
 

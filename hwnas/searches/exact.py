@@ -110,7 +110,7 @@ def exact(
     objectives: tuple[Objective, ...],
     limits: Sequence[Limit],
 ) -> Truth | None:
-    """The truth about a space, or None where it is too large, unsupported, or not known by an evaluator.
+    """The exact optimum of a space, or None where it is too large, unsupported, or not known by an evaluator.
 
     Args:
         space: The whole space is listed.

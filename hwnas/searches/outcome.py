@@ -1,4 +1,4 @@
-"""What a search found: the answer, the front, and how far both are from the truth where that is known."""
+"""What a search found: the answer, the front, and their distance to the exact optimum where that is known."""
 
 from __future__ import annotations
 

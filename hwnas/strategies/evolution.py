@@ -11,7 +11,7 @@ from hwnas.core import Count, FloatArray, Fraction, Objective, Trial, WholeNumbe
 
 
 def check_told(trials: Sequence[Trial], num_asked: int) -> None:
-    """Raise ValueError unless as many trials are told as architectures were asked for."""
+    """Raise ValueError unless as many trials are observed as architectures were asked for."""
     if len(trials) != num_asked:
         raise ValueError(f"tell takes the {num_asked} trials of the last ask, not {len(trials)}")
 

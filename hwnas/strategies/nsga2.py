@@ -98,7 +98,7 @@ class NSGA2:
         return asked.get("X").reshape(-1, *self._alpha_shape)
 
     def check_told(self, trials: Sequence[Trial]) -> None:
-        """Raise ValueError unless as many trials are told as architectures were asked for."""
+        """Raise ValueError unless as many trials are observed as architectures were asked for."""
         check_told(trials, 0 if self.asked is None else len(self.asked))
 
     def tell(self, trials: Sequence[Trial], F: FloatArray, supported: np.ndarray) -> None:

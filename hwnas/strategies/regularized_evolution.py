@@ -83,7 +83,7 @@ class RegularizedEvolution(Strategy):
         return self.space.mutate(parent[1].genotype, self._rng)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The told trials join the living; as many of the oldest die."""
+        """The observed trials join the living; as many of the oldest die."""
         check_told(trials, self._asked)
         fitness = zip(violations(trials, self._limits), costs(trials, self.objectives)[:, 0], strict=True)
         for (violation, cost), trial in zip(fitness, trials, strict=True):

@@ -20,7 +20,7 @@ from hwnas.training.lightning import fit_by_lightning
 from hwnas.training.recipe import CHECKPOINT, PRECISIONS, Recipe
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
-"""Settings of a recipe that may be others when a training goes on."""
+"""Settings of a recipe that may be others when a training resumes."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -69,7 +69,7 @@ class Classifier(pl.LightningModule):
         num_steps: Optimiser steps of the whole training, for the schedule.
         steps_per_epoch: Optimiser steps per pass.
         seed: Seed of drop-path; every epoch has its own.
-        start: Checkpoint to go on from, as `checkpoint` gives it; None starts anew.
+        start: Checkpoint to resume from, as `checkpoint` gives it; None starts anew.
         on_epoch: Called with the figures of each epoch.
 
     Attributes:
@@ -199,7 +199,7 @@ class Classifier(pl.LightningModule):
             self.trainer.precision_plugin.load_state_dict(self._start["precision"])
 
     def checkpoint(self) -> dict[str, Any]:
-        """All that a training needs to go on after the last finished epoch, in plain types and tensors."""
+        """All that a training needs to resume after the last finished epoch, in plain types and tensors."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.trainer.optimizers[0].state_dict(),
@@ -255,7 +255,7 @@ def fit(
     """Train a network; returns the module in evaluation mode, on the CPU.
 
     With an `identity`, the folder keeps a checkpoint of the last finished epoch, and a training that finds
-    one goes on from it: weights, optimiser, schedule, shuffles, augmentation and drop-path are those of a
+    one resumes from it: weights, optimiser, schedule, shuffles, augmentation and drop-path are those of a
     training that was never interrupted.
 
     Args:
@@ -267,7 +267,7 @@ def fit(
         folder: Where the checkpoint is, created if needed, and Lightning's working folder.
         identity: What is trained, by name, JSON-able; None keeps no checkpoint.
         on_epoch: Called with the figures of each epoch.
-        announce: Called with a sentence when a training goes on.
+        announce: Called with a sentence when a training resumes.
         settings: Where the recipe stands in the configuration, for errors.
 
     Raises:
@@ -388,7 +388,7 @@ def accuracy(module: Classifier, dataset: Dataset, part: str) -> float:
 
 @torch.inference_mode()
 def accuracy_and_chance(module: Classifier, dataset: Dataset, part: str) -> tuple[float, float]:
-    """As `accuracy`, and the share of the most frequent class, which a guess would reach."""
+    """As `accuracy`, and the fraction of the most frequent class, which a guess would reach."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
     right, labels = 0, []

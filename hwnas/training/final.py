@@ -28,7 +28,7 @@ def train_network(
 
     The folder gets weights.pt (a state dict), architecture.json (what to build them into, and the figures),
     curves.csv and curves.svg (figures per epoch). Until `forget_checkpoint`, it holds a checkpoint too; a
-    training that was interrupted goes on from it, and ends like one that was not.
+    training that was interrupted resumes from it, and ends like one that was not.
 
     Args:
         space: The space, with the width and depth to train.

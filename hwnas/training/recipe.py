@@ -19,7 +19,7 @@ Precision = Literal["32", "bf16", "fp16", 32]
 """A precision; YAML may have 32 as a number."""
 
 CHECKPOINT = "checkpoint.pt"
-"""File of the last finished epoch, in a training's folder; a new training in that folder goes on from it."""
+"""File of the last finished epoch, in a training's folder; a new training in that folder resumes from it."""
 
 SLOW_EPOCHS = 5
 """Length of the warm-up and of the last, flatter part of the linear schedule."""
@@ -97,7 +97,7 @@ class Recipe:
             )
 
     def lr_factor(self, step: int, num_steps: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, as a share of `lr`.
+        """The learning rate of a step, as a fraction of `lr`.
 
         Args:
             step: From 0.

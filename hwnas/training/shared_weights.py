@@ -155,7 +155,7 @@ class SharedWeights(pl.LightningModule):
         self.first_epoch = 0
         self._population: Population = ()  # whom a Trainer trains
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
-        self._figures: list[Tensor] = []  # loss and share of right answers of the epoch's steps
+        self._figures: list[Tensor] = []  # loss and fraction of right answers of the epoch's steps
         self.told: dict[str, float] = {}
         self._resident: tuple[Any, list[tuple[Tensor, Tensor]]] | None = None
         if recipe.devices == 1:  # else processes take them from the CPU
