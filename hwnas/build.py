@@ -17,6 +17,21 @@ from omegaconf.errors import OmegaConfBaseException
 from hwnas.core import suggestion
 from hwnas.files import plain_yaml
 
+MOVED = {
+    "hwnas.models.beta_vae.": "hwnas.pruning.beta_vae.",
+    "hwnas.models.recipe.": "hwnas.training.recipe.",
+    "hwnas.workers.": "hwnas.store.workers.",
+}
+"""Modules of classes that configurations of earlier versions name, and where they are now."""
+
+LACKED = {
+    "hwnas.devices.host.Host": {"backend": "torch"},
+    "hwnas.evaluators.rmi.RMI": {"images": "train"},
+    "hwnas.strategies.mo_hdnas.MOHDNAS": {"crowding": "all"},
+    "hwnas.strategies.nevonas.NEvoNAS": {"crowding": "all"},
+}
+"""Settings that earlier versions did not have, and what they did: for runs that they began."""
+
 _RESOLVER = re.compile(r"\$\{\s*([^\s:{}$]+)\s*:")
 
 
@@ -27,7 +42,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: As `plain_yaml`, or no configuration; names the file.
     """
     try:
-        return OmegaConf.create(plain_yaml(path))
+        return OmegaConf.create(_moved(plain_yaml(path)))
     except OmegaConfBaseException as error:
         raise ValueError(f"{path} is no configuration ({str(error).splitlines()[0]})") from None
 
@@ -41,13 +56,27 @@ def read_config(path: Path) -> DictConfig:
     Raises:
         ValueError: As `read_yaml`, or it is no mapping.
     """
-    values = plain_yaml(path)
+    values = _moved(plain_yaml(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not the configuration of a run")
     try:
         return OmegaConf.create({str(key): _own(value) for key, value in values.items()})
     except OmegaConfBaseException as error:
         raise ValueError(f"{path} is no configuration ({str(error).splitlines()[0]})") from None
+
+
+def _moved(value: Any) -> Any:
+    """A stored configuration in today's terms."""
+    if isinstance(value, list):
+        return [_moved(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: _moved(inner) for key, inner in value.items()}
+    target = value.get("_target_")
+    for before, now in MOVED.items() if isinstance(target, str) else ():
+        if target.startswith(before):
+            value["_target_"] = now + target.removeprefix(before)
+    return {**LACKED.get(str(target), {}), **value}
 
 
 def _own(value: Any) -> Any:

@@ -40,7 +40,8 @@ TRAINED_ON = [
 # Runs `hwnas search` in a process that kills itself at the n-th time it reaches a place.
 KILLER = """
 import os, signal, sys
-import hwnas.reports.page, hwnas.cli.search, hwnas.store.evaluations as store
+import hwnas.cli.search
+from hwnas.store import archive, evaluations
 from hwnas.__main__ import main
 
 place, nth = sys.argv[1], int(sys.argv[2])
@@ -53,7 +54,7 @@ def die_at(name):
         if count == nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
-put, extend = store.EvaluationStore.put, store.Archive.extend
+put, extend = evaluations.EvaluationStore.put, archive.Archive.extend
 
 def dying_put(self, *arguments):
     die_at("before the store")
@@ -62,7 +63,7 @@ def dying_put(self, *arguments):
 
 def dying_extend(self, trials):
     if place == "in the journal" and trials[0].generation == nth:
-        whole = b"".join(store._line(trial) for trial in trials)
+        whole = b"".join(archive._line(trial) for trial in trials)
         self._file.write(whole[: len(whole) * 2 // 3])
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -70,7 +71,7 @@ def dying_extend(self, trials):
     extend(self, trials)
     die_at("after the journal")
 
-store.EvaluationStore.put, store.Archive.extend = dying_put, dying_extend
+evaluations.EvaluationStore.put, archive.Archive.extend = dying_put, dying_extend
 
 def before(module, name, label):
     original = getattr(module, name)
@@ -79,7 +80,7 @@ def before(module, name, label):
         return original(*arguments, **keywords)
     setattr(module, name, dying)
 
-before(hwnas.reports.page, "write_report", "before the report")
+before(hwnas.cli.search, "write_report", "before the report")
 before(hwnas.cli.search, "write_front", "before the front")
 before(os, "replace", "before a file is put in place")
 if place == "in an epoch":
@@ -89,7 +90,8 @@ if place == "in an evaluation":
     from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
     before(NasBench201Supernet, "compiled", "in an evaluation")
 if place == "before the final network":
-    before(hwnas.cli.search, "train_network", "before the final network")
+    import hwnas.training.final
+    before(hwnas.training.final, "train_network", "before the final network")
 sys.exit(main(["search", *sys.argv[3:]]))
 """
 
@@ -234,6 +236,26 @@ def test_finished_runs_are_left_alone(tmp_path: Path, whole_toy: dict[str, objec
     }
     search(tmp_path, "resume=run")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_run_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    """Classes had other places then, and some settings did not exist."""
+    search(tmp_path, *TOY, "strategy.crowding=all", "hydra.run.dir=run")
+    whole = outcome(tmp_path / "run")
+    stored, journal = (tmp_path / "run" / name for name in (".hydra/config.yaml", "archive.jsonl"))
+    config = stored.read_text()
+    for now, before in (
+        ("  crowding: all\n", ""),
+        ("hwnas.store.workers.Processes", "hwnas.workers.Processes"),
+        ("hwnas.training.recipe.Recipe", "hwnas.models.recipe.Recipe"),
+    ):
+        assert now in config
+        config = config.replace(now, before)
+    stored.write_text(config)
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:25]))
+    (tmp_path / "run" / "result.json").unlink()
+    search(tmp_path, "resume=run")
+    assert outcome(tmp_path / "run") == whole
 
 
 def test_torn_and_corrupt_journals(tmp_path: Path, run_hwnas, whole_toy: dict[str, object]) -> None:

@@ -59,7 +59,7 @@ def job_name(*, _root_: DictConfig) -> str:
     return f"{words}-{digest}" if words else digest
 
 
-OmegaConf.register_new_resolver("hwnas.cli.job", job_name, replace=True)
+OmegaConf.register_new_resolver("hwnas.job", job_name, replace=True)
 
 
 def sweep_arguments(command: str, arguments: Sequence[str]) -> list[str]:
