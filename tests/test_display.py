@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(hwnas.display, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(hwnas.runs.display, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 

@@ -31,9 +31,8 @@ from typing import Any
 
 import pytest
 
-from hwnas import __main__
 from hwnas.__main__ import main
-from hwnas.cli import job
+from hwnas.cli import command
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -233,7 +232,7 @@ def attempt(arguments: list[str], attempts: Attempts, root: Path, *, resume: boo
         root: The working folder.
         resume: Whether it is given as `resume=`; then the processes begin right after the start.
     """
-    module, name = (__main__, "_run") if resume else (job, "run")
+    module, name = command, ("prepare_and_run" if resume else "run_in_folder")
     begin, parent, said = getattr(module, name), os.getpid(), root.parent / "said"
     put(root, {})  # what a finished sweep has left would be the answer
     at_end: Callable[[], None] | None = None

@@ -35,7 +35,7 @@ def test_of_other_places_nobody_can_tell() -> None:
 
 def test_a_container_of_the_same_machine_is_another_place() -> None:
     there = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c"]
-    code = "from hwnas import processes; print(processes.identity())"
+    code = "from hwnas.files import identity; print(identity())"
     if shutil.which("unshare") is None or subprocess.run([*there, ""], capture_output=True).returncode:
         pytest.skip("only root can make a PID namespace")
     done = subprocess.run([*there, code], capture_output=True, text=True, check=True)

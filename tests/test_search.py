@@ -378,8 +378,8 @@ def test_real_networks_and_weights_and_biases(run_hwnas, wandb_records, tmp_path
     assert second["evaluations"]["cached"] == second["evaluations"]["asked"] == 8
     assert (run / "archive.jsonl").read_bytes() == (tmp_path / "second" / "archive.jsonl").read_bytes()
     assert second["network"]["test_acc"] == result["network"]["test_acc"]
-    assert len(list((tmp_path / "store" / "profiles").iterdir())) == 1
-    assert len(list((tmp_path / "store" / "references").iterdir())) == 1
+    assert len(list((tmp_path / "store" / "profiles").glob("*.json"))) == 1
+    assert len(list((tmp_path / "store" / "references").glob("*.pt"))) == 1
 
     trained = run_hwnas("train", "run=run", "trainer.epochs=1", "logger=csv", "hydra.run.dir=trained")
     assert "test accuracy" in trained.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -14,6 +15,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from hwnas.training.progress import progress
+
+logging.getLogger("pytorch_lightning").handlers.clear()  # what it says belongs in the run's log only
+logging.getLogger("pytorch_lightning").propagate = True
 
 
 class _Progress(pl.Callback):

@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from hwnas.search import search
 
 from hwnas.core import Objective
+from hwnas.searches.indicators import Hypervolume
+from hwnas.searches.loop import search
 from hwnas.spaces.toy import Toy, ToyCost
-from hwnas.store import Archive, CachedEvaluator, EvaluationStore, Hypervolume
+from hwnas.store.archive import Archive
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import EvaluationStore
 from hwnas.strategies.random import RandomSearch
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))

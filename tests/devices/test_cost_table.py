@@ -202,7 +202,7 @@ def test_a_whole_table_of_costs_alone_is_read_in_order_and_says_so(
         {"latency_ms": 0.284, "energy_mj": 28.4}
     ]
     with pytest.raises(
-        ValueError, match=r"has no column 'arch', and as many rows as nasbench201 .* is darts"
+        ValueError, match=r"has the 15,625 networks of search_space=nasbench201, not those of darts"
     ):
         table_device(Darts(), print, path=path, metric="latency_ms")
 

@@ -375,7 +375,7 @@ def test_version_of_flops_tells_networks_apart() -> None:
 
 
 def test_flops_refuses() -> None:
-    with pytest.raises(ValueError, match="device=flops: the toy space has no networks to count"):
+    with pytest.raises(ValueError, match="device=flops: the toy space does not say what its networks cost"):
         Flops(Toy())
     with pytest.raises(ValueError, match=r"metric must be one of flops, params, not 'latency_ms'"):
         Flops(NasBench201(), metric="latency_ms")
@@ -392,7 +392,7 @@ def test_a_device_by_its_profile(tmp_path: Path) -> None:
     assert (device.name, device.exhaustive, device.metrics) == ("abacus", True, {"latency_ms": "min"})
     assert device.evaluate([(0,) * 6, (1, 2, 3, 4, 0, 0)]) == [{"latency_ms": 1.0}, {"latency_ms": 8.5}]
     assert "profile of abacus" in said[0]
-    assert "warning: the profile is of networks" in said[1]
+    assert "warning: the profile's networks are not those of the run" in said[1]
     slower = dataclasses.replace(mine, costs={"latency_ms": dataclasses.replace(cost, base=2.0)})
     assert ProfileDevice(space, slower, path, metric="latency_ms").prepare(space, []) != device.prepare(
         space, []

@@ -395,7 +395,7 @@ def test_true_accuracies_are_for_reports(folders: Folders, table_path: Path) -> 
     assert row == pytest.approx({"table_val_acc": 0.9161, "test_acc": 0.9437}, abs=0.005)
     assert set(answers(evaluator, [best])[1][0]) == {"val_acc"}
     assert folders.evaluator().report([best]) == [{}]
-    with pytest.raises(ValueError, match="no column 'mnist_valid_200'"):
+    with pytest.raises(ValueError, match="has no accuracies of mnist, but of cifar10"):
         folders.evaluator("lookup.path=nasbench201.npz", "lookup.val_column=mnist_valid_200")
 
 

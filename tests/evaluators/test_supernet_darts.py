@@ -46,7 +46,7 @@ def test_stages_of_fewer_operations(folders: Folders) -> None:
 
 def test_too_few_cells_are_one_line(folders: Folders) -> None:
     with pytest.raises(ValueError, match=r"num_cells must be a whole number of at least 3, not 1"):
-        folders.evaluator(space=SPACE)
+        folders.evaluator("num_cells=1", space=SPACE)
 
 
 @pytest.mark.slow
