@@ -436,55 +436,9 @@ def _bounds(marks: Sequence[Any]) -> str:
     return f"{low}{' and' * bool(low and high)}{high}"
 
 
-def whole_number(name: str, value: Any, *, least: int = 1) -> int:
-    """`value` as an int of at least `least`, and of at most 64 bits.
-
-    Raises:
-        ValueError: It is not a whole number, too small or too large; names the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0 or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    if value > MAX_WHOLE:
-        raise ValueError(f"{name} must be a whole number of at most {MAX_WHOLE}, not {value!r}")
-    return int(value)
-
-
 def seed_of(seed: int, number: int) -> int:
     """The seed of a part, e.g. an epoch, of what `seed` begins; of 63 bits, as torch takes it."""
     return (seed * 1_000_003 + number) % 2**63
-
-
-def positive(name: str, value: Any) -> float:
-    """`value` as a float above 0.
-
-    Raises:
-        ValueError: It is not a number, or not above 0; names the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a number above 0, not {value!r}")
-    return float(value)
-
-
-def not_negative(name: str, value: Any) -> float:
-    """`value` as a float of at least 0.
-
-    Raises:
-        ValueError: It is not a number, or below 0; names the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
-    return float(value)
-
-
-def share(name: str, value: Any) -> float:
-    """`value` as a float in 0..1.
-
-    Raises:
-        ValueError: It is not a number, or outside; names the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number in 0..1, not {value!r}")
-    return float(value)
 
 
 def checked_choices(

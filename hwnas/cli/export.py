@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from omegaconf import DictConfig
 
 from hwnas import __version__
 from hwnas.build import build, read_yaml
-from hwnas.core import Genotype, SearchSpace, suggestion, whole_number
+from hwnas.core import Count, Genotype, SearchSpace, Seed, check_setting, suggestion
 from hwnas.devices import board
 from hwnas.devices.measure import draw_weights
 from hwnas.devices.onnx_models import require_onnx
@@ -131,9 +132,9 @@ def main(cfg: DictConfig) -> None:
         if cfg[name] is not None and not isinstance(cfg[name], str):
             raise ValueError(f"{name} must be a {what}, not {cfg[name]!r}")
     settings: dict[str, Any] = {
-        "calibration_images": whole_number("calibration_images", cfg.calibration_images),
-        "check_images": None if cfg.check_images is None else whole_number("check_images", cfg.check_images),
-        "rounds": whole_number("rounds", cfg.rounds, least=3),
+        "calibration_images": check_setting("calibration_images", Count, cfg.calibration_images),
+        "check_images": check_setting("check_images", Count | None, cfg.check_images),
+        "rounds": check_setting("rounds", Annotated[int, Ge(3)], cfg.rounds),
     }
     if (cfg.arch is None) == (cfg.run is None):
         raise ValueError("give one of run=<folder of a search or a training> and arch='<architecture>'")
@@ -205,7 +206,7 @@ def _network(
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(whole_number("seed", seed, least=0))
+        torch.manual_seed(check_setting("seed", Seed, seed))
         network = space.network(genotype)
         draw_weights(network)
     if facts:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from hwnas.build import build
 from hwnas.cli.overrides import PROFILE_FILES
-from hwnas.core import Evaluator, SearchSpace, suggestion, whole_number
+from hwnas.core import Count, Evaluator, SearchSpace, Seed, check_setting, suggestion
 from hwnas.devices.fitting import fit
 from hwnas.devices.measure import Settings, export, measure, profile_of, read_measurements
 from hwnas.devices.profile import Profile, network_shape
@@ -27,8 +27,10 @@ def _images_of(cfg: DictConfig) -> tuple[list[int], int] | None:
     """Shape and classes of the images that measurements are of, if they tell."""
     try:
         network = read_json(find_file(cfg.path))["plan"]["network"]
-        shape = [whole_number("image_shape", size) for size in network["image_shape"]]
-        return (shape, whole_number("num_classes", network["num_classes"])) if len(shape) == 3 else None
+        shape = [check_setting("image_shape", Count, size) for size in network["image_shape"]]
+        return (
+            (shape, check_setting("num_classes", Count, network["num_classes"])) if len(shape) == 3 else None
+        )
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -132,7 +134,7 @@ def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) ->
         device.genotypes,
         device.columns,
         device=cfg.name or device.name,
-        seed=whole_number("seed", cfg.seed, least=0),
+        seed=check_setting("seed", Seed, cfg.seed),
         network=network_shape(space, 1),
         origin={"table": device.source.name, "dataset": dataset.name, "fitted": time.strftime("%Y-%m-%d")},
     )
@@ -155,7 +157,7 @@ def _compare(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display
 
     a, b = _read(cfg.a, space), _read(cfg.b, space)
     with consistent(find_file(cfg.b)):
-        lines = comparison(a, b, space, seed=whole_number("seed", cfg.seed, least=0))
+        lines = comparison(a, b, space, seed=check_setting("seed", Seed, cfg.seed))
     for line in lines:
         display.say(line)
 

@@ -16,16 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
 from hwnas.core import (
+    Count,
     Genotype,
     Goal,
     Interrupted,
     Trial,
     best,
+    check_setting,
     extent,
     is_near_chance,
     suggestion,
     unique,
-    whole_number,
 )
 from hwnas.devices.energy import Meter
 from hwnas.files import read_json, write_json, write_text
@@ -91,7 +92,7 @@ def main(cfg: DictConfig) -> Returned:
         store = open_for_run(cfg.store.url, run_id, folder, display.warn)
         opened.callback(store.close)
         workers = None
-        if whole_number("workers", cfg.workers) > 1:
+        if check_setting("workers", Count, cfg.workers) > 1:
             workers = build(cfg.cluster, Workers, workers=cfg.workers, **task.offered)
             opened.callback(workers.close)
         # Devices are not divided: what is measured on this machine is measured alone.

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
-from hwnas.core import Interrupted, SearchSpace, whole_number
+from hwnas.core import Interrupted, SearchSpace, Seed, check_setting
 from hwnas.data.images import Images
 from hwnas.files import read_json, shaped, write_json
 from hwnas.reports.published import of_architecture
@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> float:
         forget_checkpoint(folder / "network")
         shaped(result := read_json(finished), {"test_acc": float})
         return float(result["test_acc"])
-    seed = whole_number("seed", cfg.seed, least=0)
+    seed = check_setting("seed", Seed, cfg.seed)
     dataset = build(cfg.dataset)
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
         display.warn(dataset.protocol)

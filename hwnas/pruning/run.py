@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
-from hwnas.core import positive, suggestion, whole_number
+from hwnas.core import Count, Positive, Seed, check_setting, suggestion
 from hwnas.files import (
     append,
     find_file,
@@ -93,7 +93,7 @@ class _Run:
         import torch
 
         self.folder, self.display = folder, display
-        self.seed = whole_number("seed", cfg.seed, least=0)
+        self.seed = check_setting("seed", Seed, cfg.seed)
         self.settings, self.training, self.pruning = map(build, (cfg.model, cfg.training, cfg.pruning))
         name = choices(folder)["dataset"]
         if name == "imagenet":  # before its settings are looked at: an experiment may set those of others
@@ -109,12 +109,10 @@ class _Run:
             )
         self.limits = limits(cfg.limits)
         self.host = {
-            key: whole_number(f"host.{key}", OmegaConf.select(cfg, f"host.{key}"))
+            key: check_setting(f"host.{key}", Count, OmegaConf.select(cfg, f"host.{key}"))
             for key in ("batch_size", "threads", "rounds")
         }
-        if not isinstance(cfg.onnx, bool):
-            raise ValueError(f"onnx must be true or false, not {cfg.onnx!r}")
-        self.onnx = cfg.onnx
+        self.onnx = check_setting("onnx", bool, cfg.onnx)
         if self.onnx:
             require_onnx()
         with torch.random.fork_rng(devices=[]):
@@ -428,7 +426,9 @@ def limits(given: Any) -> dict[str, float]:
     for name in given:
         if name not in LIMITS:
             raise ValueError(f"limits.{name} is not measured{suggestion(str(name), LIMITS)}")
-    return {str(k): positive(f"limits.{k}", v) for k, v in given.items() if v is not None}
+    return {
+        str(k): float(check_setting(f"limits.{k}", Positive, v)) for k, v in given.items() if v is not None
+    }
 
 
 def choose(curve: Sequence[Mapping[str, Any]], bounds: Mapping[str, float]) -> Mapping[str, Any] | None:

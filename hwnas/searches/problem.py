@@ -12,16 +12,18 @@ from omegaconf import DictConfig
 
 from hwnas.build import build
 from hwnas.core import (
+    Count,
     Evaluator,
+    Fraction,
     Goal,
     Limit,
     Objective,
+    Positive,
     SearchSpace,
+    Seed,
     Strategy,
-    positive,
-    share,
+    check_setting,
     suggestion,
-    whole_number,
 )
 from hwnas.data.images import Images
 from hwnas.devices.flops import Flops
@@ -106,8 +108,8 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
     Raises:
         ValueError: A setting of the wrong kind, or choices that do not fit each other.
     """
-    generations = whole_number("generations", cfg.generations)
-    seed = whole_number("seed", cfg.seed, least=0)
+    generations = check_setting("generations", Count, cfg.generations)
+    seed = check_setting("seed", Seed, cfg.seed)
     if not isinstance(cfg.store, DictConfig) or not isinstance(cfg.store.dir, str):
         raise ValueError(f"store.dir must be a folder; the configuration has store={cfg.store}")
     if cfg.limits is not None and not isinstance(cfg.limits, DictConfig):
@@ -189,7 +191,7 @@ def with_margins(
     """
     if confidence is None:
         return tuple(limits), {}
-    if not 0 < share("confidence", confidence) < 1:
+    if not 0 < check_setting("confidence", Fraction, confidence) < 1:
         raise ValueError(f"confidence must be between 0 and 1, e.g. 0.95, not {confidence!r}")
     lowered, margins = [], {}
     for limit in limits:
@@ -237,7 +239,7 @@ def parse_limits(
                 raise ValueError(
                     f"limits.{name} must be a number above 0, or a quantile like q0.3, not {bound!r}"
                 )
-            value = positive(f"limits.{name}", bound)
+            value = float(check_setting(f"limits.{name}", Positive, bound))
         parsed.append(Limit(name, value, metrics[name]))
     return tuple(parsed)
 
