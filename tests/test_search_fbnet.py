@@ -54,7 +54,10 @@ def test_a_search_ends_with_a_page_and_a_network(run_hwnas, tmp_path, evaluator:
         ),
         (("evaluator=train", "evaluator.training.epochs=0"), "evaluator.training.epochs must be at least 1"),
         (("evaluator=train", "evaluator.training.lr=-1"), "lr must be a number above 0, not -1"),
-        (("evaluator=rmi", "search_space=darts"), "evaluator.num_cells must be a whole number of at least 3"),
+        (
+            ("evaluator=rmi", "search_space=darts", "evaluator.num_cells=1"),
+            "evaluator.num_cells must be a whole number of at least 3",
+        ),
         (("evaluator=train", "search_space=toy"), "the toy space has no networks to train"),
     ],
 )
