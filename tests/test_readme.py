@@ -22,7 +22,8 @@ PAGES = [path.read_text() for path in PROSE if path.name != "tutorial.md"]  # th
 def commands(page: str) -> list[list[str]]:
     """The words after `hwnas` of each command in a page's console blocks."""
     console = "".join(re.findall(r"```console\n(.*?)```", page, re.S)).replace("\\\n", " ")
-    return [shlex.split(line[2:], comments=True)[1:] for line in console.splitlines() if line[:2] == "$ "]
+    lines = [line[2:] for line in console.splitlines() if line.startswith("$ hwnas ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
