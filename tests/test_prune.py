@@ -310,7 +310,7 @@ def test_a_sweep_whose_page_cannot_be_drawn_fails(folder: Path, capsys: pytest.C
         (["dataset=imagenet"], "takes no folders of images, so not dataset=imagenet; choose cifar10,"),
         (["experiment=beta_vae_mnist_small", "dataset=imagenet"], "takes no folders of images"),
         (["limits.energy_mj=3"], "unknown setting"),
-        (["+limits.energy_mj=3"], "limits.energy_mj is not measured; did you mean"),
+        (["+limits.energy_mj=3"], "unknown setting 'limits.energy_mj'; did you mean limits.latency_ms"),
         (["limits.params=-3"], "limits.params must be a number above 0, not -3"),
         (["host.rounds=null"], "host.rounds must be a whole number of at least 1, not None"),
         (["onnx=2"], "onnx must be true or false, not 2"),
