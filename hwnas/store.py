@@ -121,6 +121,7 @@ RESULT_SHAPE = {
     "deciles?": {str: [(float, None)]},
     "reports?": {str: [(float, None)]},
     "versions?": {str: str},
+    "population?": {"different": int, "size": int},
 }
 """What the result.json of a finished search holds; older ones lack some of what ends in "?"."""
 

@@ -38,11 +38,10 @@ PROFILE_SHAPE = {
     },
     "operations?": {
         str: {
-            "median_ms": float,
-            "iqr_ms": float,
-            "rounds": int,
+            **{f"{key}_{unit}?": float for key in ("median", "iqr", "network") for unit in ("ms", "mj")},
+            "variation?": float,
             "noisy?": bool,
-            **{f"{key}?": float for key in ("network_ms", "median_mj", "iqr_mj", "network_mj", "variation")},
+            "rounds?": int,
         }
     },
     "live?": bool,

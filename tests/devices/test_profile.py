@@ -409,7 +409,7 @@ def test_a_device_by_its_profile(tmp_path: Path) -> None:
         (
             {"costs": {"latency_ms": Additive(float("nan"), [[0.0]])}},
             "latency_ms",
-            "a cost that is no number",
+            r"costs\.latency_ms\.base is NaN, not a number",
         ),
     ],
 )
