@@ -364,8 +364,10 @@ def refused(root: Path, calls: Sequence[tuple[int, str]], tried: Tried, *, full:
         code, said = yield prepare
         if code != 0:
             tried.refusal(what, code, said)
-        else:
-            tried.check(what, code, said)
+        elif lost := {name for name, told in tried.expected.items() if outcome(root).get(name) != told}:
+            tried.problems.append(
+                f"{what}: exit code 0, but {lost} differ"
+            )  # what is too many, is deleted next
         tried.check(f"after {what}", *(yield lambda: None))
 
 
