@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from hwnas.devices import board
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.display import Display
 from hwnas.export_card import card
-from hwnas.files import remove, replacing, write_json, write_text
+from hwnas.files import remove, write_bytes, write_json, write_text
 from hwnas.foreign import plain_yaml, read_json, shaped
 from hwnas.train import architecture, identity
 
@@ -109,8 +110,9 @@ def export_network(
         node.meta.pop("stack_trace", None)  # has the paths of this machine's files
     if "torch" in formats:
         path = folder / FILES["torch"]
-        with replacing(path) as partial, partial.open("wb") as file:
-            torch.export.save(program, file, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        content = io.BytesIO()  # torch's own writer ends the process when the disk is full
+        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        write_bytes(path, content.getvalue())
         loaded = torch.export.load(path).module()
         runs[path.name] = lambda images: loaded(torch.from_numpy(images)).numpy()
         timers[path.name] = cpu_timer(loaded, image)

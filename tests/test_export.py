@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -246,6 +247,23 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
             rounds=3, metadata={}, say=lambda text: None,
         )  # fmt: skip
     assert not (tmp_path / "card.md").exists()
+
+
+@pytest.mark.parametrize(("formats", "name"), [(["torch"], "network.pt2"), (["onnx"], "network.onnx")])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, formats: list[str], name: str) -> None:
+    module = Deployed(SPACE.network(SPACE.from_str(ARCH)), *digits().normalisation())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # no file grows beyond 1000 bytes
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            export_network(
+                module, digits(), tmp_path, formats=formats, int8=False, calibration_images=1, check_images=5,
+                rounds=3, metadata={}, say=lambda text: None,
+            )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_darts_with_weights_of_a_training_with_an_auxiliary_classifier(tmp_path: Path) -> None:
