@@ -495,7 +495,10 @@ BAD = [
     ),
     (["dataset=npz", "dataset.path=3"], "dataset.path must be text or null, not 3"),
     (["trainer=quick", "trainer.lr=abc"], "trainer.lr must be a number above 0, not 'abc'"),
-    (["trainer=quick", "trainer.momentum=high"], "trainer.momentum must be a number in 0..1, not 'high'"),
+    (
+        ["trainer=quick", "trainer.momentum=high"],
+        "trainer.momentum must be a number of at least 0 and below 1, not 'high'",
+    ),
     (["evaluator=rmi", "evaluator.reference.lr=abc"], "evaluator.reference.lr must be a number above 0"),
     (
         ["evaluator=rmi", "dataset=digits", "search_space=nasbench201", "evaluator.reference=null"],

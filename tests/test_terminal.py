@@ -29,7 +29,7 @@ def test_progress_fits_the_terminal(columns: int, bar: bool, run_hwnas) -> None:
 
 def test_no_color(run_hwnas) -> None:
     env = {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}
-    done = run_hwnas(*TOY, "limits.latency_ms=1.01", env=env)
+    done = run_hwnas(*TOY, "limits.latency_ms=1.01", env=env, code=1)
     assert "warning: no network keeps limits latency_ms=1.01" in plain(done.stdout)
     assert not COLOUR.search(done.stdout + done.stderr)
 

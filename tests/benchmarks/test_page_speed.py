@@ -12,7 +12,7 @@ import pytest
 from test_report import CHROMIUM, CONFIG, Page, make_run
 
 from hwnas.reports.page import write_report
-from hwnas.reports.sections import MOST_DRAWN
+from hwnas.reports.view import MOST_DRAWN
 from hwnas.spaces.fbnet import FBNet
 
 FBNET = CONFIG.replace("toy.Toy\n  num_edges: 4\n  num_ops: 5", "fbnet.FBNet\n  variant: cifar100")

@@ -256,7 +256,7 @@ def test_one_training_seed(tmp_path: Path) -> None:
     assert one.prepare(SPACE, []) != create(path, training_seed=777).prepare(SPACE, [])
     with pytest.raises(ValueError, match=r"training_seed=999 was not run for 1 of 9 architectures"):
         create(path, training_seed=999)
-    with pytest.raises(ValueError, match=r"training_seed 1 is not one of 777, 888, 999"):
+    with pytest.raises(ValueError, match=r"training_seed must be one of 777, 888, 999 or null, not 1"):
         create(path, training_seed=1)
     with pytest.raises(ValueError, match="has no column 'digits_valid_seeds'"):
         create(write(tmp_path), training_seed=777)

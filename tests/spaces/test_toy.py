@@ -79,7 +79,7 @@ def test_strings_return() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="the toy space reports val_acc and latency_ms, not 'flops'"):
+    with pytest.raises(ValueError, match="metric must be one of val_acc, latency_ms, not 'flops'"):
         ToyCost(Toy(), metric="flops")
     with pytest.raises(ValueError, match="unknown operation 'x' in 'axba'; known: a, b, c"):
         Toy(4, 3).from_str("axba")
