@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -36,9 +36,6 @@ from hwnas.exports.network import FIGURES, target
 from hwnas.files import find_file
 from hwnas.runs.folder import Run
 from hwnas.runs.folder import read_run as read
-
-if TYPE_CHECKING:
-    from hwnas.runs.folder import Run
 
 __all__ = ["Outcome", "export", "profile", "prune", "read_run", "report", "search", "train"]
 

@@ -380,7 +380,7 @@ MEASURED_SHAPE = {
     "energy_mj?": {str: [Real]},
     "passes": {str: int},
 }
-"""What a board's measurements.json holds, as `foreign.shaped` reads it."""
+"""What a board's measurements.json holds, as `files.shaped` reads it."""
 
 
 def read_measurements(path: Path) -> dict[str, Any]:

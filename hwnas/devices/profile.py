@@ -49,7 +49,7 @@ PROFILE_SHAPE = {
         None,
     ),
 }
-"""What a profile's file holds, as `foreign.shaped` reads it."""
+"""What a profile's file holds, as `files.shaped` reads it."""
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)

@@ -219,7 +219,7 @@ TRAINED_SHAPE = {
     "seed?": int,
     "test_acc?": float,
 }
-"""What the architecture.json of a trained network holds, as `foreign.shaped` reads it."""
+"""What the architecture.json of a trained network holds, as `files.shaped` reads it."""
 
 
 def _metadata(what: Mapping[str, Any]) -> dict[str, str]:

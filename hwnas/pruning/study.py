@@ -44,7 +44,7 @@ PRUNED_SHAPE = {
     "trained": dict.fromkeys(_TRAINED, float),
     "settings": {"model": {"beta": float}, "training": {"weight_decay": float}},
 }
-"""What the result.json of a finished pruning run holds, as `foreign.shaped` reads it."""
+"""What the result.json of a finished pruning run holds, as `files.shaped` reads it."""
 
 IRRELEVANT = ("seed", "checkpoint", "limits", "host", "onnx")
 """Settings that do not tell the networks of a family apart."""

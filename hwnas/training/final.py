@@ -41,7 +41,7 @@ def train_network(
         doubt: Called with a sentence where the network is no better than a guess.
 
     Raises:
-        ValueError: What `models.classifier.fit` raises.
+        ValueError: What `training.classifier.fit` raises.
     """
     import torch
 
