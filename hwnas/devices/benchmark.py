@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hwnas.core import Evaluator, SearchSpace, checked
 from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, ProfileDevice
-from hwnas.devices.table import Cost, CostTable, costs_of
+from hwnas.devices.table import Cost, CostTable, benchmark_name, costs_of, note_networks
 from hwnas.files import data_folder
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.fbnet.encoding import OPS
@@ -65,7 +64,17 @@ def benchmark_device(
         return look_up_device(space, announce, device=device, metric=metric)
     if space.name != "nasbench201":
         raise ValueError(f"device={device} covers nasbench201 and fbnet, not the {space.name} space")
-    name = str(getattr(dataset, "benchmark", getattr(dataset, "name", "")))
+    name = benchmark_name(dataset)
+    found, foreign = _look_up(space, name, announce, device, metric)
+    if foreign:
+        note_networks(found, space, announce)
+    return found
+
+
+def _look_up(
+    space: SearchSpace, name: str, announce: Callable[[str], None], device: str, metric: str
+) -> tuple[Evaluator, bool]:
+    """A device on NAS-Bench-201, and whether its costs are of the CIFAR-10 networks in place of the run's."""
     folder = data_folder()
     whole, part = folder / "hwnasbench_nasbench201.npz", folder / "nasbench201_cifar10_devices.npz"
     if whole.is_file():
@@ -77,32 +86,19 @@ def benchmark_device(
         if not columns:
             raise ValueError(f"{whole} has nothing of {device} for {name}; dataset=cifar10 | cifar100 | ...")
         table = CostTable(space, device, arrays["arch_ops"], columns, metric=metric, source=whole)
-        return _noted(table, space, device, announce) if foreign else table
+        return table, foreign
     if part.is_file():
         arrays = read_table(part)
         columns = costs_of(device, arrays, part)
         if columns:
             table = CostTable(space, device, official_order(), columns, metric=metric, source=part)
-            return table if name == "cifar10" else _noted(table, space, device, announce)
+            return table, name != "cifar10"
     fitted = PROFILES / f"{device}.json"
     if fitted.is_file():
         profile = Profile.load(fitted)
         announce(f"{whole.name} is not in {folder}: costs are predicted. {profile.summary()}")
-        predicted = ProfileDevice(space, profile, fitted, metric=metric)
-        return predicted if name == "cifar10" else _noted(predicted, space, device, announce)
+        return ProfileDevice(space, profile, fitted, metric=metric), name != "cifar10"
     raise ValueError(f"no costs of {device}: looked for {whole} and {part}; {CONVERSION}")
-
-
-def _noted(found: Evaluator, space: Any, device: str, announce: Callable[[str], None]) -> Evaluator:
-    """The device, with a note that its costs are of other networks than the run's."""
-    size = "x".join(map(str, space.image_shape))
-    found.note = (
-        f"costs and limits of {device} are those of the CIFAR-10 networks (3x32x32 images, 10 classes, 16 "
-        f"channels, 5 cells), not of the run's ({size} images, {space.num_classes} classes); to measure "
-        "those: hwnas profile export dataset=<yours> to=<folder>"
-    )
-    announce(found.note)
-    return found
 
 
 def look_up_device(

@@ -139,10 +139,12 @@ HIGHEST = 1e12
 def table_device(
     space: SearchSpace,
     announce: Callable[[str], None],
+    dataset: object = None,
     *,
     path: str | None,
     metric: Cost,
     device: str | None = None,
+    benchmark: str | None = None,
 ) -> CostTable:
     """A device of one's own, from a file with a row per network and a column per metric.
 
@@ -153,10 +155,13 @@ def table_device(
 
     Args:
         space: The space of the networks.
-        announce: Called with a sentence where networks are named by nothing but the order of the rows.
+        announce: Called with a sentence where networks are named by nothing but the order of the rows, or
+            are others than the run's.
+        dataset: The run's; its images are not read.
         path: The file, absolute or relative to the working folder or the data folder.
         metric: The cost that strategies minimise, "latency_ms" or "energy_mj".
         device: For files of several devices, whose columns are then `<device>_latency_ms`, ...
+        benchmark: "cifar10" if the networks are NAS-Bench-201's for CIFAR-10; None: they are the run's.
 
     Raises:
         ValueError: No such file, device or metric; no column that names the networks, or two that disagree; a
@@ -177,7 +182,32 @@ def table_device(
         if values.shape != (len(genotypes),):
             raise ValueError(f"{file}: {name} has shape {values.shape}, not ({len(genotypes)},)")
     name = f"table-{file.stem}" if device is None else device
-    return CostTable(space, name, genotypes, metrics, metric=metric, source=file)
+    table = CostTable(space, name, genotypes, metrics, metric=metric, source=file)
+    if benchmark is not None and benchmark_name(dataset) != benchmark:
+        note_networks(table, space, announce)
+    return table
+
+
+def benchmark_name(dataset: object) -> str:
+    """What benchmark tables call a data set."""
+    return str(getattr(dataset, "benchmark", getattr(dataset, "name", "")))
+
+
+def note_networks(device: Evaluator, space: Any, announce: Callable[[str], None]) -> None:
+    """Note, beside every answer of a device, that its costs are of other networks than the run's.
+
+    Args:
+        device: Has the costs of NAS-Bench-201's networks for CIFAR-10.
+        space: NAS-Bench-201, with the run's images and classes.
+        announce: Called with the note.
+    """
+    size = "x".join(map(str, space.image_shape))
+    device.note = (
+        f"costs and limits of {device.name} are those of the CIFAR-10 networks (3x32x32 images, 10 classes, "
+        f"16 channels, 5 cells), not of the run's ({size} images, {space.num_classes} classes); to measure "
+        "those: hwnas profile export dataset=<yours> to=<folder>"
+    )
+    announce(device.note)
 
 
 def costs_of(device: str | None, columns: Mapping[str, np.ndarray], source: Path) -> dict[str, FloatArray]:

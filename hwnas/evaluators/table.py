@@ -192,7 +192,10 @@ def by_genotype(
     Raises:
         ValueError: No such file or column, not an .npz, or a table of another space.
     """
-    file = find_file(path)
+    try:
+        file = find_file(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; hwnas data list says how to get benchmark tables") from None
     try:
         if not zipfile.is_zipfile(file):
             raise zipfile.BadZipFile("not a zip archive")

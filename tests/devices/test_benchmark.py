@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from hwnas.build import build, conf_folder
 from hwnas.core import Evaluator, Genotype
 from hwnas.data.tables import fbnet_operations
 from hwnas.devices.benchmark import PROFILES, benchmark_device
@@ -126,6 +128,22 @@ def test_the_published_record(table_path: Path, tmp_path: Path, monkeypatch: pyt
     ]
     assert_noted("fpga", "cifar100")
     assert len(fpga.evaluate(space.all())) == 15_625
+
+
+@pytest.mark.parametrize(("option", "name"), [("gtx1080ti", "1080ti_1"), ("gold6226", "gold_6226")])
+def test_devices_of_help_say_whose_costs_they_have(table_path: Path, option: str, name: str) -> None:
+    if not (data_folder() / "nasbench201_cifar10_devices.npz").is_file():
+        pytest.skip("nasbench201_cifar10_devices.npz is not in the data folder")
+    node = OmegaConf.create({"device": OmegaConf.load(conf_folder() / "device" / f"{option}.yaml")}).device
+    for dataset, start in [
+        ("cifar10", ""),
+        ("digits", f"costs and limits of {name} are those of the CIFAR-10"),
+    ]:
+        said: list[str] = []
+        offered = {"space": NasBench201(), "dataset": SimpleNamespace(name=dataset), "announce": said.append}
+        found = build(node, Evaluator, **offered)
+        assert found.note.startswith(start)
+        assert said[1:] == [found.note] * bool(start)  # the first is on the order of rows
 
 
 def test_four_devices_can_do_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

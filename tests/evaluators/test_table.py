@@ -143,6 +143,7 @@ def test_missing_file_names_where_it_was_looked_for(tmp_path: Path, monkeypatch:
         create("lost.npz")
     assert str(tmp_path / "lost.npz") in str(error.value)
     assert str(tmp_path / "data" / "lost.npz") in str(error.value)
+    assert str(error.value).endswith("hwnas data list says how to get benchmark tables")
 
 
 def test_file_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
