@@ -265,6 +265,30 @@ def write_torch(path: Path, content: object) -> None:
         file.write(buffer.getbuffer())
 
 
+def read_torch(path: Path, *names: str, advice: str = "") -> dict[str, Any]:
+    """What `write_torch` wrote, or another file of tensors and plain types by name, on the CPU; runs no code.
+
+    Args:
+        path: The file.
+        names: What it must hold.
+        advice: What to do about a damaged file, e.g. "; delete it".
+
+    Raises:
+        ValueError: Missing, damaged, or without one of the names.
+    """
+    import torch
+
+    try:
+        content = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {path}") from None
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}){advice}") from None
+    if missing := [name for name in names if name not in content]:
+        raise ValueError(f"{path} is damaged or no checkpoint (no {missing[0]}){advice}")
+    return content
+
+
 def identity() -> str:
     """This process, as `<place>:<pid>:<start>`.
 

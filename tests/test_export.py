@@ -416,8 +416,8 @@ def test_without_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         (["run={empty}"], "has no trained network; it is unfinished: hwnas train resume="),
         (["arch=x"], "'x' has 1 nodes, not 3; the form is |nor_conv_3x3~0|"),
         (["search_space=toy", "dataset=none", "arch=x"], "the toy space has no networks to export"),
-        ([f"arch={ARCH}", *SMALL, "weights=gone.pt"], "weights gone.pt are not there"),
-        ([f"arch={ARCH}", *SMALL, "weights={run}/result.json"], "result.json is no file of weights"),
+        ([f"arch={ARCH}", *SMALL, "weights=gone.pt"], "there is no gone.pt"),
+        ([f"arch={ARCH}", *SMALL, "weights={run}/result.json"], "result.json is damaged or no checkpoint"),
         (
             [f"arch={ARCH}", "search_space.channels=4", "weights={run}/network/weights.pt"],
             "weights.pt are not of this network",

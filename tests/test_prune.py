@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from hwnas.__main__ import main
-from hwnas.pruning.beta_vae import BetaVAESettings, BetaVAETraining, Deployed, read_weights
+from hwnas.files import read_torch
+from hwnas.pruning.beta_vae import BetaVAESettings, BetaVAETraining, Deployed
 from hwnas.pruning.run import area, choose, limits, sparsity_at_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,7 +121,7 @@ def test_what_a_run_leaves(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert not (folder / "it/networks").exists()
     assert len({row["unpruned_latency_ms"] for row in result["curve"]}) == 1  # all were timed together
     assert first["latency_ms"] == first["unpruned_latency_ms"]  # no filter was removed: the same work
-    stored = read_weights(folder / "it" / "network" / "pruned.pt")
+    stored = read_torch(folder / "it" / "network" / "pruned.pt")
     network = Deployed(**stored["arguments"])
     network.load_state_dict(stored["network"])
     assert sum(p.numel() for p in network.parameters()) == result["chosen"]["params"]
@@ -212,7 +213,7 @@ def test_a_killed_run_goes_on(folder: Path, capsys: pytest.CaptureFixture) -> No
     assert "this run is finished already" in capsys.readouterr().out
     whole, killed = result_of(folder / "whole"), result_of(folder / "killed")
     assert without_time(whole) == without_time(killed)
-    first, second = (read_weights(folder / name / "weights.pt")["network"] for name in ("whole", "killed"))
+    first, second = (read_torch(folder / name / "weights.pt")["network"] for name in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

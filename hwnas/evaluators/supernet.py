@@ -19,7 +19,7 @@ from annotated_types import Ge
 from hwnas.core import Count, Evaluator, FloatArray, Genotype, SearchSpace, Seed, WholeNumber, checked
 from hwnas.data.images import Images
 from hwnas.evaluators.table import Lookup
-from hwnas.files import only_maker, write_torch
+from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.spaces.capabilities import HasSupernet
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
@@ -448,17 +448,15 @@ class Supernet(Evaluator):
         Raises:
             ValueError: It is one of another space, data set or run.
         """
-        import torch
-
         if not path.is_file():
             return 0
         link = self._links[index]
         try:
-            state = torch.load(path, weights_only=True)
-            made_for, root, chain, epochs = (state[key] for key in ("made_for", "root", "chain", "epochs"))
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            self._announce(f"note: {path} is damaged ({type(error).__name__}); training again what it held")
+            state = read_torch(path, "made_for", "root", "chain", "epochs")
+        except ValueError as error:
+            self._announce(f"note: {error}; training again what it held")
             return 0
+        made_for, root, chain, epochs = (state[key] for key in ("made_for", "root", "chain", "epochs"))
         if made_for != self._made_for(link):
             raise ValueError(
                 f"{path} is the checkpoint of {_said(made_for)}, not of {_said(self._made_for(link))}"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from hwnas.files import read_torch
 
 
 class Deployed(nn.Module):
@@ -38,13 +39,8 @@ class Deployed(nn.Module):
         Raises:
             ValueError: Not a file of weights, or of another network.
         """
-        try:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-            weights = {name: value for name, value in stored.items() if not name.startswith("auxiliary.")}
-        except FileNotFoundError:
-            raise ValueError(f"weights {path} are not there") from None
-        except Exception as error:  # torch.load raises many kinds for other files
-            raise ValueError(f"{path} is no file of weights ({type(error).__name__})") from None
+        stored = read_torch(path)
+        weights = {name: value for name, value in stored.items() if not str(name).startswith("auxiliary.")}
         try:
             self.network.load_state_dict(weights)
         except (RuntimeError, AttributeError) as error:

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Len
 from torch import Tensor, nn
 
 from hwnas.core import Count, NotNegative, Positive, checked, seed_of
-from hwnas.files import write_torch
-from hwnas.training.classifier import Batch, KeepLast, Passes
+from hwnas.files import read_torch
+from hwnas.training.checkpoint import Batch, InOrder, KeepLast, Passes, Resumable, read_checkpoint
 from hwnas.training.lightning import fit_by_lightning
 from hwnas.training.recipe import PRECISIONS, Precision
 
@@ -283,7 +282,7 @@ def reconstruction_loss(decoded_BCHW: Tensor, x_BCHW: Tensor, likelihood: str) -
     return total / len(x_BCHW)
 
 
-class BetaVAETraining(pl.LightningModule):
+class BetaVAETraining(Resumable):
     """Trains a Beta-VAE with its loss.
 
     Args:
@@ -302,6 +301,9 @@ class BetaVAETraining(pl.LightningModule):
             of sampled codes, in 0..1.
     """
 
+    figures = ("loss", "reconstruction", "kl", "cross_entropy", "train_acc")
+    network: BetaVAE
+
     def __init__(
         self,
         network: BetaVAE,
@@ -314,36 +316,22 @@ class BetaVAETraining(pl.LightningModule):
         before_step: Callable[[int], None] = lambda step: None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
     ) -> None:
-        super().__init__()
-        self.network, self.training_settings, self.settings = network, training, network.settings
-        self.steps_per_epoch, self.seed, self.first_epoch = steps_per_epoch, seed, first_epoch
-        self._before_step, self._on_epoch, self._start = before_step, on_epoch, start
-        self.history: list[dict[str, float]] = []
-        if start is not None:
-            network.load_state_dict(start["network"])
-            self.history += start["history"]
-        self._steps_before = len(self.history) * steps_per_epoch
-        self._sums: list[Tensor] = []
-
-    @property
-    def step(self) -> int:
-        """Optimiser steps taken, also before the training was interrupted."""
-        return self._steps_before + self.global_step
-
-    @property
-    def epoch(self) -> float:
-        """Passes so far, with those before a fine-tuning."""
-        return self.first_epoch + self.step / self.steps_per_epoch
+        super().__init__(
+            network, steps_per_epoch=steps_per_epoch, start=start, on_epoch=on_epoch, first_epoch=first_epoch
+        )
+        self.training_settings, self.settings, self.seed = training, network.settings, seed
+        self._before_step = before_step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the noise at the start of a pass."""
         if self.step % self.steps_per_epoch == 0:
-            torch.manual_seed(seed_of(self.seed, int(self.epoch) * 1_009))
+            torch.manual_seed(seed_of(self.seed, self.epoch * 1_009))
         self._before_step(self.step)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a batch; stops when it is not finite."""
         x, y = batch
+        x = x.contiguous(memory_format=torch.channels_last)
         settings = self.settings
         mean, log_variance, decoded, logits = self.network(x)
         cross_entropy = F.cross_entropy(logits.float(), y)
@@ -358,55 +346,23 @@ class BetaVAETraining(pl.LightningModule):
         if not torch.isfinite(loss):
             raise ValueError(f"the loss became {loss.item()} in step {self.step}; try a smaller training.lr")
         accuracy = (logits.argmax(1) == y).float().mean()
-        self._sums.append(torch.stack([t.detach() for t in (loss, recon, kl, cross_entropy, accuracy)]))
+        self.sums.append(torch.stack([t.detach() for t in (loss, recon, kl, cross_entropy, accuracy)]))
         return loss
 
     def _capacity(self) -> float:
         """C of this step in nats."""
         assert self.settings.capacity is not None
-        return self.settings.capacity * min(1.0, self.epoch / self.settings.capacity_epochs)
-
-    def on_train_epoch_end(self) -> None:
-        """Write down the epoch's figures."""
-        names = ("loss", "reconstruction", "kl", "cross_entropy", "train_acc")
-        values = torch.stack(self._sums).mean(0).tolist()
-        figures = {"epoch": len(self.history) + 1, **dict(zip(names, values, strict=True))}
-        self._sums = []
-        self.history.append(figures)
-        self._on_epoch(figures)
+        epochs = self.first_epoch + self.step / self.steps_per_epoch
+        return self.settings.capacity * min(1.0, epochs / self.settings.capacity_epochs)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW at the constant learning rate."""
         training = self.training_settings
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
+        return self.restored(
+            torch.optim.AdamW(
+                self.network.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
+            )
         )
-        if self._start is not None:
-            optimizer.load_state_dict(self._start["optimizer"])
-        return optimizer
-
-    def checkpoint(self) -> dict[str, Any]:
-        """All that a training needs to resume after the last finished epoch, in plain types and tensors."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.trainer.optimizers[0].state_dict(),
-            "history": self.history,
-        }
-
-
-class _Passes:
-    """The batches of a training; the pass follows from the steps taken, so that a resumed one is right."""
-
-    def __init__(self, batches: Passes, module: BetaVAETraining) -> None:
-        self.batches, self.module = batches, module
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.batches.epoch = int(self.module.epoch)
-        for x, y in self.batches:
-            yield x.contiguous(memory_format=torch.channels_last), y
 
 
 def train(
@@ -448,12 +404,7 @@ def train(
     num_steps = training.epochs * steps if num_steps is None else num_steps
     start = None
     if checkpoint is not None and checkpoint.is_file():
-        try:
-            start = read_weights(checkpoint)
-        except ValueError as error:
-            raise ValueError(f"{error}; delete it to train from the start") from None
-        if start.get("identity") != identity:
-            raise ValueError(f"{checkpoint} is of another training; delete it to train from the start")
+        start = read_checkpoint(checkpoint, identity or {})
         announce(f"going on after epoch {len(start['history'])}")
     module = BetaVAETraining(
         network,
@@ -471,7 +422,7 @@ def train(
     if module.step < num_steps:
         fit_by_lightning(
             module,
-            _Passes(batches, module),
+            InOrder(batches, module),
             folder=folder,
             keep=None if checkpoint is None else KeepLast(checkpoint, identity or {}),
             max_steps=num_steps - module.step,
@@ -495,25 +446,6 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def write_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain types in one piece."""
-    write_torch(path, dict(content))
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """What `write_weights` wrote.
-
-    Raises:
-        ValueError: Missing or damaged.
-    """
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path}") from None
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
-
-
 def identity_of(
     settings: BetaVAESettings, training: Training, dataset: Any, seed: int, part: str
 ) -> dict[str, Any]:
@@ -533,7 +465,7 @@ def load(network: BetaVAE, path: Path) -> None:
     Raises:
         ValueError: Missing, damaged, or of a network of another shape; names the first weight that differs.
     """
-    weights = read_weights(path).get("network")
+    weights = read_torch(path).get("network")
     if not isinstance(weights, dict):
         raise ValueError(f"{path} is no checkpoint of a Beta-VAE: it has no network")
     own = network.state_dict()

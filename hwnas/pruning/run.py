@@ -21,6 +21,7 @@ from hwnas.files import (
     append,
     find_file,
     parse_json,
+    read_torch,
     remove,
     replacing,
     shaped,
@@ -28,6 +29,7 @@ from hwnas.files import (
     write_bytes,
     write_csv,
     write_text,
+    write_torch,
 )
 from hwnas.pruning import masks
 from hwnas.pruning.beta_vae import (
@@ -36,9 +38,7 @@ from hwnas.pruning.beta_vae import (
     codes,
     identity_of,
     load,
-    read_weights,
     train,
-    write_weights,
 )
 from hwnas.pruning.disentanglement import dci, kl_per_dimension, mig, proxies, sap
 from hwnas.pruning.report import write_study
@@ -171,7 +171,7 @@ class _Run:
         path = self.folder / WEIGHTS
         if path.is_file():  # of an earlier session of this run
             try:
-                stored = read_weights(path)
+                stored = read_torch(path)
             except ValueError as error:
                 self.display.warn(f"{error}; the network is trained again")
                 remove(path)
@@ -209,7 +209,7 @@ class _Run:
                     identity=identity_of(self.settings, self.training, self.dataset, self.seed, "train"),
                     announce=self.display.say,
                 )
-        write_weights(path, {"network": self.network.state_dict(), "history": history})
+        write_torch(path, {"network": self.network.state_dict(), "history": history})
         return history
 
     def read_out(self) -> dict[str, Any]:
@@ -335,7 +335,7 @@ class _Run:
         num_zeros, num_weights = masks.zeros(deployed)
         small = smaller(deployed) if pruning.structure == "filters" else deployed
         path = self.network_file(target)
-        write_weights(path, {"arguments": small.arguments, "network": small.state_dict()})
+        write_torch(path, {"arguments": small.arguments, "network": small.state_dict()})
         row: dict[str, Any] = {
             "target": float(target),
             "sparsity": num_zeros / num_weights,
@@ -511,7 +511,7 @@ def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
 
 def _deployed(path: Path) -> Any:
     """The network in a file, in evaluation mode."""
-    stored = read_weights(path)
+    stored = read_torch(path)
     network = Deployed(**stored["arguments"])
     network.load_state_dict(stored["network"])
     return network.eval()

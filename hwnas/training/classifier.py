@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.core import seed_of
-from hwnas.files import write_torch
+from hwnas.training.checkpoint import Batch, InOrder, KeepLast, Passes, Resumable, read_checkpoint
 from hwnas.training.lightning import fit_by_lightning
 from hwnas.training.recipe import CHECKPOINT, PRECISIONS, Recipe
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
 """Settings of a recipe that may be others when a training resumes."""
 
-Batch = tuple[Tensor, Tensor]
-
 
 class DivergedError(ValueError):
     """A loss that is not finite."""
-
-
-class Passes(Protocol):
-    """Batches for training or evaluation; `epoch` chooses shuffle and augmentation of the next pass."""
-
-    epoch: int
-
-    def __len__(self) -> int:
-        """Batches per pass."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """(images (B, C, H, W) in 0..1, labels (B,)) per batch."""
 
 
 class Dataset(Protocol):
@@ -57,7 +42,7 @@ class Dataset(Protocol):
         """How training images are changed at random, JSON-able."""
 
 
-class Classifier(pl.LightningModule):
+class Classifier(Resumable):
     """Normalises images, classifies them with a network, and trains it by a recipe.
 
     Args:
@@ -80,6 +65,7 @@ class Classifier(pl.LightningModule):
         ValueError: The recipe asks for what the network has not.
     """
 
+    figures = ("loss", "train_acc")
     mean: Tensor
     std: Tensor
 
@@ -95,31 +81,16 @@ class Classifier(pl.LightningModule):
         start: Mapping[str, Any] | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
     ) -> None:
-        super().__init__()
         recipe.check(
             auxiliary=getattr(network, "auxiliary", None) is not None,
             drop_path=hasattr(network, "set_drop_path"),
         )
-        self.network = network
+        super().__init__(network, steps_per_epoch=steps_per_epoch, start=start, on_epoch=on_epoch)
         self.recipe = recipe
         self.num_steps = num_steps
-        self.steps_per_epoch = steps_per_epoch
         self.seed = seed
-        self.history: list[dict[str, float]] = []
-        self._start = start
-        if start is not None:
-            network.load_state_dict(start["network"])
-            self.history += start["history"]
-        self._steps_before = len(self.history) * steps_per_epoch
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self._on_epoch = on_epoch
-        self._sums: list[Tensor] = []
-
-    @property
-    def step(self) -> int:
-        """Optimiser steps taken, also before the training was interrupted."""
-        return self._steps_before + self.global_step
 
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Images in 0..1 as the network takes them."""
@@ -153,90 +124,32 @@ class Classifier(pl.LightningModule):
                 f"the loss became {loss.item()} in step {self.step} at a learning rate of "
                 f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
             )
-        self._sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
+        self.sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Write down the epoch's figures."""
-        sums = torch.stack(self._sums).mean(0)
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="mean")
-        loss, accuracy = sums.tolist()
-        figures = {
-            "epoch": len(self.history) + 1,
-            "loss": loss,
-            "train_acc": accuracy,
-            "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-        }
-        self._sums = []
-        self.history.append(figures)
-        if self.trainer.is_global_zero:
-            self._on_epoch(figures)
+    def epoch_settings(self) -> dict[str, float]:
+        """The learning rate at the end of an epoch."""
+        return {"lr": self.optimizers().param_groups[0]["lr"]}  # type: ignore[union-attr]
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         """SGD and the recipe's schedule, per step."""
         recipe = self.recipe
-        optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
+        optimizer = self.restored(
+            torch.optim.SGD(
+                self.network.parameters(),
+                lr=recipe.lr,
+                momentum=recipe.momentum,
+                weight_decay=recipe.weight_decay,
+                nesterov=recipe.nesterov and recipe.momentum > 0,
+            )
         )
-        if self._start is not None:
-            optimizer.load_state_dict(self._start["optimizer"])
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr  # the schedule starts from it, at the right step
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr  # the schedule starts from it, at the right step
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: recipe.lr_factor(self._steps_before + step, self.num_steps, self.steps_per_epoch),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_fit_start(self) -> None:
-        """Restore the loss scale of fp16."""
-        if self._start is not None:
-            self.trainer.precision_plugin.load_state_dict(self._start["precision"])
-
-    def checkpoint(self) -> dict[str, Any]:
-        """All that a training needs to resume after the last finished epoch, in plain types and tensors."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.trainer.optimizers[0].state_dict(),
-            "precision": self.trainer.precision_plugin.state_dict(),
-            "history": self.history,
-        }
-
-
-class _Shuffled:
-    """The batches of a training; the pass follows from the steps taken, so that a resumed one is right."""
-
-    def __init__(self, batches: Passes, module: Classifier) -> None:
-        self.batches, self.module = batches, module
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.batches.epoch = self.module.step // self.module.steps_per_epoch
-        return iter(self.batches)
-
-
-class KeepLast(pl.callbacks.Checkpoint):
-    """Writes a checkpoint after every epoch, in one piece; resumed from Lightning's, a batch came twice.
-
-    Args:
-        path: The file.
-        identity: What is trained, JSON-able; kept beside what the module's `checkpoint()` gives.
-    """
-
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path, self.identity = path, dict(identity)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it, in the first process only."""
-        if trainer.is_global_zero:
-            write_torch(self.path, {**cast(Any, pl_module).checkpoint(), "identity": self.identity})
 
 
 def fit(
@@ -292,7 +205,7 @@ def fit(
             **{f"trainer.{key}": value for key, value in chosen.items()},
         }
         if path.is_file():
-            start = _read(path, identity)
+            start = read_checkpoint(path, identity)
             announce(f"going on after epoch {len(start['history'])}")
     module = Classifier(
         network, *dataset.normalisation(), recipe, num_steps, max(1, steps), seed, start, on_epoch
@@ -305,7 +218,7 @@ def fit(
         try:
             fit_by_lightning(
                 module,
-                _Shuffled(batches, module),
+                InOrder(batches, module),
                 folder=folder,
                 devices=recipe.devices,
                 strategy=recipe.strategy,
@@ -320,7 +233,7 @@ def fit(
                 raise
             raise explained from error
         if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
-            module.history = _read(path, identity)["history"]
+            module.history = read_checkpoint(path, identity)["history"]
     return module.cpu().eval()
 
 
@@ -342,28 +255,6 @@ def _leaves_unused(network: nn.Module, dataset: Dataset, recipe: Recipe) -> bool
             used |= {step, getattr(step, "variable", None)}
             steps += [before for before, _ in step.next_functions]
     return not used.issuperset(probe.parameters())
-
-
-def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint.
-
-    Raises:
-        ValueError: It is damaged, or of another training.
-    """
-    try:
-        stored = dict(torch.load(path, map_location="cpu", weights_only=True))
-        found = dict(stored["identity"])
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}); delete it to train from the start"
-        ) from None
-    for key, value in identity.items():
-        if found.get(key) != value:
-            raise ValueError(
-                f"{path} is of another training: its {key} is {found.get(key)}, not {value}; "
-                "delete it to train from the start"
-            )
-    return stored
 
 
 def _explained(error: Exception, module: Classifier, path: Path | None, settings: str) -> ValueError | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hwnas.core import is_near_chance
 from hwnas.data.images import Images
-from hwnas.files import only_maker, write_torch
+from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.training.classifier import Classifier, accuracy_and_chance, fit
 from hwnas.training.recipe import Recipe
 
@@ -126,12 +126,8 @@ def reference_model(
     # A fresh model in any case, so that its features are the same bit for bit in every run.
     network = _new(dataset, seed)
     if recipe.epochs:
-        try:
-            stored = torch.load(path, weights_only=True)
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}); delete it to train the reference anew"
-            ) from None
+        advice = "; delete it to train the reference anew"
+        stored = read_torch(path, "weights", "valid_acc", advice=advice)
         network.load_state_dict(stored["weights"])
         verb = "trained, kept in" if trained else "from"
         seen = part == "all" and not dataset.validates_on_test_images

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.data.images import Batches, Images, augment
-from hwnas.files import temporary_folder, write_torch
+from hwnas.files import read_torch, temporary_folder, write_torch
 from hwnas.spaces.capabilities import HasSupernet
 from hwnas.training.lightning import fit_by_lightning
 from hwnas.training.progress import progress
@@ -332,7 +332,7 @@ class SharedWeights(pl.LightningModule):
                 max_epochs=num_epochs,
                 gradient_clip_val=self.recipe.grad_clip,
             )
-            state = torch.load(handed, weights_only=True)
+            state = read_torch(handed)
         self.trainer = None  # it refers to all that it had
         self.load(state)
         return dict(state["figures"])

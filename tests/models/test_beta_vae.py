@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hwnas.data.images import Images
+from hwnas.files import write_torch
 from hwnas.pruning.beta_vae import (
     BetaVAE,
     BetaVAESettings,
@@ -22,7 +23,6 @@ from hwnas.pruning.beta_vae import (
     load,
     reconstruction_loss,
     train,
-    write_weights,
 )
 
 SMALL = BetaVAESettings(
@@ -74,7 +74,7 @@ def test_the_loss_is_the_weighted_sum() -> None:
     module = BetaVAETraining(network(settings), TRAINING, steps_per_epoch=5, seed=0)
     x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
     loss = module.training_step((x, y), 0).item()
-    total, recon, kl, cross_entropy, _ = module._sums[0].tolist()
+    total, recon, kl, cross_entropy, _ = module.sums[0].tolist()
     assert loss == total == pytest.approx(recon + 4 * kl + 7 * cross_entropy, rel=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_capacity_leads_the_kl() -> None:
             network(settings), TRAINING, steps_per_epoch=5, seed=0, first_epoch=first_epoch
         )
         loss = module.training_step((x, y), 0).item()
-        _, recon, kl, _, _ = module._sums[0].tolist()
+        _, recon, kl, _, _ = module.sums[0].tolist()
         assert loss == pytest.approx(recon + 2 * abs(kl - capacity), rel=1e-5)
 
 
@@ -231,7 +231,7 @@ def test_identity_tells_trainings_apart(digits: Images) -> None:
 def test_loading_another_networks_weights(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     net = network()
-    write_weights(path, {"network": net.state_dict()})
+    write_torch(path, {"network": net.state_dict()})
     other = network()
     with torch.no_grad():
         other.deployed.mean.weight.zero_()
@@ -250,7 +250,7 @@ def test_loading_another_networks_weights(tmp_path: Path) -> None:
         load(net, path)
     with pytest.raises(ValueError, match="there is no "):
         load(net, tmp_path / "nowhere.pt")
-    write_weights(path, {"weights": {}})
+    write_torch(path, {"weights": {}})
     with pytest.raises(ValueError, match="no checkpoint of a Beta-VAE"):
         load(net, path)
 

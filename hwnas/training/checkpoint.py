@@ -1,0 +1,159 @@
+"""Trainings that keep a checkpoint of every epoch and resume from it as if never interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from hwnas.files import read_torch, write_torch
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Passes(Protocol):
+    """Batches for training or evaluation; `epoch` chooses shuffle and augmentation of the next pass."""
+
+    epoch: int
+
+    def __len__(self) -> int:
+        """Batches per pass."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """(images (B, C, H, W) in 0..1, labels (B,)) per batch."""
+
+
+class Resumable(pl.LightningModule):
+    """A network in training, by whole passes over the training images.
+
+    `training_step` adds to `sums` the batch's mean of each figure that `figures` names.
+
+    Args:
+        network: Trained in place.
+        steps_per_epoch: Optimiser steps per pass.
+        start: Checkpoint to resume from, as `checkpoint` returns it; None starts anew.
+        first_epoch: Number of the first pass, from 0.
+        on_epoch: Called with the figures of each epoch.
+
+    Attributes:
+        history: Per epoch "epoch", from 1, and the figures.
+        sums: Figures of each step of the epoch.
+    """
+
+    figures: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        steps_per_epoch: int,
+        start: Mapping[str, Any] | None,
+        on_epoch: Callable[[dict[str, float]], None],
+        first_epoch: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network, self.steps_per_epoch, self.first_epoch = network, steps_per_epoch, first_epoch
+        self._start, self._on_epoch = start, on_epoch
+        self.history: list[dict[str, float]] = []
+        if start is not None:
+            network.load_state_dict(start["network"])
+            self.history += start["history"]
+        self._steps_before = len(self.history) * steps_per_epoch
+        self.sums: list[Tensor] = []
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken, also before the training was interrupted."""
+        return self._steps_before + self.global_step
+
+    @property
+    def epoch(self) -> int:
+        """Number of the pass, from `first_epoch`; follows from the steps, so that a resumed one is right."""
+        return self.first_epoch + self.step // self.steps_per_epoch
+
+    def restored(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """An optimiser with the checkpoint's state, if there is a checkpoint."""
+        if self._start is not None:
+            optimizer.load_state_dict(self._start["optimizer"])
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        """Restore the loss scale of fp16."""
+        if self._start is not None and self._start.get("precision"):
+            self.trainer.precision_plugin.load_state_dict(self._start["precision"])
+
+    def on_train_epoch_end(self) -> None:
+        """Write down the epoch's figures."""
+        sums = torch.stack(self.sums).mean(0)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="mean")
+        self.sums = []
+        values = dict(zip(self.figures, sums.tolist(), strict=True))
+        self.history.append({"epoch": len(self.history) + 1, **values, **self.epoch_settings()})
+        if self.trainer.is_global_zero:
+            self._on_epoch(self.history[-1])
+
+    def epoch_settings(self) -> dict[str, float]:
+        """What else is written down of an epoch."""
+        return {}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a training needs to resume after the last finished epoch, in plain types and tensors."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "precision": self.trainer.precision_plugin.state_dict(),
+            "history": self.history,
+        }
+
+
+class InOrder:
+    """The batches of a training, each pass with the module's number of it."""
+
+    def __init__(self, batches: Passes, module: Resumable) -> None:
+        self.batches, self.module = batches, module
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.batches.epoch = self.module.epoch
+        return iter(self.batches)
+
+
+class KeepLast(pl.callbacks.Checkpoint):
+    """Writes a checkpoint after every epoch, in one piece; resumed from Lightning's, a batch came twice.
+
+    Args:
+        path: The file.
+        identity: What is trained, JSON-able; kept beside what the module's `checkpoint()` gives.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path, self.identity = path, dict(identity)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it, in the first process only."""
+        if trainer.is_global_zero:
+            write_torch(self.path, {**cast(Resumable, pl_module).checkpoint(), "identity": self.identity})
+
+
+def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What `KeepLast` wrote.
+
+    Raises:
+        ValueError: It is damaged, or of another training; says in what they differ.
+    """
+    advice = "; delete it to train from the start"
+    stored = read_torch(path, "network", "optimizer", "history", "identity", advice=advice)
+    found = dict(stored["identity"])
+    for key, value in identity.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{path} is of another training: its {key} is {found.get(key)}, not {value}{advice}"
+            )
+    return stored
