@@ -640,6 +640,7 @@ class Evaluator(ABC):
     Attributes:
         name: Owner of the metrics in the store.
         metrics: Goal per metric; the first one is the evaluator's main metric.
+        reported: Goal per metric that only `report` shows.
         exhaustive: Whether it answers for a whole space in no time (a table, a formula, a profile).
         note: A sentence that belongs beside every answer, e.g. whose costs they are; may be empty.
         stationary: Whether answers of different generations can be compared; false once weights that they
@@ -648,6 +649,7 @@ class Evaluator(ABC):
 
     name: str
     metrics: Mapping[str, Goal]
+    reported: Mapping[str, Goal] = MappingProxyType({})
     exhaustive: bool = False
     note: str = ""
 
@@ -693,7 +695,10 @@ class Evaluator(ABC):
         return self.parts(genotypes)
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Metrics that only reports may show (test accuracy of tables); never told to a strategy."""
+        """Metrics that only reports may show (test accuracy of tables); never told to a strategy.
+
+        They are among `reported`.
+        """
         return [{} for _ in genotypes]
 
     def separable(self, metric: str) -> Sum | None:

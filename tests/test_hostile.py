@@ -354,6 +354,7 @@ def test_goals_are_those_of_the_folder(tmp_path: Path) -> None:
         run = read_run(folder)
         assert run.limits == (Limit("f1", 0.5, goal),)
         assert (run.plan.goal("f1"), run.plan.goal("val_acc")) == (goal, "max")
+        assert (run.plan.goal("table_val_acc"), run.plan.goal("flops")) == ("max", "min")  # by their names
 
 
 def test_printable() -> None:

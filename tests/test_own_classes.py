@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hwnas import api
 from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Strategy, Trial, checked_result
+from hwnas.runs.result import read_plan
 from hwnas.searches.loop import search
-from hwnas.spaces.toy import Toy
+from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.store.archive import Archive
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import EvaluationStore
@@ -52,6 +55,28 @@ class Board(Evaluator):
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         return self._rows
+
+
+class Judge(ToyCost):
+    """Reports a test error beside its accuracy, and may say that less of it is better."""
+
+    def __init__(self, space: Toy, *, says: bool = True) -> None:
+        super().__init__(space, metric="val_acc")
+        self.reported = {"test_error": "min"} if says else {}
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        return [{"test_error": 0.25} for _ in genotypes]
+
+
+def test_goals_of_what_is_reported_come_from_the_evaluator(tmp_path: Path) -> None:
+    toy = ["experiment=toy", "generations=1", "logger=csv"]
+    found = api.search(*toy, evaluator=Judge, folder=tmp_path / "run", show=False)
+    for plan in (found.plan, api.read_run(found.folder).plan, read_plan(found.folder / "plan.json")):
+        assert plan.goal("test_error") == "min"
+    with pytest.raises(
+        ValueError, match=r"report\(\) answers test_error, whose goal is not said: reported = "
+    ):
+        api.search(*toy, evaluator=partial(Judge, says=False), folder=tmp_path / "unsaid", show=False)
 
 
 def run(folder: Path, population: Any, rows: Any, version: Any = "1") -> list[Trial]:

@@ -27,7 +27,7 @@ OLD: dict[str, Any] = {
 """What the first version wrote."""
 NEW = {
     **OLD,
-    "schema": 1,
+    "schema": 2,
     "goals": {"rmi": "min"},
     "best": NETWORK,
     "effects": {"val_acc": {"mean": None, "added": [[0.5, None]], "r2": 1.0, "num": 2}},
@@ -80,7 +80,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ({"limits": {"rmi": None}}, r"limits\.rmi is null, not a number"),
         ({"population": {"size": 1, "different": 2}}, "population has 2 different networks among 1"),
         ({"sums": {"a": {"base": 1.0, "added": [[1.0], []]}}}, "a table has rows of different lengths"),
-        ({"schema": 2}, "schema is 2, and this version of hwnas reads 1"),
+        ({"schema": 3}, "schema is 3, and this version of hwnas reads 1 and 2"),
+        ({"schema": 2, "limits": {"f1": 1.0}}, "goals do not say in which direction f1 is better"),
         ({"status": "running"}, 'status is "running"'),
     ],
 )

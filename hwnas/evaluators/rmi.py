@@ -150,7 +150,7 @@ class RMI(Evaluator):
         self.batch_choice = batch_choice
         self.images = images
         self.reference = reference
-        self._lookup = lookup
+        self._lookup, self.reported = lookup, lookup.goals
         self._candidates = space.resized(
             channels=channels, num_cells=space.fewest_cells if num_cells == "fewest" else num_cells
         )

@@ -201,7 +201,7 @@ class Supernet(Evaluator):
             dataset.cutout = cutout
         self._dataset = dataset
         self._store_dir, self._folder, self._announce = store_dir, folder, announce
-        self._lookup = lookup
+        self._lookup, self.reported = lookup, lookup.goals
         hard = training.sampling == "single_path" or decoding == "hard"
         if hard and eval_mode == "running" and track_running_stats:
             announce(

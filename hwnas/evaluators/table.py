@@ -73,6 +73,7 @@ class Table(Evaluator):
     ) -> None:
         self.name = "table"
         self.metrics = {metric: goal}
+        self.reported = {} if test_column is None else {"test_acc": "max"}
         self._metric = metric
         self._epochs = epochs
         if training_seed is not None:
@@ -145,6 +146,9 @@ class Lookup:
         test_column: Column of the test accuracy, reported as `test_acc`; None: there is none.
         scale: Factor from the columns to 0..1, e.g. 0.01 from percent.
 
+    Attributes:
+        goals: Goal per metric that it knows.
+
     Raises:
         ValueError: As for `Table`.
     """
@@ -163,6 +167,7 @@ class Lookup:
         columns = {metric: column for metric, column in named.items() if column is not None and path}
         arrays = by_genotype(space, path, list(columns.values())) if path and columns else {}
         self._values = {metric: arrays[column] * scale for metric, column in columns.items()}
+        self.goals: dict[str, Goal] = dict.fromkeys(columns, "max")
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """`table_val_acc` and `test_acc` per genotype, those that the table knows; for `Evaluator.report`."""

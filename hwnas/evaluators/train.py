@@ -85,7 +85,7 @@ class Train(Evaluator):
         self._folder = store_dir / "trainings"
         self._announce = announce
         self._warn = warn
-        self._lookup = lookup
+        self._lookup, self.reported = lookup, lookup.goals
         self._said = self._warned = False
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:

@@ -241,6 +241,8 @@ def read_run(folder: Path, result: Result | None = None) -> Run:
         for genotype in {trial.genotype for trial in trials}:
             space.check(genotype)
         costs(trials, plan.objectives)  # every trial has them
+        for metric in dict.fromkeys([*trials[0].metrics, *(result.reports if result else ())]):
+            plan.goal(metric)
         violations(trials, plan.bounds)
         if result is not None:
             _check_tables(result, space, len(unique(trials)))

@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,8 +21,11 @@ import numpy as np
 from hwnas.core import FloatArray, Goal, Limit, Objective, Sum
 from hwnas.files import read_json, shaped, write_json
 
-SCHEMA = 1
-"""Version of both files; those that were written before there were versions are of version 1."""
+SCHEMA = 2
+"""Version of both files; those that were written before there were versions are of version 1.
+
+Since version 2 the goals of all metrics are said.
+"""
 
 MOST_REPORTED = 5_000
 """Of at most so many networks of a run, evenly spread, result.json says what only reports may show."""
@@ -193,6 +196,13 @@ class Effects:
     num: int
 
 
+class _GoalsByName(dict[str, Goal]):
+    """Goals of a folder of version 1: what it does not say was meant by the metric's name."""
+
+    def __missing__(self, metric: str) -> Goal:
+        return "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a search optimises.
@@ -200,7 +210,7 @@ class Plan:
     Attributes:
         objectives: The quality first, then costs.
         limits: Bound per metric.
-        goals: The direction in which each metric of the run is better; older folders do not say it.
+        goals: The direction in which each metric of the run is better, also those that only reports show.
     """
 
     objectives: tuple[Objective, ...]
@@ -208,11 +218,16 @@ class Plan:
     goals: Mapping[str, Goal] = field(default_factory=dict)
 
     def goal(self, metric: str) -> Goal:
-        """The direction in which a metric is better; where the folder does not say it, by the name."""
-        known: dict[str, Goal] = {**self.goals, **{o.metric: o.goal for o in self.objectives}}
-        return known.get(metric) or (
-            "max" if metric.endswith("_acc") or metric in ("rmi", "rmi_flops") else "min"
-        )
+        """The direction in which a metric is better.
+
+        Raises:
+            ValueError: Nothing says it.
+        """
+        of_objectives = {objective.metric: objective.goal for objective in self.objectives}
+        try:
+            return of_objectives.get(metric) or self.goals[metric]
+        except KeyError:
+            raise ValueError(f"goals do not say in which direction {metric} is better") from None
 
     @property
     def bounds(self) -> tuple[Limit, ...]:
@@ -227,10 +242,14 @@ class Plan:
             ValueError: Something is missing or of another kind; says where.
         """
         shaped(content, _shape(cls) | {"schema?": int})
-        schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
-        if schema != SCHEMA:
-            raise ValueError(f"schema is {schema}, and this version of hwnas reads {SCHEMA}")
+        assert isinstance(content, dict)
+        schema = content.get("schema", 1)
+        if schema not in (1, SCHEMA):
+            raise ValueError(f"schema is {schema}, and this version of hwnas reads 1 and {SCHEMA}")
         read: Self = _made(cls, content)
+        if schema == 1:
+            read = replace(read, goals=_GoalsByName(read.goals))
+        assert all(map(read.goal, read.limits))
         return read
 
     def to_json(self) -> dict[str, Any]:

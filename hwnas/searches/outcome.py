@@ -70,8 +70,19 @@ class Conclusion:
         self._reports = {trial.genotype: row for trial, row in zip(shown, self._reported(shown), strict=True)}
 
     def _reported(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
-        """What only reports may show, per trial."""
-        return self.task.quality.report([trial.genotype for trial in trials]) if trials else []
+        """What only reports may show, per trial.
+
+        Raises:
+            ValueError: The evaluator does not say the goal of a metric that it reports.
+        """
+        quality = self.task.quality
+        rows = quality.report([trial.genotype for trial in trials]) if trials else []
+        if unknown := sorted({name for row in rows for name in row} - quality.reported.keys()):
+            raise ValueError(
+                f"{type(quality).__name__}.report() answers {unknown[0]}, whose goal is not said: "
+                f"reported = {{{unknown[0]!r}: 'max'}}, or 'min'"
+            )
+        return rows
 
     @property
     def to_train(self) -> Trial | None:

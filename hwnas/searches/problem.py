@@ -92,9 +92,9 @@ class Task:
 
     @property
     def plan(self) -> Plan:
-        """Objectives, limits as numbers, and the goals of all metrics."""
+        """Objectives, limits as numbers, and the goals of all metrics, reported ones included."""
         limits = {limit.metric: limit.bound for limit in self.limits}
-        return Plan(objectives=self.objectives, limits=limits, goals=self.goals)
+        return Plan(objectives=self.objectives, limits=limits, goals={**self.goals, **self.quality.reported})
 
 
 def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:

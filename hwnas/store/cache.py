@@ -37,7 +37,7 @@ class CachedEvaluator(Evaluator):
     ) -> None:
         self.inner = inner
         self.name = inner.name
-        self.metrics = inner.metrics
+        self.metrics, self.reported = inner.metrics, inner.reported
         self.version = ""
         self.saved = 0
         self._store = store
