@@ -63,6 +63,20 @@ def test_operations_that_are_not_supported() -> None:
     assert optimum(space, cost, Sum(0.0, np.full((2, 3), np.inf)), 9.0) is None
 
 
+def test_a_limit_just_below_a_cost() -> None:
+    space, rng = FBNet(), np.random.default_rng(3)
+    cost = random_sum(space, rng)
+    value = Sum(0.0, cost.added + 0.3 * rng.random(space.alpha_shape))
+    found = optimum(space, value, cost, 9.0)
+    assert found is not None
+    limit = cost(found) * (1 - 1e-9)
+    other = optimum(space, value, cost, limit)
+    assert other is not None
+    assert cost(other) <= limit
+    assert limit - cost(other) < 0.01
+    assert value(other) < value(found)
+
+
 def test_too_many_partial_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knapsack, "MOST_STATES", 1)
     space, rng = Toy(), np.random.default_rng(0)

@@ -2,6 +2,10 @@
 
 Choosing one operation per edge, for the most value within a budget, is a multiple-choice knapsack.
 Source: Sinha & Zoltners, The multiple-choice knapsack problem, Operations Research 27(3), 1979.
+
+Not `scipy.optimize.milp`: its solver allows a cost to exceed the limit by 1e-6, in any unit, and takes values
+within 1e-6 for equal, which scipy gives no setting for; of 60 limits just below a network's cost in FBNet, 40
+were exceeded. It needs 80 to 110 ms where this needs 6 (scipy 1.17), and prints lines of its own.
 """
 
 from __future__ import annotations
