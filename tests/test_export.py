@@ -31,7 +31,7 @@ from hwnas.data.images import Images
 from hwnas.devices import board
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, network_shape
 from hwnas.exports.deployed import Deployed
-from hwnas.exports.network import export_network
+from hwnas.exports.network import ExportSettings, export_network
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts.encoding import PRESETS
 from hwnas.spaces.nasbench201 import NasBench201
@@ -215,8 +215,8 @@ def test_calibration_sees_training_images_only(tmp_path: Path) -> None:
     dataset = digits(Watched)
     module = Deployed(SPACE.network(SPACE.from_str(ARCH)), *dataset.normalisation())
     told = export_network(
-        module, dataset, tmp_path, formats=["onnx"], int8=True, calibration_images=30, check_images=10,
-        rounds=3, metadata={}, say=lambda text: None,
+        module, dataset, tmp_path, ExportSettings(["onnx"], True, 30, 10, rounds=3),
+        metadata={}, say=lambda text: None,
     )  # fmt: skip
     assert Watched.asked == ["train", "test", "test"]
     # Test images 0, 40, ... 358, evenly spaced.
@@ -245,8 +245,8 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"network\.onnx does not compute what torch does: its logits differ by up"
     ):
         export_network(
-            module, digits(), tmp_path, formats=["onnx"], int8=False, calibration_images=1, check_images=5,
-            rounds=3, metadata={}, say=lambda text: None,
+            module, digits(), tmp_path, ExportSettings(["onnx"], False, 1, 5, rounds=3),
+            metadata={}, say=lambda text: None,
         )  # fmt: skip
     assert not (tmp_path / "card.md").exists()
 
@@ -259,8 +259,8 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, formats: li
     try:
         with pytest.raises(OSError, match="File too large") as error:
             export_network(
-                module, digits(), tmp_path, formats=formats, int8=False, calibration_images=1, check_images=5,
-                rounds=3, metadata={}, say=lambda text: None,
+                module, digits(), tmp_path, ExportSettings(formats, False, 1, 5, rounds=3),
+                metadata={}, say=lambda text: None,
             )  # fmt: skip
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -15,7 +15,7 @@ from hwnas.build import build, read_yaml
 from hwnas.core import Count, Genotype, SearchSpace, Seed, check_setting, suggestion
 from hwnas.devices import board
 from hwnas.devices.measure import draw_weights
-from hwnas.devices.onnx_models import require_onnx
+from hwnas.devices.onnx_models import PACKAGES, require_onnx
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.exports.card import card
 from hwnas.exports.deployed import Deployed
@@ -25,10 +25,10 @@ from hwnas.exports.network import (
     FILES,
     INPUT,
     OUTPUT,
-    PACKAGES,
     TRAINED_SHAPE,
-    _metadata,
+    ExportSettings,
     export_network,
+    metadata_of,
     target,
 )
 from hwnas.files import plain_yaml, read_json, shaped, write_json, write_text
@@ -131,11 +131,13 @@ def main(cfg: DictConfig) -> None:
     for name, what in (("to", "folder"), ("weights", "file")):
         if cfg[name] is not None and not isinstance(cfg[name], str):
             raise ValueError(f"{name} must be a {what}, not {cfg[name]!r}")
-    settings: dict[str, Any] = {
-        "calibration_images": check_setting("calibration_images", Count, cfg.calibration_images),
-        "check_images": check_setting("check_images", Count | None, cfg.check_images),
-        "rounds": check_setting("rounds", Annotated[int, Ge(3)], cfg.rounds),
-    }
+    settings = ExportSettings(
+        formats,
+        int8,
+        calibration_images=check_setting("calibration_images", Count, cfg.calibration_images),
+        check_images=check_setting("check_images", Count | None, cfg.check_images),
+        rounds=check_setting("rounds", Annotated[int, Ge(3)], cfg.rounds),
+    )
     if (cfg.arch is None) == (cfg.run is None):
         raise ValueError("give one of run=<folder of a search or a training> and arch='<architecture>'")
     if cfg.run is not None and cfg.weights is not None:
@@ -166,21 +168,14 @@ def main(cfg: DictConfig) -> None:
     network = _described(space, genotype, dataset, facts, module, weights)
     display.say(f"exporting {network['arch']} to {folder}")
     figures = export_network(
-        module,
-        dataset,
-        folder,
-        formats=formats,
-        int8=int8,
-        metadata=_metadata(network),
-        say=display.say,
-        **settings,
+        module, dataset, folder, settings, metadata=metadata_of(network), say=display.say
     )
     content = {
         **network,
         **figures,
         "input": INPUT,
         "output": OUTPUT,
-        "calibration_images": settings["calibration_images"] if int8 else None,
+        "calibration_images": settings.calibration_images if int8 else None,
         "machine": board.host(1),
         "predicted": predicted(space, genotype, *_devices(run, cfg, overrides, folder), display.warn),
         "made_by": None if run is None else _command_of(run),

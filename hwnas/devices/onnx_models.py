@@ -7,7 +7,7 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ from hwnas.files import replacing, temporary_folder, write_bytes
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What writes and runs a traced program."""
 
 OPSET, PROGRAM_OPSET = 17, 18
 WEIGHTS = "weights.bin"
@@ -118,6 +121,23 @@ def _exported(name: str, module: nn.Module, shape: Sequence[int]) -> bytes:
     return stream.getvalue()
 
 
+def traced(module: nn.Module, image_shape: Sequence[int]) -> ExportedProgram:
+    """A module as a program for any number of images.
+
+    Args:
+        module: In evaluation mode; images (B, C, H, W) in, one tensor out.
+        image_shape: (C, H, W).
+    """
+    import torch
+
+    # Two images: a batch of one would be taken for a constant.
+    example, batch = torch.zeros(2, *image_shape), torch.export.Dim("batch", min=1)
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # has the paths of this machine's files
+    return program
+
+
 def write_program(
     program: ExportedProgram, path: Path, *, names: tuple[str, str], metadata: Mapping[str, str]
 ) -> None:
@@ -148,6 +168,17 @@ def write_program(
         del node.metadata_props[:]  # where each came from in our code; long
     onnx.helper.set_model_props(proto, dict(metadata))
     write_bytes(path, proto.SerializeToString())
+
+
+def answers(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What an ONNX file with one input and one output computes, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
 
 
 class _Images:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,14 @@ from omegaconf import DictConfig
 
 from hwnas.devices import board
 from hwnas.devices.measure import cpu_timer
-from hwnas.devices.onnx_models import quantise, require_onnx, write_program
+from hwnas.devices.onnx_models import PACKAGES, answers, quantise, require_onnx, traced, write_program
 from hwnas.files import remove, write_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from hwnas.data.images import Images
     from hwnas.exports.deployed import Deployed
 
 
@@ -25,7 +30,6 @@ FILES = {"torch": "network.pt2", "onnx": "network.onnx"}
 INT8 = "network_int8.onnx"
 FIGURES, CARD = "export.json", "card.md"
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT = "image", "logits"
 TOLERANCE = 1e-4
 """How far a file's logits may be from torch's: a fraction of the largest logit (of 1 if all are smaller)."""
@@ -34,30 +38,51 @@ BATCH = 100
 """Images per forward pass where speed is not measured."""
 
 
+@dataclass(frozen=True)
+class ExportSettings:
+    """Which files are written, and how they are checked.
+
+    Args:
+        formats: "torch", "onnx".
+        int8: Whether to write an 8-bit ONNX file too.
+        calibration_images: Number of training images that tell the ranges of 8-bit activations.
+        check_images: Number of test images, evenly spaced; None: all.
+        rounds: Timing rounds per file.
+    """
+
+    formats: Sequence[str]
+    int8: bool
+    calibration_images: int
+    check_images: int | None
+    rounds: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """A written file: what runs it, its answers (logits by images, as arrays), and its timer."""
+
+    path: Path
+    runtime: str
+    answers: Callable[[np.ndarray], np.ndarray]
+    timer: board.Timer
+
+
 def export_network(
     module: Deployed,
-    dataset: Any,
+    dataset: Images,
     folder: Path,
+    settings: ExportSettings,
     *,
-    formats: Sequence[str],
-    int8: bool,
-    calibration_images: int,
-    check_images: int | None,
-    rounds: int,
     metadata: Mapping[str, str],
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write a network's files, classify test images with each and time each; returns the figures.
 
     Args:
         module: The network.
         dataset: Its images: training images calibrate, test images check.
         folder: Created if needed; files of an earlier export are replaced.
-        formats: "torch", "onnx".
-        int8: Whether to write an 8-bit ONNX file too.
-        calibration_images: Number of training images that tell the ranges of 8-bit activations.
-        check_images: Number of test images, evenly spaced; None: all.
-        rounds: Timing rounds per file.
+        settings: Which files, and how they are checked.
         metadata: Kept in every file.
         say: Called with sentences about the progress.
 
@@ -72,95 +97,98 @@ def export_network(
     """
     import torch
 
-    if "onnx" in formats:
+    if "onnx" in settings.formats:
         require_onnx(*PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*FILES.values(), INT8, FIGURES, CARD):
         remove(folder / name)
-    shape = (1, *dataset.image_shape)
-    runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    timers: dict[str, board.Timer] = {}
-    runtimes: dict[str, str] = {}
-    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-
-    say(f"writing {' and '.join(FILES[name] for name in formats)}")
-    # Two images: a batch of one would be taken for a constant.
-    example, batch = torch.zeros(2, *shape[1:]), torch.export.Dim("batch", min=1)
-    program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # has the paths of this machine's files
-    if "torch" in formats:
-        path = folder / FILES["torch"]
-        content = io.BytesIO()  # torch's own writer ends the process when the disk is full
-        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(dict(metadata))})
-        write_bytes(path, content.getvalue())
-        loaded = torch.export.load(path).module()
-        runs[path.name] = lambda images: loaded(torch.from_numpy(images)).numpy()
-        timers[path.name] = cpu_timer(loaded, image)
-        runtimes[path.name] = f"torch {torch.__version__}"
-    if "onnx" in formats:
-        import onnxruntime
-
-        path = folder / FILES["onnx"]
-        write_program(program, path, names=(INPUT, OUTPUT), metadata=metadata)
-        names = [path.name]
-        if int8:
-            say(f"writing {INT8}, calibrated on {calibration_images} training images")
-            quantise(path, folder / INT8, _calibration(dataset, calibration_images))
-            names.append(INT8)
-        for name in names:
-            runs[name] = _session(folder / name)
-            timers[name] = board.onnx_timer(str(folder / name), list(shape), "CPUExecutionProvider", 1)
-            runtimes[name] = f"onnxruntime {onnxruntime.__version__}"
+    say(f"writing {' and '.join(FILES[name] for name in settings.formats)}")
+    image = torch.rand((1, *dataset.image_shape), generator=torch.Generator().manual_seed(0))
+    program = traced(module, dataset.image_shape)
+    files = [_torch_file(program, folder, image, metadata)] if "torch" in settings.formats else []
+    if "onnx" in settings.formats:
+        files.append(_onnx_file(program, folder, image, metadata))
+    if settings.int8:
+        say(f"writing {INT8}, calibrated on {settings.calibration_images} training images")
+        quantise(folder / FILES["onnx"], folder / INT8, _calibration(dataset, settings.calibration_images))
+        files.append(_onnx_run(folder / INT8, image))
 
     say("classifying test images with every file")
     with torch.inference_mode():
-        figures = _checked(module, runs, dataset, check_images)
-    rows, allowed = figures["files"], TOLERANCE * max(1.0, figures["largest"])
-    for name in FILES.values():
-        if name in rows and not rows[name]["difference"] <= allowed:
+        compared, rows = _checked(module, files, dataset, settings.check_images)
+    allowed = TOLERANCE * max(1.0, compared["largest"])
+    for file, row in zip(files, rows, strict=True):
+        if file.path.name != INT8 and not row["difference"] <= allowed:
             raise ValueError(
-                f"{folder / name} does not compute what torch does: its logits differ by up to "
-                f"{rows[name]['difference']:.2g}, more than {allowed:.2g}"
+                f"{file.path} does not compute what torch does: its logits differ by up to "
+                f"{row['difference']:.2g}, more than {allowed:.2g}"
             )
+    own, *times = _timed([cpu_timer(module, image), *(file.timer for file in files)], settings.rounds)
+    return {
+        **compared,
+        "files": [
+            {
+                "file": file.path.name,
+                "runtime": file.runtime,
+                "bytes": file.path.stat().st_size,
+                "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
+                **row,
+                **latency,
+            }
+            for file, row, latency in zip(files, rows, times, strict=True)
+        ],
+        "torch": {"runtime": f"torch {torch.__version__}", **own},
+    }
+
+
+def _torch_file(program: ExportedProgram, folder: Path, image: Tensor, metadata: Mapping[str, str]) -> _File:
+    import torch
+
+    path = folder / FILES["torch"]
+    content = io.BytesIO()  # torch's own writer ends the process when the disk is full
+    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(dict(metadata))})
+    write_bytes(path, content.getvalue())
+    loaded = torch.export.load(path).module()
+    return _File(
+        path,
+        f"torch {torch.__version__}",
+        lambda images: loaded(torch.from_numpy(images)).numpy(),
+        cpu_timer(loaded, image),
+    )
+
+
+def _onnx_file(program: ExportedProgram, folder: Path, image: Tensor, metadata: Mapping[str, str]) -> _File:
+    path = folder / FILES["onnx"]
+    write_program(program, path, names=(INPUT, OUTPUT), metadata=metadata)
+    return _onnx_run(path, image)
+
+
+def _onnx_run(path: Path, image: Tensor) -> _File:
+    import onnxruntime
+
+    timer = board.onnx_timer(str(path), list(image.shape), "CPUExecutionProvider", 1)
+    return _File(path, f"onnxruntime {onnxruntime.__version__}", answers(path), timer)
+
+
+def _timed(timers: Sequence[board.Timer], rounds: int) -> list[dict[str, float]]:
+    """The latency of each, in turns, by one thread."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            times, _ = board.time_rounds({**timers, "": cpu_timer(module, image)}, rounds, noise=np.inf)
+            named = {str(number): timer for number, timer in enumerate(timers)}
+            figures, _ = board.time_rounds(named, rounds, noise=np.inf)
     finally:
         torch.set_num_threads(threads)
-    return {
-        **figures,
-        "files": [
-            {
-                "file": name,
-                "runtime": runtimes[name],
-                "bytes": (folder / name).stat().st_size,
-                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
-                **rows[name],
-                **_latency(times[name]),
-            }
-            for name in runs
-        ],
-        "torch": {"runtime": f"torch {torch.__version__}", **_latency(times[""])},
-    }
+    return [
+        {"median_ms": float(np.median(times)), "quartile_ms": board.settled(times)}
+        for times in figures.values()
+    ]
 
 
-def _latency(figures: list[float]) -> dict[str, float]:
-    return {"median_ms": float(np.median(figures)), "quartile_ms": board.settled(figures)}
-
-
-def _session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
-
-
-def _calibration(dataset: Any, num: int) -> Iterator[np.ndarray]:
+def _calibration(dataset: Images, num: int) -> Iterator[np.ndarray]:
     """Batches of the first training images, which are in random order."""
     for images, _ in dataset.batches("train", batch_size=BATCH, train=False):
         yield images[:num].numpy()
@@ -170,15 +198,15 @@ def _calibration(dataset: Any, num: int) -> Iterator[np.ndarray]:
 
 
 def _checked(
-    module: Deployed, runs: Mapping[str, Callable[[np.ndarray], np.ndarray]], dataset: Any, num: int | None
-) -> dict[str, Any]:
-    """Test images classified by torch and by every file."""
+    module: Deployed, files: Sequence[_File], dataset: Images, num: int | None
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Figures of test images classified by torch, and of those classified by each file."""
     import torch
 
     total = len(dataset.batches("test", batch_size=1, train=False))
     chosen = np.unique(np.linspace(0, total - 1, min(num or total, total)).round().astype(int))
-    right = dict.fromkeys(["", *runs], 0)
-    same, difference = dict.fromkeys(runs, 0), dict.fromkeys(runs, 0.0)
+    own_right, right, same = 0, [0] * len(files), [0] * len(files)
+    difference = [0.0] * len(files)
     largest, start = 0.0, 0
     for images, labels in dataset.batches("test", batch_size=BATCH, train=False):
         rows = chosen[(start <= chosen) & (chosen < start + len(images))] - start
@@ -187,27 +215,20 @@ def _checked(
             continue
         x, y = images[torch.from_numpy(rows)].contiguous(), labels.numpy()[rows]
         logits = module(x).numpy()
-        answers = logits.argmax(1)
-        right[""] += int((answers == y).sum())
+        classes = logits.argmax(1)
+        own_right += int((classes == y).sum())
         largest = max(largest, float(np.abs(logits).max()))
-        for name, classify in runs.items():
-            found = classify(x.numpy())
-            right[name] += int((found.argmax(1) == y).sum())
-            same[name] += int((found.argmax(1) == answers).sum())
-            difference[name] = max(difference[name], float(np.abs(found - logits).max()))
-    return {
-        "images": len(chosen),
-        "test_acc": right[""] / len(chosen),
-        "largest": largest,
-        "files": {
-            name: {
-                "test_acc": right[name] / len(chosen),
-                "agreement": same[name] / len(chosen),
-                "difference": difference[name],
-            }
-            for name in runs
-        },
-    }
+        for number, file in enumerate(files):
+            found = file.answers(x.numpy())
+            right[number] += int((found.argmax(1) == y).sum())
+            same[number] += int((found.argmax(1) == classes).sum())
+            difference[number] = max(difference[number], float(np.abs(found - logits).max()))
+    n = len(chosen)
+    own = {"images": n, "test_acc": own_right / n, "largest": largest}
+    return own, [
+        {"test_acc": right[k] / n, "agreement": same[k] / n, "difference": difference[k]}
+        for k in range(len(files))
+    ]
 
 
 TRAINED_SHAPE = {
@@ -222,7 +243,7 @@ TRAINED_SHAPE = {
 """What the architecture.json of a trained network holds, as `files.shaped` reads it."""
 
 
-def _metadata(what: Mapping[str, Any]) -> dict[str, str]:
+def metadata_of(what: Mapping[str, Any]) -> dict[str, str]:
     """What every file says about itself."""
     shape = "x".join(map(str, what["image_shape"]))
     texts = {

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
 from hwnas.core import Count, Positive, Seed, check_setting, suggestion
+from hwnas.devices.onnx_models import PACKAGES, require_onnx
 from hwnas.files import (
     append,
     find_file,
@@ -43,7 +44,7 @@ from hwnas.pruning.beta_vae import (
 from hwnas.pruning.disentanglement import dci, kl_per_dimension, mig, proxies, sap
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import retained_area, trained_enough
-from hwnas.pruning.surgery import costs, export_onnx, latency_ms, require_onnx, smaller
+from hwnas.pruning.surgery import costs, export_onnx, latency_ms, smaller
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices
 from hwnas.training.progress import progress
@@ -114,7 +115,7 @@ class _Run:
         }
         self.onnx = check_setting("onnx", bool, cfg.onnx)
         if self.onnx:
-            require_onnx()
+            require_onnx(*PACKAGES)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network = self.settings.network(self.dataset.image_shape, self.dataset.num_classes)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
-import io
-import logging
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.devices.measure import time_modules
+from hwnas.devices.onnx_models import PACKAGES, answers, require_onnx, traced, write_program
 from hwnas.pruning.beta_vae import Deployed
 
 
@@ -110,51 +106,19 @@ def latency_ms(networks: Sequence[Deployed], *, batch_size: int, threads: int, r
     return time_modules(modules, threads=threads, rounds=rounds)
 
 
-def require_onnx() -> None:
-    """Raise ValueError if the extra "onnx" is not installed."""
-    lacking = [
-        name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
-    ]
-    if lacking:
-        raise ValueError(f"onnx=true needs {', '.join(lacking)}: pip install 'hwnas[onnx]'")
-
-
 def export_onnx(network: Deployed, path: Path, x_NCHW: Tensor) -> float:
     """Write a network as ONNX, for any number of images, and run it; its largest difference to torch's.
 
     Args:
         network: In evaluation mode.
         path: Where.
-        x_NCHW: Images in 0..1, at least two.
+        x_NCHW: Images in 0..1.
 
     Raises:
         ValueError: The extra "onnx" is not installed.
     """
-    require_onnx()
-    import onnxruntime
-
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            torch.onnx.export(
-                network,
-                (x_NCHW[:2],),
-                path,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": x_NCHW.numpy()})
+    require_onnx(*PACKAGES)
+    write_program(traced(network, x_NCHW.shape[1:]), path, names=("images", "logits"), metadata={})
+    logits = answers(path)(x_NCHW.numpy())
     with torch.inference_mode():
         return float((torch.from_numpy(logits) - network(x_NCHW)).abs().max())

@@ -11,7 +11,7 @@ from test_masks import CRITERIA, PRUNING, SCOPES, images, network, pruned
 
 from hwnas.pruning.beta_vae import Deployed
 from hwnas.pruning.masks import make_permanent, zeros
-from hwnas.pruning.surgery import costs, export_onnx, latency_ms, require_onnx, smaller
+from hwnas.pruning.surgery import costs, export_onnx, latency_ms, smaller
 
 
 def trained_statistics(net: Deployed) -> None:
@@ -119,12 +119,3 @@ def test_onnx_answers_like_torch(tmp_path: Path, norm: bool) -> None:
         with torch.no_grad():
             assert torch.allclose(torch.from_numpy(logits), small(x[:number]), atol=1e-4, rtol=0)
     assert path.stat().st_size < 60_000
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
-    with pytest.raises(ValueError, match=r"onnx=true needs onnx: pip install 'hwnas\[onnx\]'"):
-        require_onnx()
