@@ -306,7 +306,7 @@ def test_a_sweep_whose_page_cannot_be_drawn_fails(folder: Path, capsys: pytest.C
         (["pruning.sparsities=[-0.5]"], "pruning.sparsities must be a list of at least 1, each a number"),
         (["model.beta=-1"], "model.beta must be a number of at least 0, not -1"),
         (["model.channels=[4,4,4,4]"], "has 4 convolutions that halve images of 8x8 to nothing; give fewer"),
-        (["training.batch_size=2000"], "1150 training images are fewer than one batch of 2000"),
+        (["training.batch_size=2000"], "training.batch_size=2000 is more than the 1,150 training images"),
         (["dataset=none"], "dataset=none has no labelled images"),
         (["dataset=imagenet"], "takes no folders of images, so not dataset=imagenet; choose cifar10,"),
         (["experiment=beta_vae_mnist_small", "dataset=imagenet"], "takes no folders of images"),

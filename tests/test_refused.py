@@ -113,29 +113,26 @@ def test_optuna_needs_a_setting_to_vary(here: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "evaluator", "message"),
+    ("settings", "setting", "most"),
     [
-        (
-            60,
-            "rmi",
-            "48 training images are fewer than one batch of 64; lower evaluator.reference.batch_size",
-        ),
-        (
-            60,
-            "train",
-            "48 training images are fewer than one batch of 64; lower evaluator.training.batch_size",
-        ),
+        ("evaluator=rmi evaluator.batch_size=49", "evaluator.batch_size=49", 48),
+        ("evaluator=rmi", "evaluator.reference.batch_size=64", 48),
+        ("evaluator=train", "evaluator.training.batch_size=64", 48),
+        ("evaluator=supernet", "evaluator.training.batch_size=64", 48),
+        ("evaluator=train evaluator.training.batch_size=48", "trainer.batch_size=64", 60),
     ],
 )
-def test_the_batch_that_is_too_large_is_named(
-    number: int, evaluator: str, message: str, here: Path, capsys
+def test_the_batch_that_is_too_large_is_named_before_anything_is_done(
+    settings: str, setting: str, most: int, here: Path, capsys
 ) -> None:
-    images = np.zeros((number, 8, 8), np.uint8)
-    labels = np.arange(number) % 2
+    images = np.zeros((60, 8, 8), np.uint8)
+    labels = np.arange(60) % 2
     np.savez(here / "mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    own = ("dataset=npz", "dataset.path=mine.npz", "device=flops", "logger=csv", f"evaluator={evaluator}")
-    assert main_code("search", *own, "search_space.channels=4", "search_space.num_cells=1") == 1
-    assert message in capsys.readouterr().err
+    own = ("dataset=npz", "dataset.path=mine.npz", "device=flops", "logger=csv", *settings.split())
+    said = refused(capsys, "search", *own, "search_space.channels=4", "search_space.num_cells=1")
+    assert said == (
+        f"hwnas search: error: {setting} is more than the {most} training images; it can be at most {most}"
+    )
 
 
 def main_code(*arguments: str) -> int:

@@ -235,7 +235,7 @@ def test_fbnet_by_name_and_by_its_blocks(folder: Path, arch: str) -> None:
         (["arch=evnas_a", "trainer.epochs=0"], "trainer.epochs must be at least 1 to train"),
         (
             ["arch=evnas_a", "trainer.batch_size=1439"],
-            "1438 training images are fewer than one batch of 1439",
+            "trainer.batch_size=1439 is more than the 1,438 training images; it can be at most 1438",
         ),
         (
             ["arch=evnas_a", "search_space.auxiliary=false"],

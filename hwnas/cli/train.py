@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
 from hwnas.core import Interrupted, SearchSpace, Seed, check_setting
-from hwnas.data.images import Images
+from hwnas.data.folder import ImageFolder
+from hwnas.data.images import Images, check_batch
 from hwnas.files import read_json, shaped, write_json
 from hwnas.reports.published import of_architecture
 from hwnas.runs.display import Display
@@ -68,6 +69,8 @@ def main(cfg: DictConfig) -> float:
     if not recipe.epochs:
         raise ValueError("trainer.epochs must be at least 1 to train")
     recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
+    if isinstance(dataset, Images | ImageFolder):
+        check_batch("trainer.batch_size", recipe.batch_size, dataset.size("all"), recipe.devices)
     text = str(cfg.arch)
     genotype = architecture(space, text)
     if not space.is_connected([genotype])[0]:

@@ -122,6 +122,10 @@ class ImageFolder:
             raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
         return found
 
+    def size(self, part: str) -> int:
+        """How many images a part has."""
+        return len(self.files(part))
+
     def batches(
         self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
     ) -> FileBatches:
@@ -177,7 +181,7 @@ class FileBatches:
         num_shards: int,
     ) -> None:
         if train:
-            check_batch(len(files), batch_size * num_shards)
+            check_batch("batch_size", batch_size, len(files), num_shards)
         self.files, self.dataset = files, dataset
         self.batch_size, self.seed, self.train, self.num_shards = batch_size, seed, train, num_shards
         self.epoch = 0

@@ -192,16 +192,25 @@ class Images:
         import torch
 
         arrays = self._load()
-        where, rows = splits.rows(
+        where, rows = self._rows(part)
+        x, y = arrays[f"x_{where}"][rows], arrays[f"y_{where}"][rows]
+        x_NCHW = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float().div_(255)
+        return x_NCHW, torch.from_numpy(y)
+
+    def size(self, part: str) -> int:
+        """How many images a part has."""
+        where, rows = self._rows(part)
+        return len(self._load()[f"y_{where}"][rows])
+
+    def _rows(self, part: str) -> tuple[str, np.ndarray | slice]:
+        """Where a part is: "train" or "test", and which of those images."""
+        return splits.rows(
             part,
-            arrays,
+            self._load(),
             split=self.split_rule,
             valid_fraction=self.valid_fraction,
             benchmark=self.benchmark,
         )
-        x, y = arrays[f"x_{where}"][rows], arrays[f"y_{where}"][rows]
-        x_NCHW = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float().div_(255)
-        return x_NCHW, torch.from_numpy(y)
 
     def batches(
         self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
@@ -250,7 +259,7 @@ class Batches:
         num_shards: int = 1,
     ) -> None:
         if train:
-            check_batch(len(x_NCHW), batch_size * num_shards)
+            check_batch("batch_size", batch_size, len(x_NCHW), num_shards)
         self.x, self.y, self.dataset = x_NCHW, y_N, dataset
         self.batch_size, self.seed, self.train, self.num_shards = batch_size, seed, train, num_shards
         self.epoch = 0
@@ -287,11 +296,20 @@ def shard(order: Tensor, num_shards: int) -> Tensor:
     return order[(dist.get_rank() if dist.is_initialized() else 0) :: num_shards]
 
 
-def check_batch(num_images: int, batch_size: int) -> None:
-    """Raise ValueError if the training images do not fill one batch (of all processes together)."""
-    if num_images < batch_size:
+def check_batch(setting: str, batch_size: int, num_images: int, devices: int = 1) -> None:
+    """Raise ValueError if the training images do not fill one batch of each device.
+
+    Args:
+        setting: Where the size of batches stands in the configuration.
+        batch_size: Images per batch and device.
+        num_images: How many there are to train on.
+        devices: How many share them.
+    """
+    if num_images < batch_size * devices:
+        each = f" on each of {devices} devices" if devices > 1 else ""
         raise ValueError(
-            f"{num_images} training images are fewer than one batch of {batch_size}; lower trainer.batch_size"
+            f"{setting}={batch_size}{each} is more than the {num_images:,} training images; it can be at "
+            f"most {num_images // devices}"
         )
 
 

@@ -29,7 +29,7 @@ from hwnas.core import (
     checked,
     listed,
 )
-from hwnas.data.images import Images, augment
+from hwnas.data.images import Images, augment, check_batch
 from hwnas.evaluators.table import Lookup
 from hwnas.spaces.capabilities import HasSimilarity, fingerprint
 from hwnas.training.progress import progress
@@ -140,6 +140,10 @@ class RMI(Evaluator):
             raise ValueError(f"reference must be a recipe of training, not {reference!r}")
         if not isinstance(lookup, Lookup):
             raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        num_images = dataset.size(images)
+        check_batch("batch_size", batch_size, num_images)
+        if reference.epochs:
+            check_batch("reference.batch_size", reference.batch_size, num_images, reference.devices)
         self.name = "rmi"
         self._metric = "rmi_flops" if flops_weight else "rmi"
         self.metrics = {self._metric: "max"}
@@ -214,10 +218,6 @@ class RMI(Evaluator):
         import torch.nn.functional as F
 
         x, y = self._dataset.split(self.images)
-        if len(x) < self.batch_size:
-            raise ValueError(
-                f"{len(x)} training images are fewer than evaluator.batch_size {self.batch_size}"
-            )
         generator = torch.Generator().manual_seed(seed)
         pool = self.batch_size * (16 if self.batch_choice == "easiest" else 1)
         rows = torch.randperm(len(x), generator=generator)[:pool]

@@ -17,7 +17,7 @@ import numpy as np
 from annotated_types import Ge
 
 from hwnas.core import Count, Evaluator, FloatArray, Genotype, SearchSpace, Seed, WholeNumber, checked
-from hwnas.data.images import Images
+from hwnas.data.images import Images, check_batch
 from hwnas.evaluators.table import Lookup
 from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.spaces.capabilities import HasSupernet
@@ -172,6 +172,7 @@ class Supernet(Evaluator):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not isinstance(lookup, Lookup):
             raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        check_batch("training.batch_size", training.batch_size, dataset.size("train"), training.devices)
         self.name = "supernet"
         self.metrics = {"val_acc": "max"}
         self.training = training

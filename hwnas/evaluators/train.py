@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hwnas.core import Count, Evaluator, Genotype, SearchSpace, Seed, checked
-from hwnas.data.images import Images
+from hwnas.data.images import Images, check_batch
 from hwnas.evaluators.table import Lookup
 from hwnas.spaces.capabilities import HasNetworks, Resizable, fingerprint
 from hwnas.training.classifier import MAY_CHANGE, DivergedError, accuracy, fit
@@ -68,6 +68,7 @@ class Train(Evaluator):
             raise ValueError("training.epochs must be at least 1, not 0")
         if not isinstance(lookup, Lookup):
             raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        check_batch("training.batch_size", training.batch_size, dataset.size("train"), training.devices)
         given = {"channels": channels, "num_cells": num_cells}
         sizes = {name: size for name, size in given.items() if size is not None}
         self._networks: HasNetworks = space

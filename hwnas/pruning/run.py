@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
 from hwnas.core import Count, Positive, Seed, check_setting, suggestion
+from hwnas.data.images import check_batch
 from hwnas.devices.onnx_models import PACKAGES, require_onnx
 from hwnas.files import (
     append,
@@ -122,6 +123,7 @@ class _Run:
         self.checkpoint = None if cfg.checkpoint is None else find_file(str(cfg.checkpoint))
         if self.checkpoint is not None:
             load(self.network, self.checkpoint)
+        check_batch("training.batch_size", self.training.batch_size, self.dataset.size("train"))
         self.batches = self.dataset.batches("train", batch_size=self.training.batch_size, seed=self.seed)
         self.parts = {part: self.dataset.split(part) for part in ("valid", "test")}
 

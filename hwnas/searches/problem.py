@@ -25,7 +25,8 @@ from hwnas.core import (
     check_setting,
     suggestion,
 )
-from hwnas.data.images import Images
+from hwnas.data.folder import ImageFolder
+from hwnas.data.images import Images, check_batch
 from hwnas.devices.flops import Flops
 from hwnas.devices.profile import margin
 from hwnas.runs.display import Display
@@ -136,6 +137,9 @@ def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
     if recipe.epochs and isinstance(space, HasNetworks):
         recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
     quality: Evaluator = build(cfg.evaluator, Evaluator, **offered)
+    trains = recipe.epochs and isinstance(space, HasNetworks) and not quality.reported
+    if trains and isinstance(dataset, Images | ImageFolder):  # where accuracies are known nobody reads images
+        check_batch("trainer.batch_size", recipe.batch_size, dataset.size("all"), recipe.devices)
     device: Evaluator = build(cfg.device, Evaluator, **offered)
     evaluators = [quality, device]
     if space.static_metrics([]) and "flops" not in device.metrics:

@@ -187,10 +187,7 @@ def fit(
         ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
             something else, or not enough memory.
     """
-    try:
-        batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
-    except ValueError as error:  # the data set does not know whose batches they are
-        raise ValueError(str(error).replace("trainer.", f"{settings}.")) from None
+    batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
     path, start = None, None

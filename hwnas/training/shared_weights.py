@@ -143,12 +143,6 @@ class SharedWeights(pl.LightningModule):
         self._mean, self._std = dataset.normalisation()
         self._dataset = dataset
         x, y = dataset.split("train")
-        if len(x) < recipe.batch_size * recipe.devices:
-            each = f" on each of {recipe.devices} devices" if recipe.devices > 1 else ""
-            raise ValueError(
-                f"evaluator.training.batch_size {recipe.batch_size}{each} is more than the {len(x)} training "
-                "images"
-            )
         self._batches = Batches(
             x, y, dataset, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices
         )

@@ -129,5 +129,7 @@ def test_settings_are_checked(tmp_path: Path, settings: dict[str, object], messa
 
 
 def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="13 training images are fewer than one batch of 14"):
+    with pytest.raises(
+        ValueError, match="batch_size=7 on each of 2 devices is more than the 13 training images"
+    ):
         images(write(tmp_path)).batches("all", batch_size=7, num_shards=2)

@@ -248,7 +248,7 @@ def test_evaluation_batches_pass_once_in_order() -> None:
 
 def test_too_few_images_for_a_batch() -> None:
     x, y = numbered(7)
-    with pytest.raises(ValueError, match="7 training images are fewer than one batch of 8"):
+    with pytest.raises(ValueError, match="batch_size=8 is more than the 7 training images"):
         Batches(x, y, digits(), batch_size=8)
     assert len(Batches(x, y, digits(), batch_size=8, train=False)) == 1
 

@@ -223,7 +223,7 @@ def test_checkpoints_of_something_else_are_refused(images: Images, tmp_path: Pat
 
 def test_fewer_images_than_a_batch(images: Images, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"40 training images are fewer than one batch of 41; lower trainer\.batch_size"
+        ValueError, match="batch_size=41 is more than the 40 training images; it can be at most 40"
     ):
         train(images, tmp_path, Recipe(epochs=1, batch_size=41, auxiliary_weight=0.4))
 

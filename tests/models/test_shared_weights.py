@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
 
 
 def test_too_few_images() -> None:
-    with pytest.raises(ValueError, match=r"evaluator.training.batch_size 720 is more than the 719 training"):
+    with pytest.raises(ValueError, match="batch_size=720 is more than the 719 training"):
         shared(batch_size=720)
 
 
