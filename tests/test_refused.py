@@ -47,6 +47,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("search +generation=1", "unknown setting 'generation'; did you mean generations?"),
         ("search +store.place=1", "unknown setting 'store.place'"),
         ("train +generations=1 arch=evnas_a", "unknown setting 'generations'"),
+        (
+            "search logger=csv +logger.foo=1",
+            "unknown setting 'logger.foo'; did you mean logger.mode or ",
+        ),
+        ("train logger=wandb +logger.entity=me arch=evnas_a", "unknown setting 'logger.entity'"),
+        ("prune logger=csv +logger.Mode=online", "unknown setting 'logger.Mode'; did you mean logger.mode"),
         ("search ~strategy", "hwnas search needs strategy, which the configuration lacks"),
         ("search ~store.url", "hwnas search needs store.url, which the configuration lacks"),
         (

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -352,15 +352,15 @@ def check_settings(cfg: DictConfig, command: str) -> None:
     del known["hydra"]
     if command == "search":
         known["limits"] = {"_target_": ""}
+    of_logger = {key for path in (conf_folder() / "logger").glob("*.yaml") for key in plain_yaml(path)}
+
+    def refuse(name: str, others: Sequence[str]) -> NoReturn:
+        raise ValueError(f"unknown setting {name!r}{suggestion(name, others)} (hwnas {command} --help)")
 
     def check(node: Any, known: Mapping[str, Any], prefix: str) -> None:
         for name in map(str, node):
             if name not in known:
-                others = [prefix + other for other in known]
-                raise ValueError(
-                    f"unknown setting {prefix + name!r}{suggestion(prefix + name, others)} "
-                    f"(hwnas {command} --help)"
-                )
+                refuse(prefix + name, [prefix + other for other in known])
         for name, value in known.items():
             if name not in node:
                 raise ValueError(f"hwnas {command} needs {prefix}{name}, which the configuration lacks")
@@ -369,6 +369,10 @@ def check_settings(cfg: DictConfig, command: str) -> None:
                 check(inner, value, f"{prefix}{name}.")
 
     check(cfg, known, "")
+    logger = cfg.get("logger")
+    for name in map(str, logger if isinstance(logger, DictConfig) else ()):
+        if name not in of_logger:
+            refuse(f"logger.{name}", [f"logger.{key}" for key in sorted(of_logger)])
 
 
 def check_experiment(command: str, arguments: Sequence[str]) -> None:

@@ -208,9 +208,12 @@ def _write_csv(path: Path, names: Sequence[str], rows: Iterable[Row]) -> int:
 def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        _check_columns(path, reader.fieldnames or ())
-        for record in reader:
-            yield _row(f"{path} line {reader.line_num}", record)
+        try:
+            _check_columns(path, reader.fieldnames or ())
+            for record in reader:
+                yield _row(f"{path} line {reader.line_num}", record)
+        except csv.Error as error:
+            raise ValueError(f"{path} line {reader.line_num + 1} is not CSV ({error})") from None
 
 
 def _pyarrow() -> Any:
