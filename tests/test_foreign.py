@@ -275,6 +275,43 @@ def test_modules_in_the_working_folder_of_a_foreign_run_are_not_imported(
     assert os.environ["PYTHONSAFEPATH"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("archive.jsonl", False), (".hydra/lock", False), ("network", True), (".hydra", True)],
+)
+def test_a_resumed_run_writes_nothing_through_links(
+    foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, folder: bool
+) -> None:
+    (foreign / "result.json").unlink()
+    secret = tmp_path / "secret"
+    if (link := foreign / name).exists():
+        link.rename(secret)
+    elif folder:
+        secret.mkdir()
+    else:
+        secret.write_text("mine")
+    before = {path: path.read_bytes() for path in [secret, *secret.rglob("*")] if path.is_file()}
+    link.symlink_to(secret)
+    assert f"{link} is a link that leads out of the run's folder, to {secret}" in the_error(
+        capsys, "search", "resume=foreign"
+    )
+    assert {path: path.read_bytes() for path in [secret, *secret.rglob("*")] if path.is_file()} == before
+    assert not (foreign / "result.json").exists()
+
+
+def test_a_folder_behind_a_link_and_links_within_it_are_fine(foreign: Path, tmp_path: Path) -> None:
+    (foreign / "result.json").unlink()
+    (foreign / "metrics.csv").rename(foreign / "figures")
+    (foreign / "metrics.csv").symlink_to("figures")
+    logs = foreign / "wandb" / "offline-run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "wandb" / "core.log")  # of Weights & Biases' own
+    (foreign / "circle").symlink_to("circle")
+    (tmp_path / "mine").symlink_to(foreign)
+    assert main(["search", "resume=mine"]) == 0
+    assert (foreign / "result.json").is_file()
+
+
 @pytest.mark.parametrize("cwd", [".", "mine", 3, ["/"], "${oc.env:HOME}"])
 def test_a_working_folder_is_absolute(foreign: Path, cwd: object) -> None:
     change(foreign, {"hydra.runtime.cwd": cwd}, "hydra.yaml")

@@ -22,7 +22,7 @@ from hwnas.cli.errors import explain
 from hwnas.cli.overrides import check_settings
 from hwnas.cli.sweep import HOW, failed, once
 from hwnas.files import write_text
-from hwnas.runs.folder import check_command
+from hwnas.runs.folder import check_command, check_links
 from hwnas.runs.jobs import JOB
 from hwnas.runs.lock import STORED, lock_folder
 
@@ -51,7 +51,8 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
         arguments: What the user gave, for errors.
 
     Raises:
-        ValueError: The folder is in use, or holds a run of another configuration.
+        ValueError: The folder is in use, holds a run of another configuration, or a link that leads out of
+            it.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -60,6 +61,7 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
     folder, swept = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
     log = folder / f"{command}.log"
     settle = getattr(importlib.import_module(f"hwnas.cli.{command}"), "settle", None)
+    check_links(folder)
     with lock_folder(folder, wait=swept):
         others = _names(folder) - {STORED, log.name, JOB}
         new = not all((folder / STORED / name).is_file() for name in (HYDRA, CONFIG))
