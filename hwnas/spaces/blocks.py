@@ -9,16 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import combinations
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from hwnas.core import FloatArray
 
 Norm = Callable[[int], nn.Module]
 """Makes the BatchNorm of so many channels; `nn.BatchNorm2d`, or that with other settings."""
@@ -152,14 +147,6 @@ class BoxMean(nn.Module):
         return F.avg_pool2d(x_BCHW, 3, 1, 1, count_include_pad=False)
 
 
-def check_mixing(weights: FloatArray, allowed: NDArray[np.bool_]) -> None:
-    """Raise ValueError unless mixing weights (edges, ops) are 0 wherever an operation is not allowed."""
-    if weights.shape != allowed.shape or (weights[~allowed] != 0).any():
-        raise ValueError(
-            f"mixing weights must have shape {allowed.shape}, 0 where an operation is not allowed"
-        )
-
-
 def normalisation(norm: nn.BatchNorm2d, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
     """BatchNorm with the batch's or with its running statistics, whatever its mode; never updates them."""
     mean, var = (None, None) if batch_statistics else (norm.running_mean, norm.running_var)
@@ -174,12 +161,19 @@ def normalisation(norm: nn.BatchNorm2d, batch_statistics: bool) -> Callable[[Ten
     )
 
 
-def folded_convolution(convolution: Any, norm: Any, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
+def folded_convolution(
+    convolution: nn.Module, norm: nn.Module, batch_statistics: bool
+) -> Callable[[Tensor], Tensor]:
     """A convolution without bias and its BatchNorm, folded into it under running statistics."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert not isinstance(convolution.padding, str)
     run = partial(F.conv2d, stride=convolution.stride, padding=convolution.padding)
     if batch_statistics:
         normalised = normalisation(norm, True)
         return lambda x: normalised(run(x, convolution.weight))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = (convolution.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
     return partial(run, weight=weight, bias=norm.bias - norm.running_mean * scale)
@@ -321,7 +315,7 @@ class Blocks:
     num_networks: int = 60
 
 
-def adjacent(edges: Sequence[tuple[Any, ...]]) -> dict[str, list[tuple[int, int]]]:
+def adjacent(edges: Sequence[tuple[object, ...]]) -> dict[str, list[tuple[int, int]]]:
     """Pairs of a cell's edges that meet at a node, as `Blocks.pairs`.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from hwnas.core import Genotype, SearchSpace
 from hwnas.spaces.drawing import Drawing, strip
@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hwnas.spaces.blocks import Blocks, Population
+    from hwnas.spaces.supernet import Supernet
 
 SIZES = ("channels", "num_cells", "variant")
 """Settings of spaces that a network is rebuilt from; spaces have some of them."""
+
+
+class Named(Protocol):
+    """What has a name, e.g. a data set."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
 
 
 class HasNetworks(SearchSpace):
@@ -86,7 +95,7 @@ class HasSupernet(Resizable):
     """A space with one network that holds every architecture."""
 
     @abstractmethod
-    def supernet(self, *, affine: bool, track_running_stats: bool) -> Any:
+    def supernet(self, *, affine: bool, track_running_stats: bool) -> Supernet:
         """Every architecture of the space in one network, randomly initialised by torch's generator.
 
         Args:
@@ -130,7 +139,7 @@ def fingerprint(space: SearchSpace) -> str:
     return hashlib.sha256(str([value.tolist() for value in values.values()]).encode()).hexdigest()[:16]
 
 
-def identity(space: HasNetworks, genotype: Genotype, dataset: Any) -> dict[str, Any]:
+def identity(space: HasNetworks, genotype: Genotype, dataset: Named) -> dict[str, object]:
     """What a trained network is, and is rebuilt from, JSON-able; the first part of architecture.json."""
     return {
         "arch": space.to_str(genotype),

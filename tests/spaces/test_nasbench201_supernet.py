@@ -12,7 +12,7 @@ from hwnas.core import FloatArray
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.nasbench201.encoding import EDGES
 from hwnas.spaces.nasbench201.network import Cell, NasBench201Network
-from hwnas.spaces.nasbench201.supernet import CHUNK, NasBench201Supernet
+from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
 from hwnas.training.shared_weights import mixing_weights, mixture
 
 SPACE = NasBench201(3, 2, image_shape=(2, 7, 9), num_classes=5)
@@ -85,7 +85,7 @@ def test_compiled_equals_plain_evaluation(
     network = supernet(space, affine=affine, track=track)
     reference = copy.deepcopy(network).eval()
     network.train(training)
-    before, x = buffers(network), images(CHUNK + 3)
+    before, x = buffers(network), images(35)  # more than a chunk
     for weights in all_weights(space):
         with torch.no_grad():
             expected = reference.plain(x, weights)
@@ -101,7 +101,7 @@ def test_compiled_with_batch_statistics_equals_plain_training(
     """The same logits as in training mode, and no buffer is touched."""
     network = supernet(affine=affine, track=track)
     network.train(training)
-    before, x = buffers(network), images(CHUNK + 3)
+    before, x = buffers(network), images(35)  # more than a chunk
     for weights in all_weights(SPACE):
         with torch.no_grad():
             expected = copy.deepcopy(network).train().plain(x, weights)

@@ -6,9 +6,9 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -405,7 +405,9 @@ def measurable_blocks(space: DartsEncoding) -> Blocks:
     always: Counter[str] = Counter()
     edges: list[list[Counter[str]]] = [[Counter() for _ in OPS] for _ in range(2 * len(CELL_EDGES))]
 
-    def block(kind: str, module: Callable[..., Any], shape: tuple[int, ...], stride: int = 1) -> str:
+    def block(
+        kind: str, module: Callable[[], nn.Module] | nn.Module, shape: tuple[int, ...], stride: int = 1
+    ) -> str:
         size = "x".join(map(str, shape[:2] if shape[1] == shape[2] else shape))
         name = f"{kind}@{size}{'/2' if stride == 2 else ''}"
         if name not in modules:
@@ -426,8 +428,7 @@ def measurable_blocks(space: DartsEncoding) -> Blocks:
         last = (C, -(-height // 8), -(-width // 8))
         before = (C, -(-height // 4), -(-width // 4))
     always[block("stem", stem, space.image_shape)] += 1
-    cells: list[Any] = list(network.cells)
-    for index, cell in enumerate(cells):
+    for index, cell in enumerate(cast(Iterable[Cell], network.cells)):
         reduction = index in space.reductions()
         C *= 2 if reduction else 1
         halves = before[1:] != last[1:]

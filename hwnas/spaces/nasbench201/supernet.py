@@ -1,9 +1,6 @@
-"""One network that holds every NAS-Bench-201 architecture; stacked for training, folded for evaluation.
+"""One network that holds every NAS-Bench-201 architecture; `hwnas.spaces.supernet` says how it is executed.
 
-Architectures are told to it as mixing weights, an array (edges, ops): every edge is the sum of its
-operations' outputs times their weights. An operation of weight 0, or one that does not lead to the output, is
-not run. A softmax makes a soft mixture, a one-hot row a hard choice; `hwnas.training.shared_weights`
-makes both.
+Operations that do not lead to the output are not run.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -13,22 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from hwnas.core import FloatArray
-from hwnas.spaces.blocks import (
-    ResidualBlock,
-    box_mean,
-    box_mean_adjoint,
-    check_mixing,
-    folded_convolution,
-    normalisation,
-)
+from hwnas.spaces.blocks import ResidualBlock, box_mean, box_mean_adjoint, folded_convolution, normalisation
 from hwnas.spaces.nasbench201.encoding import (
     AVG_POOL,
     CONV_1X1,
@@ -38,12 +29,10 @@ from hwnas.spaces.nasbench201.encoding import (
     SKIP,
     NasBench201Encoding,
 )
+from hwnas.spaces.supernet import Body, Supernet, leaving
 
 KERNELS = ((3, CONV_3X3), (1, CONV_1X1))
 """Kernel size and operation of the convolutions."""
-
-CHUNK = 32
-"""Images that a folded network takes at a time on a CPU: their activations stay in its cache."""
 
 
 class _Convolutions(nn.Module):
@@ -60,8 +49,8 @@ class _Convolutions(nn.Module):
         track_running_stats: Whether BatchNorm keeps running statistics; without, it always uses the batch's.
     """
 
-    running_mean: Any  # tensors, or None where none are kept
-    running_var: Any
+    running_mean: Tensor | None
+    running_var: Tensor | None
     momentum, eps = 0.1, 1e-5  # torch's defaults
 
     def __init__(
@@ -89,18 +78,26 @@ class _Convolutions(nn.Module):
         start = self.edges.index(edge) * self.channels
         return slice(start, start + self.channels)
 
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance of all edges."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.running_mean, self.running_var
+
     def alone(self, x_BCHW: Tensor, edge: int) -> Tensor:
         """One edge's operation, the plain way; keeps (B, C, H, W)."""
         y = F.conv2d(F.relu(x_BCHW), self.kernels[str(edge)], padding=self.kernel // 2)
         rows, name = self.rows(edge), str(edge)
-        running = self.running_mean is not None and (not self.training or self.track_running_stats)
+        mean = var = None
+        if self.track_running_stats:
+            mean, var = (statistic[rows] for statistic in self.running())
         return F.batch_norm(
             y,
-            self.running_mean[rows] if running else None,
-            self.running_var[rows] if running else None,
+            mean,
+            var,
             self.weights.get(name),
             self.biases.get(name),
-            training=self.training or not running,
+            training=self.training or mean is None,
             momentum=self.momentum,
             eps=self.eps,
         )
@@ -131,24 +128,26 @@ class _Convolutions(nn.Module):
             weight = weight.to(y.device, non_blocking=True)
         update = update and self.track_running_stats
         part = update and len(edges) < len(self.edges)
-        mean: Any = self.running_mean if update else None
-        var: Any = self.running_var if update else None
+        mean, var = self.running() if update else (None, None)
         if part:
             rows = torch.cat([torch.arange(self.channels) + self.rows(edge).start for edge in edges])
             rows = rows.to(y.device, non_blocking=True)
-            mean, var = mean[rows], var[rows]
+            own = [statistic[rows] for statistic in self.running()]
+            mean, var = own
         y = F.batch_norm(y, mean, var, weight, bias, training=True, momentum=self.momentum, eps=self.eps)
         if part:
-            self.running_mean[rows], self.running_var[rows] = mean, var
+            for statistic, updated in zip(self.running(), own, strict=True):
+                statistic[rows] = updated
         return y
 
     def folded(self, edge: int, mix: float) -> tuple[Tensor, Tensor]:
         """Kernel and bias of one edge's operation under running statistics, times its mixing weight."""
         rows, name = self.rows(edge), str(edge)
-        scale = mix * (self.running_var[rows] + self.eps).rsqrt()
+        mean, var = self.running()
+        scale = mix * (var[rows] + self.eps).rsqrt()
         if self.weights:
             scale = scale * self.weights[name]
-        bias = -self.running_mean[rows] * scale
+        bias = -mean[rows] * scale
         if self.biases:
             bias = bias + mix * self.biases[name]
         return self.kernels[name] * scale[:, None, None, None], bias
@@ -156,6 +155,15 @@ class _Convolutions(nn.Module):
 
 def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+class _Context(FunctionCtx):
+    """What a forward pass keeps for the backward pass."""
+
+    skips: list[float]
+    pools: list[float]
+    owners: list[list[int]]
+    had: list[bool]
 
 
 class _Sums(torch.autograd.Function):
@@ -168,7 +176,7 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         x: Tensor,
         skips: list[float],
         pools: list[float],
@@ -200,7 +208,7 @@ class _Sums(torch.autograd.Function):
         return tuple(totals)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         from_skips = from_pools = None
         for grad, skip, pool in zip(grads, ctx.skips, ctx.pools, strict=True):
             if grad is not None and skip:
@@ -213,7 +221,7 @@ class _Sums(torch.autograd.Function):
         stacks: dict[tuple[int, ...], Tensor] = {}
         for targets in map(tuple, ctx.owners):
             if targets not in stacks:
-                stacks[targets] = _joined([grads[target] for target in targets], dim=1)
+                stacks[targets] = _joined([cast(Tensor, grads[target]) for target in targets], dim=1)
         before = [grad if had else None for grad, had in zip(grads, ctx.had, strict=True)]
         return from_skips, None, None, None, *before, *(stacks[tuple(targets)] for targets in ctx.owners)
 
@@ -289,79 +297,91 @@ class _MixedCell(nn.Module):
         A 1x1 convolution is added to the centre of the 3x3 one on its edge, if there is one. A convolution on
         an empty node gives a constant, not 0.
         """
-        plan = []
-        for source in range(3):
-            kernels: dict[int, Tensor] = {}
-            biases: dict[int, Tensor] = {}
-            for edge in _leaving(source):
-                for kernel, op in KERNELS:
-                    if weights[edge, op] != 0:
-                        w, b = self.convolution(kernel, source).folded(edge, float(weights[edge, op]))
-                        if edge in kernels:
-                            kernels[edge] = kernels[edge].clone()
-                            kernels[edge][:, :, 1:2, 1:2] += w
-                            biases[edge] = biases[edge] + b
-                        else:
-                            kernels[edge], biases[edge] = w, b
-            convolutions = []
-            for kernel, _ in KERNELS:
-                edges = [e for e in _leaving(source) if e in kernels and kernels[e].shape[-1] == kernel]
-                if edges:
-                    weight = torch.cat([kernels[e] for e in edges])
-                    convolutions.append(
-                        (
-                            weight.contiguous(memory_format=torch.channels_last),
-                            torch.cat([biases[e] for e in edges]),
-                            kernel // 2,
-                            [EDGES[e][1] for e in edges],
-                        )
-                    )
-            linear = [
-                (EDGES[e][1], float(weights[e, op]), op == AVG_POOL)
-                for e in _leaving(source)
-                for op in (SKIP, AVG_POOL)
-                if weights[e, op] != 0
-            ]
-            plan.append((convolutions, linear))
+        plan = [(self._folded_convolutions(source, weights), _linear(source, weights)) for source in range(3)]
 
         def run(x: Tensor) -> Tensor:
-            nodes: list[Tensor | None] = [x, None, None, None]
-            mine = [False] * 4  # whether a node's tensor may be changed in place
-
-            def add(target: int, share: Tensor, weight: float, new: bool) -> None:
-                node = nodes[target]
-                if node is None:
-                    nodes[target] = share if weight == 1.0 else share * weight
-                    mine[target] = new or weight != 1.0
-                elif mine[target]:
-                    node.add_(share, alpha=weight)
-                elif new and weight == 1.0:
-                    nodes[target], mine[target] = share.add_(node), True
-                else:
-                    nodes[target], mine[target] = torch.add(node, share, alpha=weight), True
-
+            sums = _InPlaceSums(x)
             for source, (convolutions, linear) in enumerate(plan):
                 if not convolutions and not linear:
                     continue
-                start = nodes[source]
-                if start is None:
-                    start = torch.zeros_like(x)
+                start = sums.node(source)
                 if convolutions:
                     positive = F.relu(start)
                     for weight, bias, padding, targets in convolutions:
                         y = F.conv2d(positive, weight, bias, padding=padding)
-                        for target, share in zip(targets, y.split(self.channels, dim=1), strict=True):
-                            add(target, share, 1.0, True)
+                        for target, part in zip(targets, y.split(self.channels, dim=1), strict=True):
+                            sums.add(target, part, 1.0, new=True)
                 pooled = box_mean(start) if any(pool for _, _, pool in linear) else start
                 for target, mix, pool in linear:
-                    add(target, pooled if pool else start, mix, False)
-            output = nodes[3]
-            return torch.zeros_like(x) if output is None else output
+                    sums.add(target, pooled if pool else start, mix, new=False)
+            return sums.node(3)
 
         return run
 
+    def _folded_convolutions(
+        self, source: int, weights: FloatArray
+    ) -> list[tuple[Tensor, Tensor, int, list[int]]]:
+        """Kernel, bias, padding and targets of the convolutions that leave a node, one per kernel size."""
+        kernels: dict[int, Tensor] = {}
+        biases: dict[int, Tensor] = {}
+        for edge in _leaving(source):
+            for kernel, op in KERNELS:
+                if weights[edge, op] != 0:
+                    w, b = self.convolution(kernel, source).folded(edge, float(weights[edge, op]))
+                    if edge in kernels:
+                        kernels[edge] = kernels[edge].clone()
+                        kernels[edge][:, :, 1:2, 1:2] += w
+                        biases[edge] = biases[edge] + b
+                    else:
+                        kernels[edge], biases[edge] = w, b
+        convolutions = []
+        for kernel, _ in KERNELS:
+            edges = [edge for edge in kernels if kernels[edge].shape[-1] == kernel]
+            if edges:
+                weight = torch.cat([kernels[edge] for edge in edges])
+                convolutions.append(
+                    (
+                        weight.contiguous(memory_format=torch.channels_last),
+                        torch.cat([biases[edge] for edge in edges]),
+                        kernel // 2,
+                        [EDGES[edge][1] for edge in edges],
+                    )
+                )
+        return convolutions
 
-class NasBench201Supernet(nn.Module):
+
+class _InPlaceSums:
+    """A cell's nodes, summed up in their own memory once they have some.
+
+    Args:
+        x_BCHW: The first node, which stays as it is.
+    """
+
+    def __init__(self, x_BCHW: Tensor) -> None:
+        self._empty = x_BCHW
+        self._nodes: list[Tensor | None] = [x_BCHW, None, None, None]
+        self._mine = [False] * 4  # whether a node's tensor may be changed in place
+
+    def node(self, number: int) -> Tensor:
+        """A node; zeros where nothing was added."""
+        node = self._nodes[number]
+        return torch.zeros_like(self._empty) if node is None else node
+
+    def add(self, target: int, term: Tensor, weight: float, *, new: bool) -> None:
+        """Add a term times its weight; a new one may be changed in place."""
+        node = self._nodes[target]
+        if node is None:
+            self._nodes[target] = term if weight == 1.0 else term * weight
+            self._mine[target] = new or weight != 1.0
+        elif self._mine[target]:
+            node.add_(term, alpha=weight)
+        elif new and weight == 1.0:
+            self._nodes[target], self._mine[target] = term.add_(node), True
+        else:
+            self._nodes[target], self._mine[target] = torch.add(node, term, alpha=weight), True
+
+
+class NasBench201Supernet(Supernet):
     """Every architecture of a NAS-Bench-201 space in one network with shared weights.
 
     Stem, residual blocks and head are those of the published network; BatchNorm in the cells differs as the
@@ -373,14 +393,11 @@ class NasBench201Supernet(nn.Module):
         track_running_stats: Whether BatchNorm in the cells keeps running statistics.
     """
 
+    chunk: ClassVar[int | None] = 32
+
     def __init__(self, space: NasBench201Encoding, *, affine: bool, track_running_stats: bool) -> None:
-        super().__init__()
         C, N = space.channels, space.num_cells
-        self.allowed = space.allowed
-        self.tracks = track_running_stats
-        self.stem = nn.Sequential(
-            nn.Conv2d(space.image_shape[0], C, 3, padding=1, bias=False), nn.BatchNorm2d(C)
-        )
+        super().__init__(space.allowed, space.image_shape[0], C, track_running_stats=track_running_stats)
         self.stages = nn.ModuleList(
             nn.ModuleList(
                 _MixedCell(space, C << stage, affine=affine, track_running_stats=track_running_stats)
@@ -400,8 +417,8 @@ class NasBench201Supernet(nn.Module):
             yield from cast(Iterable[_MixedCell], cells)
 
     def _effective(self, weights: FloatArray) -> FloatArray:
-        """The weights, checked, with 0 for `none` and for whatever does not lead to the output."""
-        check_mixing(weights, self.allowed)
+        """The weights, with 0 for `none` and for whatever does not lead to the output."""
+        weights = super()._effective(weights)
         weights = np.where(np.arange(weights.shape[1]) == NONE, 0.0, weights)
         live = [False, False, False, True]
         for edge in reversed(range(len(EDGES))):
@@ -411,79 +428,38 @@ class NasBench201Supernet(nn.Module):
             live[source] |= bool(weights[edge].any())
         return weights
 
-    def plain(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
-        """Logits (B, classes), operation by operation: what faster executions are compared with.
-
-        Args:
-            x_BCHW: Images.
-            weights: Mixing weights (edges, ops).
-
-        Raises:
-            ValueError: Weights of another shape, or of operations that are not allowed.
-        """
-        weights = self._effective(weights)
-        x = self.stem(x_BCHW)
+    def _plain(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+        x = x_BCHW
         for part in self._body():
             x = part.plain(x, weights) if isinstance(part, _MixedCell) else part(x)
         return self.classifier(F.relu(self.last_norm(x)).mean(dim=(2, 3)))
 
-    def forward(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
-        """Logits (B, classes) in training mode, equal to `plain`, faster.
-
-        Args:
-            x_BCHW: Images.
-            weights: Mixing weights (edges, ops).
-
-        Raises:
-            ValueError: Weights of another shape, or of operations that are not allowed.
-        """
-        assert self.training, "`compiled` is for evaluation"
-        weights = self._effective(weights)
+    def _trained(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
         x = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
         for part in self._body():
             x = part(x, weights, True) if isinstance(part, _MixedCell) else part(x)
         return self.classifier(F.relu(self.last_norm(x)).mean(dim=(2, 3)))
 
-    @torch.no_grad()
-    def compiled(self, weights: FloatArray, *, batch_statistics: bool = False) -> Callable[[Tensor], Tensor]:
-        """One architecture as a function from images to logits, for evaluation; buffers stay as they are.
+    def _batchwise(self, weights: FloatArray, batch_statistics: bool) -> Body:
+        return self._evaluated(lambda cell: partial(cell, weights=weights, update=False), batch_statistics)
 
-        The function is valid until the weights of the supernet change.
+    def _folded(self, weights: FloatArray) -> Body:
+        return self._evaluated(lambda cell: cell.folded(weights), False)
 
-        Args:
-            weights: Mixing weights (edges, ops).
-            batch_statistics: Whether every BatchNorm uses the batch's statistics instead of the running ones;
-                those in cells that track none always do.
-
-        Raises:
-            ValueError: Weights of another shape, or of operations that are not allowed.
-        """
-        weights = self._effective(weights)
-        stem = folded_convolution(self.stem[0], self.stem[1], batch_statistics)
-        whole = batch_statistics or not self.tracks
-        steps: list[Callable[[Tensor], Tensor]] = []
-        for part in self._body():
-            if not isinstance(part, _MixedCell):
-                steps.append(_residual(part, batch_statistics))
-            elif whole:
-                steps.append(partial(part, weights=weights, update=False))
-            else:
-                steps.append(part.folded(weights))
+    def _evaluated(self, run: Callable[[_MixedCell], Body], batch_statistics: bool) -> Body:
+        steps = [
+            run(part) if isinstance(part, _MixedCell) else _residual(part, batch_statistics)
+            for part in self._body()
+        ]
         last = normalisation(self.last_norm, batch_statistics)
 
-        def logits(x: Tensor) -> Tensor:
-            x = stem(x.contiguous(memory_format=torch.channels_last))
+        def body(x_BCHW: Tensor) -> Tensor:
+            x = x_BCHW
             for step in steps:
                 x = step(x)
             return self.classifier(F.relu(last(x)).mean(dim=(2, 3)))
 
-        @torch.no_grad()
-        def run(x_BCHW: Tensor) -> Tensor:
-            if whole or x_BCHW.device.type != "cpu":
-                return logits(x_BCHW)
-            return torch.cat([logits(chunk) for chunk in x_BCHW.split(CHUNK)])
-
-        return run
+        return body
 
 
 def _residual(block: ResidualBlock, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
@@ -492,5 +468,14 @@ def _residual(block: ResidualBlock, batch_statistics: bool) -> Callable[[Tensor]
     return lambda x: b(F.relu_(a(F.relu(x)))).add_(block.downsample(x))
 
 
-def _leaving(source: int) -> list[int]:
-    return [edge for edge, (start, _) in enumerate(EDGES) if start == source]
+def _linear(source: int, weights: FloatArray) -> list[tuple[int, float, bool]]:
+    """Targets and mixing weights of the identities and pools that leave a node, and whether it is a pool."""
+    return [
+        (EDGES[edge][1], float(weights[edge, op]), op == AVG_POOL)
+        for edge in _leaving(source)
+        for op in (SKIP, AVG_POOL)
+        if weights[edge, op] != 0
+    ]
+
+
+_leaving = partial(leaving, EDGES)
