@@ -313,7 +313,7 @@ def _trained(end: Conclusion, folder: Path, display: Display) -> Trained | None:
         )
         return None
     # torch is loaded once a network is trained: a search on tables needs none.
-    from hwnas.training.final import train_network
+    from hwnas.training.final import Session, train_network
 
     with display.phase("final network", "training the final network"):
         figures = train_network(
@@ -321,10 +321,8 @@ def _trained(end: Conclusion, folder: Path, display: Display) -> Trained | None:
             answer.genotype,
             task.dataset,
             task.recipe,
+            Session(folder, announce=display.say, warn=display.doubt),
             seed=task.seed,
-            folder=folder,
-            say=display.say,
-            doubt=display.doubt,
         )
     return Trained(**figures)
 

@@ -20,6 +20,7 @@ from hwnas.runs.result import read_result
 from hwnas.runs.tracking import Tracker
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.presets import architecture
+from hwnas.training.checkpoint import Session
 from hwnas.training.final import train_network
 from hwnas.training.recipe import forget_checkpoint
 
@@ -95,10 +96,8 @@ def main(cfg: DictConfig) -> float:
                 genotype,
                 dataset,
                 recipe,
+                Session(folder / "network", announce=display.say, warn=display.doubt),
                 seed=seed,
-                folder=folder / "network",
-                say=display.say,
-                doubt=display.doubt,
             )
         with (folder / "network" / "curves.csv").open() as file:
             for row in csv.DictReader(file):

@@ -32,6 +32,7 @@ from hwnas.core import (
 from hwnas.data.images import Images, augment, check_batch
 from hwnas.evaluators.table import Lookup
 from hwnas.spaces.capabilities import HasSimilarity, fingerprint
+from hwnas.training.checkpoint import Session
 from hwnas.training.progress import progress
 from hwnas.training.recipe import Recipe
 from hwnas.training.reference import reference_model
@@ -175,10 +176,8 @@ class RMI(Evaluator):
             model = reference_model(
                 self._dataset,
                 self.reference,
+                Session(self._store_dir, announce=self._announce, warn=self._warn),
                 seed=self.seed,
-                store_dir=self._store_dir,
-                announce=self._announce,
-                warn=self._warn,
                 part=self.images,
             )
             digest = hashlib.sha256()

@@ -14,6 +14,7 @@ from hwnas.core import Count, Evaluator, Genotype, SearchSpace, Seed, checked
 from hwnas.data.images import Images, check_batch
 from hwnas.evaluators.table import Lookup
 from hwnas.spaces.capabilities import HasNetworks, Resizable, fingerprint
+from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import MAY_CHANGE, DivergedError, accuracy, fit
 from hwnas.training.recipe import Recipe
 
@@ -136,15 +137,8 @@ class Train(Evaluator):
             network = self._networks.network(genotype)
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            module = fit(
-                network,
-                self._dataset,
-                self.training,
-                part="train",
-                seed=seed,
-                folder=self._folder,
-                settings="evaluator.training",
-            )
+            session = Session(self._folder, settings="evaluator.training")
+            module = fit(network, self._dataset, self.training, session, part="train", seed=seed)
         except DivergedError:
             return math.nan
         return accuracy(module, self._dataset, "valid")

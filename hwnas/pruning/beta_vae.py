@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -21,8 +21,9 @@ from annotated_types import Ge, Len
 from torch import Tensor, nn
 
 from hwnas.core import Count, NotNegative, Positive, checked, seed_of
+from hwnas.data.images import Images
 from hwnas.files import read_torch
-from hwnas.training.checkpoint import Batch, InOrder, KeepLast, Passes, Resumable, read_checkpoint
+from hwnas.training.checkpoint import Batch, Checkpoint, InOrder, Passes, Resumable, Session
 from hwnas.training.lightning import fit_by_lightning
 from hwnas.training.recipe import PRECISIONS, Precision
 
@@ -290,7 +291,7 @@ class BetaVAETraining(Resumable):
         training: How to train.
         steps_per_epoch: Optimiser steps per pass.
         seed: Seed of the noise; every epoch has its own.
-        start: Checkpoint to resume from, as `checkpoint` gives it; None starts anew.
+        start: Checkpoint to resume from; None starts anew.
         first_epoch: Number of the first pass, from 0, for the noise and the capacity; later passes are
             fine-tuning.
         before_step: Called with the number of each step, from 0, before it.
@@ -311,7 +312,7 @@ class BetaVAETraining(Resumable):
         *,
         steps_per_epoch: int,
         seed: int,
-        start: Mapping[str, Any] | None = None,
+        start: Checkpoint | None = None,
         first_epoch: int = 0,
         before_step: Callable[[int], None] = lambda step: None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
@@ -365,20 +366,32 @@ class BetaVAETraining(Resumable):
         )
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Which optimiser steps a training takes.
+
+    Args:
+        number: How many; None: all of the recipe's epochs.
+        first_epoch: As for `BetaVAETraining`.
+        before: Called with the number of each step, from 0, before it.
+    """
+
+    number: int | None = None
+    first_epoch: int = 0
+    before: Callable[[int], None] = lambda step: None
+
+
+ALL_STEPS = Steps()
+
+
 def train(
     network: BetaVAE,
     batches: Passes,
     training: Training,
+    session: Session,
     *,
     seed: int,
-    folder: Path,
-    num_steps: int | None = None,
-    first_epoch: int = 0,
-    before_step: Callable[[int], None] = lambda step: None,
-    on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
-    checkpoint: Path | None = None,
-    identity: Mapping[str, Any] | None = None,
-    announce: Callable[[str], None] = lambda text: None,
+    steps: Steps = ALL_STEPS,
 ) -> list[dict[str, float]]:
     """Train a network in place; returns the figures per epoch. It ends in evaluation mode, on the CPU.
 
@@ -386,35 +399,24 @@ def train(
         network: Initialised by the caller.
         batches: Passes over the training images.
         training: How to train.
+        session: Its folder, and what it keeps there.
         seed: Seed of the noise.
-        folder: Lightning's working folder.
-        num_steps: Optimiser steps; None: `training.epochs` passes.
-        first_epoch: As for `BetaVAETraining`.
-        before_step: As for `BetaVAETraining`.
-        on_epoch: Called with the figures of each epoch.
-        checkpoint: File that keeps the last finished epoch; a training that finds it resumes from it, and
-            ends like one that was never interrupted. None keeps nothing.
-        identity: What is trained, for the checkpoint; JSON-able.
-        announce: Called with a sentence when a training resumes.
+        steps: Which steps it takes.
 
     Raises:
         ValueError: A loss that is not finite, or a checkpoint that is damaged or of something else.
     """
-    steps = max(1, len(batches))
-    num_steps = training.epochs * steps if num_steps is None else num_steps
-    start = None
-    if checkpoint is not None and checkpoint.is_file():
-        start = read_checkpoint(checkpoint, identity or {})
-        announce(f"going on after epoch {len(start['history'])}")
+    steps_per_epoch = max(1, len(batches))
+    num_steps = training.epochs * steps_per_epoch if steps.number is None else steps.number
     module = BetaVAETraining(
         network,
         training,
-        steps_per_epoch=steps,
+        steps_per_epoch=steps_per_epoch,
         seed=seed,
-        start=start,
-        first_epoch=first_epoch,
-        before_step=before_step,
-        on_epoch=on_epoch,
+        start=session.start(),
+        first_epoch=steps.first_epoch,
+        before_step=steps.before,
+        on_epoch=session.on_epoch,
     )
     keep_freed_memory()
     network.to(memory_format=torch.channels_last)
@@ -423,8 +425,8 @@ def train(
         fit_by_lightning(
             module,
             InOrder(batches, module),
-            folder=folder,
-            keep=None if checkpoint is None else KeepLast(checkpoint, identity or {}),
+            folder=session.folder,
+            keep=session.keep(),
             max_steps=num_steps - module.step,
             precision=PRECISIONS[str(training.precision)],
         )
@@ -447,8 +449,8 @@ def keep_freed_memory() -> None:
 
 
 def identity_of(
-    settings: BetaVAESettings, training: Training, dataset: Any, seed: int, part: str
-) -> dict[str, Any]:
+    settings: BetaVAESettings, training: Training, dataset: Images, seed: int, part: str
+) -> dict[str, object]:
     """What a trained network depends on, JSON-able."""
     return {
         "model": {**asdict(settings), "channels": list(settings.channels)},

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from hwnas.build import build
 from hwnas.core import Count, Positive, Seed, check_setting, suggestion
-from hwnas.data.images import check_batch
+from hwnas.data.images import Images, check_batch
+from hwnas.data.shapes import Shapes
 from hwnas.devices.onnx_models import PACKAGES, require_onnx
 from hwnas.files import (
     append,
@@ -36,6 +37,7 @@ from hwnas.files import (
 from hwnas.pruning import masks
 from hwnas.pruning.beta_vae import (
     Deployed,
+    Steps,
     accuracy,
     codes,
     identity_of,
@@ -48,6 +50,7 @@ from hwnas.pruning.study import retained_area, trained_enough
 from hwnas.pruning.surgery import costs, export_onnx, latency_ms, smaller
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices
+from hwnas.training.checkpoint import Session
 from hwnas.training.progress import progress
 
 WEIGHTS = "weights.pt"
@@ -104,7 +107,7 @@ class _Run:
                 "dataset=imagenet; choose cifar10, mnist or another, or npz with a file of your images"
             )
         self.dataset = build(cfg.dataset)
-        if not hasattr(self.dataset, "split") or self.dataset.num_classes < 2:
+        if not isinstance(self.dataset, Images) or self.dataset.num_classes < 2:
             raise ValueError(
                 f"dataset={name} has no labelled images in memory; a Beta-VAE that classifies needs images "
                 "of at least two classes"
@@ -201,17 +204,13 @@ class _Run:
                     )
 
             with self.display.phase("training", "training"):
-                history = train(
-                    self.network,
-                    self.batches,
-                    self.training,
-                    seed=self.seed,
-                    folder=self.folder,
+                session = Session(
+                    self.folder,
+                    identity_of(self.settings, self.training, self.dataset, self.seed, "train"),
                     on_epoch=on_epoch,
-                    checkpoint=self.folder / "checkpoint.pt",
-                    identity=identity_of(self.settings, self.training, self.dataset, self.seed, "train"),
                     announce=self.display.say,
                 )
+                history = train(self.network, self.batches, self.training, session, seed=self.seed)
         write_torch(path, {"network": self.network.state_dict(), "history": history})
         return history
 
@@ -221,7 +220,7 @@ class _Run:
         mean = means.double().numpy()
         log_variance = None if log_variances is None else log_variances.double().numpy()
         with_labels: dict[str, float] = {}
-        if hasattr(self.dataset, "test_factors") and mean.shape[1] > 1:
+        if isinstance(self.dataset, Shapes) and mean.shape[1] > 1:
             factors = self.dataset.test_factors()
             with_labels = {
                 "mig": mig(mean, factors),
@@ -323,11 +322,9 @@ class _Run:
                 network,
                 self.batches,
                 dataclasses.replace(self.training, lr=pruning.lr),
+                Session(self.folder),
                 seed=self.seed,
-                folder=self.folder,
-                num_steps=num_steps,
-                first_epoch=self.training.epochs,
-                before_step=before_step,
+                steps=Steps(num_steps, self.training.epochs, before_step),
             )
         masks.make_permanent(deployed)
         if emptied:

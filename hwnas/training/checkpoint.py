@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import ClassVar, NotRequired, Protocol, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from hwnas.files import read_torch, write_torch
+from hwnas.training.recipe import CHECKPOINT
 
 Batch = tuple[Tensor, Tensor]
 
@@ -27,6 +29,67 @@ class Passes(Protocol):
         """(images (B, C, H, W) in 0..1, labels (B,)) per batch."""
 
 
+class Checkpoint(TypedDict):
+    """All that a training needs to resume after the last finished epoch, in plain types and tensors.
+
+    Attributes:
+        network: Its state.
+        optimizer: Its state.
+        precision: Loss scale of fp16; older ones lack it.
+        history: Figures per epoch.
+        identity: What is trained.
+    """
+
+    network: dict[str, Tensor]
+    optimizer: dict[str, object]
+    precision: NotRequired[dict[str, object]]
+    history: list[dict[str, float]]
+    identity: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a training works, what it keeps there, and whom it tells.
+
+    Args:
+        folder: Working folder.
+        identity: What is trained, by name, JSON-able. The folder then keeps a checkpoint of the last finished
+            epoch, and a training that finds one resumes from it. None keeps none.
+        on_epoch: Called with the figures of each epoch.
+        announce: Called with sentences on the progress, e.g. that a training resumes.
+        warn: Called with a sentence where something is doubtful.
+        settings: Where the recipe stands in the configuration, for errors.
+    """
+
+    folder: Path
+    identity: Mapping[str, object] | None = None
+    on_epoch: Callable[[dict[str, float]], None] = lambda figures: None
+    announce: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None] = lambda text: None
+    settings: str = "trainer"
+
+    @property
+    def path(self) -> Path:
+        """The file of the checkpoint."""
+        return self.folder / CHECKPOINT
+
+    def start(self) -> Checkpoint | None:
+        """The checkpoint to resume from; None where there is none.
+
+        Raises:
+            ValueError: It is damaged, or of another training.
+        """
+        if self.identity is None or not self.path.is_file():
+            return None
+        found = read_checkpoint(self.path, self.identity)
+        self.announce(f"going on after epoch {len(found['history'])}")
+        return found
+
+    def keep(self) -> KeepLast | None:
+        """What writes the checkpoint, if one is kept."""
+        return None if self.identity is None else KeepLast(self.path, self.identity)
+
+
 class Resumable(pl.LightningModule):
     """A network in training, by whole passes over the training images.
 
@@ -35,7 +98,7 @@ class Resumable(pl.LightningModule):
     Args:
         network: Trained in place.
         steps_per_epoch: Optimiser steps per pass.
-        start: Checkpoint to resume from, as `checkpoint` returns it; None starts anew.
+        start: Checkpoint to resume from; None starts anew.
         first_epoch: Number of the first pass, from 0.
         on_epoch: Called with the figures of each epoch.
 
@@ -51,7 +114,7 @@ class Resumable(pl.LightningModule):
         network: nn.Module,
         *,
         steps_per_epoch: int,
-        start: Mapping[str, Any] | None,
+        start: Checkpoint | None,
         on_epoch: Callable[[dict[str, float]], None],
         first_epoch: int = 0,
     ) -> None:
@@ -101,13 +164,14 @@ class Resumable(pl.LightningModule):
         """What else is written down of an epoch."""
         return {}
 
-    def checkpoint(self) -> dict[str, Any]:
-        """All that a training needs to resume after the last finished epoch, in plain types and tensors."""
+    def checkpoint(self, identity: Mapping[str, object]) -> Checkpoint:
+        """The training after its last finished epoch."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.trainer.optimizers[0].state_dict(),
             "precision": self.trainer.precision_plugin.state_dict(),
             "history": self.history,
+            "identity": identity,
         }
 
 
@@ -130,19 +194,19 @@ class KeepLast(pl.callbacks.Checkpoint):
 
     Args:
         path: The file.
-        identity: What is trained, JSON-able; kept beside what the module's `checkpoint()` gives.
+        identity: What is trained, JSON-able.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, object]) -> None:
         self.path, self.identity = path, dict(identity)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it, in the first process only."""
         if trainer.is_global_zero:
-            write_torch(self.path, {**cast(Resumable, pl_module).checkpoint(), "identity": self.identity})
+            write_torch(self.path, cast(Resumable, pl_module).checkpoint(self.identity))
 
 
-def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def read_checkpoint(path: Path, identity: Mapping[str, object]) -> Checkpoint:
     """What `KeepLast` wrote.
 
     Raises:
@@ -156,4 +220,4 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{path} is of another training: its {key} is {found.get(key)}, not {value}{advice}"
             )
-    return stored
+    return cast(Checkpoint, stored)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import asdict, replace
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from hwnas.core import seed_of
-from hwnas.training.checkpoint import Batch, InOrder, KeepLast, Passes, Resumable, read_checkpoint
+from hwnas.training.checkpoint import (
+    Batch,
+    Checkpoint,
+    InOrder,
+    Passes,
+    Resumable,
+    Session,
+    read_checkpoint,
+)
 from hwnas.training.lightning import fit_by_lightning
-from hwnas.training.recipe import CHECKPOINT, PRECISIONS, Recipe
+from hwnas.training.recipe import PRECISIONS, Recipe
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
 """Settings of a recipe that may be others when a training resumes."""
@@ -38,7 +46,7 @@ class Dataset(Protocol):
         """Mean and standard deviation per channel, each (C, 1, 1)."""
 
     @property
-    def augmentation(self) -> dict[str, Any]:
+    def augmentation(self) -> Mapping[str, object]:
         """How training images are changed at random, JSON-able."""
 
 
@@ -54,7 +62,7 @@ class Classifier(Resumable):
         num_steps: Optimiser steps of the whole training, for the schedule.
         steps_per_epoch: Optimiser steps per pass.
         seed: Seed of drop-path; every epoch has its own.
-        start: Checkpoint to resume from, as `checkpoint` gives it; None starts anew.
+        start: Checkpoint to resume from; None starts anew.
         on_epoch: Called with the figures of each epoch.
 
     Attributes:
@@ -78,7 +86,7 @@ class Classifier(Resumable):
         num_steps: int,
         steps_per_epoch: int = 1,
         seed: int = 0,
-        start: Mapping[str, Any] | None = None,
+        start: Checkpoint | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
     ) -> None:
         recipe.check(
@@ -153,59 +161,46 @@ class Classifier(Resumable):
 
 
 def fit(
-    network: nn.Module,
-    dataset: Dataset,
-    recipe: Recipe,
-    *,
-    part: str,
-    seed: int,
-    folder: Path,
-    identity: Mapping[str, Any] | None = None,
-    on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
-    announce: Callable[[str], None] = lambda text: None,
-    settings: str = "trainer",
+    network: nn.Module, dataset: Dataset, recipe: Recipe, session: Session, *, part: str, seed: int
 ) -> Classifier:
     """Train a network; returns the module in evaluation mode, on the CPU.
 
-    With an `identity`, the folder keeps a checkpoint of the last finished epoch, and a training that finds
-    one resumes from it: weights, optimiser, schedule, shuffles, augmentation and drop-path are those of a
-    training that was never interrupted.
+    Weights, optimiser, schedule, shuffles, augmentation and drop-path of a training that resumes are those of
+    one that was never interrupted.
 
     Args:
         network: Initialised by the caller.
         dataset: Images.
         recipe: How to train.
+        session: Its folder, created if needed, and what it keeps there; augmentation, seed and recipe are
+            added to its identity.
         part: Which training images: "train" or "all".
         seed: Seed of shuffling, augmentation and drop-path.
-        folder: Where the checkpoint is, created if needed, and Lightning's working folder.
-        identity: What is trained, by name, JSON-able; None keeps no checkpoint.
-        on_epoch: Called with the figures of each epoch.
-        announce: Called with a sentence when a training resumes.
-        settings: Where the recipe stands in the configuration, for errors.
 
     Raises:
         ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
             something else, or not enough memory.
     """
-    batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
+    try:
+        batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
+    except ValueError as error:  # the data set does not know whose batches they are
+        raise ValueError(str(error).replace("trainer.", f"{session.settings}.")) from None
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
-    path, start = None, None
-    if identity is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / CHECKPOINT
-        chosen = {key: value for key, value in asdict(recipe).items() if key not in MAY_CHANGE}
-        identity = {
-            **identity,
-            "augmentation": dataset.augmentation,
-            "seed": seed,
-            **{f"trainer.{key}": value for key, value in chosen.items()},
-        }
-        if path.is_file():
-            start = read_checkpoint(path, identity)
-            announce(f"going on after epoch {len(start['history'])}")
+    if session.identity is not None:
+        session.folder.mkdir(parents=True, exist_ok=True)
+        chosen = {f"trainer.{k}": value for k, value in asdict(recipe).items() if k not in MAY_CHANGE}
+        added = {"augmentation": dataset.augmentation, "seed": seed, **chosen}
+        session = replace(session, identity={**session.identity, **added})
     module = Classifier(
-        network, *dataset.normalisation(), recipe, num_steps, max(1, steps), seed, start, on_epoch
+        network,
+        *dataset.normalisation(),
+        recipe,
+        num_steps,
+        max(1, steps),
+        seed,
+        session.start(),
+        session.on_epoch,
     )
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)  # 1.4 times faster on a CPU
@@ -216,21 +211,21 @@ def fit(
             fit_by_lightning(
                 module,
                 InOrder(batches, module),
-                folder=folder,
+                folder=session.folder,
                 devices=recipe.devices,
                 strategy=recipe.strategy,
                 unused=recipe.devices > 1 and _leaves_unused(network, dataset, recipe),
-                keep=None if path is None or identity is None else KeepLast(path, identity),
+                keep=session.keep(),
                 max_steps=num_steps - module.step,
                 precision=PRECISIONS[str(recipe.precision)],
                 gradient_clip_val=recipe.grad_clip,
             )
         except (ValueError, RuntimeError) as error:
-            if (explained := _explained(error, module, path, settings)) is None:
+            if (explained := _explained(error, module, session)) is None:
                 raise
             raise explained from error
-        if path is not None and identity is not None and recipe.devices > 1:  # trained in other processes
-            module.history = read_checkpoint(path, identity)["history"]
+        if session.identity is not None and recipe.devices > 1:  # trained in other processes
+            module.history = read_checkpoint(session.path, session.identity)["history"]
     return module.cpu().eval()
 
 
@@ -244,28 +239,31 @@ def _leaves_unused(network: nn.Module, dataset: Dataset, recipe: Recipe) -> bool
     probe = copy.deepcopy(network).train()
     with torch.random.fork_rng(devices=[]):
         answers = probe(x, True) if recipe.auxiliary_weight else (probe(x),)
-    used: set[Any] = set()
-    steps: list[Any] = [answer.grad_fn for answer in answers]
+    seen: set[Node] = set()
+    used: set[Tensor] = set()
+    steps: list[Node | None] = [answer.grad_fn for answer in answers]
     while steps:
         step = steps.pop()
-        if step is not None and step not in used:
-            used |= {step, getattr(step, "variable", None)}
+        if step is not None and step not in seen:
+            seen.add(step)
+            if step.name() == "torch::autograd::AccumulateGrad":  # the end of the graph: a parameter
+                used.add(cast(Tensor, step.variable))  # type: ignore[attr-defined]
             steps += [before for before, _ in step.next_functions]
     return not used.issuperset(probe.parameters())
 
 
-def _explained(error: Exception, module: Classifier, path: Path | None, settings: str) -> ValueError | None:
+def _explained(error: Exception, module: Classifier, session: Session) -> ValueError | None:
     """What went wrong while training, with what can be done; None where the error says it."""
     text = str(error)
     if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {text}"):
         return ValueError(
-            f"out of memory in step {module.step}: lower {settings}.batch_size "
+            f"out of memory in step {module.step}: lower {session.settings}.batch_size "
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"
         )
     if "the loss became" not in text:
         return None
-    if path is not None and path.is_file():
-        text += f"; the last finished epoch is kept in {path}"
+    if session.identity is not None and session.path.is_file():
+        text += f"; the last finished epoch is kept in {session.path}"
     return DivergedError(text)
 
 

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Protocol, TypedDict
 
 from hwnas.core import Genotype, is_near_chance
 from hwnas.files import write_csv, write_json, write_text, write_torch
-from hwnas.spaces.capabilities import HasNetworks, identity
+from hwnas.spaces.capabilities import HasNetworks, Named, identity
+from hwnas.training import classifier
+from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import accuracy_and_chance, fit
+from hwnas.training.recipe import Recipe
+
+
+class Dataset(Named, classifier.Dataset, Protocol):
+    """Images with a name."""
+
+
+class Figures(TypedDict):
+    """What became of a training: its test accuracy in 0..1, epochs, file of weights, and seconds."""
+
+    test_acc: float
+    epochs: int
+    weights: str
+    seconds: float
 
 
 def train_network(
-    space: HasNetworks,
-    genotype: Genotype,
-    dataset: Any,
-    recipe: Any,
-    *,
-    seed: int,
-    folder: Path,
-    say: Callable[[str], None],
-    doubt: Callable[[str], None],
-) -> dict[str, Any]:
+    space: HasNetworks, genotype: Genotype, dataset: Dataset, recipe: Recipe, session: Session, *, seed: int
+) -> Figures:
     """Train an architecture on all training images and test it; writes the folder, returns the figures.
 
     The folder gets weights.pt (a state dict), architecture.json (what to build them into, and the figures),
@@ -35,45 +44,26 @@ def train_network(
         genotype: The architecture.
         dataset: Images; the only place where test images are used.
         recipe: How to train.
+        session: Its folder, created if needed, and whom it tells: it warns where the network is no better
+            than a guess.
         seed: Seed of initialisation, shuffling and augmentation.
-        folder: Created if needed.
-        say: Called with sentences on the progress.
-        doubt: Called with a sentence where the network is no better than a guess.
 
     Raises:
         ValueError: What `training.classifier.fit` raises.
     """
     import torch
 
+    folder, start = session.folder, time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-
-    def on_epoch(figures: dict[str, float]) -> None:
-        epoch = int(figures["epoch"])
-        if epoch % max(1, recipe.epochs // min(20, max(5, recipe.epochs // 10))) == 0:
-            say(
-                f"  epoch {epoch}/{recipe.epochs}  loss {figures['loss']:.3f}  "
-                f"training accuracy {figures['train_acc']:.2%}"
-            )
-
     what = identity(space, genotype, dataset)
+    session = replace(session, identity=what, on_epoch=partial(_say_epoch, recipe.epochs, session.announce))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = space.network(genotype)
-        module = fit(
-            network,
-            dataset,
-            recipe,
-            part="all",
-            seed=seed,
-            folder=folder,
-            identity=what,
-            on_epoch=on_epoch,
-            announce=say,
-        )
+        module = fit(network, dataset, recipe, session, part="all", seed=seed)
     test_acc, chance = accuracy_and_chance(module, dataset, "test")
     if is_near_chance(test_acc, chance):
-        doubt(
+        session.warn(
             f"the trained network answers {test_acc:.1%} of the test images right, a guess {chance:.1%}; "
             f"train it longer (trainer.epochs={recipe.epochs}, .max_steps={recipe.max_steps}), with another "
             f"trainer.lr ({recipe.lr:g}), or look at the labels"
@@ -100,6 +90,16 @@ def train_network(
     }
 
 
+def _say_epoch(epochs: int, say: Callable[[str], None], figures: Mapping[str, float]) -> None:
+    """Say the figures of an epoch, of about twenty among many."""
+    epoch = int(figures["epoch"])
+    if epoch % max(1, epochs // min(20, max(5, epochs // 10))) == 0:
+        say(
+            f"  epoch {epoch}/{epochs}  loss {figures['loss']:.3f}  "
+            f"training accuracy {figures['train_acc']:.2%}"
+        )
+
+
 def curves_svg(history: Sequence[Mapping[str, float]], test_acc: float) -> str:
     """Learning curves as an SVG picture: training accuracy and loss per epoch, and the final test accuracy.
 
@@ -114,8 +114,8 @@ def curves_svg(history: Sequence[Mapping[str, float]], test_acc: float) -> str:
     def x(epoch: float) -> float:
         return round(left + width * (epoch - 1) / (last - 1), 1)
 
-    def y(share: float) -> float:
-        return round(top + height * (1 - share), 1)
+    def y(fraction: float) -> float:
+        return round(top + height * (1 - fraction), 1)
 
     def line(colour: str, shares: Sequence[float]) -> str:
         points = " ".join(f"{x(number)},{y(share)}" for number, share in enumerate(shares, start=1))

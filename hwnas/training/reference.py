@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from hwnas.core import is_near_chance
 from hwnas.data.images import Images
 from hwnas.files import only_maker, read_torch, write_torch
+from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier, accuracy_and_chance, fit
 from hwnas.training.recipe import Recipe
 
@@ -79,24 +78,16 @@ class ResNet20(nn.Module):
 
 
 def reference_model(
-    dataset: Images,
-    recipe: Recipe,
-    *,
-    seed: int,
-    store_dir: Path,
-    announce: Callable[[str], None],
-    warn: Callable[[str], None],
-    part: str = "train",
+    dataset: Images, recipe: Recipe, session: Session, *, seed: int, part: str = "train"
 ) -> Classifier:
     """A trained ResNet-20 for a data set: read from the store, or trained once and kept there.
 
     Args:
         dataset: Images.
         recipe: How to train; 0 epochs give an untrained reference.
+        session: The folder of the store, and who is told where the model came from and warned if it is hardly
+            better than a guess.
         seed: Seed of initialisation and training.
-        store_dir: Folder of the store.
-        announce: Called with a sentence about where the model came from.
-        warn: Called with a sentence if it is hardly better than a guess.
         part: What it is trained on: "train" or "all", every training image.
     """
     key = json.dumps([dataset.fingerprint(), dataset.valid_fraction, asdict(recipe), seed])
@@ -104,20 +95,13 @@ def reference_model(
     others = {"split": (dataset.split_rule, "seeded"), "part": (part, "train")}
     augmentation += "".join(f"-{name}={value}" for name, (value, usual) in others.items() if value != usual)
     digest = hashlib.sha256((key + augmentation).encode()).hexdigest()[:12]
-    path = store_dir / "references" / f"resnet20-{dataset.name}-{digest}.pt"
+    path = session.folder / "references" / f"resnet20-{dataset.name}-{digest}.pt"
     trained = False
     if recipe.epochs and not path.is_file():
-        with only_maker(path, announce):
+        with only_maker(path, session.announce):
             if not path.is_file():
-                module = fit(
-                    _new(dataset, seed),
-                    dataset,
-                    recipe,
-                    part=part,
-                    seed=seed,
-                    folder=path.parent,
-                    settings="evaluator.reference",
-                )
+                own = Session(path.parent, settings="evaluator.reference")
+                module = fit(_new(dataset, seed), dataset, recipe, own, part=part, seed=seed)
                 weights = module.network.state_dict()
                 valid_acc, chance = accuracy_and_chance(module, dataset, "valid")
                 write_torch(path, {"weights": weights, "valid_acc": valid_acc, "chance": chance})
@@ -132,17 +116,17 @@ def reference_model(
         verb = "trained, kept in" if trained else "from"
         seen = part == "all" and not dataset.validates_on_test_images
         of = "accuracy on validation images that it was trained on, too," if seen else "validation accuracy"
-        announce(f"reference ResNet-20 {verb} {path}: {of} {stored['valid_acc']:.2%}")
+        session.announce(f"reference ResNet-20 {verb} {path}: {of} {stored['valid_acc']:.2%}")
         chance = stored.get("chance", 1 / dataset.num_classes)  # the stores of older versions have none
         if is_near_chance(stored["valid_acc"], chance):
-            warn(
+            session.warn(
                 f"the reference answers {stored['valid_acc']:.1%} of the validation images right, a guess "
                 f"{chance:.1%}: similarity to it says little; train it longer "
                 f"(evaluator.reference.epochs={recipe.epochs}, .max_steps={recipe.max_steps}) or with "
                 f"another evaluator.reference.lr ({recipe.lr:g})"
             )
     else:
-        announce("reference ResNet-20 left untrained, as the recipe says (0 epochs)")
+        session.announce("reference ResNet-20 left untrained, as the recipe says (0 epochs)")
     return Classifier(network, *dataset.normalisation(), recipe, num_steps=0).eval()
 
 

@@ -17,6 +17,7 @@ from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
+from hwnas.training.checkpoint import Session
 from hwnas.training.recipe import Recipe
 from hwnas.training.reference import reference_model
 
@@ -239,9 +240,8 @@ def test_a_reference_is_of_its_images_split_and_augmentation(tmp_path: Path) -> 
     def reference(kind: type[Images] = Images, part: str = "train", **settings: Any) -> None:
         images = kind("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, **settings)
         recipe = Recipe(epochs=1, max_steps=1)
-        reference_model(
-            images, recipe, seed=0, store_dir=tmp_path, announce=said.append, warn=print, part=part
-        )
+        session = Session(tmp_path, announce=said.append, warn=print)
+        reference_model(images, recipe, session, seed=0, part=part)
 
     reference()
     reference(part="all")
@@ -257,7 +257,7 @@ def say_where_it_is_from(folder: Path, said: Any) -> None:
     images = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10)
     recipe = Recipe(epochs=1, batch_size=256, max_steps=2)
     sentences: list[str] = []
-    model = reference_model(images, recipe, seed=0, store_dir=folder, announce=sentences.append, warn=print)
+    model = reference_model(images, recipe, Session(folder, announce=sentences.append, warn=print), seed=0)
     said.put((sentences[-1].split()[2], float(model.network.classifier.weight.sum()), sentences[0]))
 
 

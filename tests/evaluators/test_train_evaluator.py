@@ -17,6 +17,7 @@ from hwnas.spaces.darts.encoding import PRESETS
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
+from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import accuracy, fit
 from hwnas.training.recipe import Recipe
 
@@ -54,7 +55,7 @@ def test_accuracy_is_that_of_a_training_by_hand(tmp_path: Path) -> None:
         seed = train.seed_of(genotype)
         torch.manual_seed(seed)
         network = SPACE.network(genotype)
-        module = fit(network, digits(), RECIPE, part="train", seed=seed, folder=tmp_path)
+        module = fit(network, digits(), RECIPE, Session(tmp_path), part="train", seed=seed)
         assert row == {"val_acc": accuracy(module, digits(), "valid")}
     assert rows[0]["val_acc"] > 0.6  # ten classes
     assert len(said) == 1

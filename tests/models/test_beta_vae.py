@@ -24,6 +24,7 @@ from hwnas.pruning.beta_vae import (
     reconstruction_loss,
     train,
 )
+from hwnas.training.checkpoint import Session
 
 SMALL = BetaVAESettings(
     channels=[4, 8],
@@ -96,8 +97,8 @@ def test_the_elbo_rises_while_training(digits: Images, tmp_path: Path, likelihoo
         network(replace(SMALL, likelihood=likelihood)),
         digits.batches("train", batch_size=64, seed=0),
         replace(TRAINING, epochs=5, lr=3e-3),
+        Session(tmp_path),
         seed=0,
-        folder=tmp_path,
     )
     negative_elbo = [row["reconstruction"] + row["kl"] for row in history]
     assert negative_elbo[-1] < 0.8 * negative_elbo[0]
@@ -164,25 +165,22 @@ def test_controls_have_no_decoder_and_no_noise() -> None:
 def test_a_training_goes_on_where_it_stopped(digits: Images, tmp_path: Path) -> None:
     """Weights, optimiser, noise and shuffles are those of a training that was never interrupted."""
 
-    def run(epochs: int, checkpoint: Path | None) -> tuple[BetaVAE, list[dict[str, float]]]:
+    def run(epochs: int, identity: dict[str, object] | None) -> tuple[BetaVAE, list[dict[str, float]]]:
         net = network()
         told: list[str] = []
         history = train(
             net,
             digits.batches("train", batch_size=64, seed=1),
             replace(TRAINING, epochs=epochs),
+            Session(tmp_path, identity, announce=told.append),
             seed=1,
-            folder=tmp_path,
-            checkpoint=checkpoint,
-            identity={"name": "it"},
-            announce=told.append,
         )
-        assert told == (["going on after epoch 2"] if epochs == 3 and checkpoint else [])
+        assert told == (["going on after epoch 2"] if epochs == 3 and identity else [])
         return net, history
 
     whole, history = run(3, None)
-    run(2, tmp_path / "checkpoint.pt")
-    resumed, again = run(3, tmp_path / "checkpoint.pt")
+    run(2, {"name": "it"})
+    resumed, again = run(3, {"name": "it"})
     assert again == history
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name])
@@ -191,10 +189,8 @@ def test_a_training_goes_on_where_it_stopped(digits: Images, tmp_path: Path) -> 
             network(),
             digits.batches("train", batch_size=64),
             TRAINING,
+            Session(tmp_path, {"name": "another"}),
             seed=1,
-            folder=tmp_path,
-            checkpoint=tmp_path / "checkpoint.pt",
-            identity={"name": "another"},
         )
 
 
@@ -204,7 +200,7 @@ def test_mixed_precision_trains(digits: Images, tmp_path: Path) -> None:
         net = network(replace(SMALL, beta=0.1, gamma=100.0, latent=8))
         training = replace(TRAINING, precision=precision, epochs=8, lr=1e-2)
         batches = digits.batches("train", batch_size=64)
-        figures[precision] = train(net, batches, training, seed=0, folder=tmp_path)[-1]
+        figures[precision] = train(net, batches, training, Session(tmp_path), seed=0)[-1]
         x, y = digits.split("test")
         assert accuracy(net.deployed, x, y) > 0.5
     assert figures["32"] != figures["bf16"]
@@ -214,7 +210,7 @@ def test_mixed_precision_trains(digits: Images, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops(digits: Images, tmp_path: Path) -> None:
     batches = digits.batches("train", batch_size=64)
     with pytest.raises(ValueError, match="the loss became nan in step"):
-        train(network(), batches, replace(TRAINING, lr=1e30), seed=0, folder=tmp_path)
+        train(network(), batches, replace(TRAINING, lr=1e30), Session(tmp_path), seed=0)
 
 
 def test_identity_tells_trainings_apart(digits: Images) -> None:

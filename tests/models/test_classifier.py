@@ -14,6 +14,7 @@ from hwnas.data.images import Images
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts.encoding import PRESETS
 from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier, accuracy, fit
 from hwnas.training.recipe import CHECKPOINT, Recipe
 
@@ -42,8 +43,10 @@ def new(seed: int = 0) -> nn.Module:
 
 
 def train(images: Images, folder: Path, recipe: Recipe, **settings: Any) -> Classifier:
-    arguments = {"part": "all", "seed": 5, "folder": folder, "identity": {"arch": "a"}, **settings}
-    return fit(arguments.pop("network", None) or new(), images, recipe, **arguments)
+    where = {name: settings.pop(name, None) for name in ("network", "part", "seed")}
+    session = Session(folder, **{"identity": {"arch": "a"}, **settings})
+    network, part, seed = where["network"] or new(), where["part"] or "all", where["seed"] or 5
+    return fit(network, images, recipe, session, part=part, seed=seed)
 
 
 def states(module: Classifier) -> dict[str, Tensor]:

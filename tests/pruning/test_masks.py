@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hwnas.data.images import Images
-from hwnas.pruning.beta_vae import BetaVAE, BetaVAESettings, Deployed, Training, train
+from hwnas.pruning.beta_vae import BetaVAE, BetaVAESettings, Deployed, Steps, Training, train
 from hwnas.pruning.masks import (
     Pruning,
     apply,
@@ -19,6 +19,7 @@ from hwnas.pruning.masks import (
     scores,
     zeros,
 )
+from hwnas.training.checkpoint import Session
 
 CRITERIA = ("l1", "random", "snip", "taylor")
 STRUCTURES = ("weights", "filters")
@@ -203,9 +204,9 @@ def test_masks_stay_zero_through_fine_tuning(tmp_path: Path, structure: str, wei
         net,
         digits.batches("train", batch_size=100),
         training,
+        Session(tmp_path),
         seed=0,
-        folder=tmp_path,
-        before_step=before_step,
+        steps=Steps(before=before_step),
     )
     assert raised == [5]
     make_permanent(net.deployed)

@@ -24,6 +24,7 @@ from hwnas.evaluators.rmi import RMI, listed, quantiles, rmi_flops
 from hwnas.evaluators.table import by_genotype
 from hwnas.files import data_folder
 from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import accuracy
 from hwnas.training.reference import reference_model
 
@@ -89,9 +90,8 @@ def test_similarity_ranks_cells(cells: list[Genotype], truth: FloatArray, tmp_pa
     for name, settings in ROWS[size].items():
         rmi, dataset = create(tmp_path, *settings)
         if len(scores) == 1:
-            model = reference_model(
-                dataset, rmi.reference, seed=0, store_dir=tmp_path, announce=print, warn=print
-            )
+            session = Session(tmp_path, announce=print, warn=print)
+            model = reference_model(dataset, rmi.reference, session, seed=0)
             minutes = (time.process_time() - start) / 60
             print(
                 f"\n{size}: test accuracy of the reference {accuracy(model, dataset, 'test'):.1%}, "
