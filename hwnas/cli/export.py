@@ -284,7 +284,8 @@ def _members(device: DictConfig) -> list[DictConfig]:
 def _command_of(run: Path) -> str:
     """The command of a run."""
     job = hydra_says(run, "job", "name")
-    return _command(str(job), password.hidden(plain_yaml(run / ".hydra" / "overrides.yaml")))
+    overrides = plain_yaml(run / ".hydra" / "overrides.yaml")
+    return _command(str(job), [password.without(str(override)) for override in overrides])
 
 
 def _command(job: str, overrides: Sequence[str]) -> str:

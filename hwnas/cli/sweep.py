@@ -126,8 +126,8 @@ def is_complete(folder: Path, command: str, arguments: Sequence[str], jobs: Jobs
         arguments: Hydra's.
         jobs: Those of the folder.
     """
-    known = (_read(folder / COMPLETE) or {}).get(_fingerprint(command, arguments)) or []
-    return len(known) > 0 and jobs.finished.issuperset(known)
+    known = (_read(folder / COMPLETE) or {}).get(_fingerprint(command, arguments))
+    return isinstance(known, list) and len(known) > 0 and jobs.finished.issuperset(known)
 
 
 def complete(folder: Path, command: str, arguments: Sequence[str]) -> None:

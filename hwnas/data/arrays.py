@@ -1,4 +1,4 @@
-"""Arrays of .npz files from elsewhere: plain, and no larger than their file says and may."""
+"""Safe reading of foreign .npz files: plain arrays only, of bounded size."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from hwnas.files import bounded
 
 MAX_BYTES = 1 << 30
-"""What a file may always expand to; beyond, to `MAX_RATIO` times its own size."""
+"""Bytes that every file may expand to; a large file may expand to `MAX_RATIO` times its own size."""
 
 MAX_RATIO = 100
+
 SLACK = 1 << 28
-"""Bytes of memory that reading takes besides the arrays."""
+"""Bytes of memory that reading may take besides the arrays."""
 
 UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, ValueError, TypeError, LookupError),
     *(EOFError, MemoryError, NotImplementedError, OverflowError, SyntaxError, RecursionError),
 )
-"""What reading a file that is damaged or hostile may raise."""
+"""Errors that reading a damaged or hostile file may raise."""
 
 
 @contextmanager
-def arrays_of(file: Path) -> Iterator[Any]:
-    """The arrays of an .npz file by name, `.files`, each read when it is asked for; none holds objects.
+def arrays_of(file: Path) -> Iterator[NpzFile]:
+    """The arrays of an .npz file by name; `files` lists the names. An array is read when it is looked up.
 
     Raises:
         OSError: The file cannot be opened.
-        ValueError, and others of `UNREADABLE`: Not an .npz file, a damaged one, or one that expands to more
-            than it may.
+        ValueError, and others of `UNREADABLE`: Not an .npz file, a damaged one, one with objects in it, or
+            one that expands to more than it may.
     """
     with file.open("rb") as stream:
         if not zipfile.is_zipfile(stream):

@@ -1,4 +1,4 @@
-"""ImageNet and other large sets of image files: read from a folder by workers while training.
+"""ImageNet and other large sets of image files, which worker processes read while a network trains.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 from annotated_types import Len
 
 from hwnas.core import Count, Fraction, checked, seed_of
-from hwnas.data.images import check_batch, shard, word
+from hwnas.data.images import Passes, word
 from hwnas.data.splits import SPLIT_SEED
 from hwnas.files import data_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.utils.data import Dataset
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,8 +28,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 class ImageFolder:
     """Image files in torchvision's layout: `train/<class>/<file>` and `val/<class>/<file>`.
 
-    Training images are cropped and resized at random, flipped, and their colours jittered; the others are
-    resized and cropped at the centre. `val` is the test set, which only final training and reports touch.
+    Training images get a random crop, size, flip and colour jitter; all others are resized and cropped at the
+    centre. `val` is the test set: only final training and reports use it.
 
     Args:
         name: Name of the data set, part of the store's key.
@@ -36,7 +37,7 @@ class ImageFolder:
         image_size: Side of the square that networks see, in pixels.
         resize: Shorter side to which test images are resized before the crop, in pixels.
         color_jitter: Largest relative change of brightness, contrast, saturation, and shift of hue.
-        valid_fraction: Share of the training images kept apart for validation.
+        valid_fraction: Fraction of the training images that is held out for validation.
         workers: Processes that read images, at least 1.
 
     Raises:
@@ -92,8 +93,8 @@ class ImageFolder:
         return len(self.classes)
 
     @property
-    def augmentation(self) -> dict[str, Any]:
-        """How training images are changed at random, JSON-able."""
+    def augmentation(self) -> dict[str, object]:
+        """Random changes of training images, as JSON."""
         return {"image_size": self.image_size, "color_jitter": list(self.color_jitter)}
 
     def files(self, part: str) -> list[tuple[Path, int]]:
@@ -123,24 +124,13 @@ class ImageFolder:
         return found
 
     def size(self, part: str) -> int:
-        """How many images a part has."""
+        """Number of images of a part."""
         return len(self.files(part))
 
     def batches(
         self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
     ) -> FileBatches:
-        """Passes over the images of a part.
-
-        Args:
-            part: "train", "valid", "all" or "test".
-            batch_size: Images per batch; a last incomplete batch is left out while training.
-            seed: Seed of shuffles and augmentation.
-            train: Shuffle and augment; False passes once over all images in order.
-            num_shards: Processes that share every pass; each takes its images by its rank.
-
-        Raises:
-            ValueError: Fewer images than one batch per process.
-        """
+        """Passes over a part of the images; the arguments are those of `files` and `Passes`."""
         return FileBatches(
             self.files(part), self, batch_size=batch_size, seed=seed, train=train, num_shards=num_shards
         )
@@ -152,22 +142,16 @@ class ImageFolder:
         return torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
-class FileBatches:
-    """Batches of image files, read and augmented by worker processes; every pass is another, seeded shuffle.
+class FileBatches(Passes):
+    """Batches of image files, read and augmented by worker processes.
 
     Args:
         files: File and label of every image.
         dataset: Sizes, augmentation and number of workers.
-        batch_size: Images per batch.
-        seed: Seed of shuffles and augmentation.
-        train: Shuffle, augment, and leave out a last incomplete batch.
-        num_shards: Processes that share every pass.
-
-    Attributes:
-        epoch: Number of the next pass, which its shuffle and augmentation depend on.
+        batch_size: As for `Passes`; so are the others.
 
     Raises:
-        ValueError: Fewer images than one batch per process; while iterating, a file that is no image.
+        ValueError: As `Passes`; while iterating, a file that is no image.
     """
 
     def __init__(
@@ -180,43 +164,30 @@ class FileBatches:
         train: bool,
         num_shards: int,
     ) -> None:
-        if train:
-            check_batch("batch_size", batch_size, len(files), num_shards)
         self.files, self.dataset = files, dataset
-        self.batch_size, self.seed, self.train, self.num_shards = batch_size, seed, train, num_shards
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        """Batches per pass."""
-        if self.train:
-            return len(self.files) // (self.batch_size * self.num_shards)
-        return -(-len(self.files) // self.batch_size)
+        super().__init__(len(files), batch_size=batch_size, seed=seed, train=train, num_shards=num_shards)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(images (B, 3, H, W) in 0..1, labels (B,)) per batch."""
         import torch
         from torch.utils.data import DataLoader
 
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.arange(len(self.files))
         if self.train:
-            self.epoch += 1
-            order = torch.randperm(len(self.files), generator=generator)
-            if self.num_shards > 1:
-                order = shard(order, self.num_shards)[: len(self) * self.batch_size]
-                generator.manual_seed(seed_of(int(order[0]), self.seed))  # augmentation of this process
-        files: Any = _Files([self.files[row] for row in order.tolist()], self.dataset, self.train)
-        loader: Any = DataLoader(
-            files,
+            order, generator = self._shuffle()
+        else:
+            order = torch.arange(len(self.files))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        files = _Files([self.files[row] for row in order.tolist()], self.dataset, self.train)
+        loader = DataLoader(
+            cast("Dataset[tuple[Tensor, Tensor]]", files),  # torch collates labels into a tensor
             batch_size=self.batch_size,
-            drop_last=self.train,
             num_workers=self.dataset.workers,
             pin_memory=torch.cuda.is_available(),
             generator=generator,  # seeds the workers
         )
         try:
             yield from loader
-        except ValueError as error:  # with a worker's traceback in its text
+        except ValueError as error:  # its text ends with the worker's traceback
             raise ValueError(str(error).strip().splitlines()[-1].partition("ValueError: ")[2]) from None
 
 
@@ -257,7 +228,7 @@ def _folder(path: str) -> Path:
     """The folder of a data set.
 
     Raises:
-        ValueError: It is nowhere, or lacks `train` or `val`.
+        ValueError: It does not exist, or lacks `train` or `val`.
     """
     places = [Path(path).expanduser(), data_folder() / path]
     for place in places:
@@ -271,5 +242,5 @@ def _folder(path: str) -> Path:
 
 
 def _classes(folder: Path) -> list[str]:
-    """Names of the classes, sorted: their order is their labels."""
+    """Names of the classes, sorted; a class's label is its position."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())

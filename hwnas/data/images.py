@@ -1,4 +1,4 @@
-"""Image data sets as whole tensors: seeded splits, batched augmentation, no loader in the loop.
+"""Image data sets that fit into memory: seeded splits, and augmentation of whole batches.
 
 Shapes: B images, C channels, H height, W width.
 """
@@ -10,7 +10,7 @@ import hashlib
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from annotated_types import Gt, Len, Lt
@@ -25,18 +25,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE_SECONDS = 10.0
-"""How long a download waits for a server that does not answer."""
+"""Time that a download waits for a server that does not answer."""
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+"""Arrays of an .npz file of images."""
 
 
 def word(name: str) -> str:
-    """A data set's name, which files are named by."""
+    """The name of a data set, checked: it becomes part of file names."""
     if not name.isprintable() or not name or {"/", "\\"} & set(name):
         raise ValueError(f"name must be a word without / and \\, not {name!r}")
     return name
 
 
 class NoImages:
-    """Stands for a data set where no network is built (the toy space).
+    """Takes the place of a data set where no network is built (the toy space).
 
     Args:
         name: Part of the store's key.
@@ -51,28 +54,28 @@ class NoImages:
 
 
 class Images:
-    """An image classification data set, read when it is first used.
+    """An image classification data set; its images are read on first use.
 
     Args:
         name: Name of the data set, part of the store's key; "npz" stands for the file's name.
         source: "digits" (scikit-learn), "npz", or a class of torchvision.datasets, e.g. "CIFAR10".
         image_shape: (channels, height, width); None reads it from the file.
         num_classes: Number of classes; None counts them in the file.
-        path: File for source "npz": absolute, or relative to the working folder or the data folder; for the
-            others, a file to read instead of downloading if the data folder has it.
-        valid_fraction: Share of the training images kept apart for validation, but for split "benchmark".
+        path: File for source "npz": absolute, or relative to the working folder or the data folder. For other
+            sources, a file of the data folder that is read, if it exists, instead of downloading.
+        valid_fraction: Fraction of the training images that is held out for validation; split "benchmark"
+            does not use it.
         split: Which images validate. "seeded": a seeded draw of the training images; "ordered": the last of
-            them; "benchmark": by NAS-Bench-201's index lists, which halve the test images of CIFAR-100 and
-            ImageNet16-120: one half validates, and "test" is the other.
-        crop: Padding in pixels of the random crop; 0 switches it off.
+            them; "benchmark": NAS-Bench-201's index lists. For CIFAR-100 and ImageNet16-120 these halve the
+            test images: one half validates, and the other half is "test".
+        crop: Padding of the random crop, in pixels; 0: no crop.
         flip: Whether to flip images left to right at random.
-        cutout: Side in pixels of the square that is painted in the mean colour at random; 0: none.
-        benchmark: What the columns of benchmark tables call the data set; None: `name`.
+        cutout: Side of a square at a random place that gets the mean colour, in pixels; 0: none.
+        benchmark: Name of the data set in the columns of benchmark tables; None: `name`.
         shrink: Whether larger images, by a whole factor, are averaged over squares down to `image_shape`.
 
     Raises:
-        ValueError: A fraction outside 0..1 or a negative size; when the images are read, a file that is
-            missing or malformed.
+        ValueError: A setting out of range; when the images are read, a file that is missing or malformed.
     """
 
     @checked
@@ -108,11 +111,11 @@ class Images:
                 raise ValueError(
                     "dataset=npz needs dataset.path=<file with x_train, y_train, x_test, y_test>"
                 )
-            if name == "npz":  # a name of one's own stays
+            if name == "npz":  # another name is the user's choice
                 self.name = f"npz-{Path(path).stem}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the images: a copy in another process reads them itself."""
+    def __getstate__(self) -> dict[str, object]:
+        """The state without images: a copy in another process reads them itself."""
         return {**self.__dict__, "_arrays": None, "_normalisation": None}
 
     @property
@@ -143,35 +146,37 @@ class Images:
             if self.shrink and self._shape is not None:
                 arrays = {key: _shrunk(a, self._shape) if a.ndim == 4 else a for key, a in arrays.items()}
             height, width, channels = arrays["x_train"].shape[1:]
-            for what, said, found in (
+            for setting, given, found in (
                 ("image_shape", self._shape, [channels, height, width]),
                 ("num_classes", self._num_classes, int(arrays["y_train"].max()) + 1),
             ):
-                if said is not None and list(np.atleast_1d(said)) != list(np.atleast_1d(found)):
-                    raise ValueError(f"dataset.{what} of {self.name} is {said}, but its images have {found}")
+                if given is not None and list(np.atleast_1d(given)) != list(np.atleast_1d(found)):
+                    raise ValueError(
+                        f"dataset.{setting} of {self.name} is {given}, but its images have {found}"
+                    )
             self._arrays = arrays
         return self._arrays
 
     @property
-    def augmentation(self) -> dict[str, Any]:
-        """How training images are changed at random, JSON-able."""
-        # What a cut square is filled with stands here since it is the mean; it was black before.
+    def augmentation(self) -> dict[str, object]:
+        """Random changes of training images, as JSON."""
+        # Squares were filled with black at first, and identities of that time have no word for it.
         fill = {"cutout_fill": "mean"} if self.cutout else {}
         return {"crop": self.crop, "flip": self.flip, "cutout": self.cutout, **fill}
 
-    def identity(self) -> list[Any]:
-        """What weights trained on these images depend on, JSON-able: images, labels, split, augmentation."""
-        rule = [] if self.split_rule == "seeded" else [self.split_rule]  # there was no other rule before
+    def identity(self) -> list[object]:
+        """All that trained weights depend on, as JSON: images, labels, split, augmentation."""
+        rule = [] if self.split_rule == "seeded" else [self.split_rule]  # the first rule is not named
         return [self.fingerprint(), self.valid_fraction, *self.augmentation.values(), *rule]
 
     @property
     def protocol(self) -> str:
-        """What validates, in words."""
+        """The images that validate, in words."""
         return splits.in_words(self.split_rule, self.valid_fraction, self.benchmark)
 
     @property
     def validates_on_test_images(self) -> bool:
-        """Whether validation images are test images, as in the papers; the part "test" is then the others."""
+        """Whether half of the test images validate, as in the papers; "test" is then the other half."""
         return self.split_rule == "benchmark" and splits.INDEX_LISTS[self.benchmark].halves == "test"
 
     def fingerprint(self) -> str:
@@ -186,8 +191,8 @@ class Images:
         """Images (N, C, H, W) in 0..1, float32, and labels (N,), int64.
 
         Args:
-            part: "train" and "valid", which the rule of the split keeps apart; "all", every training image;
-                or "test", which only final training and reports may touch. No image is in "valid" and "test".
+            part: "train" or "valid", by the rule of the split; "all", every training image; or "test", which
+                only final training and reports may use. No image is in both "valid" and "test".
         """
         import torch
 
@@ -198,12 +203,12 @@ class Images:
         return x_NCHW, torch.from_numpy(y)
 
     def size(self, part: str) -> int:
-        """How many images a part has."""
+        """Number of images of a part."""
         where, rows = self._rows(part)
         return len(self._load()[f"y_{where}"][rows])
 
     def _rows(self, part: str) -> tuple[str, np.ndarray | slice]:
-        """Where a part is: "train" or "test", and which of those images."""
+        """The images of a part: "train" or "test", and their rows there."""
         return splits.rows(
             part,
             self._load(),
@@ -215,9 +220,10 @@ class Images:
     def batches(
         self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
     ) -> Batches:
-        """Passes over a part of the images; the arguments are those of `split` and `Batches`."""
-        x, y = self.split(part)
-        return Batches(x, y, self, batch_size=batch_size, seed=seed, train=train, num_shards=num_shards)
+        """Passes over a part of the images; the arguments are those of `split` and `Passes`."""
+        return Batches(
+            self.split(part), self, batch_size=batch_size, seed=seed, train=train, num_shards=num_shards
+        )
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel over the training images, each (C, 1, 1)."""
@@ -228,82 +234,14 @@ class Images:
         return self._normalisation
 
 
-class Batches:
-    """Shuffled, augmented batches over resident tensors; every pass is another, seeded shuffle.
-
-    Args:
-        x_NCHW: Images in 0..1.
-        y_N: Labels.
-        dataset: Which augmentation to apply.
-        batch_size: Images per batch; a last incomplete batch is left out while training.
-        seed: Seed of shuffles and augmentation.
-        train: Shuffle and augment; False passes once over all images in order.
-        num_shards: Processes that share every pass; each takes its batches by its rank.
-
-    Attributes:
-        epoch: Number of the next pass, which its shuffle and augmentation depend on.
-
-    Raises:
-        ValueError: Fewer images than one batch per process.
-    """
-
-    def __init__(
-        self,
-        x_NCHW: Tensor,
-        y_N: Tensor,
-        dataset: Images,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        train: bool = True,
-        num_shards: int = 1,
-    ) -> None:
-        if train:
-            check_batch("batch_size", batch_size, len(x_NCHW), num_shards)
-        self.x, self.y, self.dataset = x_NCHW, y_N, dataset
-        self.batch_size, self.seed, self.train, self.num_shards = batch_size, seed, train, num_shards
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        """Batches per pass."""
-        if self.train:
-            return len(self.x) // (self.batch_size * self.num_shards)
-        return -(-len(self.x) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, C, H, W), labels (B,)) per batch."""
-        import torch
-
-        if not self.train:
-            yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
-            return
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        self.epoch += 1
-        order = torch.randperm(len(self.x), generator=generator)
-        if self.num_shards > 1:
-            order = shard(order, self.num_shards)
-            generator.manual_seed(seed_of(int(order[0]), self.seed))  # augmentation of this process
-        order = order.to(self.x.device)
-        for index in range(len(self)):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            yield augment(self.x[rows], self.dataset, generator), self.y[rows]
-
-
-def shard(order: Tensor, num_shards: int) -> Tensor:
-    """The share of this process in an order of images: every `num_shards`-th one, from its rank on."""
-    import torch.distributed as dist
-
-    return order[(dist.get_rank() if dist.is_initialized() else 0) :: num_shards]
-
-
 def check_batch(setting: str, batch_size: int, num_images: int, devices: int = 1) -> None:
     """Raise ValueError if the training images do not fill one batch of each device.
 
     Args:
-        setting: Where the size of batches stands in the configuration.
+        setting: Name of the setting, for the message.
         batch_size: Images per batch and device.
-        num_images: How many there are to train on.
-        devices: How many share them.
+        num_images: Number of training images.
+        devices: Number of devices that divide the images among them.
     """
     if num_images < batch_size * devices:
         each = f" on each of {devices} devices" if devices > 1 else ""
@@ -313,16 +251,93 @@ def check_batch(setting: str, batch_size: int, num_images: int, devices: int = 1
         )
 
 
+class Passes:
+    """Passes over images in batches, each with a shuffle of its own: the base of `Batches` and `FileBatches`.
+
+    Args:
+        num_images: Number of images.
+        batch_size: Images per batch; a last incomplete batch is left out while training.
+        seed: Seed of shuffles and augmentation.
+        train: Whether to shuffle and augment; if not, every pass goes over all images in order.
+        num_shards: Number of processes that divide a pass among them, by rank.
+
+    Attributes:
+        epoch: Number of the next pass; its shuffle and augmentation depend on it.
+
+    Raises:
+        ValueError: While training, fewer images than one batch per process.
+    """
+
+    def __init__(self, num_images: int, *, batch_size: int, seed: int, train: bool, num_shards: int) -> None:
+        if train:
+            check_batch("batch_size", batch_size, num_images, num_shards)
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.train, self.num_shards = train, num_shards
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches per pass."""
+        if self.train:
+            return self.num_images // (self.batch_size * self.num_shards)
+        return -(-self.num_images // self.batch_size)
+
+    def _shuffle(self) -> tuple[Tensor, torch.Generator]:
+        """Rows of this process in the next training pass, in order, and a generator for augmentation."""
+        import torch
+        import torch.distributed as dist
+
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        self.epoch += 1
+        order = torch.randperm(self.num_images, generator=generator)
+        if self.num_shards > 1:
+            order = order[(dist.get_rank() if dist.is_initialized() else 0) :: self.num_shards]
+            generator.manual_seed(seed_of(int(order[0]), self.seed))
+        return order[: len(self) * self.batch_size], generator
+
+
+class Batches(Passes):
+    """Augmented batches of images that lie in memory as a whole.
+
+    Args:
+        images: Images (N, C, H, W) in 0..1, and labels (N,).
+        dataset: Names the augmentation.
+        batch_size: As for `Passes`; so are the others.
+    """
+
+    def __init__(
+        self,
+        images: tuple[Tensor, Tensor],
+        dataset: Images,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        train: bool = True,
+        num_shards: int = 1,
+    ) -> None:
+        self.x, self.y = images
+        self.dataset = dataset
+        super().__init__(len(self.x), batch_size=batch_size, seed=seed, train=train, num_shards=num_shards)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, C, H, W), labels (B,)) per batch."""
+        if not self.train:
+            yield from zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+            return
+        order, generator = self._shuffle()
+        for rows in order.to(self.x.device).split(self.batch_size):
+            yield augment(self.x[rows], self.dataset, generator), self.y[rows]
+
+
 def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tensor:
     """Random crop, flip and cutout of a whole batch, as the data set asks; keeps (B, C, H, W).
 
-    A crop's border is black, a cut square has the data set's mean colour and is 0 once images are normalised:
-    the order of DARTS and of all who follow it is crop, flip, normalise, cut out (DeVries and Taylor, 2017).
+    A crop's border is black. A cut square has the data set's mean colour, which normalisation turns into 0:
+    DARTS and its successors crop, flip, normalise, and then cut out (DeVries and Taylor, 2017).
 
     Args:
         x_BCHW: Images in 0..1, on any device.
-        dataset: Sizes of crop and cutout, and whether to flip.
-        generator: Source of randomness, on the CPU; the same draws for every device.
+        dataset: Names the changes.
+        generator: Source of randomness, on the CPU, so that every device gets the same draws.
     """
     import torch
     import torch.nn.functional as F
@@ -362,10 +377,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with arrays_of(path) as file:
-            lacking = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in file.files]
+            lacking = [key for key in KEYS if key not in file.files]
             if lacking:
                 raise ValueError(f"{path} lacks {', '.join(lacking)}; it has {', '.join(file.files)}")
-            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+            arrays = {key: file[key] for key in KEYS}
     except (*UNREADABLE, OSError) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
@@ -374,25 +389,14 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a readable .npz file ({error})") from None
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if x.ndim == 3:
-            x = x[..., None]
-        if x.ndim != 4 or x.shape[3] not in (1, 3):
-            raise ValueError(
-                f"x_{part} of {path} must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {x.shape}"
-            )
-        if x.dtype.kind == "f":
-            if x.size and not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
-                raise ValueError(f"x_{part} of {path} has floats outside 0..1; use those or uint8")
-            x = np.rint(x * 255).astype(np.uint8)
-        if x.dtype != np.uint8:
-            raise ValueError(f"x_{part} of {path} must be uint8, or floats in 0..1, not {x.dtype}")
+        arrays[f"x_{part}"] = x = _uint8(x, f"x_{part} of {path}")
         if y.shape != (len(x),) or y.dtype.kind not in "iu":
             raise ValueError(
                 f"y_{part} of {path} must be {len(x)} whole numbers, not {y.dtype} of shape {y.shape}"
             )
         if len(y) == 0 or y.min() < 0:
             raise ValueError(f"y_{part} of {path} must hold labels from 0, and at least one")
-        arrays[f"x_{part}"], arrays[f"y_{part}"] = x, y.astype(np.int64)
+        arrays[f"y_{part}"] = y.astype(np.int64)
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         raise ValueError(
             f"{path}: training images {arrays['x_train'].shape[1:]} and test images "
@@ -402,22 +406,41 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _uint8(x: np.ndarray, name: str) -> np.ndarray:
+    """Images as uint8 (N, H, W, C).
+
+    Raises:
+        ValueError: Another shape, type or range; begins with `name`.
+    """
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or x.shape[3] not in (1, 3):
+        raise ValueError(f"{name} must have shape (N, H, W), (N, H, W, 1) or (N, H, W, 3), not {x.shape}")
+    if x.dtype.kind == "f":
+        if x.size and not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
+            raise ValueError(f"{name} has floats outside 0..1; use those or uint8")
+        x = np.rint(x * 255).astype(np.uint8)
+    if x.dtype != np.uint8:
+        raise ValueError(f"{name} must be uint8, or floats in 0..1, not {x.dtype}")
+    return x
+
+
 def _check_labels(path: Path, train: list[int], test: list[int]) -> None:
-    """Raise ValueError unless labels are 0, 1, 2, ..., at least two, and tested labels are trained ones."""
+    """Raise ValueError unless training labels are 0, 1, ..., at least two, and contain every test label."""
     if train != list(range(len(train))):
         listed = ", ".join(map(str, train[:7])) + (", ..." if len(train) > 7 else "")
         raise ValueError(
-            f"{path}: the labels in y_train are {listed}; {len(train)} classes have the labels "
-            f"0..{len(train) - 1} (numpy.unique(y_train, return_inverse=True)[1])"
+            f"{path}: the labels in y_train are {listed}; they must be 0..{len(train) - 1} for {len(train)} "
+            "classes (numpy.unique(y_train, return_inverse=True)[1])"
         )
     if len(train) < 2:
         raise ValueError(f"{path}: y_train has one label; a classifier needs images of at least two classes")
     if unknown := [label for label in test if label >= len(train)]:
-        raise ValueError(f"{path}: y_test has the label {unknown[0]}, which y_train has not")
+        raise ValueError(f"{path}: y_test has the label {unknown[0]}, which is not in y_train")
 
 
 def _shrunk(x_NHWC: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
-    """Images averaged over squares down to `image_shape`; as they are if no whole factor leads there."""
+    """Images averaged over squares down to `image_shape`; unchanged if the factor is not a whole number."""
     N, H, W, C = x_NHWC.shape
     _, height, width = image_shape
     factor = H // height
@@ -441,7 +464,7 @@ def _digits() -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-    """Connections that are opened meanwhile give up after `PATIENCE_SECONDS` without a byte."""
+    """Let connections give up after `PATIENCE_SECONDS` without a byte."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE_SECONDS)
     try:

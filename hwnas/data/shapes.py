@@ -1,4 +1,4 @@
-"""A small data set whose factors are known: one white shape on black, in every size, angle and place."""
+"""A small data set with known factors: one white shape on black, in every size, angle and place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hwnas.data.splits import SPLIT_SEED
 
 SIDE = 32
 FACTORS = {"shape": 3, "scale": 4, "rotation": 8, "x": 8, "y": 8}
-"""Number of values per factor, 6,144 images together; the shapes are ellipse, rectangle and triangle."""
+"""Number of values per factor, 6,144 images in all; the shapes are ellipse, rectangle and triangle."""
 
 CATEGORICAL = (True, False, False, False, False)
 
@@ -23,8 +23,8 @@ CATEGORICAL = (True, False, False, False, False)
 def render(factors_NF: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Images (N, 32, 32) of factors (N, 5), in the order of `FACTORS`.
 
-    Ellipse and rectangle are twice as long as wide, and angles lie in a half turn, so that no two
-    combinations look alike. Edges are smooth over one pixel.
+    No two combinations look alike: ellipse and rectangle are twice as long as wide, and angles span half a
+    turn. Edges are smooth over one pixel.
     """
     shape, scale, rotation, x, y = factors_NF.T[:, :, None, None].astype(np.float64)
     size = 5.0 + scale  # half of the longer side, in pixels
@@ -38,7 +38,7 @@ def render(factors_NF: NDArray[np.int64]) -> NDArray[np.uint8]:
     across = -np.sin(angle) * dx + np.cos(angle) * dy
     ellipse = (np.hypot(along, 2 * across) - size) / 1.5
     rectangle = np.maximum(np.abs(along) - 0.9 * size, np.abs(across) - 0.45 * size)
-    # From the tip at +size the two long sides fall off to the base at -0.8 size.
+    # The tip is at +size; the base, which joins the two long sides, is at -0.8 size.
     triangle = np.maximum(-along - 0.8 * size, (0.45 * (along - size) + np.abs(across)) / np.hypot(0.45, 1))
     distance = np.choose(shape.astype(int), [ellipse, rectangle, triangle])  # in pixels, about
     return np.rint(255 * np.clip(0.5 - distance, 0, 1)).astype(np.uint8)
@@ -51,11 +51,11 @@ def every_factor() -> NDArray[np.int64]:
 
 
 class Shapes(Images):
-    """The shapes as a classification data set: which shape is it? A fifth is the test set.
+    """The images with their shape as the class; a fifth is the test set.
 
     Args:
         name: Name of the data set.
-        valid_fraction: Share of the training images kept apart for validation.
+        valid_fraction: Fraction of the training images that is held out for validation.
 
     Attributes:
         categorical: Which factors have no order.
@@ -76,14 +76,10 @@ class Shapes(Images):
     def _load(self) -> dict[str, np.ndarray]:
         if self._arrays is None:
             factors = every_factor()
-            x, y = render(factors)[..., None], factors[:, 0].copy()
-            num_test = len(x) // 5
-            self._arrays = {
-                "x_train": x[num_test:],
-                "y_train": y[num_test:],
-                "x_test": x[:num_test],
-                "y_test": y[:num_test],
-            }
+            num_test = len(factors) // 5
+            parts = {"train": factors[num_test:], "test": factors[:num_test]}
+            self._arrays = {f"x_{part}": render(rows)[..., None] for part, rows in parts.items()}
+            self._arrays |= {f"y_{part}": rows[:, 0].copy() for part, rows in parts.items()}
         return self._arrays
 
     def test_factors(self) -> NDArray[np.int64]:

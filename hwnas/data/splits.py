@@ -1,15 +1,15 @@
-"""Which images validate: splits of ours, and those that the papers used.
+"""Rules that choose the validation images: seeded or ordered ones, and the index lists that papers use.
 
 NAS-Bench-201 publishes index lists. Its CIFAR-10 list halves the training images. Its lists of CIFAR-100 and
-ImageNet16-120 halve the *test* images: papers validate on one half and report the other, which no strategy
-may see.
+ImageNet16-120 halve the *test* images: papers validate on one half and report the accuracy on the other half,
+which no strategy may see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from hwnas.core import check_setting
 from hwnas.files import find_file, read_json
 
 SPLIT_SEED = 0
-"""Splits do not depend on a run's seed: all seeds are compared on the same images."""
+"""Seed of all splits. It is not the run's seed, so that runs of all seeds use the same images."""
 
 Split = Literal["seeded", "ordered", "benchmark"]
 
@@ -27,12 +27,12 @@ class IndexList:
     """A published index list.
 
     Args:
-        file: Its name, as published.
-        valid: Its key of the images that validate.
-        rest: Its key of the others.
-        halves: Which images it halves, "train" or "test".
-        size: How many they are.
-        first_labels: Labels of the first of them in the official files; empty: not known to us.
+        file: Name of the file, as published.
+        valid: Key of the validation images in the file.
+        rest: Key of the other half.
+        halves: The images that the list halves, "train" or "test".
+        size: Number of these images.
+        first_labels: Labels of the first images in the official files; empty: not known to us.
     """
 
     file: str
@@ -62,14 +62,17 @@ INDEX_LISTS = {
     ),
     "imagenet16": IndexList("imagenet-16-120-test-split.txt", "xvalid", "xtest", "test", 6_000, ()),
 }
-"""By the benchmark's name of the data set; published in configs/nas-benchmark of D-X-Y/AutoDL-Projects."""
+"""Index lists by the benchmark's name of the data set.
+
+Source: configs/nas-benchmark of D-X-Y/AutoDL-Projects.
+"""
 
 
 def check(split: object, benchmark: object) -> str:
-    """The name of a split.
+    """The name of a split, checked.
 
     Raises:
-        ValueError: No such split, or the benchmark has none of these images.
+        ValueError: No such split, or the benchmark has no index list of these images.
     """
     check_setting("split", Split, split)
     if split == "benchmark" and benchmark not in INDEX_LISTS:
@@ -83,17 +86,17 @@ def check(split: object, benchmark: object) -> str:
 def rows(
     part: str, arrays: Mapping[str, np.ndarray], *, split: str, valid_fraction: float, benchmark: str
 ) -> tuple[str, np.ndarray | slice]:
-    """Where a part of the images is: "train" or "test", and which of those images.
+    """The images of a part: "train" or "test", and their rows there.
 
     Args:
         part: "train", "valid", "all" (every training image) or "test".
         arrays: x_train, y_train, x_test, y_test.
         split: A `Split`.
-        valid_fraction: Share of the training images that validates, but for "benchmark".
-        benchmark: The benchmark's name of the data set, for "benchmark".
+        valid_fraction: Fraction of the training images that validates; "benchmark" does not use it.
+        benchmark: The benchmark's name of the data set; only "benchmark" uses it.
 
     Raises:
-        ValueError: For "benchmark": no index list, or one of other images than these.
+        ValueError: For "benchmark": there is no index list, or it belongs to other images.
     """
     everything = slice(None)
     if part == "all":
@@ -101,7 +104,7 @@ def rows(
     if split == "benchmark":
         of = INDEX_LISTS[benchmark]
         if part == "valid" or part == of.halves:
-            valid, rest = _read(of)
+            valid, rest = read_index_list(benchmark)
             _check_order(of, arrays[f"y_{of.halves}"])
             return of.halves, valid if part == "valid" else rest
         return part, everything
@@ -116,20 +119,17 @@ def rows(
 
 
 def read_index_list(benchmark: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the images that validate, and of the others, from the published file.
+    """Rows of the validation images, and rows of the other half, from the published file.
 
     Raises:
-        ValueError: The file is missing or not what it should be.
+        ValueError: The file is missing or malformed.
     """
-    return _read(INDEX_LISTS[benchmark])
-
-
-def _read(of: IndexList) -> tuple[np.ndarray, np.ndarray]:
+    of = INDEX_LISTS[benchmark]
     try:
         file = find_file(of.file)
     except ValueError as error:
         raise ValueError(f"dataset.split=benchmark: {error}; fetch it: hwnas data splits download") from None
-    content: Any = read_json(file)
+    content = read_json(file)
     found = []
     for key in (of.valid, of.rest):
         try:
@@ -157,11 +157,11 @@ def _check_order(of: IndexList, labels: np.ndarray) -> None:
 
 
 def in_words(split: str, valid_fraction: float, benchmark: str) -> str:
-    """What validates, and which figures that makes comparable."""
+    """The images that validate, and whether figures can be compared with the papers'."""
     if split == "benchmark" and INDEX_LISTS[benchmark].halves == "test":
         half = f"{INDEX_LISTS[benchmark].size // 2:,}"
         return (
-            f"validation on {half} of the test images, as in the papers (dataset.split=benchmark): test "
+            f"validation on {half} of the test images, as in the papers (dataset.split=benchmark); test "
             f"accuracies are of the other {half}, which no search sees; comparable to the papers' figures"
         )
     if split == "benchmark":

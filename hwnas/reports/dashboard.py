@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 EXTRA = "hwnas report --wandb needs wandb-workspaces; pip install 'hwnas[dashboard]'"
 NAME = "hwnas"
 
 
-def workspace(project: str, metrics: tuple[str, str]) -> Any:
+class Layout(Protocol):
+    """A workspace of Weights & Biases; `url` is its address once it is saved."""
+
+    url: str
+
+    def save(self) -> object:
+        """Save the workspace as a view of its project."""
+
+
+def workspace(project: str, metrics: tuple[str, str]) -> Layout:
     """The layout, not yet saved: progress per generation, fronts, and what evaluations cost.
 
     Runs are grouped by sweep and, within it, by strategy: curves are means over seeds, with bands.
@@ -30,7 +39,7 @@ def workspace(project: str, metrics: tuple[str, str]) -> Any:
         raise ValueError(EXTRA) from None
     quality, cost = metrics
 
-    def lines(*names: str) -> list[Any]:
+    def lines(*names: str) -> list[object]:
         return [panels.LinePlot(title=each.replace("_", " "), x="Step", y=[each]) for each in names]
 
     sections = [

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -76,7 +75,7 @@ def write_sweep_report(folder: Path) -> Path:
         return write_page("sweep.html.j2", sweep_report.page(folder), folder / "report.html")
 
 
-def page(run: Run) -> dict[str, Any]:
+def page(run: Run) -> dict[str, object]:
     """The values of the template: everything is decided here, the template only arranges it."""
     view = View(run)
     return {

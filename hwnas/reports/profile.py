@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -92,8 +91,8 @@ def _edges(profile: Profile, space: SearchSpace) -> list[str]:
     return lines
 
 
-def page(profile: Profile, space: SearchSpace) -> dict[str, Any]:
-    """What the template draws."""
+def page(profile: Profile, space: SearchSpace) -> dict[str, object]:
+    """The values of the template."""
     unseen = next(iter(profile.check.values()))
     return {
         "profile": profile,
@@ -164,16 +163,34 @@ def _named(scale: Axis, label: str) -> Axis:
     return Axis(label, scale.low, scale.high, scale.ticks, scale.log)
 
 
-def _edge_tables(profile: Profile, space: SearchSpace) -> list[dict[str, Any]]:
-    """Per metric what operations add on each edge, shaded from the least to the most."""
+@dataclass(frozen=True)
+class EdgeTable:
+    """Cost that each operation (columns) adds on each edge (rows).
+
+    Attributes:
+        metric: The cost's name, with its unit.
+        base: The part that every network has, written out.
+        ops: Names of the operations.
+        names: Names of the edges.
+        rows: Per edge and operation (text, shade in percent, 0 for the cheapest).
+    """
+
+    metric: str
+    base: str
+    ops: Sequence[str]
+    names: Sequence[str]
+    rows: list[list[tuple[str, int]]]
+
+
+def _edge_tables(profile: Profile, space: SearchSpace) -> list[EdgeTable]:
+    names = [slot.name for slot in drawing(space).slots]
     tables = []
     for metric, cost in profile.costs.items():
         values = np.array(cost.edges)
         low, spread = values.min(), max(float(np.ptp(values)), 1e-12)
         rows = [[(f"{v:.3g}", round(70 * (v - low) / spread)) for v in row] for row in values.tolist()]
-        tables.append({"metric": quantity(metric).label, "base": text(metric, cost.base), "rows": rows})
-    names = [slot.name for slot in drawing(space).slots]
-    return [{**entry, "ops": space.ops, "names": names} for entry in tables]
+        tables.append(EdgeTable(quantity(metric).label, text(metric, cost.base), space.ops, names, rows))
+    return tables
 
 
 def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list[str]:

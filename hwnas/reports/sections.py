@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -113,7 +112,7 @@ def data(view: View) -> str:
         known = [row for row, trial in enumerate(nets) if name in trial.metrics or name in told[row]]
         values = [_rounded(nets[row].metrics.get(name, told[row].get(name, 0.0))) for row in known]
         how = quantity(name)
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "key": name,
             "name": how.name,
             "unit": how.unit,
@@ -147,7 +146,7 @@ def data(view: View) -> str:
     if total > drawn.MOST_DRAWN:  # a step of the slider shows some of what is asked for again
         step = math.ceil(total / drawn.MOST_DRAWN)
         repeats = [again[number % step :: step] for number, again in enumerate(repeats)]
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "ops": shape.ops,
         "names": run.space.ops,
         "slots": [slot.name for slot in shape.slots],
@@ -175,7 +174,7 @@ def _rounded(value: float) -> float | int:
     return int(short) if short.is_integer() else short
 
 
-def _axis(of: Axis) -> dict[str, Any]:
+def _axis(of: Axis) -> dict[str, object]:
     return {"label": of.label, "low": of.low, "high": of.high, "ticks": of.ticks, "log": of.log}
 
 

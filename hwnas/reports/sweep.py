@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from hwnas.core import Trial, front
@@ -104,7 +104,7 @@ class Curves:
     series: list[tuple[str, int, str, str]]
 
 
-def page(folder: Path) -> dict[str, Any]:
+def page(folder: Path) -> dict[str, object]:
     """The values of the template: everything is decided here.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -23,7 +22,7 @@ BRAND = b'class="brand">hwnas'
 """What every page of ours has, whatever its version."""
 
 
-def write_page(template: str, values: Mapping[str, Any], path: Path) -> Path:
+def write_page(template: str, values: Mapping[str, object], path: Path) -> Path:
     """Write a page, whole or not at all; returns its path.
 
     Args:

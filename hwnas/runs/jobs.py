@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hwnas.files import read_json
 from hwnas.runs.lock import in_use
@@ -13,7 +12,7 @@ JOB = "job.json"
 """Says in a job's folder whether it finished, and what it returned, or failed, and why."""
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, object] | None:
     try:
         content = read_json(path)
     except (OSError, ValueError):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hwnas.files import append
 from hwnas.store import password
+
+if TYPE_CHECKING:
+    import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Tracker:
@@ -27,14 +32,14 @@ class Tracker:
         warn: Called with a sentence when W&B fails.
 
     Raises:
-        ValueError: An unknown mode, or TensorBoard is not installed.
+        ValueError: An unknown mode, a project that is no text, or TensorBoard is not installed.
     """
 
     def __init__(
         self,
         folder: Path,
-        settings: Mapping[str, Any],
-        config: Mapping[str, Any],
+        settings: Mapping[str, object],
+        config: Mapping[str, object],
         *,
         run_id: str,
         job: str,
@@ -43,8 +48,8 @@ class Tracker:
         self._path = folder / "metrics.csv"
         self._columns: list[str] | None = None
         self._warn = warn
-        self._run: Any = None
-        self._board: Any = None
+        self._run: wandb.Run | None = None
+        self._board: SummaryWriter | None = None
         if not isinstance(settings, Mapping) or not isinstance(settings.get("wandb"), bool):
             raise ValueError(
                 f"logger must be csv, wandb or tensorboard, with wandb: true or false, not {settings}"
@@ -59,31 +64,34 @@ class Tracker:
             self._board = SummaryWriter(str(folder / "tensorboard"))
         if not settings["wandb"]:
             return
-        mode = settings.get("mode")
+        mode, project = settings.get("mode"), settings.get("project")
         if mode not in ("online", "offline"):
             raise ValueError(f"logger.mode {mode!r} is not one of online, offline")
+        if project is not None and not isinstance(project, str):
+            raise ValueError(f"logger.project must be a text, not {project!r}")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        arguments: dict[str, Any] = {
-            "project": settings.get("project"),
-            "dir": str(folder),
-            "config": password.hidden(dict(config)),
-            "id": run_id,
-            "resume": "allow",
-            "job_type": job,
-            "group": folder.parent.name,
-            "name": folder.name,
-            "settings": wandb.Settings(silent=True, console="off", init_timeout=20),
-        }
+        start = partial(
+            wandb.init,
+            project=project,
+            dir=str(folder),
+            config={key: password.hidden(value) for key, value in config.items()},
+            id=run_id,
+            resume="allow",
+            job_type=job,
+            group=folder.parent.name,
+            name=folder.name,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=20),
+        )
         try:
-            self._run = wandb.init(mode=mode, **arguments)
+            self._run = start(mode=mode)
         except Exception as error:  # wandb raises errors of many kinds; none may stop a search
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             warn(f"Weights & Biases is unreachable ({first}); logging offline, send it later: wandb sync")
             try:
                 wandb.teardown()
-                self._run = wandb.init(mode="offline", **arguments)
+                self._run = start(mode="offline")
             except Exception as second:
                 warn(f"Weights & Biases does not work offline either ({second}); metrics.csv has the figures")
 
@@ -122,13 +130,13 @@ class Tracker:
                 for name, value in known.items():
                     self._board.add_scalar(name, value, step)
 
-    def summary(self, values: Mapping[str, Any]) -> None:
+    def summary(self, values: Mapping[str, object]) -> None:
         """Figures of the whole run; from then on those of every step last through a power cut."""
         if self._columns is not None:
             append(self._path, b"")
         self._send(lambda run: run.summary.update(dict(values)))
 
-    def front(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], x: str, y: str) -> None:
+    def front(self, columns: Sequence[str], rows: Sequence[Sequence[object]], x: str, y: str) -> None:
         """A front as a W&B table and a scatter plot.
 
         Args:
@@ -138,7 +146,7 @@ class Tracker:
             y: Column of the vertical axis.
         """
 
-        def send(run: Any) -> None:
+        def send(run: wandb.Run) -> None:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
@@ -149,7 +157,7 @@ class Tracker:
     def pictures(self, paths: Mapping[str, Path]) -> None:
         """Pictures by name."""
 
-        def send(run: Any) -> None:
+        def send(run: wandb.Run) -> None:
             import wandb
 
             run.log({name: wandb.Image(str(path)) for name, path in paths.items()})
@@ -165,7 +173,7 @@ class Tracker:
             paths: The files.
         """
 
-        def send(run: Any) -> None:
+        def send(run: wandb.Run) -> None:
             import wandb
 
             artifact = wandb.Artifact(f"{kind}-{run.id}", type=kind)
@@ -184,7 +192,7 @@ class Tracker:
         self._send(lambda run: run.finish(exit_code=int(failed)))
         self._run = None
 
-    def _send(self, action: Callable[[Any], None]) -> None:
+    def _send(self, action: Callable[[wandb.Run], None]) -> None:
         if self._run is None:
             return
         try:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hwnas.core import (
     Genotype,
@@ -25,7 +24,7 @@ _MALFORMED = (
 )  # whatever a line that is no trial can raise
 
 
-def metrics_from_json(metrics: Mapping[str, Any]) -> dict[str, float]:
+def metrics_from_json(metrics: Mapping[str, float | None]) -> dict[str, float]:
     """Metrics as read from JSON: null is `inf`; names are kept once, not per trial."""
     return {sys.intern(name): math.inf if value is None else float(value) for name, value in metrics.items()}
 

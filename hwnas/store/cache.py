@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from hwnas.core import (
     Evaluator,
@@ -48,7 +47,7 @@ class CachedEvaluator(Evaluator):
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Prepare the inner evaluator; answers of another version are forgotten (the store keeps them)."""
-        version: Any = self.inner.prepare(space, population)
+        version: object = self.inner.prepare(space, population)
         if not isinstance(version, str):
             raise ValueError(
                 f"{type(self.inner).__name__}.prepare() returned {version!r}; it must return a text: "

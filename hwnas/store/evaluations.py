@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
@@ -401,25 +401,22 @@ class EvaluationStore:
             sql.func.sum(text),
         )
         ordered = query.group_by(*key).order_by(*key)
-        rows = self._all(ordered)
+        rows = self._transact(lambda connection: connection.execute(ordered).all())
         return [Stored(tuple(row[:4]), row[4], row[5], row[6], int(row[7])) for row in rows]
 
     def rows(self, keys: Sequence[Key]) -> Iterator[Row]:
         """All evaluations of the keys."""
         columns = _evaluations.c
         for key in keys:
-            query = sql.select(columns.genotype, columns.metrics, columns.run, columns.created).where(
-                *_of(_evaluations, key)
+            some = sql.select(columns.genotype, columns.metrics, columns.run, columns.created).where(
+                *_of(_evaluations, key), columns.genotype > sql.bindparam("last")
             )
-            query = query.order_by(columns.genotype).limit(BATCH)
-            found = self._all(query)
-            while found:
+            query = some.order_by(columns.genotype).limit(BATCH)
+            last = ""  # comes before every genotype
+            while found := self._transact(partial(_rows_after, query, last)):
                 for genotype, metrics, run, created in found:
                     yield Row(key, genotype, metrics_from_json(json.loads(metrics)), run, created)
-                found = self._all(query.where(columns.genotype > found[-1].genotype))
-
-    def _all(self, query: sql.Select[Any]) -> Sequence[Any]:
-        return self._transact(lambda connection: connection.execute(query).all())
+                last = found[-1][0]
 
     def add(self, rows: Sequence[Row]) -> int:
         """Keep evaluations made elsewhere, all or none; how many were not there yet."""
@@ -491,10 +488,10 @@ def _of(table: sql.Table, key: Key) -> list[sql.ColumnElement[bool]]:
     return [table.c[name] == value for name, value in named(key).items()]
 
 
-def _prepare_sqlite(patience: float) -> Callable[[Any, Any], None]:
+def _prepare_sqlite(patience: float) -> Callable[[sqlite3.Connection, object], None]:
     """What makes a new connection ready; it waits for locks for a tenth of the patience at a time."""
 
-    def prepare(connection: Any, _: Any) -> None:
+    def prepare(connection: sqlite3.Connection, _: object) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={round(100 * patience)}")
         cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: see `_give_back`
@@ -541,13 +538,22 @@ def _opened(path: Path, how: str) -> sqlite3.Connection:
     return connection
 
 
+def _rows_after(
+    query: sql.Select[str, str, str, float], last: str, connection: sql.Connection
+) -> Sequence[tuple[str, str, str, float]]:
+    """The next rows of a query that is ordered by genotype, after the genotype `last`."""
+    return connection.execute(query, {"last": last}).all()
+
+
 def _num_changed(statement: sql.Delete, connection: sql.Connection) -> int:
     return int(connection.execute(statement).rowcount)
 
 
 def _give_back(connection: sql.Connection) -> int:
     """Give some free pages of a SQLite file back to the file system; how many are left."""
-    raw: Any = connection.connection.driver_connection  # of the calls only this one goes on after a page
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    # `execute` would stop after the first page.
     raw.executescript(f"BEGIN IMMEDIATE; PRAGMA incremental_vacuum({PAGES}); COMMIT")
     return int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
 
@@ -562,22 +568,35 @@ _POSTGRES_PASSES = ("08", "40", "53300", "55P03", "57P01", "57P02", "57P03")
 """Beginnings of SQLSTATE: connections, conflicts of transactions, too many clients, locks, shutting down."""
 
 
+@runtime_checkable
+class _SQLiteError(Protocol):
+    """An error of SQLite itself; those of Python's module have no code."""
+
+    sqlite_errorcode: int
+
+
+@runtime_checkable
+class _ServerError(Protocol):
+    """An error of psycopg; None if it is not the server's answer."""
+
+    sqlstate: str | None
+
+
 def _passes(error: DBAPIError) -> bool:
     """Whether what failed may work a little later: a lock, a conflict, a server out of reach."""
-    if (code := getattr(error.orig, "sqlite_errorcode", None)) is not None:
-        return code & 0xFF in _SQLITE_PASSES
-    state = getattr(error.orig, "sqlstate", None)
-    if state is None:  # no answer of the server
-        return isinstance(error, OperationalError)
-    return str(state).startswith(_POSTGRES_PASSES)
+    if isinstance(error.orig, _SQLiteError):
+        return error.orig.sqlite_errorcode & 0xFF in _SQLITE_PASSES
+    if isinstance(error.orig, _ServerError) and error.orig.sqlstate is not None:
+        return error.orig.sqlstate.startswith(_POSTGRES_PASSES)
+    return isinstance(error, OperationalError)  # the server did not answer
 
 
 def _comes_up(error: DBAPIError) -> bool:
     """As `_passes` for the first call, which may be given a wrong address."""
     waiting = ("starting up", "shutting down", "too many clients", "not yet accepting")
-    if getattr(error.orig, "sqlite_errorcode", None) is None:
-        return any(words in str(error.orig) for words in waiting)
-    return _passes(error)
+    if isinstance(error.orig, _SQLiteError):
+        return _passes(error)
+    return any(words in str(error.orig) for words in waiting)
 
 
 def open_for_run(url: str | None, run: str, folder: Path, warn: Callable[[str], None]) -> EvaluationStore:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 VARIABLE = "HWNAS_STORE_URL"
 """A store's URL with its password."""
@@ -23,7 +22,7 @@ def without(text: str) -> str:
     return _QUERY.sub(r"\1", _USER.sub(r"\1@", text)) if "://" in text else text
 
 
-def hidden(value: Any) -> Any:
+def hidden(value: object) -> object:
     """A configuration, as mappings and lists, in which URLs have no passwords."""
     if isinstance(value, dict):
         return {key: hidden(inner) for key, inner in value.items()}

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 from hwnas.core import Count, Evaluator, Genotype, checked
 from hwnas.files import end_with, identity, temporary_folder
@@ -164,8 +163,8 @@ class Ray(Workers):
         except ImportError:
             raise ValueError("cluster=ray needs Ray; pip install 'hwnas[ray]'") from None
         self._ray = ray
-        self._references: list[Any] = []  # the evaluator, then the parts that are evaluated
-        own: dict[str, Any] = {
+        self._references: list[object] = []  # the evaluator, then the parts that are evaluated
+        own: dict[str, object] = {
             "num_cpus": self.num,
             "include_dashboard": False,
             # Modules of one's own are found on this machine.
@@ -207,7 +206,7 @@ def packed(evaluator: Evaluator, say: Mapping[str, Callable[[str], None]]) -> by
     from joblib.externals import cloudpickle  # also takes classes of notebooks
 
     class Pickler(cloudpickle.Pickler):
-        def persistent_id(self, obj: Any) -> str | None:
+        def persistent_id(self, obj: object) -> str | None:
             return next((how for how, function in say.items() if callable(obj) and obj == function), None)
 
     file = io.BytesIO()

@@ -8,7 +8,6 @@ path, and not all of these can be set.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -138,14 +137,14 @@ class PyCMA:
         from cma import CMAEvolutionStrategy
 
         # By default the package reseeds NumPy's global generator and draws from it.
-        options: dict[str, Any] = {
+        options: dict[str, object] = {
             "seed": math.nan,
             "randn": np.random.RandomState(seed).randn,
             "verbose": -9,
         }
         if population_size is not None:
             options["popsize"] = population_size
-        self._inner: Any = CMAEvolutionStrategy(mean, sigma, options)
+        self._inner = CMAEvolutionStrategy(mean, sigma, options)
         self.population_size = int(self._inner.popsize)
         self._asked: list[FloatArray] = []
 

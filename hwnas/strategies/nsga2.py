@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, MultipleOf
@@ -66,7 +66,7 @@ class NSGA2:
         crowding: Crowding,
     ) -> None:
         self.population_size = population_size
-        self.asked: Any = None
+        self.asked: Population | None = None
         self._alpha_shape = alpha_shape
         num_alphas = int(np.prod(alpha_shape))
         self._algorithm = nsga2.NSGA2(
@@ -109,6 +109,7 @@ class NSGA2:
             F: Their costs, shape (n, num_objectives); what unsupported ones have there does not count.
             supported: Whether the device can run each of them, shape (n,), bool.
         """
+        assert self.asked is not None, "ask comes first"
         self.asked.set("trial", np.array(trials, dtype=object))
         F = np.where(supported[:, None], F, 0.0)  # never compared: the constraint decides
         G = np.where(supported, 0.0, 1.0)[:, None]
@@ -116,7 +117,7 @@ class NSGA2:
         self._algorithm.tell(infills=self.asked)
 
     @property
-    def pop(self) -> Any:
+    def pop(self) -> Population | None:
         """The parents, a population of pymoo; None before the first `tell`."""
         return self._algorithm.pop
 

@@ -1,4 +1,4 @@
-"""From the official files to compact .npz tables."""
+"""Conversion of official benchmark files to compact .npz tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from hwnas.spaces.nasbench201.encoding import OPS
 from hwnas.tables.pickles import loads, read_pickle, read_torch
 
 DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet16": "ImageNet16-120"}
-"""Our names of HW-NAS-Bench's data sets, and its own."""
+"""HW-NAS-Bench's names of the data sets, by ours."""
 
 DEVICES = ("edgegpu", "raspi4", "edgetpu", "pixel3", "eyeriss", "fpga")
 UNITS = {"latency": "latency_ms", "energy": "energy_mj"}
@@ -30,7 +30,7 @@ METRICS = {
     for device in DEVICES
     if quantity == "latency" or device in WITH_ENERGY
 }
-"""HW-NAS-Bench's metrics and our columns."""
+"""Our columns, by HW-NAS-Bench's names of the metrics."""
 
 
 def nasbench201(
@@ -38,20 +38,20 @@ def nasbench201(
 ) -> Table:
     """The compact table of NAS-Bench-201 from the official files.
 
-    Accuracies in percent, of the last epoch, means over the training seeds that were run. `cifar10_valid_` is
-    of networks trained on a 25k half; `valid_200` of the other data sets is 2 * valtest - test, the held-out
-    set's other half. Columns are (15625,), in the official order; `_seeds` (15625, 3), NaN where not run.
-    ImageNet16-120's begin with `imagenet16_` and are there if the source has them.
+    Columns have shape (15625,), in the official order. Accuracies are in percent, of the last epoch, means
+    over the training seeds. `cifar10_valid_` is of networks trained on a half of 25k images. `valid_200` of
+    the other data sets is 2 * valtest - test: the accuracy on the other half of the held-out set. Columns of
+    single seeds, `_seeds`, have shape (15625, 3), with NaN for seeds that were not run. Columns of
+    ImageNet16-120 begin with `imagenet16_`; they are missing if the source has no such trainings.
 
     Args:
-        source: NATS-Bench's "simple" topology archive, as .tar or unpacked; or NAS-Bench-201's .pth, which is
-            read as a whole (about 9 GB of memory).
-        partial: Whether architectures may be missing; their rows are then NaN, with 0 seeds.
+        source: NATS-Bench's "simple" topology archive, as .tar or unpacked; or NAS-Bench-201's .pth, which
+            needs about 9 GB of memory.
+        partial: Whether architectures may be missing; their rows are NaN, with 0 seeds.
         progress: Called with the number of architectures read so far.
 
     Raises:
-        ValueError: The source is incomplete, unreadable, or not of this layout; says which file or entry, and
-            what it lacks.
+        ValueError: The source is incomplete, unreadable, or has another layout; names the file or entry.
         OSError: A file cannot be read.
 
     Source: Dong et al., NATS-Bench, TPAMI 2021; its api_utils.py names the data sets and splits.
@@ -84,8 +84,9 @@ def nasbench201(
     return table
 
 
-Records = tuple[str, list[str], Container[int], Callable[[int], tuple[Mapping[str, Any], str]]]
-"""Where the architectures are named, their names, which are there, and how to read one with its place."""
+Records = tuple[str, list[str], Container[int], Callable[[int], tuple[object, str]]]
+"""Place of the names, names of all architectures, indices of those present, and a function that reads one
+architecture and returns its content and place."""
 
 
 @contextmanager
@@ -100,7 +101,7 @@ def _records(source: Path) -> Iterator[Records]:
             with tarfile.open(source) as archive:
                 members = {Path(member.name).name: member for member in archive if member.isfile()}
 
-                def read(name: str) -> Any:
+                def read(name: str) -> object:
                     stream = archive.extractfile(members[name])
                     assert stream is not None  # it is a file
                     return loads(stream.read(), f"{source}: {name}")
@@ -115,7 +116,7 @@ def _records(source: Path) -> Iterator[Records]:
         if not isinstance(infos, Mapping):
             raise ValueError(f"{source}: ['arch2infos'] is no dictionary")
 
-        def entry(index: int) -> tuple[Mapping[str, Any], str]:
+        def entry(index: int) -> tuple[object, str]:
             here = f"{source}: ['arch2infos'][{index}]"
             return {"12": _get(infos[index], "less", here), "200": _get(infos[index], "full", here)}, here
 
@@ -127,7 +128,7 @@ def _records(source: Path) -> Iterator[Records]:
         )
 
 
-def _simple(files: Iterable[str], read: Callable[[str], Any], where: str) -> Records:
+def _simple(files: Iterable[str], read: Callable[[str], object], where: str) -> Records:
     """The records of NATS-Bench's "simple" archive: a file for the names and one per architecture."""
     meta = "meta.pickle.pbz2"
     if meta not in files:
@@ -137,9 +138,9 @@ def _simple(files: Iterable[str], read: Callable[[str], Any], where: str) -> Rec
     return f"{where}: meta_archs", names, of, lambda index: (read(of[index]), f"{where}: {of[index]}")
 
 
-def _row(content: Any, source: str, index: int, name: str) -> dict[str, Any]:
+def _row(content: object, source: str, index: int, name: str) -> dict[str, float | list[float]]:
     """One architecture's row."""
-    row: dict[str, Any] = {}
+    row: dict[str, float | list[float]] = {}
     for epochs in (12, 200):
         where = f"{source}: [{str(epochs)!r}]"
         part = _get(content, str(epochs), source)
@@ -176,20 +177,22 @@ def _row(content: Any, source: str, index: int, name: str) -> dict[str, Any]:
     return row
 
 
-def _size(runs: Mapping[Any, Any], dataset: str, prefix: str, where: str) -> dict[str, float]:
+def _size(runs: Mapping[object, object], dataset: str, prefix: str, where: str) -> dict[str, float]:
     return {
         f"{prefix}_params_M": _mean(_per_seed(runs, dataset, ("params",), where)),
         f"{prefix}_flops_M": _mean(_per_seed(runs, dataset, ("flop",), where)),
     }
 
 
-def _is_of(key: object, dataset: str) -> bool:
+def _is_of(key: object, dataset: str) -> TypeGuard[tuple[str, object]]:
     """Whether a training's key, (data set, seed), is of this data set."""
     return isinstance(key, tuple) and len(key) == 2 and key[0] == dataset
 
 
-def _per_seed(runs: Mapping[Any, Any], dataset: str, path: Sequence[str], where: str) -> dict[int, float]:
-    """A number of each training on a data set, by seed; of numbers per epoch their sum."""
+def _per_seed(
+    runs: Mapping[object, object], dataset: str, path: Sequence[str], where: str
+) -> dict[int, float]:
+    """A number of every training on a data set, by seed; numbers per epoch are added."""
     found = {}
     for key, run in runs.items():
         if not _is_of(key, dataset):
@@ -202,7 +205,7 @@ def _per_seed(runs: Mapping[Any, Any], dataset: str, path: Sequence[str], where:
         if path[-1] == "train_times":
             if not isinstance(value, Mapping) or not value:
                 raise ValueError(f"{here} is no dictionary of seconds per epoch")
-            value = sum(_costs(list(value.values()), here).tolist())
+            value = sum(checked_costs(list(value.values()), here).tolist())
         found[key[1]] = _number(value, here, high=100 if path[0] == "eval_acc1es" else np.inf)
     if not found:
         raise ValueError(f"{where} has no training on {dataset}")
@@ -217,16 +220,17 @@ def _mean(per_seed: Mapping[int, float]) -> float:
 def hwnasbench(file: Path) -> dict[str, Table]:
     """The compact tables of HW-NAS-Bench from its official pickle, by file name.
 
-    `hwnasbench_nasbench201.npz`: arch_ops and a column `{dataset}_{device}_latency_ms` or `_energy_mj` per
+    `hwnasbench_nasbench201.npz` has arch_ops and a column `{dataset}_{device}_latency_ms` or `_energy_mj` per
     metric; inf where the device does not support the network (the benchmark writes -1).
-    `hwnasbench_fbnet.npz`: per metric the names `{device}_latency_ms_ops` of all operations (n,) and their
-    costs `{device}_latency_ms` (n,); `fbnet_operations` names those of a network. ms and mJ.
+    `hwnasbench_fbnet.npz` has, per metric, the names of all operations `{device}_latency_ms_ops` (n,) and
+    their costs `{device}_latency_ms` (n,); `fbnet_operations` names the operations of a network. Units are ms
+    and mJ.
 
     Args:
         file: HW-NAS-Bench-v1_0.pickle.
 
     Raises:
-        ValueError: Unreadable, or not of the benchmark's layout; says what is missing or wrong.
+        ValueError: Unreadable, or with another layout; says what is missing or wrong.
 
     Source: Li et al., HW-NAS-Bench, ICLR 2021; hw_nas_bench_api.py.
     """
@@ -254,7 +258,7 @@ def hwnasbench(file: Path) -> dict[str, Table]:
                 f"{here}['config'] lists other architectures than {next(iter(DATASETS.values()))}"
             )
         for metric, column in METRICS.items():
-            values = _costs(_get(part, metric, here), f"{here}[{metric!r}]")
+            values = checked_costs(_get(part, metric, here), f"{here}[{metric!r}]")
             if len(values) != SIZE:
                 raise ValueError(f"{here}[{metric!r}] has {len(values):,} values, not {SIZE:,}")
             table[f"{dataset}_{column}"] = values
@@ -269,11 +273,11 @@ def hwnasbench(file: Path) -> dict[str, Table]:
         if not isinstance(part, Mapping) or not part:
             raise ValueError(f"{here} is no dictionary of costs per operation")
         look_up[f"{column}_ops"] = np.array(_texts(list(part), "keys", here))
-        look_up[column] = _costs(list(part.values()), here)
+        look_up[column] = checked_costs(list(part.values()), here)
     return {"hwnasbench_nasbench201.npz": table, "hwnasbench_fbnet.npz": look_up}
 
 
-def _get(content: Any, key: str, where: str) -> Any:
+def _get(content: object, key: str, where: str) -> object:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is no dictionary with {key!r}")
     if key not in content:
@@ -281,7 +285,7 @@ def _get(content: Any, key: str, where: str) -> Any:
     return content[key]
 
 
-def _number(value: Any, where: str, high: float = np.inf) -> float:
+def _number(value: object, where: str, high: float = np.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= high:
         raise ValueError(
             f"{where} is {value!r}, not a number from 0{'' if high == np.inf else f' to {high}'}"
@@ -289,10 +293,10 @@ def _number(value: Any, where: str, high: float = np.inf) -> float:
     return float(value)
 
 
-def _texts(values: Any, key: str, where: str) -> list[str]:
+def _texts(values: object, key: str, where: str) -> list[str]:
     texts = list(values) if isinstance(values, list | tuple | np.ndarray) else [None]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: {key} holds something that is no text")
+        raise ValueError(f"{where}: {key} has an entry that is no text")
     return [str(text) for text in texts]
 
 
@@ -310,11 +314,12 @@ def _genotypes(names: Sequence[str], where: str) -> np.ndarray:
     return np.array(genotypes, dtype=np.int8)
 
 
-def _costs(values: Any, where: str) -> np.ndarray:
+def checked_costs(values: object, where: str) -> np.ndarray:
+    """Costs as a vector, with inf for -1 (not supported); ValueError for anything but costs."""
     try:
         costs = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{where} holds something that is no number") from None
+        raise ValueError(f"{where} has an entry that is no number") from None
     if costs.ndim > 1 and costs.size == len(costs):
         costs = costs.reshape(-1)
     if costs.ndim != 1:
@@ -322,7 +327,7 @@ def _costs(values: Any, where: str) -> np.ndarray:
     wrong = np.flatnonzero(~((costs >= 0) | (costs == -1)))
     if len(wrong):
         raise ValueError(
-            f"{where} is {costs[wrong[0]]} in entry {wrong[0]}; costs are not negative (-1: none)"
+            f"{where} is {costs[wrong[0]]} in entry {wrong[0]}; costs are not negative (-1: not supported)"
         )
     return np.where(costs == -1, np.inf, costs)
 

@@ -1,4 +1,4 @@
-"""Official benchmark files: where they come from, and fetching them so that a broken download goes on."""
+"""Official benchmark files: their sources, and downloads that resume after an interruption."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from hwnas.files import data_folder, sync_folder
 
 CHUNK = 1 << 20
 TIMEOUT = 30
-"""Seconds without an answer before a server is given up."""
+"""Seconds that a download waits for an answer of the server."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Source:
     """An official file.
 
     Args:
-        name: Its name, as published.
+        name: Name of the file, as published.
         converts: The sub-command of `hwnas data` that converts it.
-        url: Where it is published.
+        url: Address of the file.
         size: Bytes; None: not known to us.
-        checksums: Hex digests by algorithm of hashlib, where they are public; may be empty.
-        licence: Under which it is published.
-        origin: Who published it.
+        checksums: Hex digests by algorithm of hashlib; empty where none is public.
+        licence: Licence of the file.
+        origin: Publisher of the file.
     """
 
     name: str
@@ -53,7 +53,7 @@ SOURCES = {
             converts="nasbench201",
             url=_DRIVE + "17_saCsj_krKjlCBLOJEpNtzPXArMCqxU",
             size=1_145_989_120,
-            # Its publishers give no checksum; this one, and the size, is what users of the file have pinned.
+            # The publishers give no checksum; this one and the size are those that users of the file quote.
             checksums={"sha256": "580fd8f3425fed9f495640b0f12ccb7744f89dec7aff263bd75aed37ab0b8bb6"},
             licence="MIT",
             origin="D-X-Y/NATS-Bench",
@@ -63,7 +63,7 @@ SOURCES = {
             converts="nasbench201",
             url=_DRIVE + "16Y0UwGisiouVRxW-W5hEtbxmcHw_0hF_",
             size=5_003_180_601,
-            # Its publishers give the last six digits, in the file's name; users of the file the others.
+            # The publishers give the last six digits, in the file's name; users of the file quote the others.
             checksums={"md5": "55e847143ce1f7c2d89b676f6b096897"},
             licence="MIT",
             origin="D-X-Y/NAS-Bench-201",
@@ -97,11 +97,11 @@ SOURCES = {
         ),
     )
 }
-"""By file name; of a sub-command's, the first is the one that it downloads."""
+"""Official files by name; a sub-command downloads the first of its files."""
 
 
 def in_words(size: int | None) -> str:
-    """A number of bytes as people say it, e.g. "1.1 GB"."""
+    """A number of bytes in words, e.g. "1.1 GB"."""
     if size is None:
         return "size not published"
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -111,7 +111,7 @@ def in_words(size: int | None) -> str:
 
 
 def sources_of(converts: str) -> list[Source]:
-    """The official files that a sub-command converts; the one that it downloads comes first."""
+    """The official files that a sub-command converts, first the one that it downloads."""
     return [source for source in SOURCES.values() if source.converts == converts]
 
 
@@ -119,7 +119,7 @@ def find_source(converts: str, *folders: Path) -> tuple[Path | None, str]:
     """An official file, or its unpacked folder, in the working folder, the data folder, or other folders.
 
     Returns:
-        The path, or None; and where it was looked for, in words.
+        The path, or None; and the folders that were searched, in words.
     """
     places = list(dict.fromkeys(place.absolute() for place in (Path(), data_folder(), *folders)))
     for source in sources_of(converts):
@@ -131,7 +131,7 @@ def find_source(converts: str, *folders: Path) -> tuple[Path | None, str]:
 
 
 def by_hand(source: Source, looked: str) -> str:
-    """How to get a file without us: its name, size, places, and the setting that names it."""
+    """Instructions for a manual download: name, size, address, and the setting that takes the file."""
     give = "put it there" if source.converts == "splits" else f"hwnas data {source.converts} source=<file>"
     return (
         f"{source.name} ({in_words(source.size)}) is not in {looked}; get it from {source.url} "
@@ -140,22 +140,21 @@ def by_hand(source: Source, looked: str) -> str:
 
 
 def download(source: Source, folder: Path, *, looked: str | None = None) -> Path:
-    """Fetch an official file into a folder; what a broken download left is continued.
+    """Download an official file into a folder, or complete an interrupted download of it.
 
-    The file grows as `<name>.part` and gets its name when it is whole and its checksums, where known, are
+    The file is written as `<name>.part`. It gets its name when it is complete and its known checksums are
     right. Progress is shown on stderr.
 
     Args:
-        source: What to fetch.
-        folder: Where it shall lie; made if missing.
-        looked: Where else it was looked for, for the message; None: only in `folder`.
+        source: The file to download.
+        folder: Its folder; created if needed.
+        looked: Folders that were searched before, in words for the message; None: only `folder`.
 
     Returns:
-        The file. If it is there already, nothing is fetched.
+        Path of the file; one that exists is not downloaded again.
 
     Raises:
-        ValueError: It could not be fetched, or is not the file that it should be; says why, and how to give
-            the file by hand.
+        ValueError: The download failed, or a checksum is wrong; says why, and how to get the file by hand.
         OSError: The folder cannot be written.
     """
     file = folder / source.name
@@ -167,8 +166,9 @@ def download(source: Source, folder: Path, *, looked: str | None = None) -> Path
         try:
             _fetch(source, part)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            web = isinstance(error, urllib.error.HTTPError)
-            reason = error if web else getattr(error, "reason", None) or error
+            reason: object = error
+            if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+                reason = error.reason
             why = " ".join(str(reason).split()) or type(error).__name__
             raise ValueError(
                 f"download failed ({why}): {by_hand(source, looked or str(folder.absolute()))}"
@@ -189,7 +189,7 @@ def download(source: Source, folder: Path, *, looked: str | None = None) -> Path
 
 
 def _fetch(source: Source, part: Path) -> None:
-    """Continue `part` until it is whole."""
+    """Download `part`, or what is missing of it."""
     start = part.stat().st_size if part.is_file() else 0
     if source.size is not None and start > source.size:
         start = 0
@@ -200,18 +200,18 @@ def _fetch(source: Source, part: Path) -> None:
         if error.code != 416 or not start:
             raise
         if error.headers.get("Content-Range", "") == f"bytes */{start}":
-            return  # it is whole already
+            return  # it is complete
         start = 0
         answer = _open(source.url, start)
     with answer:
         if answer.headers.get_content_type() == "text/html":
             raise http.client.HTTPException("the server sent a web page instead of the file")
-        goes_on = re.match(rf"bytes {start}-\d+/", answer.headers.get("Content-Range", ""))
-        if start and (answer.status != 206 or not goes_on):
+        resumes = re.match(rf"bytes {start}-\d+/", answer.headers.get("Content-Range", ""))
+        if start and (answer.status != 206 or not resumes):
             if answer.status == 206:
                 part.unlink()
                 raise http.client.HTTPException("the server sent another part of the file; try again")
-            start = 0  # the server sends all of it again
+            start = 0  # the server sends the whole file again
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else source.size
         if source.size is not None and total != source.size:
@@ -220,26 +220,27 @@ def _fetch(source: Source, part: Path) -> None:
             got = _copy(answer, out, source.name, start, total)
     if total is not None and got < total:
         raise http.client.HTTPException(
-            f"broke off after {got:,} of {total:,} bytes; the same command goes on from there"
+            f"broke off after {got:,} of {total:,} bytes; the same command resumes there"
         )
 
 
-def _open(url: str, start: int) -> Any:
+def _open(url: str, start: int) -> http.client.HTTPResponse:
     request = urllib.request.Request(url, headers={"User-Agent": "hwnas"})
     if start:
         request.add_header("Range", f"bytes={start}-")
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
+    answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
+    return answer
 
 
 def _copy(answer: IO[bytes], out: IO[bytes], name: str, start: int, total: int | None) -> int:
-    """Write the answer to the file; returns the file's size."""
+    """Write the answer to the end of the file; returns the file's size."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        went_on = f", going on after {start:,} bytes" if start else ""
-        print(f"downloading {name} ({in_words(total)}){went_on}", file=sys.stderr)
+        resumed = f", resuming after {start:,} bytes" if start else ""
+        print(f"downloading {name} ({in_words(total)}){resumed}", file=sys.stderr)
     columns = (
         "{task.description}",
         BarColumn(),

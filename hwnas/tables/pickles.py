@@ -1,8 +1,8 @@
-"""Foreign pickle files, read without running what is in them.
+"""Safe reading of foreign pickle files.
 
-A pickle names functions and calls them; reading one from elsewhere runs whatever its author chose. The reader
-here admits plain containers, numbers, text, and numpy scalars and arrays of these, and builds them itself;
-every other name ends the reading. torch is not needed: of a file that it saved, tensors are read as None.
+A pickle names functions that Python calls while it reads the file, so that a foreign one can run any code.
+This reader admits only plain containers, numbers, text, and numpy scalars and arrays of these. It builds them
+itself, and refuses a file that names anything else. It does not need torch: tensors are read as None.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 
 import numpy as np
 
 from hwnas.files import bounded
 
 MAX_BYTES = 1 << 30
-"""What a compressed file may expand to."""
+"""Bytes that a compressed file may expand to."""
 
 MEMORY, MEMORY_PER_BYTE = 1 << 28, 32
-"""Bytes of memory that reading a pickle may take, and how many more per byte of the pickle. Most objects that
-a byte of an honest one stands for take less; a few bytes of a hostile one can ask for gigabytes."""
+"""Bytes of memory that reading a pickle may take, and additional ones per byte of the pickle. A normal pickle
+takes less; a few bytes of a hostile one can demand gigabytes."""
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
-"""What a file that torch saved before version 1.6 begins with."""
+"""First number in a file that torch before 1.6 saved."""
 
 
 class _ForeignClassError(ValueError):
@@ -39,15 +39,15 @@ class _ForeignClassError(ValueError):
 
 
 class _Name:
-    """What an admitted name stands for. A pickle may call it and set no attribute of it."""
+    """A function that a pickle may call; it cannot set attributes of it."""
 
     __slots__ = ("_call",)
-    _call: Callable[..., Any]
+    _call: Callable[..., object]
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[..., object]) -> None:
         object.__setattr__(self, "_call", call)
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> object:
         return self._call(*arguments)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -55,7 +55,7 @@ class _Name:
 
 
 class _DType:
-    """Stands in for numpy.dtype until its byte order is known."""
+    """Takes the place of numpy.dtype until the byte order is known."""
 
     __slots__ = ("real",)
 
@@ -64,21 +64,18 @@ class _DType:
             raise _ForeignClassError(f"numpy values of type {code!r}")
         self.real = np.dtype(code)
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         if state[1] in ("<", ">"):
             self.real = self.real.newbyteorder(state[1])
 
 
 class _Array(np.ndarray):
-    """An array whose state, as the pickle gives it, is checked before numpy sees it.
+    """An array whose state is checked before numpy gets it; its objects are built by this reader."""
 
-    Objects in it are what this reader has built.
-    """
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _DType):
-            raise ValueError("an array without a type")
+        if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
+            raise ValueError("an array without a type or shape")
         count = 1
         for length in shape:
             if type(length) is not int or length < 0:
@@ -89,14 +86,14 @@ class _Array(np.ndarray):
                 raise ValueError("an array of objects without them")
         elif type(data) is not bytes or len(data) != count * dtype.real.itemsize:
             raise ValueError("an array without its bytes")
-        super().__setstate__((1, tuple(shape), dtype.real, bool(fortran), data))  # type: ignore[arg-type]
+        super().__setstate__((1, shape, dtype.real, bool(fortran), data))  # type: ignore[arg-type]
 
 
 def _reconstruct(_class: object, _shape: object, _code: object) -> _Array:
     return _Array((0,), dtype=np.int8)
 
 
-def _scalar(dtype: _DType, data: object) -> Any:
+def _scalar(dtype: _DType, data: object) -> object:
     return _numbers(data, dtype)[0]
 
 
@@ -133,7 +130,7 @@ def _nothing(*_arguments: object) -> None:
 
 
 def _admitted() -> dict[tuple[str, str], _Name]:
-    calls: dict[tuple[str, str], Callable[..., Any]] = {
+    calls: dict[tuple[str, str], Callable[..., object]] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("numpy", "dtype"): _DType,
         ("numpy", "ndarray"): _refuse,  # only named, as an argument of _reconstruct
@@ -160,7 +157,7 @@ def _admitted_by_torch() -> dict[tuple[str, str], _Name]:
 class _Unpickler(pickle.Unpickler):
     ADMITTED: Mapping[tuple[str, str], _Name] = _admitted()
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    def find_class(self, module_name: str, global_name: str) -> _Name:
         found = self.ADMITTED.get((module_name, global_name))
         if found is None:
             raise _ForeignClassError(f"{module_name}.{global_name}")
@@ -171,19 +168,19 @@ class _TorchUnpickler(_Unpickler):
     ADMITTED = _admitted_by_torch()
 
     def persistent_load(self, pid: object) -> None:
-        """The numbers of a tensor, which nobody here needs."""
+        """None for the numbers of a tensor, which are not needed here."""
 
 
-def loads(content: bytes, name: str) -> Any:
-    """What a pickle holds, if it is made of plain containers, numbers, text, and numpy values.
+def loads(content: bytes, name: str) -> object:
+    """The content of a pickle of plain containers, numbers, text, and numpy values.
 
     Args:
         content: The pickle, or a pickle compressed with bzip2.
         name: The file's name, for messages.
 
     Raises:
-        ValueError: Truncated or corrupt, or it names a class or function that is not admitted (says which);
-            nothing that it names has been called.
+        ValueError: Truncated or corrupt, or it names a class or function that is not admitted; says which.
+            Such a function is never called.
 
     Source: "Restricting Globals", Python documentation of pickle.
     """
@@ -197,8 +194,8 @@ def loads(content: bytes, name: str) -> Any:
             return _Unpickler(io.BytesIO(content)).load()
 
 
-def read_pickle(file: Path) -> Any:
-    """What a foreign pickle file holds; see `loads`.
+def read_pickle(file: Path) -> object:
+    """The content of a foreign pickle file; see `loads`.
 
     Raises:
         ValueError: As `loads`.
@@ -213,14 +210,14 @@ def read_pickle(file: Path) -> Any:
             return _Unpickler(stream).load()
 
 
-def read_torch(file: Path) -> Any:
-    """What a file saved by `torch.save` holds, without torch; tensors are None.
+def read_torch(file: Path) -> object:
+    """The content of a file of `torch.save`; tensors are None.
 
     Args:
-        file: In the zip format of today or in the one before torch 1.6.
+        file: In the zip format, or in the format before torch 1.6.
 
     Raises:
-        ValueError: As `loads`, or the file is in neither format.
+        ValueError: As `loads`, or the file has neither format.
         OSError: The file cannot be read.
     """
     size = file.stat().st_size
@@ -234,7 +231,7 @@ def read_torch(file: Path) -> Any:
                     return _load_torch(pickled)
         stream.seek(0)
         if _load_torch(stream) != TORCH_MAGIC:
-            raise ValueError("it does not begin like one")
+            raise ValueError("it has neither of torch's formats")
         _load_torch(stream)  # version of the format
         _load_torch(stream)  # sizes of numbers on the machine that wrote it
         return _load_torch(stream)
@@ -244,33 +241,21 @@ def _bounded(size: int) -> AbstractContextManager[None]:
     return bounded(MEMORY + MEMORY_PER_BYTE * size)
 
 
-def _load_torch(stream: IO[bytes]) -> Any:
+def _load_torch(stream: IO[bytes]) -> object:
     return _TorchUnpickler(stream).load()
 
 
 @contextmanager
 def _explained(name: str, kind: str = "pickle") -> Iterator[None]:
-    """Turn what an unpickler may raise into one ValueError."""
+    """Turn all errors that an unpickler may raise into one ValueError."""
     try:
         yield
     except _ForeignClassError as error:
         raise ValueError(f"{name} holds {error}, which is not read from a foreign pickle") from None
     except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        EOFError,
-        ImportError,
-        LookupError,
-        MemoryError,
-        NotImplementedError,
-        OSError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-        struct.error,
-        zipfile.BadZipFile,
+        *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError),
+        *(OSError, RuntimeError, TypeError, ValueError),
+        *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
     ) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""Checks of compact tables against their layout and known truths."""
+"""Checks of compact tables: their layout, and figures that the benchmarks publish."""
 
 from __future__ import annotations
 
@@ -8,44 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwnas.data.tables import (
-    _FBNET_LAYERS,
-    _FBNET_NETWORKS,
+    FBNET_LAYERS,
+    FBNET_NETWORKS,
     SIZE,
     Table,
-    _check_cells,
-    _check_order,
-    _column,
-    _require,
+    check_cells,
     check_layers,
+    check_order,
+    column_of,
     fbnet_operations,
+    require,
 )
 from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.tables.convert import DATASETS, DEVICES, METRICS, _costs
+from hwnas.tables.convert import DATASETS, DEVICES, METRICS, checked_costs
 
 
 def check_nasbench201(table: Table) -> str:
-    """Check a table of NAS-Bench-201 against its layout and its known truths; returns a summary.
+    """Check a table of NAS-Bench-201; returns a summary.
 
     Raises:
-        ValueError: What is wrong with it.
+        ValueError: The table is wrong; says how.
     """
-    genotypes = _check_cells(table)
+    genotypes = check_cells(table)
     connected = NasBench201().is_connected(genotypes)
     names = table["arch_str"].tolist() if "arch_str" in table else []
     if names != [NasBench201().to_str(tuple(row)) for row in genotypes.tolist()]:
         raise ValueError("arch_str and arch_ops are not the same architectures")
-    _check_order(genotypes)
+    check_order(genotypes)
     columns = ("valid_200", "test_200", "valid_12", "test_12", "train_seconds_200", "params_M", "flops_M")
     known: set[int] = set()
     prefixes = ["cifar10", "cifar100", *(["imagenet16"] if "imagenet16_test_200" in table else [])]
     for prefix in prefixes:
         for column in columns:
-            values = _column(table, f"{prefix}_{column}")
+            values = column_of(table, f"{prefix}_{column}")
             rows = np.isfinite(values)
             known.add(int(rows.sum()))
-            high = (
-                101 if column.startswith(("valid", "test")) else np.inf
-            )  # valid may be a difference of means
+            # A validation accuracy may be a difference of means, so that it can exceed 100.
+            high = 101 if column.startswith(("valid", "test")) else np.inf
             if (~rows & ~np.isnan(values)).any() or ((values[rows] < -1e-9) | (values[rows] > high)).any():
                 raise ValueError(f"{prefix}_{column} is out of range")
     if len(known) > 1:
@@ -56,9 +55,9 @@ def check_nasbench201(table: Table) -> str:
     summary = f"{covered:,} of {SIZE:,} architectures, {', '.join(prefixes)}"
     if covered < SIZE:
         return summary
-    for column, truth in _BEST.items():
-        if column in table and abs(float(table[column].max()) - truth) > 0.005:
-            raise ValueError(f"the best {column} is {table[column].max():.2f}, not {truth}")
+    for column, published in _BEST.items():
+        if column in table and abs(float(table[column].max()) - published) > 0.005:
+            raise ValueError(f"the best {column} is {table[column].max():.2f}, not {published}")
     chance = np.round(table["cifar10_test_200"], 2) == 10
     if (chance != ~connected).any():
         raise ValueError(f"{chance.sum()} cells have 10.00 % on CIFAR-10, not just the 341 without a path")
@@ -77,21 +76,18 @@ _BEST = {
 
 
 def check_hwnasbench(table: Table) -> str:
-    """Check the costs of NAS-Bench-201 networks against their layout and a published record.
-
-    Returns:
-        A summary.
+    """Check the costs of NAS-Bench-201 networks, one of them against its published costs; returns a summary.
 
     Raises:
-        ValueError: What is wrong with them.
+        ValueError: The costs are wrong; says how.
     """
-    genotypes = _check_cells(table)
+    genotypes = check_cells(table)
     for dataset in DATASETS:
         for column in METRICS.values():
-            _costs(_column(table, f"{dataset}_{column}"), f"{dataset}_{column}")
+            checked_costs(column_of(table, f"{dataset}_{column}"), f"{dataset}_{column}")
     cell = int(np.flatnonzero((genotypes == _PUBLISHED_CELL).all(axis=1))[0])
-    for column, truth in _PUBLISHED.items():
-        _equal(f"cifar10_{column} of cell {cell}", float(table[f"cifar10_{column}"][cell]), truth)
+    for column, published in _PUBLISHED.items():
+        _equal(f"cifar10_{column} of cell {cell}", float(table[f"cifar10_{column}"][cell]), published)
     unsupported = [
         f"{dataset}_{device}: {count:,}"
         for dataset in DATASETS
@@ -115,7 +111,7 @@ _PUBLISHED = {
     "fpga_latency_ms": 2.57296,
     "fpga_energy_mj": 18.01072,
 }
-"""Costs of the first cell's CIFAR-10 network, printed in HW-NAS-Bench's README."""
+"""Costs of `_PUBLISHED_CELL`'s CIFAR-10 network, from HW-NAS-Bench's README."""
 
 _PUBLISHED_FBNET = {
     "edgegpu_latency_ms": (15.804523468017578, 16.431164979934692),
@@ -127,50 +123,47 @@ _PUBLISHED_FBNET = {
     "fpga_latency_ms": (10.73952, 29.4219),
     "fpga_energy_mj": (75.17664, 205.9533),
 }
-"""Costs of the network of operations 0 on CIFAR-100 and ImageNet, printed in HW-NAS-Bench's example."""
+"""Costs of the network of operations 0 on CIFAR-100 and ImageNet, from HW-NAS-Bench's example."""
 
 
 def check_fbnet(table: Table) -> str:
-    """Check the look-up of FBNet's operations against its layout and two published records.
-
-    Returns:
-        A summary.
+    """Check the costs of FBNet's operations, two networks against their published costs; returns a summary.
 
     Raises:
-        ValueError: What is wrong with it.
+        ValueError: The costs are wrong; says how.
     """
-    for column, truths in _PUBLISHED_FBNET.items():
-        _require(table, (column, f"{column}_ops"))
-        costs, names = _costs(table[column], column), table[f"{column}_ops"].tolist()
+    for column, published in _PUBLISHED_FBNET.items():
+        require(table, (column, f"{column}_ops"))
+        costs, names = checked_costs(table[column], column), table[f"{column}_ops"].tolist()
         look_up = dict(zip(names, costs.tolist(), strict=False))
         if len(names) != len(costs) or len(look_up) != len(names):
             raise ValueError(f"{column}_ops does not name each cost once")
-        for dataset, truth in zip(_FBNET_NETWORKS, truths, strict=True):
-            operations = fbnet_operations([0] * sum(_FBNET_LAYERS), dataset)
+        for dataset, cost in zip(FBNET_NETWORKS, published, strict=True):
+            operations = fbnet_operations([0] * sum(FBNET_LAYERS), dataset)
             missing = [operation for operation in operations if operation not in look_up]
             if missing:
                 raise ValueError(f"{column} has no {missing[0]}")
             found = sum(look_up[operation] for operation in operations)
-            _equal(f"{column} of the {dataset} network of operations 0", found, truth)
+            _equal(f"{column} of the {dataset} network of operations 0", found, cost)
     return f"{len(look_up):,} operations, {len(_PUBLISHED_FBNET)} metrics"
 
 
-def _equal(what: str, found: float, truth: float) -> None:
-    if not abs(found - truth) <= 1e-8 * truth:
-        raise ValueError(f"{what} is {found}, not {truth}")
+def _equal(name: str, found: float, published: float) -> None:
+    if not abs(found - published) <= 1e-8 * published:
+        raise ValueError(f"{name} is {found}, not {published}")
 
 
 def check_devices(table: Table) -> str:
     """Check latencies of NAS-Bench-201 networks on CIFAR-10; returns a summary.
 
     Raises:
-        ValueError: What is wrong with them.
+        ValueError: The latencies are wrong; says how.
     """
     columns = [key for key, values in table.items() if values.dtype.kind == "f"]
     if not columns:
         raise ValueError("it has no column of costs")
     for key in columns:
-        _costs(_column(table, key), key)
+        checked_costs(column_of(table, key), key)
     return f"{SIZE:,} architectures, {len(columns)} columns"
 
 
@@ -178,9 +171,9 @@ def check_images(table: Table) -> str:
     """Check a data set of images; returns a summary.
 
     Raises:
-        ValueError: What is wrong with it.
+        ValueError: The images or labels are wrong; says how.
     """
-    _require(table, ("x_train", "y_train", "x_test", "y_test"))
+    require(table, ("x_train", "y_train", "x_test", "y_test"))
     for part in ("train", "test"):
         x, y = table[f"x_{part}"], table[f"y_{part}"]
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or y.shape != (len(x),) or not len(x):
@@ -194,10 +187,10 @@ class Known:
     """A file that the data folder may hold.
 
     Args:
-        holds: What is in it.
-        check: Raises ValueError if it is not right, and returns a summary.
-        how: How to get it.
-        origin: Who published it, and under which licence.
+        holds: Its content, in words.
+        check: Raises ValueError if the file is wrong, else returns a summary.
+        how: How to get the file.
+        origin: Its publisher and licence.
     """
 
     holds: str
@@ -209,7 +202,7 @@ class Known:
 _NATS = "D-X-Y/NATS-Bench (MIT)"
 _HW_NAS_BENCH = "GATECH-EIC/HW-NAS-Bench (MIT)"
 _CIFAR = "Krizhevsky 2009"
-_TORCHVISION = "torchvision downloads the data set on first use, this file takes its place"
+_TORCHVISION = "torchvision downloads the data set on first use; this file replaces the download"
 
 TABLES: dict[str, Known] = {
     "nasbench201.npz": Known(
@@ -230,13 +223,13 @@ TABLES: dict[str, Known] = {
     "nasbench201_cifar10_devices.npz": Known(
         "latencies of NAS-Bench-201 on CIFAR-10",
         check_devices,
-        "hwnasbench_nasbench201.npz takes its place",
+        "not needed: hwnasbench_nasbench201.npz has more",
         f"{_HW_NAS_BENCH}, HELP (MIT)",
     ),
     "fbnet_cifar100_latency_lut.npz": Known(
         "latencies of FBNet's layers on CIFAR-100",
         check_layers,
-        "hwnasbench_fbnet.npz takes its place",
+        "not needed: hwnasbench_fbnet.npz has more",
         _HW_NAS_BENCH,
     ),
     "mnist.npz": Known("60,000 digits", check_images, _TORCHVISION, "LeCun 1998"),

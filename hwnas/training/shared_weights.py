@@ -142,9 +142,12 @@ class SharedWeights(pl.LightningModule):
         self.optimizer = self._sgd()
         self._mean, self._std = dataset.normalisation()
         self._dataset = dataset
-        x, y = dataset.split("train")
         self._batches = Batches(
-            x, y, dataset, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices
+            dataset.split("train"),
+            dataset,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            num_shards=recipe.devices,
         )
         self.first_epoch = 0
         self._population: Population = ()  # whom a Trainer trains

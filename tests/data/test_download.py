@@ -142,7 +142,7 @@ def test_it_breaks_off_and_goes_on(server: str, tmp_path: Path, capsys: pytest.C
         assert [other.name for other in tmp_path.iterdir()] == [f"{NAME}.part"]
     assert download(breaking, tmp_path).read_bytes() == CONTENT
     assert Handler.ranges == [None, "bytes=1500000-", "bytes=3000000-", "bytes=4500000-"]
-    assert "going on after 4,500,000 bytes" in capsys.readouterr().err
+    assert "resuming after 4,500,000 bytes" in capsys.readouterr().err
 
 
 def test_a_server_that_cannot_go_on_sends_all_again(server: str, tmp_path: Path) -> None:

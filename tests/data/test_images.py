@@ -213,7 +213,7 @@ def numbered(num: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_training_batches_are_shuffled_whole_and_seeded() -> None:
     x, y = numbered(50)
-    create = lambda seed: Batches(x, y, digits(), batch_size=8, seed=seed)  # noqa: E731
+    create = lambda seed: Batches((x, y), digits(), batch_size=8, seed=seed)  # noqa: E731
     first, again, other = create(1), create(1), create(2)
     assert len(first) == 6
     passes = [all_of(first)[1].tolist() for _ in range(3)]
@@ -228,7 +228,7 @@ def test_training_batches_are_shuffled_whole_and_seeded() -> None:
 
 def test_training_batches_are_augmented_differently_in_every_epoch() -> None:
     x, y = ramp(8), torch.arange(8)
-    batches = Batches(x, y, digits(crop=2), batch_size=8)
+    batches = Batches((x, y), digits(crop=2), batch_size=8)
     by_label = []
     for _ in range(2):
         images, labels = all_of(batches)
@@ -238,7 +238,7 @@ def test_training_batches_are_augmented_differently_in_every_epoch() -> None:
 
 def test_evaluation_batches_pass_once_in_order() -> None:
     x, y = numbered(21)
-    batches = Batches(x, y, digits(crop=2, flip=True, cutout=3), batch_size=8, train=False)
+    batches = Batches((x, y), digits(crop=2, flip=True, cutout=3), batch_size=8, train=False)
     assert len(batches) == 3
     for _ in range(2):
         images, labels = all_of(batches)
@@ -249,8 +249,8 @@ def test_evaluation_batches_pass_once_in_order() -> None:
 def test_too_few_images_for_a_batch() -> None:
     x, y = numbered(7)
     with pytest.raises(ValueError, match="batch_size=8 is more than the 7 training images"):
-        Batches(x, y, digits(), batch_size=8)
-    assert len(Batches(x, y, digits(), batch_size=8, train=False)) == 1
+        Batches((x, y), digits(), batch_size=8)
+    assert len(Batches((x, y), digits(), batch_size=8, train=False)) == 1
 
 
 # --- files ---------------------------------------------------------------------------------------------
@@ -333,10 +333,10 @@ def shaped(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
         ),
         ({"x_test": np.empty((0, 4, 5)), "y_test": shaped(0)}, "y_test of .* and at least one"),
         ({"x_test": shaped(2, 5, 4)}, r"training images \(4, 5, 1\) and test images \(5, 4, 1\) differ"),
-        ({"y_test": np.array([0, 3])}, "y_test has the label 3, which y_train has not"),
+        ({"y_test": np.array([0, 3])}, "y_test has the label 3, which is not in y_train"),
         (
             {"y_train": np.array([1, 2, 3])},
-            r"the labels in y_train are 1, 2, 3; 3 classes have the labels 0\.\.2",
+            r"the labels in y_train are 1, 2, 3; they must be 0\.\.2 for 3 classes",
         ),
         ({"y_train": np.array([0, 20, 10])}, r"are 0, 10, 20; 3 classes have the labels 0\.\.2"),
         ({"y_train": np.array([0, 0, 0])}, "y_train has one label; .* at least two classes"),

@@ -687,7 +687,7 @@ def cifar10(content: dict[str, Any]) -> dict[str, Any]:
         ),
         (
             lambda c: cifar10(c).update(raspi4_latency=[*cifar10(c)["raspi4_latency"][:-1], -2.0]),
-            "['raspi4_latency'] is -2.0 in entry 15624; costs are not negative (-1: none)",
+            "['raspi4_latency'] is -2.0 in entry 15624; costs are not negative (-1: not supported)",
         ),
         (
             lambda c: cifar10(c).update(raspi4_latency=[*cifar10(c)["raspi4_latency"][:-1], float("nan")]),
@@ -695,7 +695,7 @@ def cifar10(content: dict[str, Any]) -> dict[str, Any]:
         ),
         (
             lambda c: cifar10(c).update(raspi4_latency=["fast"] * SIZE),
-            "['raspi4_latency'] holds something that is no number",
+            "['raspi4_latency'] has an entry that is no number",
         ),
         (
             lambda c: cifar10(c).update(fpga_latency=[1.0] * SIZE),
