@@ -264,7 +264,7 @@ def test_torn_and_corrupt_journals(tmp_path: Path, run_hwnas, whole_toy: dict[st
     with journal.open("ab") as file:
         file.write(b'{"generation": 6, "genoty')
     torn = run_hwnas("search", "resume=run")
-    assert "dropped the torn last line 61" in torn.stdout
+    assert "dropped the unfinished last line 61" in torn.stdout
     assert outcome(tmp_path / "run") == whole_toy
 
     os.remove(tmp_path / "run" / "result.json")

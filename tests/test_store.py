@@ -97,7 +97,7 @@ def test_torn_last_line_is_dropped(journal: Path, fragment: bytes) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole + fragment)
     archive = Archive(journal)
-    assert archive.notes == [f"dropped the torn last line 7 of {journal}"]
+    assert archive.notes == [f"dropped the unfinished last line 7 of {journal}"]
     assert archive.trials == generation(0) + generation(1)
     assert journal.read_bytes() == whole
     archive.extend(generation(2))

@@ -1,7 +1,7 @@
 """Sweeps that survive: a job's folder is named by its configuration, and finished jobs are not run again.
 
-Repeating the command of a sweep finds its folder, goes on with what was torn, runs what is new or had failed,
-and leaves the rest alone.
+The same command finds the sweep's folder again, resumes unfinished jobs, runs new and failed ones, and leaves
+finished ones alone.
 """
 
 from __future__ import annotations
@@ -168,13 +168,17 @@ def summarise(folder: Path, before: Jobs) -> int:
     jobs = Jobs.read(folder)
     known = len(jobs.finished & before.finished)
     parts = [f"{len(jobs.finished)} jobs finished" + f", {known} of them before" * (known > 0)]
-    parts += [f"{len(jobs.failed)} failed"] * bool(jobs.failed) + [f"{len(jobs.torn)} torn"] * bool(jobs.torn)
-    parts += [f"{len(jobs.running)} running in another process"] * bool(jobs.running)
+    others = {
+        "failed": jobs.failed,
+        "unfinished": jobs.unfinished,
+        "running in another process": jobs.running,
+    }
+    parts += [f"{len(names)} {how}" for how, names in others.items() if names]
     print(f"sweep {folder}: {'; '.join(parts)}")
     for name, reason in jobs.failed.items():
         print(printable(f"  {name} failed: {reason}"), file=sys.stderr)
     if any(folder.glob("*/archive.jsonl")):
         print(f"next: hwnas report {shlex.quote(str(folder))}")
-    for name in sorted(jobs.torn):
-        print(f"  {name} is unfinished; the same command goes on with it", file=sys.stderr)
-    return int(bool(jobs.failed or jobs.torn))
+    for name in sorted(jobs.unfinished):
+        print(f"  {name} is unfinished; the same command resumes it", file=sys.stderr)
+    return int(bool(jobs.failed or jobs.unfinished))

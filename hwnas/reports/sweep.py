@@ -132,7 +132,7 @@ def page(folder: Path) -> dict[str, object]:
     seconds = sum(job.result.seconds["total"] for job in jobs)
     energies = [job.result.energy_kwh for job in jobs]
     energy = None if None in energies else sum(map(float, filter(None, energies)))
-    num_failed, num_torn = len(states.failed), len(states.torn - {job.name for job in jobs})
+    num_failed, num_unfinished = len(states.failed), len(states.unfinished - {job.name for job in jobs})
     headline = [
         (f"{len(jobs):,}", "finished runs" + f", {num_failed} failed" * bool(num_failed)),
         (f"{sum(job.result.evaluations.asked for job in jobs):,}", "evaluations"),
@@ -146,7 +146,7 @@ def page(folder: Path) -> dict[str, object]:
         headline.append((f"{energy:.3g} kWh", "of processors and GPU while they ran"))
     return {
         "folder": folder.absolute(),
-        "headline": headline + [(str(num_torn), "unfinished")] * bool(num_torn),
+        "headline": headline + [(str(num_unfinished), "unfinished")] * bool(num_unfinished),
         "varied": [*names, *([REPLICATE] if len({j.settings.get(REPLICATE) for j in jobs}) > 1 else [])],
         "matrix": _matrix(places, titles, kind, limits[0]) if len(limits) == 1 else None,
         "fronts": [_fronts(titles[place], group, kind, colours) for place, group in places.items()],

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: a line that moves; plain lines now and then where there is none."""
+"""Progress of a run in the terminal: a moving line, or plain lines at intervals if there is no terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from hwnas.training.progress import listening
 logger = logging.getLogger("hwnas")
 
 WIDE = 80
-"""Columns of a terminal that has room for a progress bar beside the figures."""
+"""Columns of a terminal from which on a progress bar fits beside the figures."""
 
 SECONDS_BETWEEN_LINES = 10.0
-"""How long a run without a terminal is silent at most, where its work tells its progress."""
+"""Longest silence of a run without a terminal whose work reports progress."""
 
 SECONDS_BETWEEN_UPDATES = 0.1
-"""How often a progress line changes at most."""
-
+"""Shortest time between two changes of a progress line."""
 
 GENERATION = "generation"
 
@@ -35,41 +34,44 @@ class _Level:
     """Something that is counted, e.g. steps of a training.
 
     Attributes:
-        began: When the time per unit began to be taken, and which share was done before.
+        name: Name of what is counted.
+        done: Number done.
+        total: Number in all.
+        began: Start of the clock for the time per unit, and the fraction that was done before.
     """
 
-    what: str
+    name: str
     done: int
     total: int
     began: tuple[float, float]
 
 
 class Display:
-    """Progress on the terminal, and the seconds that each phase took.
+    """Progress in the terminal, and the time of each phase.
 
-    Everything said also goes to the run's log file.
+    All messages also go to the run's log file.
 
     Attributes:
         seconds: Wall-clock seconds per phase so far.
-        doubts: Warnings about what the run's figures are worth, for its page.
+        doubts: Warnings about the validity of the run's figures, for its page.
     """
 
     def __init__(self) -> None:
-        # In a notebook rich's progress needs ipywidgets; plain lines do without.
+        # rich's progress needs ipywidgets in a notebook; plain lines do not.
         self.console = Console(highlight=False, markup=False, force_jupyter=False)
         if not self.console.is_terminal:
-            self.console.width = 160  # logs are not as narrow as the terminal that is not there
+            self.console.width = 160  # of a log; rich assumes a narrow terminal
         self.seconds: dict[str, float] = {}
         self.doubts: list[str] = []
         self._bar: Progress | None = None
         self._levels: list[_Level] = []  # from the outermost to the innermost
         self._doing = self._figures = ""
-        self._is_first = True  # whether no generation was evaluated yet, but those of the archive
+        self._is_first = True  # whether all generations so far are of the archive
         self._printed = self._updated = 0.0
 
     @contextmanager
     def phase(self, name: str, doing: str) -> Iterator[None]:
-        """Time a phase and show what it is doing while it lasts, with the progress that its work tells."""
+        """Time a phase, and show its name and progress while it lasts."""
         start = time.perf_counter()
         try:
             with self._shown(doing):
@@ -78,24 +80,24 @@ class Display:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def say(self, text: str) -> None:
-        """One line, also to the log."""
+        """Print a line."""
         logger.info(text)
         self._print(text)
 
     def warn(self, text: str) -> None:
-        """One line that stands out, also to the log."""
+        """Print a warning."""
         logger.warning(text)
         self._print(f"warning: {text}", "yellow")
 
     def doubt(self, text: str) -> None:
-        """A warning about what the run's figures are worth; its page repeats it."""
+        """Print a warning about the validity of the run's figures; its page repeats it."""
         if text not in self.doubts:
             self.doubts.append(text)
         self.warn(text)
 
     @contextmanager
     def generations(self, total: int) -> Iterator[None]:
-        """Progress over the generations and inside them."""
+        """Show progress over the generations and inside them."""
         start = time.perf_counter()
         try:
             with self._shown("search", _Level(GENERATION, 0, total, (start, 0.0))):
@@ -107,14 +109,15 @@ class Display:
         """Show a finished generation.
 
         Args:
-            number: From 0.
-            figures: What to show, by name.
-            replayed: Whether it was read from the archive.
+            number: Number of the generation, from 0.
+            figures: Figures to show, by name.
+            replayed: Whether the generation was read from the archive.
         """
         level = self._levels[0]
         del self._levels[1:]
         level.done = number + 1
-        if replayed or self._is_first:  # reading is faster than the others will be, what all share slower
+        # The clock starts after these: the archive is faster, and one-time work makes the first one slower.
+        if replayed or self._is_first:
             level.began = (time.perf_counter(), level.done / level.total)
         self._is_first = self._is_first and replayed
         self._figures = "  ".join(f"{name} {value}" for name, value in figures.items())
@@ -125,7 +128,7 @@ class Display:
 
     @contextmanager
     def _shown(self, doing: str, *levels: _Level) -> Iterator[None]:
-        """Show what is done inside and how far it has come."""
+        """Show `doing` and its progress."""
         self._doing, self._figures, self._levels = doing, "", list(levels)
         self._printed = self._updated = time.perf_counter()
         self._is_first = True
@@ -135,7 +138,7 @@ class Display:
                 *([TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)] if wide else []),
                 TextColumn("{task.fields[count]}", style="progress.download", markup=False),
                 *([TextColumn("{task.fields[left]}", style="cyan", markup=False)] if wide else []),
-                # what is left of the line, so that only this is cut
+                # takes the rest of the line, so that only figures are cut
                 TextColumn(
                     "{task.fields[figures]}", markup=False, table_column=Column(ratio=1, no_wrap=True)
                 ),
@@ -157,42 +160,42 @@ class Display:
                 self._bar = None
             self._levels = []
 
-    def _listen(self, what: str, done: int, total: int) -> None:
-        """Take in progress; shown if something was not too recently."""
-        depth = next((i for i, level in enumerate(self._levels) if level.what == what), len(self._levels))
+    def _listen(self, name: str, done: int, total: int) -> None:
+        """Take in progress, and show it unless the last change was too recent."""
+        depth = next((i for i, level in enumerate(self._levels) if level.name == name), len(self._levels))
         is_new = depth == len(self._levels)
         began = (time.perf_counter(), done / max(1, total)) if is_new else self._levels[depth].began
-        self._levels[depth:] = [_Level(what, done, total, began)]
+        self._levels[depth:] = [_Level(name, done, total, began)]
         if self._bar is not None:
             if is_new or time.perf_counter() - self._updated >= SECONDS_BETWEEN_UPDATES:
                 self._update()
         elif self._is_due():
-            first = "" if self._levels[0].what == GENERATION else f"{self._doing}: "
+            first = "" if self._levels[0].name == GENERATION else f"{self._doing}: "
             self._print(f"{first}{', '.join(self._counts())}{self._left(', about ')}")
         if done >= total:
             del self._levels[depth:]
 
     def _counts(self) -> list[str]:
-        return [f"{level.what} {level.done}/{level.total}" for level in self._levels]
+        return [f"{level.name} {level.done}/{level.total}" for level in self._levels]
 
-    def _share(self, depth: int = 0) -> float:
-        """The share of a level that is done: inner levels are part of the next one of the outer."""
-        share = 0.0
+    def _fraction(self, depth: int = 0) -> float:
+        """The fraction of a level that is done; inner levels are parts of its current unit."""
+        fraction = 0.0
         for level in reversed(self._levels[depth:]):
-            share = (level.done + share) / max(1, level.total)
-        return min(1.0, share)
+            fraction = (level.done + fraction) / max(1, level.total)
+        return min(1.0, fraction)
 
     def _left(self, before: str = "") -> str:
-        """The time left in words after `before`, once what is done says something of it."""
+        """`before` and the time left in words; empty until it can be estimated."""
         if not self._levels:
             return ""
         outer = self._levels[0]
-        inside = outer.what == GENERATION and self._is_first and len(self._levels) > 1
+        inside = outer.name == GENERATION and self._is_first and len(self._levels) > 1
         start, known = self._levels[inside].began
-        share, elapsed = self._share(inside), time.perf_counter() - start
-        if not known < share < 1.0 or elapsed < 1.0:
+        done, elapsed = self._fraction(inside), time.perf_counter() - start
+        if not known < done < 1.0 or elapsed < 1.0:
             return ""
-        left = duration(elapsed * (1.0 - share) / (share - known))
+        left = duration(elapsed * (1.0 - done) / (done - known))
         return f"{before}{left} left" + (f" in generation {outer.done + 1}" if inside else "")
 
     def _is_due(self) -> bool:
@@ -207,12 +210,12 @@ class Display:
         assert self._bar is not None
         self._updated = time.perf_counter()
         counts = self._counts() or [""]
-        if self._levels and self._levels[0].what == GENERATION:
+        if self._levels and self._levels[0].name == GENERATION:
             counts[0] = f"{self._levels[0].done}/{self._levels[0].total}"
         self._bar.update(
             self._bar.task_ids[0],
             total=1.0 if self._levels else None,
-            completed=self._share(),
+            completed=self._fraction(),
             count=counts[0],
             left=self._left(),
             figures="  ".join(part for part in (", ".join(counts[1:]), self._figures) if part),
@@ -220,7 +223,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, as exact as a guess is: "40 s", "12 min", "3.5 h"."""
+    """An estimated time in words: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.csv always, Weights & Biases and TensorBoard where they are asked for."""
+"""Logging of a run's figures: to metrics.csv always, to Weights & Biases and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Writes figures per step to metrics.csv and, if asked, to Weights & Biases and TensorBoard.
+    """Writes figures per step to metrics.csv and, on request, to Weights & Biases and TensorBoard.
 
-    Weights & Biases never stops a run: its first error is shown as a warning, and the run continues. `finish`
-    must be called, or jobs of one process share a W&B run.
+    Weights & Biases never stops a run: its first error becomes a warning, and the run continues without it.
+    `finish` must be called; otherwise the next job of this process would log to the same W&B run.
 
     Args:
         folder: The run's folder.
-        settings: The `logger` config group: "wandb", with "project" and "mode"; "tensorboard".
+        settings: The config group `logger`: "wandb", with "project" and "mode"; "tensorboard".
         config: The whole configuration, for W&B.
-        run_id: W&B's run id; a resumed run continues under it.
-        job: The command.
+        run_id: W&B's run id; a resumed run has the same.
+        job: Name of the command.
         warn: Called with a sentence when W&B fails.
 
     Raises:
@@ -103,13 +103,13 @@ class Tracker:
         replayed: bool = False,
         session: Mapping[str, float] | None = None,
     ) -> None:
-        """Figures of one step.
+        """Log the figures of one step.
 
         Args:
-            step: From 0.
-            values: Figures by name, None where there is none; the names of the first step are the columns.
-            replayed: Whether an earlier session of the run has sent them already.
-            session: Figures of this session of the run, which are sent, but not kept in metrics.csv.
+            step: Number of the step, from 0.
+            values: Figures by name, None for unknown ones; the names of the first step become the columns.
+            replayed: Whether an earlier session of the run has sent the figures.
+            session: Figures of this session alone; they are sent, but not written to metrics.csv.
         """
         first = self._columns is None
         if self._columns is None:
@@ -131,16 +131,16 @@ class Tracker:
                     self._board.add_scalar(name, value, step)
 
     def summary(self, values: Mapping[str, object]) -> None:
-        """Figures of the whole run; from then on those of every step last through a power cut."""
+        """Log figures of the whole run; syncs metrics.csv, so that it survives a power cut."""
         if self._columns is not None:
             append(self._path, b"")
         self._send(lambda run: run.summary.update(dict(values)))
 
     def front(self, columns: Sequence[str], rows: Sequence[Sequence[object]], x: str, y: str) -> None:
-        """A front as a W&B table and a scatter plot.
+        """Log a front as a W&B table and a scatter plot.
 
         Args:
-            columns: Names.
+            columns: Names of the columns.
             rows: One row per network.
             x: Column of the horizontal axis.
             y: Column of the vertical axis.
@@ -155,7 +155,7 @@ class Tracker:
         self._send(send)
 
     def pictures(self, paths: Mapping[str, Path]) -> None:
-        """Pictures by name."""
+        """Log pictures by name."""
 
         def send(run: wandb.Run) -> None:
             import wandb
@@ -166,11 +166,11 @@ class Tracker:
             self._send(send)
 
     def artifact(self, kind: str, paths: Sequence[Path]) -> None:
-        """Files of the run as a W&B artifact, `<kind>-<run id>`; those that do not exist are left out.
+        """Log files of the run as a W&B artifact, `<kind>-<run id>`.
 
         Args:
-            kind: What they are, e.g. "result".
-            paths: The files.
+            kind: Kind of the artifact, e.g. "result".
+            paths: The files; missing ones are left out.
         """
 
         def send(run: wandb.Run) -> None:
@@ -198,5 +198,5 @@ class Tracker:
         try:
             action(self._run)
         except Exception as error:  # as above
-            self._warn(f"Weights & Biases stopped ({error}); the run goes on, metrics.csv has the figures")
+            self._warn(f"Weights & Biases stopped ({error}); the run continues, metrics.csv has the figures")
             self._run = None

@@ -1,4 +1,4 @@
-"""How metrics are written: names, units, prefixes."""
+"""Metrics in words: names, units, prefixes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {
     "flops": "multiply-adds",
     "params": "parameters",
     "relative_cost": "relative cost, worst device",
-    "hypervolume_ratio": "share of the true hypervolume",
+    "hypervolume_ratio": "fraction of the true hypervolume",
 }
 SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -23,13 +23,13 @@ PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True)
 class Quantity:
-    """How a metric is written: `value * factor` and the unit.
+    """Name and unit of a metric; the number to write is `value * factor`.
 
     Args:
-        name: In words, without the unit.
-        unit: Behind the number; empty if there is none.
-        factor: From the metric's own unit to this one.
-        note: What an axis adds instead of the unit.
+        name: Name in words, without the unit.
+        unit: Unit after the number; may be empty.
+        factor: Factor from the metric's own unit to `unit`.
+        note: Text that an axis shows in place of the unit.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Quantity:
 
 
 def quantity(metric: str, size: float = 1.0) -> Quantity:
-    """How to write a metric.
+    """Name and unit of a metric.
 
     Args:
         metric: Name with its unit, e.g. "latency_ms" or, on one of several devices, "latency_ms@raspi4".
-        size: The largest value to be written; chooses between k, M and G.
+        size: Largest value to write; it chooses between k, M and G.
     """
     metric, _, device = metric.partition("@")
     if device:
@@ -69,7 +69,7 @@ def quantity(metric: str, size: float = 1.0) -> Quantity:
 
 
 def text(metric: str, value: float, *, exact: bool = False) -> str:
-    """A value with its unit, to four digits, e.g. "5.930 ms"; as short as it is where it is `exact`."""
+    """A value with its unit, to four digits, e.g. "5.930 ms"; without trailing zeros if it is `exact`."""
     if math.isinf(value):
         return "not supported"
     how = quantity(metric, abs(value))
@@ -87,7 +87,7 @@ def phrase(metric: str, value: float) -> str:
 
 
 def short(metric: str, value: float) -> str:
-    """A value in the metric's own unit to four digits, "5.93"; large counts as "153.3 M"."""
+    """A value in the metric's own unit, to four digits, "5.93"; counts with a prefix, "153.3 M"."""
     return text(metric, value) if metric in ("flops", "params") else f"{value:.4g}"
 
 

@@ -1,1 +1,1 @@
-"""Evaluations that are paid for once: journals, the store that all runs share, workers."""
+"""Evaluations, each computed once: a run's archive, the store of all runs, workers."""

@@ -1,4 +1,4 @@
-"""A run's journal: every trial in order, append-only, one JSON line each."""
+"""A run's archive: all trials in order, in an append-only file with one JSON line per trial."""
 
 from __future__ import annotations
 
@@ -10,43 +10,41 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hwnas.core import (
-    Genotype,
-    Trial,
-)
+from hwnas.core import Genotype, Trial
 from hwnas.files import enter, sync_folder, take_lock, to_json
 
 PLAN = "plan.json"
-"""A run's objectives, limits as numbers, and goals of all metrics, in the run's folder from its start."""
+"""File in a run's folder, written at its start: objectives, limits as numbers, and goals of all metrics."""
 
-_MALFORMED = (
-    *(ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
-)  # whatever a line that is no trial can raise
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""Errors that reading a line that is no trial may raise."""
 
 
 def metrics_from_json(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """Metrics as read from JSON: null is `inf`; names are kept once, not per trial."""
+    """Metrics as read from JSON, with `inf` for null; all trials use the same strings as names."""
     return {sys.intern(name): math.inf if value is None else float(value) for name, value in metrics.items()}
 
 
 class Archive:
-    """Every trial of a run, in order; kept on disk so that a killed run can be replayed.
+    """All trials of a run, in order; on disk, so that a killed run can be replayed.
 
     Args:
-        path: The journal, one JSON line per trial; None keeps the archive in memory only.
+        path: The archive's file; None keeps the archive in memory only.
 
     Attributes:
         trials: All trials, in order.
-        notes: What was repaired when the journal was opened, one sentence each.
+        notes: A sentence for each repair that was made when the file was opened.
 
     Raises:
-        ValueError: A line in the middle of the journal is corrupt (named), or another process writes it.
+        ValueError: A line in the middle of the file is corrupt (named), or another process writes the file.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.trials: list[Trial] = []
         self.notes: list[str] = []
-        self._starts: list[tuple[int, int]] = []  # per generation its first trial, and where its line starts
+        self._starts: list[
+            tuple[int, int]
+        ] = []  # per generation: index of its first trial, offset of its line
         self._file = None
         if path is None:
             return
@@ -61,19 +59,19 @@ class Archive:
             self.trials, self._starts, end = _parse(path, data)
             if end < len(data):
                 several = b"\n" in data[end:-1]
-                what = "what a power cut left, from" if several else "the torn last"
-                self.notes.append(f"dropped {what} line {len(self.trials) + 1} of {path}")
+                dropped = "the rest after a power cut, from" if several else "the unfinished last"
+                self.notes.append(f"dropped {dropped} line {len(self.trials) + 1} of {path}")
                 self._file.truncate(end)
-            sync_folder(path.parent)  # that the file is there
+            sync_folder(path.parent)  # so that a new file survives a power cut
         except (ValueError, OSError):
             self.close()
             raise
 
     def recorded(self, generation: int, population: Sequence[Genotype]) -> list[Trial] | None:
-        """The trials of a generation if the journal holds all of them; a part of them is dropped.
+        """The trials of a generation; None if the archive does not hold all of them, and a part is dropped.
 
         Raises:
-            ValueError: The journal holds other architectures than `population`.
+            ValueError: The archive holds other architectures than `population`.
         """
         if generation >= len(self._starts):
             return None
@@ -93,7 +91,7 @@ class Archive:
         return trials
 
     def extend(self, trials: Sequence[Trial]) -> None:
-        """Append trials of the last generation or the next, on disk before in memory."""
+        """Append trials of the last generation or of the next one, first on disk, then in memory."""
         offset = 0
         if self._file is not None:
             offset = self._file.seek(0, os.SEEK_END)
@@ -101,22 +99,22 @@ class Archive:
                 self._file.write(b"".join(map(_line, trials)))
                 self._file.flush()
                 os.fsync(self._file.fileno())
-            except OSError as error:  # a full disk; what was written of the generation is dropped on resuming
+            except OSError as error:  # e.g. a full disk; a resumed run drops an unfinished generation
                 raise OSError(error.errno, error.strerror, self._file.name) from None
         if trials and trials[0].generation == len(self._starts):
             self._starts.append((len(self.trials), offset))
         self.trials.extend(trials)
 
     def close(self) -> None:
-        """Close the journal and release it."""
+        """Close the file and release its lock."""
         if self._file is not None:
-            with suppress(OSError):  # of what could not be written, and was said then
+            with suppress(OSError):  # `extend` has reported it
                 self._file.close()
             self._file = None
 
 
 def read_archive(path: Path) -> list[Trial]:
-    """The whole trials of a journal, without locking or repairing it; a torn last line is left out.
+    """The trials of an archive's file, without locking or repairing it; an unfinished last line is left out.
 
     Raises:
         ValueError: A line in the middle is corrupt (named).
@@ -125,7 +123,7 @@ def read_archive(path: Path) -> list[Trial]:
 
 
 def _parse(path: Path, data: bytes) -> tuple[list[Trial], list[tuple[int, int]], int]:
-    """Trials, what `Archive._starts` is, and where the last whole line ends."""
+    """Trials, `Archive._starts`, and the offset of the end of the last complete line."""
     trials: list[Trial] = []
     starts: list[tuple[int, int]] = []
     end = 0
@@ -154,15 +152,18 @@ def _parse(path: Path, data: bytes) -> tuple[list[Trial], list[tuple[int, int]],
 
 
 def _unsynced(line: bytes, rest: Sequence[bytes], following: int) -> bool:
-    """Whether a line and what follows are the last generation, of which a power cut left zeros.
+    """Whether a line and the rest of the file are of the last generation and a power cut left zeros there.
 
     Args:
-        line: What is no trial.
+        line: A line that is no trial.
         rest: The lines after it.
-        following: The generation after that of the last trial before the line; one before may be unfinished.
+        following: The generation that comes next after the trials before the line.
     """
     generations = set()
-    for other in (line.strip(b"\0"), *rest):  # zeros swallow the line's end before the next trial
+    for other in (
+        line.strip(b"\0"),
+        *rest,
+    ):  # a line end may be zeros, too, and a trial may follow in the line
         with suppress(*_MALFORMED):
             generations.add(_trial(other).generation)
     return b"\0" in line and len(generations) <= 1 and generations <= {following - 1, following}

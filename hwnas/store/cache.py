@@ -1,34 +1,32 @@
-"""An evaluator that asks the store first, and shares what is new among workers."""
+"""An evaluator with a cache: it looks into the store first, and gives new evaluations to workers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
 
-from hwnas.core import (
-    Evaluator,
-    FloatArray,
-    Genotype,
-    SearchSpace,
-    checked_answers,
-)
+from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, checked_answers
 from hwnas.files import gone
 from hwnas.store.evaluations import EvaluationStore, Key
-from hwnas.store.workers import Workers
+from hwnas.store.workers import Answers, Part, Workers
 from hwnas.training.progress import progress
 
 
 class CachedEvaluator(Evaluator):
-    """An evaluator that never pays twice: answers come from the store where it has them.
+    """An evaluator that takes known answers from the store and computes only new ones.
 
-    New answers of one of a population's parts are stored in one transaction, so that a resumed run evaluates
-    an interrupted part in the same group again.
+    The answers of one part of a population are stored in one transaction, so that a resumed run evaluates an
+    interrupted part again as a whole.
 
     Args:
-        inner: The evaluator that pays.
-        store: Where answers are kept.
+        inner: Computes new answers.
+        store: Keeps answers.
         dataset: Name of the data set, part of the key.
-        workers: Evaluate parts at once; None: one after another, here.
+        workers: Evaluate several parts at once; None: this process evaluates one after another.
+
+    Attributes:
+        version: Version of the answers, from the last `prepare`.
+        saved: Number of answers that were not computed here.
     """
 
     def __init__(
@@ -46,7 +44,7 @@ class CachedEvaluator(Evaluator):
         self._known: dict[Genotype, dict[str, float]] = {}
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """Prepare the inner evaluator; answers of another version are forgotten (the store keeps them)."""
+        """Prepare the inner evaluator; after a change of the version, known answers are looked up again."""
         version: object = self.inner.prepare(space, population)
         if not isinstance(version, str):
             raise ValueError(
@@ -61,42 +59,43 @@ class CachedEvaluator(Evaluator):
         return self.version
 
     def see(self, alphas: FloatArray | None) -> None:
-        """For the inner evaluator."""
+        """Pass alphas on to the inner evaluator."""
         self.inner.see(alphas)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics per genotype, in order.
 
         Raises:
-            ValueError: The inner evaluator answered what `checked_answers` refuses.
+            ValueError: Answers of the inner evaluator that `checked_answers` refuses.
         """
         assert self._key is not None, "prepare comes first"
         new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self._known]
         if new:
             self._known.update(self._store.get(self._key, new))
         missing = [genotype for genotype in new if genotype not in self._known]
-        num_paid = len(missing) and self._pay(missing)
-        self.saved += len(genotypes) - num_paid
+        num_new = len(missing) and self._complete(missing)
+        self.saved += len(genotypes) - num_new
         return [self._known[genotype] for genotype in genotypes]
 
-    def _pay(self, missing: list[Genotype]) -> int:
-        """Get the missing answers, waiting for those that others are about to give; how many were paid."""
+    def _complete(self, missing: list[Genotype]) -> int:
+        """Compute missing answers, or wait for processes that compute them; returns the number computed."""
         assert self._key is not None
-        if self.inner.exhaustive or not self._store.shared:  # free, or nobody to wait for
+        if self.inner.exhaustive or not self._store.shared:  # costs nothing, or nobody else uses the store
             self._evaluate(missing)
             return len(missing)
-        seen: dict[Genotype, tuple[tuple[str, int], float]] = {}  # claims of others, and since when
-        num_paid, pause = 0, 0.02
+        # Claims of other processes (owner, heartbeat), and the time when each was first seen.
+        seen: dict[Genotype, tuple[tuple[str, int], float]] = {}
+        num_new, pause = 0, 0.02
         while missing:
             ours = self._store.claim(self._key, missing)
             if ours:
                 try:
-                    self._known.update(self._store.get(self._key, ours))  # paid for since we looked
+                    self._known.update(self._store.get(self._key, ours))  # stored since the last look-up
                     wanted = [genotype for genotype in ours if genotype not in self._known]
                     if wanted:
                         with self._store.heartbeat():
                             self._evaluate(wanted)
-                        num_paid += len(wanted)
+                        num_new += len(wanted)
                 finally:
                     self._store.release(self._key)
             self._known.update(self._store.get(self._key, missing))
@@ -118,17 +117,15 @@ class CachedEvaluator(Evaluator):
                 if not stale and len(claims) == len(missing):
                     time.sleep(pause)
                     pause = min(2 * pause, self._store.lease / 4)
-        return num_paid
+        return num_new
 
     def _evaluate(self, genotypes: list[Genotype]) -> None:
-        """Pay for answers and keep them, all or none of a part."""
+        """Compute answers and store them, all or none of a part."""
         assert self._key is not None
         divide = self.inner.parts if self._workers is None else self.inner.for_workers
         parts = divide(genotypes)
         if self._workers is None or len(parts) == 1:
-            done: Iterable[tuple[Sequence[Genotype], list[dict[str, float]]]] = (
-                (part, self.inner.evaluate(part)) for part in parts
-            )
+            done: Iterable[tuple[Part, Answers]] = ((part, self.inner.evaluate(part)) for part in parts)
         else:
             done = self._workers.map(self.inner, parts)
         answered = 0
@@ -142,7 +139,7 @@ class CachedEvaluator(Evaluator):
 
     @property
     def stationary(self) -> bool:
-        """That of the inner evaluator."""
+        """As for the inner evaluator."""
         return self.inner.stationary
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
@@ -150,5 +147,5 @@ class CachedEvaluator(Evaluator):
         return self.inner.report(genotypes)
 
     def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
-        """The inner evaluator's virtual clock."""
+        """As for the inner evaluator."""
         return self.inner.seconds(genotypes)

@@ -1,4 +1,4 @@
-"""Evaluations shared by all runs, in SQLite or PostgreSQL, each paid for once."""
+"""The evaluation store: answers of evaluators in SQLite or PostgreSQL, for all runs, each computed once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,7 @@ import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from hwnas.core import (
-    Genotype,
-)
+from hwnas.core import Genotype
 from hwnas.files import identity, to_json
 from hwnas.store import password
 from hwnas.store.archive import metrics_from_json
@@ -29,27 +27,30 @@ from hwnas.store.archive import metrics_from_json
 SCHEMA_VERSION = 2
 
 LEASE_SECONDS = 10.0
-"""A claim that has not been renewed for so long is anybody's; it is renewed four times as often."""
+"""Age at which a claim without a heartbeat expires; there are four heartbeats in this time."""
 
 PATIENCE = 60.0
-"""A call of a database that is locked, was restarted or is out of reach is repeated for so many seconds."""
+"""Seconds for which a call is repeated while the database is locked, restarting or out of reach."""
 
 BATCH = 20_000
-"""Rows that one transaction of `EvaluationStore.remove` takes; others wait for it, a tenth of a second."""
+"""Rows per transaction of `EvaluationStore.remove`; other writers wait for it, about 0.1 s."""
 
 PAUSE = 0.15
-"""Seconds between these transactions: those who wait for SQLite's lock look every 0.1 s."""
+"""Seconds between these transactions; processes that wait for SQLite's lock try every 0.1 s."""
 
 PAGES = 1_000
-"""Free pages of 4 kB that one transaction gives back."""
+"""Free pages of 4 kB that one transaction returns to the file system."""
+
+CHUNK = 500
+"""Genotypes per statement: databases limit the parameters of a statement."""
 
 OWN_STORE = "evaluations.sqlite"
-"""New evaluations of a run whose store cannot be written, in the run's folder."""
+"""File in a run's folder with its new evaluations, if its store is read-only."""
 
 T = TypeVar("T")
 
 KEY = ("evaluator", "space", "dataset", "version")
-"""What an answer belongs to besides its genotype."""
+"""Columns that, with the genotype, identify an answer."""
 
 
 def _key_columns() -> list[sql.Column[str]]:
@@ -86,10 +87,10 @@ class Stored:
 
     Attributes:
         key: Evaluator, space, data set and version.
-        evaluations: How many there are.
-        runs: How many runs have added some.
-        latest: When the last was added, in seconds since 1970.
-        size: Bytes of their texts; what the database needs for them is more.
+        evaluations: Number of evaluations.
+        runs: Number of runs that added them.
+        latest: Time of the last addition, in seconds since 1970.
+        size: Bytes of their texts; the database needs more.
     """
 
     key: Key
@@ -101,14 +102,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluation as it is kept.
+    """One stored evaluation.
 
     Attributes:
         key: Evaluator, space, data set and version.
         genotype: Operation indices, separated by commas.
-        metrics: Value per metric; `inf` is not supported.
+        metrics: Value per metric; `inf`: not supported.
         run: Identity of the run that added it.
-        created: When, in seconds since 1970.
+        created: Time of the addition, in seconds since 1970.
     """
 
     key: Key
@@ -119,29 +120,30 @@ class Row:
 
 
 _ALONE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(201)"}
-"""Lets one process at a time look for the tables and create them: runs of a sweep start together."""
+"""Statement that lets one process at a time create the tables: runs of a sweep start together."""
 
 
 class EvaluationStore:
-    """Evaluations by key and genotype, shared by runs: SQLite (WAL) on one machine, any SQL server by URL.
+    """Evaluations by key and genotype: SQLite (WAL) for one machine, PostgreSQL for several.
 
-    SQLite on a network file system is not safe; use a server there.
+    SQLite is not safe on a network file system; use a server there.
 
-    Who is about to pay for an answer claims it, so that others wait instead of paying too. A claim counts the
-    beats of its owner's heart and compares no clocks: it is taken over once it was seen unchanged for
-    `lease` seconds, or at once when its owner was a process of this machine and container that is gone.
+    A process claims an answer before it computes it, and other processes wait for it. While it computes, it
+    increments the claim's heartbeat counter. Another process takes over a claim whose counter it saw
+    unchanged for `lease` seconds, by its own clock; or at once, if the owner was a process of the same
+    machine and container and has ended.
 
     Args:
         url: SQLAlchemy URL; None keeps the evaluations in memory.
-        run: Identity of the run that writes, kept with every row.
-        lease: Seconds after which a claim that is not renewed is taken over.
-        patience: Seconds for which a call that failed for what may pass is repeated.
+        run: Identity of the run that writes, stored with every row.
+        lease: Seconds without a heartbeat after which a claim expires.
+        patience: Seconds for which a call is repeated after a temporary error.
         warn: Called with a sentence when a call is going to be repeated.
-        source: A store that only answers; what it has is not in this one. It is closed with this one.
+        source: A read-only store that is asked for answers that this one does not have; closed with this one.
 
     Attributes:
-        shared: Whether other processes can see it.
-        writable: Whether it may be written; false for a file or folder that may only be read.
+        shared: Whether other processes can see the store.
+        writable: Whether this process may write it.
 
     Raises:
         ValueError: Not a database, another schema version, out of reach, or an unknown kind of URL.
@@ -168,7 +170,7 @@ class EvaluationStore:
             parsed = sql.make_url(url)
             if parsed.get_backend_name() not in _ALONE:
                 raise ArgumentError(f"{parsed.get_backend_name()} is not one of {', '.join(_ALONE)}")
-            # A server may have been restarted since we last asked.
+            # Tests connections before use, since the server may have been restarted.
             self._engine = sql.create_engine(parsed, pool_pre_ping=True)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise ValueError(
@@ -189,10 +191,10 @@ class EvaluationStore:
                 sql.event.listen(self._engine, "connect", _prepare_sqlite(patience))
         self._insert = insert(_evaluations).on_conflict_do_nothing()
         self._claim = insert(_claims).on_conflict_do_nothing()
-        self._transact(self._open, again=_comes_up)
+        self._transact(self._open, again=_is_starting)
 
     def _open(self, connection: sql.Connection) -> None:
-        """Look for the tables, create or complete them; one process at a time."""
+        """Find the tables, and create what is missing; one process at a time."""
         backend = self._engine.dialect.name
         if self.writable:
             connection.exec_driver_sql(_ALONE[backend])
@@ -205,7 +207,7 @@ class EvaluationStore:
         elif _schema.name not in tables:
             raise ValueError(f"store {self.url} is a database, but not an evaluation store of hwnas")
         version = connection.execute(sql.select(_schema.c.version)).scalar()
-        if version == 1 and self.writable:  # had no claims
+        if version == 1 and self.writable:  # has no claims
             _metadata.create_all(connection)
             connection.execute(_schema.update().values(version=SCHEMA_VERSION))
             version = SCHEMA_VERSION
@@ -224,21 +226,22 @@ class EvaluationStore:
         again: Callable[[DBAPIError], bool] | None = None,
         patience: float | None = None,
     ) -> T:
-        """What an action answers in a transaction of its own; repeated while it fails for what passes.
+        """Run an action in a transaction and return its result; repeat it after temporary errors.
 
         Args:
-            action: What to do; may be done again after it has been done.
-            write: Whether it writes; SQLite's transactions must say so at their start to wait for their turn.
-            alone: Outside of a transaction.
-            again: Whether an error may pass; None: a lock, a conflict, or a server out of reach.
+            action: The action. It may run several times, so that a repetition must change nothing.
+            write: Whether it writes; a SQLite transaction must declare this at its start to wait for its
+                turn.
+            alone: Whether to run it outside of a transaction.
+            again: Whether an error is temporary; None: a lock, a conflict, or a server out of reach.
             patience: Seconds; None: the store's.
 
         Raises:
-            ValueError: It failed for good; one line.
+            ValueError: The error is permanent; one line.
         """
         if write and not self.writable:
             raise ValueError(f"store {self.url} cannot be written, only read")
-        again, patience = again or _passes, self._patience if patience is None else patience
+        again, patience = again or _is_temporary, self._patience if patience is None else patience
         engine = self._engine.execution_options(isolation_level="AUTOCOMMIT") if alone else self._engine
         start, pause, said = time.monotonic(), 0.05, False
         while True:
@@ -263,55 +266,47 @@ class EvaluationStore:
             pause = min(2 * pause, 0.5)
 
     def get(self, key: Key, genotypes: Sequence[Genotype]) -> dict[Genotype, dict[str, float]]:
-        """The known answers among the genotypes."""
+        """The stored answers for the genotypes."""
         names = {_name(genotype): genotype for genotype in genotypes}
         columns = _evaluations.c
         query = sql.select(columns.genotype, columns.metrics).where(
-            *_of(_evaluations, key), columns.genotype.in_(sql.bindparam("names", expanding=True))
+            *_of(_evaluations, key), columns.genotype.in_(_NAMES)
         )
-        found: dict[Genotype, dict[str, float]] = {}
-        asked = list(names)
 
-        def look_up(connection: sql.Connection) -> None:
-            for start in range(0, len(asked), 500):
-                for name, metrics in connection.execute(query, {"names": asked[start : start + 500]}):
-                    found[names[name]] = metrics_from_json(json.loads(metrics))
+        def look_up(connection: sql.Connection) -> dict[Genotype, dict[str, float]]:
+            return {
+                names[name]: metrics_from_json(json.loads(metrics))
+                for part in _parts(names)
+                for name, metrics in connection.execute(query, part)
+            }
 
-        self._transact(look_up)
+        found = self._transact(look_up)
         if self._source is not None:
             found = {**self._source.get(key, [g for g in genotypes if g not in found]), **found}
         return found
 
     def put(self, key: Key, answers: Mapping[Genotype, Mapping[str, float]]) -> None:
-        """Keep new answers, all or none; one that is already there stays as it is. Our claims on them end."""
-        now = time.time()
+        """Store new answers, all or none, and release this process's claims on them; stored answers stay."""
+        if not answers:
+            return
+        now, names = time.time(), [_name(genotype) for genotype in answers]
         rows = [
-            {
-                **named(key),
-                "genotype": _name(genotype),
-                "metrics": to_json(metrics),
-                "run": self.run,
-                "created": now,
-            }
-            for genotype, metrics in answers.items()
+            _record(Row(key, name, metrics, self.run, now))
+            for name, metrics in zip(names, answers.values(), strict=True)
         ]
         ours = _claims.delete().where(
-            _claims.c.owner == self.owner,
-            *_of(_claims, key),
-            _claims.c.genotype.in_(sql.bindparam("names", expanding=True)),
+            _claims.c.owner == self.owner, *_of(_claims, key), _claims.c.genotype.in_(_NAMES)
         )
 
         def keep(connection: sql.Connection) -> None:
             connection.execute(self._insert, rows)
-            names = [row["genotype"] for row in rows]
-            for start in range(0, len(names), 500):
-                connection.execute(ours, {"names": names[start : start + 500]})
+            for part in _parts(names):
+                connection.execute(ours, part)
 
-        if rows:
-            self._transact(keep, write=True)
+        self._transact(keep, write=True)
 
     def claim(self, key: Key, genotypes: Sequence[Genotype]) -> list[Genotype]:
-        """Claim what nobody has claimed; those of the genotypes that are now ours, in order."""
+        """Claim the genotypes without a claim; returns those that this process holds now, in order."""
         rows = [{**named(key), "genotype": _name(g), "owner": self.owner, "beat": 0} for g in genotypes]
 
         def take(connection: sql.Connection) -> dict[Genotype, tuple[str, int]]:
@@ -322,7 +317,7 @@ class EvaluationStore:
         return [g for g in genotypes if g in owners and owners[g][0] == self.owner]
 
     def claims(self, key: Key, genotypes: Sequence[Genotype]) -> dict[Genotype, tuple[str, int]]:
-        """Owner and beat of the claims on the genotypes; those that nobody claims are left out."""
+        """Owner and heartbeat of the claims on the genotypes; genotypes without a claim are left out."""
         return self._transact(lambda connection: self._owners(connection, key, genotypes))
 
     @staticmethod
@@ -332,16 +327,16 @@ class EvaluationStore:
         names = {_name(genotype): genotype for genotype in genotypes}
         columns = _claims.c
         query = sql.select(columns.genotype, columns.owner, columns.beat).where(
-            *_of(_claims, key), columns.genotype.in_(sql.bindparam("names", expanding=True))
+            *_of(_claims, key), columns.genotype.in_(_NAMES)
         )
-        found, asked = {}, list(names)
-        for start in range(0, len(asked), 500):
-            for name, owner, beat in connection.execute(query, {"names": asked[start : start + 500]}):
-                found[names[name]] = owner, beat
-        return found
+        return {
+            names[name]: (owner, beat)
+            for part in _parts(names)
+            for name, owner, beat in connection.execute(query, part)
+        }
 
     def take_over(self, key: Key, stale: Mapping[Genotype, tuple[str, int]]) -> None:
-        """Drop claims that still are as they were seen (owner and beat)."""
+        """Delete claims whose owner and heartbeat have not changed since they were read."""
         columns = _claims.c
 
         def drop(connection: sql.Connection) -> None:
@@ -358,13 +353,13 @@ class EvaluationStore:
         self._transact(drop, write=True)
 
     def release(self, key: Key) -> None:
-        """Give up all of our claims on answers of the key."""
+        """Delete this process's claims on answers of the key."""
         ours = _claims.delete().where(_claims.c.owner == self.owner, *_of(_claims, key))
         self._transact(lambda connection: connection.execute(ours), write=True)
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Renews our claims in the background; if that fails, others may pay for the same, no more."""
+        """Send heartbeats in the background; if they fail, another process may compute the same answers."""
         stop = threading.Event()
 
         def beat() -> None:
@@ -382,26 +377,23 @@ class EvaluationStore:
             thread.join()
 
     def paid(self, evaluator: str) -> int:
-        """How many evaluations of an evaluator this run has added, over all its sessions."""
-        query = sql.select(sql.func.count()).where(
-            _evaluations.c.run == self.run, _evaluations.c.evaluator == evaluator
-        )
-        return self._transact(lambda connection: int(connection.execute(query).scalar_one()))
+        """Number of an evaluator's evaluations that this run added, in all of its sessions."""
+        mine = (_evaluations.c.run == self.run, _evaluations.c.evaluator == evaluator)
+        return self._number(sql.select(sql.func.count()).where(*mine))
 
     def contents(self) -> list[Stored]:
-        """What is kept, per key, in the keys' order."""
-        columns = _evaluations.c
+        """Summary per key, in the order of the keys."""
+        columns, count = _evaluations.c, sql.func.count
         key = [columns[name] for name in KEY]
         text = sql.func.length(columns.genotype) + sql.func.length(columns.metrics)
-        query = sql.select(
-            *key,
-            sql.func.count(),
-            sql.func.count(sql.distinct(columns.run)),
+        figures = (
+            count(),
+            count(sql.distinct(columns.run)),
             sql.func.max(columns.created),
             sql.func.sum(text),
         )
-        ordered = query.group_by(*key).order_by(*key)
-        rows = self._transact(lambda connection: connection.execute(ordered).all())
+        query = sql.select(*key, *figures).group_by(*key).order_by(*key)
+        rows = self._transact(lambda connection: connection.execute(query).all())
         return [Stored(tuple(row[:4]), row[4], row[5], row[6], int(row[7])) for row in rows]
 
     def rows(self, keys: Sequence[Key]) -> Iterator[Row]:
@@ -419,14 +411,10 @@ class EvaluationStore:
                 last = found[-1][0]
 
     def add(self, rows: Sequence[Row]) -> int:
-        """Keep evaluations made elsewhere, all or none; how many were not there yet."""
+        """Store evaluations of other stores, all or none; returns how many are new."""
         if not rows:
             return 0
-        values = [
-            {**named(row.key), "genotype": row.genotype, "metrics": to_json(row.metrics)}
-            | {"run": row.run, "created": row.created}
-            for row in rows
-        ]
+        values = list(map(_record, rows))
 
         def keep(connection: sql.Connection) -> int:
             done = connection.execute(self._insert, values, execution_options={"preserve_rowcount": True})
@@ -435,7 +423,7 @@ class EvaluationStore:
         return self._transact(keep, write=True)
 
     def remove(self, keys: Sequence[Key]) -> None:
-        """Remove all evaluations of the keys, in batches; and give the space back to the file system."""
+        """Remove all evaluations of the keys, in batches, and return their space to the file system."""
         for key in keys:
             some = sql.select(_evaluations.c.genotype).where(*_of(_evaluations, key)).limit(BATCH)
             batch = _evaluations.delete().where(*_of(_evaluations, key), _evaluations.c.genotype.in_(some))
@@ -445,26 +433,28 @@ class EvaluationStore:
             lambda connection: connection.exec_driver_sql(query).scalar_one()
         ):
             self._in_turn(partial(self._transact, _give_back, alone=True))
-        else:  # PostgreSQL's blocks nobody; a SQLite file of an earlier version is written anew, once
+        else:  # blocks nobody in PostgreSQL; a SQLite file of an earlier version is rewritten once
             self._transact(lambda connection: connection.exec_driver_sql("VACUUM"), alone=True)
 
     @staticmethod
     def _in_turn(transact: Callable[[], int]) -> None:
-        """Repeat a transaction until nothing is left to do, and let others write in between."""
+        """Repeat a transaction until it has nothing left to do; other processes can write in between."""
         while transact():
             time.sleep(PAUSE)
 
     def size(self) -> int:
         """Bytes of the whole database."""
         if self._engine.dialect.name == "postgresql":
-            query = "SELECT pg_database_size(current_database())"
-        else:
-            query = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
-        return self._transact(lambda connection: int(connection.exec_driver_sql(query).scalar_one()))
+            return self._number(sql.text("SELECT pg_database_size(current_database())"))
+        return self._number(
+            sql.text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+        )
 
     def num_claims(self) -> int:
-        """How many evaluations are claimed."""
-        query = sql.select(sql.func.count()).select_from(_claims)
+        """Number of evaluations that are claimed."""
+        return self._number(sql.select(sql.func.count()).select_from(_claims))
+
+    def _number(self, query: sql.Executable) -> int:
         return self._transact(lambda connection: int(connection.execute(query).scalar_one()))
 
     def close(self) -> None:
@@ -483,13 +473,29 @@ def named(key: Key) -> dict[str, str]:
     return dict(zip(KEY, key, strict=True))
 
 
+_NAMES: sql.BindParameter[str] = sql.bindparam("names", expanding=True)
+
+
+def _parts(names: Iterable[str]) -> Iterator[dict[str, list[str]]]:
+    """Values of `_NAMES`, `CHUNK` at a time."""
+    known = list(names)
+    for start in range(0, len(known), CHUNK):
+        yield {"names": known[start : start + CHUNK]}
+
+
+def _record(row: Row) -> dict[str, object]:
+    """A row by the names of the table's columns."""
+    own = {"genotype": row.genotype, "metrics": to_json(row.metrics), "run": row.run, "created": row.created}
+    return {**named(row.key), **own}
+
+
 def _of(table: sql.Table, key: Key) -> list[sql.ColumnElement[bool]]:
-    """What picks the rows of a key."""
+    """Conditions for the rows of a key."""
     return [table.c[name] == value for name, value in named(key).items()]
 
 
 def _prepare_sqlite(patience: float) -> Callable[[sqlite3.Connection, object], None]:
-    """What makes a new connection ready; it waits for locks for a tenth of the patience at a time."""
+    """A function that configures a new connection; one wait for a lock takes a tenth of the patience."""
 
     def prepare(connection: sqlite3.Connection, _: object) -> None:
         cursor = connection.cursor()
@@ -503,7 +509,7 @@ def _prepare_sqlite(patience: float) -> Callable[[sqlite3.Connection, object], N
 
 
 def _writable(path: Path) -> bool:
-    """Whether a SQLite file, and the folder of its journal, may be written; true for one to be made."""
+    """Whether a SQLite file and the folder of its journal may be written; true for a file that is missing."""
     effective = os.access in os.supports_effective_ids
     return not path.is_file() or all(
         os.access(there, os.W_OK, effective_ids=effective) for there in (path, path.parent)
@@ -513,9 +519,9 @@ def _writable(path: Path) -> bool:
 def _read_only(path: Path) -> sqlite3.Connection:
     """A connection to a SQLite file that may only be read.
 
-    SQLite makes files beside it, even for reading, which it cannot do there, or which nobody could write
-    later. So a file that nobody has open is read as it lies; every call opens it anew, so that nothing is
-    read across a change.
+    Even a reader of SQLite creates files beside the database, which is impossible in a read-only folder, or
+    would leave files that others cannot write. A database without a journal is therefore opened as immutable,
+    anew for every call, so that no call sees a file that changes.
     """
     journal = Path(f"{path}-wal")
     if not journal.is_file() or not journal.stat().st_size:
@@ -524,7 +530,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
         return _opened(path, "mode=ro")
     except sqlite3.OperationalError as error:
         raise sqlite3.OperationalError(
-            f"{error}; {journal} has evaluations that can only be read where its folder may be written"
+            f"{error}; reading the evaluations in {journal} needs permission to write its folder"
         ) from None
 
 
@@ -550,7 +556,7 @@ def _num_changed(statement: sql.Delete, connection: sql.Connection) -> int:
 
 
 def _give_back(connection: sql.Connection) -> int:
-    """Give some free pages of a SQLite file back to the file system; how many are left."""
+    """Return some free pages of a SQLite file to the file system; returns the number of those left."""
     raw = connection.connection.driver_connection
     assert isinstance(raw, sqlite3.Connection)
     # `execute` would stop after the first page.
@@ -563,44 +569,44 @@ _MAY_WRITE = (
     " AND NOT current_setting('transaction_read_only')::bool"
 )
 
-_SQLITE_PASSES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_POSTGRES_PASSES = ("08", "40", "53300", "55P03", "57P01", "57P02", "57P03")
-"""Beginnings of SQLSTATE: connections, conflicts of transactions, too many clients, locks, shutting down."""
+_SQLITE_TEMPORARY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_POSTGRES_TEMPORARY = ("08", "40", "53300", "55P03", "57P01", "57P02", "57P03")
+"""Prefixes of SQLSTATE: connection, transaction conflict, too many clients, lock, shutdown and start."""
 
 
 @runtime_checkable
 class _SQLiteError(Protocol):
-    """An error of SQLite itself; those of Python's module have no code."""
+    """An error with SQLite's code; errors of Python's module itself have none."""
 
     sqlite_errorcode: int
 
 
 @runtime_checkable
 class _ServerError(Protocol):
-    """An error of psycopg; None if it is not the server's answer."""
+    """An error of psycopg; `sqlstate` is None if the server did not answer."""
 
     sqlstate: str | None
 
 
-def _passes(error: DBAPIError) -> bool:
-    """Whether what failed may work a little later: a lock, a conflict, a server out of reach."""
+def _is_temporary(error: DBAPIError) -> bool:
+    """Whether a call may succeed later: after a lock, a conflict, or a server out of reach."""
     if isinstance(error.orig, _SQLiteError):
-        return error.orig.sqlite_errorcode & 0xFF in _SQLITE_PASSES
+        return error.orig.sqlite_errorcode & 0xFF in _SQLITE_TEMPORARY
     if isinstance(error.orig, _ServerError) and error.orig.sqlstate is not None:
-        return error.orig.sqlstate.startswith(_POSTGRES_PASSES)
+        return error.orig.sqlstate.startswith(_POSTGRES_TEMPORARY)
     return isinstance(error, OperationalError)  # the server did not answer
 
 
-def _comes_up(error: DBAPIError) -> bool:
-    """As `_passes` for the first call, which may be given a wrong address."""
+def _is_starting(error: DBAPIError) -> bool:
+    """As `_is_temporary`, for the first call: a server out of reach may be a wrong address."""
     waiting = ("starting up", "shutting down", "too many clients", "not yet accepting")
     if isinstance(error.orig, _SQLiteError):
-        return _passes(error)
+        return _is_temporary(error)
     return any(words in str(error.orig) for words in waiting)
 
 
 def open_for_run(url: str | None, run: str, folder: Path, warn: Callable[[str], None]) -> EvaluationStore:
-    """The store of a run; one that may only be read answers, and a file of the run takes what is new.
+    """The store of a run; beside a read-only store, new answers go into a file of the run.
 
     Args:
         url: As for `EvaluationStore`.
@@ -613,7 +619,7 @@ def open_for_run(url: str | None, run: str, folder: Path, warn: Callable[[str], 
     if not store.writable:
         warn(f"store {store.url} can only be read: its answers are used, new ones are kept in {own}")
         return EvaluationStore(f"sqlite:///{own}", run, warn=warn, source=store)
-    if own.is_file():  # from a session that could only read the store
+    if own.is_file():  # of an earlier session, when the store was read-only
         with closing(EvaluationStore(f"sqlite:///{own}", run)) as kept:
             store.add(list(kept.rows([part.key for part in kept.contents()])))
     return store

@@ -1,7 +1,7 @@
-"""The password in a store's URL: used, and neither written nor shown.
+"""The password in a store's URL, which is never written to a file or shown.
 
-A command takes it out of what it was given before anything else sees it, and keeps it in the environment
-of this process and of those that it starts, beside the URL that it belongs to: no other server gets it.
+A command removes the password from its arguments before any other code sees them. It keeps the URL with the
+password in the environment, for this process and its children; only the server of this URL gets the password.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import os
 import re
 
 VARIABLE = "HWNAS_STORE_URL"
-"""A store's URL with its password."""
+"""Environment variable for a store's URL with its password."""
 
-# Of `${...}`, which asks the environment each time, nothing is taken.
+# `${...}` is not a password: it is read from the environment each time.
 _USER = re.compile(r"(://[^:/@\s]*):(?!\$\{)[^@\n]*@")
 _QUERY = re.compile(r"(?i)([?&](?:ssl)?password=)(?!\$\{)[^&\s'\"]+")
 
 
 def without(text: str) -> str:
-    """Text in which URLs have no passwords."""
+    """Text without the passwords of URLs."""
     return _QUERY.sub(r"\1", _USER.sub(r"\1@", text)) if "://" in text else text
 
 
 def hidden(value: object) -> object:
-    """A configuration, as mappings and lists, in which URLs have no passwords."""
+    """A configuration of dicts, lists and texts without the passwords of URLs."""
     if isinstance(value, dict):
         return {key: hidden(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -32,7 +32,7 @@ def hidden(value: object) -> object:
 
 
 def kept(url: str) -> str:
-    """A store's URL without its password, which `found` knows from then on."""
+    """A store's URL without its password, which is kept for `found`."""
     bare = without(url)
     if bare != url:
         os.environ[VARIABLE] = url
@@ -40,7 +40,7 @@ def kept(url: str) -> str:
 
 
 def found(url: str) -> str:
-    """A store's URL with its password, if that was kept; else as it is."""
+    """A store's URL with the password that `kept` took from it, if any."""
     known = os.environ.get(VARIABLE, "")
     return known if known and without(known) == url else url
 
@@ -49,7 +49,7 @@ def taken(arguments: list[str]) -> list[str]:
     """Arguments of a command without the password of `store.url=`.
 
     Raises:
-        ValueError: Another argument has a password: it would be written into the run's folder.
+        ValueError: Another argument has a password, which would be written into the run's folder.
     """
     bare = []
     for argument in arguments:

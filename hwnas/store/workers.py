@@ -1,4 +1,4 @@
-"""A population evaluated in parts at once, by processes of this machine or on a Ray cluster."""
+"""Workers, which evaluate parts of a population at once: processes of this machine, or of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pathlib import Path
 from hwnas.core import Count, Evaluator, Genotype, checked
 from hwnas.files import end_with, identity, temporary_folder
 
-MOST_DEATHS = 3
-"""A part whose worker has died so often is given up; the last time it was evaluated alone."""
+MAX_WORKER_DEATHS = 3
+"""Deaths of a worker after which its part is an error; the last attempt evaluates the part alone."""
 
 Part = Sequence[Genotype]
 Answers = list[dict[str, float]]
 Done = tuple[int, Answers, list[tuple[str, str]]]
-"""Number of a part, its answers, and what the evaluator said: ("announce" or "warn", sentence)."""
+"""Number of a part, its answers, and messages of the evaluator: ("announce" or "warn", sentence)."""
 
 
 class Workers(ABC):
-    """Evaluates parts of a population at once; the answers are those of one process with as many threads.
+    """Evaluate parts of a population at once, with the answers of one process with as many threads.
 
-    A worker that dies is replaced, and its part evaluated again.
+    A worker that dies is replaced, and its part is evaluated again.
 
     Args:
-        workers: Parts evaluated at once.
-        announce: Called with what evaluators announce in workers.
-        warn: Called with what they warn of, and when a worker died.
+        workers: Number of parts evaluated at once.
+        announce: Called with announcements of evaluators in workers.
+        warn: Called with their warnings, and when a worker has died.
 
     Raises:
         ValueError: Not a whole number of at least 1.
@@ -47,14 +47,15 @@ class Workers(ABC):
         self._heard: set[str] = set()
 
     def map(self, evaluator: Evaluator, parts: Sequence[Part]) -> Iterator[tuple[Part, Answers]]:
-        """The parts and their answers, in the order in which they are done.
+        """The parts and their answers, in the order in which they finish.
 
         Args:
-            evaluator: As prepared for the population; a copy goes to every worker.
+            evaluator: Prepared for the population; every worker gets a copy.
             parts: Each is evaluated in one call.
 
         Raises:
-            ValueError: The evaluator cannot be copied, or a part's workers died `MOST_DEATHS` times (named).
+            ValueError: The evaluator cannot be copied, or the workers of a part died `MAX_WORKER_DEATHS`
+                times.
         """
         try:
             copy = packed(evaluator, self._say)
@@ -63,8 +64,8 @@ class Workers(ABC):
                 f"evaluator {evaluator.name} cannot be sent to workers ({error}); use workers=1"
             ) from None
         waiting = dict(enumerate(parts))
-        for deaths in range(MOST_DEATHS):
-            last = deaths == MOST_DEATHS - 1
+        for deaths in range(MAX_WORKER_DEATHS):
+            last = deaths == MAX_WORKER_DEATHS - 1
             for group in [{index: part} for index, part in waiting.items()] if last else [dict(waiting)]:
                 for index, answers, said in self._run(copy, group):
                     self._pass_on(said)
@@ -72,7 +73,7 @@ class Workers(ABC):
                 if last and not waiting.keys().isdisjoint(group):
                     named = " ".join(str(list(genotype)) for part in group.values() for genotype in part)
                     raise ValueError(
-                        f"the worker that evaluates {named} by {evaluator.name} died {MOST_DEATHS} times "
+                        f"the worker that evaluates {named} by {evaluator.name} died {deaths + 1} times "
                         "(out of memory?); fewer workers, smaller networks or a smaller batch need less"
                     )
             if not waiting:
@@ -80,16 +81,16 @@ class Workers(ABC):
             self._say["warn"](f"a worker died; {len(waiting)} of {len(parts)} parts are evaluated again")
 
     def _pass_on(self, said: Sequence[tuple[str, str]]) -> None:
-        """Say what a copy of an evaluator said, unless another copy has: all have the same first note."""
+        """Repeat messages of a copy of an evaluator: each warning once, and only the first announcement."""
         for how, sentence in said:
-            what = sentence if how == "warn" else how
-            if what not in self._heard:
-                self._heard.add(what)
+            message = sentence if how == "warn" else how
+            if message not in self._heard:
+                self._heard.add(message)
                 self._say[how](sentence)
 
     @abstractmethod
     def _run(self, copy: bytes, parts: Mapping[int, Part]) -> Iterator[Done]:
-        """Evaluate parts, in any order; ends early when a worker died."""
+        """Evaluate parts, in any order; ends early when a worker dies."""
 
     @abstractmethod
     def close(self) -> None:
@@ -97,10 +98,7 @@ class Workers(ABC):
 
 
 class Processes(Workers):
-    """Processes of this machine, by joblib; each gets its share of the cores.
-
-    The arguments are those of `Workers`.
-    """
+    """Processes of this machine, by joblib, which divide the cores evenly; arguments as for `Workers`."""
 
     def __init__(self, workers: int, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
         super().__init__(workers, announce, warn)
@@ -127,7 +125,7 @@ class Processes(Workers):
         except BrokenProcessPool:
             return
         finally:
-            path.unlink(missing_ok=True)  # a supernet's is large, and every population has another
+            path.unlink(missing_ok=True)  # that of a supernet is large, and every population has its own
 
     def close(self) -> None:
         """Stop the processes."""
@@ -143,7 +141,7 @@ class Ray(Workers):
     The arguments are those of `Workers`, and:
 
     Args:
-        address: Of a running cluster, e.g. "auto" or "ray://head:10001"; None starts one on this machine.
+        address: Address of a cluster, e.g. "auto" or "ray://head:10001"; None starts one on this machine.
 
     Raises:
         ValueError: Ray is not installed, or the cluster is not reachable.
@@ -163,16 +161,16 @@ class Ray(Workers):
         except ImportError:
             raise ValueError("cluster=ray needs Ray; pip install 'hwnas[ray]'") from None
         self._ray = ray
-        self._references: list[object] = []  # the evaluator, then the parts that are evaluated
+        self._references: list[object] = []  # of the evaluator, then of the parts in work
         own: dict[str, object] = {
             "num_cpus": self.num,
             "include_dashboard": False,
-            # Modules of one's own are found on this machine.
+            # Lets tasks find the user's modules.
             "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         }
         try:
             host, _, port = (address or "").rpartition("://")[2].rpartition(":")
-            if port.isdigit():  # Ray itself tries for minutes, and aborts the process
+            if port.isdigit():  # a check, because Ray would try for minutes and then abort the process
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, logging_level="ERROR", log_to_driver=False, **({} if address else own))
         except (OSError, ValueError, RuntimeError) as error:
@@ -190,19 +188,19 @@ class Ray(Workers):
             finished = self._references.index(ray.wait(self._references[1:])[0][0])
             try:
                 yield ray.get(self._references.pop(finished))
-            except ray.exceptions.RayTaskError as error:  # what the evaluator raised
+            except ray.exceptions.RayTaskError as error:  # raised by the evaluator
                 raise error.cause from None
             except ray.exceptions.RayError:  # the worker, or its machine, is gone
                 continue
 
     def close(self) -> None:
-        """Give up what is still evaluated; stop the cluster if it is ours."""
+        """Cancel the parts in work, and stop the cluster if this process started it."""
         self._references.clear()
         self._ray.shutdown()
 
 
 def packed(evaluator: Evaluator, say: Mapping[str, Callable[[str], None]]) -> bytes:
-    """A prepared evaluator as bytes, with the names of the functions by which it says something."""
+    """A prepared evaluator as bytes; functions of `say` are replaced by their names."""
     from joblib.externals import cloudpickle  # also takes classes of notebooks
 
     class Pickler(cloudpickle.Pickler):
@@ -215,7 +213,7 @@ def packed(evaluator: Evaluator, say: Mapping[str, Callable[[str], None]]) -> by
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads those functions as ones that collect what is said."""
+    """Reads `packed` evaluators; functions of `say` become ones that collect messages in `said`."""
 
     def __init__(self, copy: bytes, said: list[tuple[str, str]]) -> None:
         super().__init__(io.BytesIO(copy))
@@ -226,14 +224,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 _latest: tuple[str, Evaluator, list[tuple[str, str]]] | None = None
-"""The evaluator that this worker used last, by its key, and what it said since."""
+"""The last evaluator of this worker: its key, the evaluator, and its new messages."""
 
 
 def _evaluate(key: str, copy: bytes, index: int, part: Part) -> Done:
-    """In a worker: evaluate a part."""
+    """Evaluate a part; runs in a worker."""
     global _latest
     if _latest is None or _latest[0] != key:
-        logging.disable(logging.INFO)  # libraries' notes; those of evaluators are collected
+        logging.disable(logging.INFO)  # of libraries; messages of evaluators are collected
         said: list[tuple[str, str]] = []
         _latest = key, _Unpickler(copy, said).load(), said
     _, evaluator, said = _latest
@@ -244,7 +242,7 @@ def _evaluate(key: str, copy: bytes, index: int, part: Part) -> Done:
 
 
 def _evaluate_file(parent: str, path: Path, index: int, part: Part) -> Done:
-    """In a worker of this machine: evaluate a part by the evaluator in a file."""
+    """Evaluate a part by the evaluator in a file; runs in a worker of this machine."""
     end_with(parent)
     known = _latest is not None and _latest[0] == path.name
     return _evaluate(path.name, b"" if known else path.read_bytes(), index, part)

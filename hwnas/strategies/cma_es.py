@@ -1,8 +1,8 @@
-"""CMA-ES: with the settings that CMANAS published, and as the `cma` package has it.
+"""CMA-ES with the constants that CMANAS published, and CMA-ES of the package `cma`.
 
-The published one is written out because the package has another learning rate of the step size (mu_eff + n
-+ 3 instead of 5 in the denominator), another one of the rank-mu update and another condition for stalling the
-path, and not all of these can be set.
+The package has other constants, and not all of them can be set: the learning rate of the step size (mu_eff +
+n + 3 instead of 5 in the denominator), the rate of the rank-mu update, and the condition for stalling the
+path.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LARGEST_SIGMA = 1e32
 class CMAES:
     """Minimise over R^n by sampling a normal distribution that follows the better samples.
 
-    The covariance is full, negative weights are active, there are no bounds and no stopping rules. It never
-    divides by the covariance's eigenvalues, so a degenerate covariance only samples a smaller subspace.
+    The covariance is full, negative weights are active, and there are no bounds and no stopping rules. There
+    is no division by eigenvalues of the covariance: with a degenerate one, samples lie in a smaller subspace.
 
     Args:
         mean: Start, shape (n,).
@@ -30,13 +30,13 @@ class CMAES:
         population_size: lambda, at least 4; None means 4 + floor(3 ln n).
 
     Attributes:
-        mean: Of the distribution, shape (n,).
+        mean: Mean of the distribution, shape (n,).
         sigma: Step size.
         C: Covariance in units of sigma, shape (n, n).
         population_size: lambda.
 
-    Source: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772, whose symbols and equations are
-    used; the constants are those of CMANAS, arXiv 2107.07266 (code).
+    Source: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772: symbols and equations. CMANAS,
+    arXiv 2107.07266 (code): constants.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class CMAES:
 
 
 class PyCMA:
-    """The same by pip's `cma`, with its own constants; it never stops by itself.
+    """CMA-ES of the package `cma`, with its constants and without its stopping rules.
 
     Args:
         mean: Start, shape (n,).

@@ -17,10 +17,10 @@ from hwnas.strategies.evolution import check_told, fitness
 class CMANAS(Strategy):
     """Sample alphas from a normal distribution that CMA-ES adapts towards the fitter ones.
 
-    All alphas of an architecture form one vector of n = edges * ops. From the second generation on the
-    architecture of the mean is asked for too, before the samples; it is never told to CMA-ES. The last
-    generation asks for the mean alone: a run of G + 1 generations holds G of CMA-ES. Limits are not looked
-    at; unsupported networks are the least fit.
+    All alphas of an architecture form one vector of n = edges * ops. From the second generation on, a
+    population begins with the architecture of the mean, which CMA-ES never observes. The last generation is
+    the mean alone, so that a run of G + 1 generations has G generations of CMA-ES. Limits have no effect;
+    unsupported networks are the least fit.
 
     Args:
         space: Search space.
@@ -29,7 +29,7 @@ class CMANAS(Strategy):
         generations: The run's number of generations, at least 2.
         population_size: lambda, samples per generation, at least 4; None means 4 + floor(3 ln n).
         sigma: Initial step size, in units of the alphas; the mean starts at 0.
-        engine: "published", CMA-ES with the published constants, or "pycma", that of pip's `cma`.
+        engine: "published", CMA-ES with the published constants, or "pycma", the package `cma`.
 
     Raises:
         ValueError: Fewer than 2 generations, or a setting out of range.
@@ -68,7 +68,7 @@ class CMANAS(Strategy):
         self._asked = 0
 
     def ask(self) -> list[Genotype]:
-        """The mean, unless nothing was told yet, then samples, unless it is the last generation; decoded."""
+        """The mean, except in the first generation, then samples, except in the last one; decoded."""
         X = [self._cma_es.mean[None]] if self._started else []
         if self._num_left > 1:
             X.append(self._cma_es.ask())
@@ -90,5 +90,5 @@ class CMANAS(Strategy):
         self._started = True
 
     def result(self) -> list[Trial]:
-        """The latest mean that was evaluated, though others may have been fitter."""
+        """The mean that was evaluated last; samples may have been fitter."""
         return [] if self._mean is None else [self._mean]

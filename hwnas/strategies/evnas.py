@@ -19,9 +19,9 @@ from hwnas.strategies.evolution import GeneticAlgorithm, fitness, fittest
 
 
 class EvNAS(Strategy):
-    """Evolve alphas; the whole population, the elite too, is evaluated anew in every generation.
+    """Evolve alphas; every generation evaluates the whole population again, with the elite.
 
-    The fitness is the first objective; unsupported networks are the least fit. Limits are not looked at.
+    The fitness is the first objective; unsupported networks are the least fit. Limits have no effect.
 
     Args:
         space: Search space.
@@ -66,7 +66,7 @@ class EvNAS(Strategy):
         self._best: list[Trial] = []  # of the last generation, if it is supported
 
     def ask(self) -> list[Genotype]:
-        """Random alphas first, then the elite and its children, decoded."""
+        """Random alphas at first, later the elite and its children, decoded."""
         self.alphas = self._genetic.ask(self.space.allowed)
         return self.space.decode(self.alphas)
 
@@ -77,5 +77,5 @@ class EvNAS(Strategy):
         self._best = fittest(trials, F)
 
     def result(self) -> list[Trial]:
-        """The best trial of the last generation, none if the device supports none of it."""
+        """The best trial of the last generation; empty if the device supports none."""
         return self._best

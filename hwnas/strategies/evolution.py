@@ -1,4 +1,4 @@
-"""What evolutionary strategies share, as functions over numbers."""
+"""Parts of evolutionary strategies, as functions of numbers, and EvNAS' genetic algorithm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hwnas.core import Count, FloatArray, Fraction, Objective, Trial, WholeNumbe
 
 
 def check_told(trials: Sequence[Trial], num_asked: int) -> None:
-    """Raise ValueError unless as many trials are observed as architectures were asked for."""
+    """Raise ValueError unless the number of observed trials is the number of architectures asked for."""
     if len(trials) != num_asked:
         raise ValueError(f"tell takes the {num_asked} trials of the last ask, not {len(trials)}")
 
@@ -23,7 +23,7 @@ def fitness(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatAr
 
 
 def fittest(trials: Sequence[Trial], fitness: FloatArray) -> list[Trial]:
-    """The fittest trial, of equals the first; none if the device supports none of them."""
+    """The fittest trial, the first of equals, in a list; empty if the device supports none of them."""
     best = int(np.argmax(fitness))
     return [trials[best]] if np.isfinite(fitness[best]) else []
 
@@ -31,8 +31,8 @@ def fittest(trials: Sequence[Trial], fitness: FloatArray) -> list[Trial]:
 def cost_diversity(cost: FloatArray) -> FloatArray:
     """Sum of squared differences to the whole population, shape (n,): chi of MO-HDNAS, eq. 3.
 
-    In squared units of the cost. Members with an infinite cost neither count nor get any (0). Its mean over
-    the population is 2 n Var(cost).
+    In squared units of the cost. Members with an infinite cost do not count, and their own value is 0. The
+    mean over the population is 2 n Var(cost).
     """
     known = np.isfinite(cost)
     chi = np.zeros(len(cost))
@@ -62,9 +62,9 @@ def evolve(
 ) -> FloatArray:
     """The next population of EvNAS' genetic algorithm; keeps the shape (n, edges, ops).
 
-    The elites stay as they are. Every child takes each row (the alphas of one edge) from either of two
-    tournament winners, who may be the same, with equal chance; each row is then replaced by a fresh one,
-    uniform in [0, 1), with the probability `mutation_rate`.
+    The elites stay unchanged. A child takes each row (the alphas of one edge) from one of two tournament
+    winners, at random; the winners may be the same member. Then each row is replaced, with probability
+    `mutation_rate`, by a new one that is uniform in [0, 1).
 
     Args:
         alphas: The population, best first.
@@ -91,7 +91,7 @@ def evolve(
 
 
 class GeneticAlgorithm:
-    """EvNAS' genetic algorithm over alphas, by ask and tell; what EvNAS, pEvoNAS and HW-EvRSNAS share.
+    """EvNAS' genetic algorithm over alphas, by ask and tell; part of EvNAS, pEvoNAS and HW-EvRSNAS.
 
     Args:
         seed: Seed of the generator.
@@ -102,8 +102,8 @@ class GeneticAlgorithm:
         crossover: As for `evolve`.
 
     Attributes:
-        alphas: The population, shape (n, edges, ops), 0 where an operation is not allowed, best first once
-            told; None before the first `ask`.
+        alphas: The population, shape (n, edges, ops), 0 where an operation is not allowed; best first after
+            `tell`. None before the first `ask`.
 
     Raises:
         ValueError: A size or rate out of range; names the setting.
@@ -130,7 +130,7 @@ class GeneticAlgorithm:
         self._told = False
 
     def ask(self, allowed: NDArray[np.bool_]) -> FloatArray:
-        """Uniform alphas first, then what `evolve` makes of those told, shape (n, edges, ops).
+        """Uniform alphas at first, later the next population by `evolve`, shape (n, edges, ops).
 
         Args:
             allowed: Which operation is allowed on which edge, shape (edges, ops).
@@ -151,11 +151,11 @@ class GeneticAlgorithm:
         return self.alphas
 
     def tell(self, trials: Sequence[Trial], fitness: FloatArray) -> None:
-        """Sort the population, best first; of equals those asked first, so elites stay.
+        """Sort the population, best first; equal members keep their order, so that elites stay.
 
         Args:
-            trials: Those of the last `ask`, in order.
-            fitness: Of each, shape (n,), higher is better.
+            trials: Trials of the last `ask`, in order.
+            fitness: Fitness per trial, shape (n,), higher is better.
 
         Raises:
             ValueError: Another number of trials than `ask` returned.

@@ -27,15 +27,15 @@ from hwnas.strategies.evolution import GeneticAlgorithm, fittest
 
 
 class HWEvRSNAS(Strategy):
-    """Maximise quality minus a penalty in proportion to how far the cost is beyond its limit.
+    """Maximise quality minus a penalty in proportion to the cost beyond its limit.
 
-    fitness = quality - weight * sum over limits of max(0, (cost - limit) / limit); the two-sided penalty
-    takes the absolute value instead, so that networks cheaper than the limit are penalised too. Without
+    fitness = quality - weight * sum over limits of max(0, (cost - limit) / limit). The two-sided penalty has
+    the absolute value instead of max, so that networks cheaper than the limit get a penalty, too. Without
     limits the fitness is the quality. A network that the device does not support has the fitness -inf.
 
     Args:
         space: Search space.
-        objectives: Quality and cost; the first one is maximised (or minimised, as its goal says).
+        objectives: Quality and cost; the first one is optimised.
         limits: Limits of the run, usually one on the device's cost.
         seed: Seed of the generator.
         population_size: Members of the population.
@@ -48,9 +48,9 @@ class HWEvRSNAS(Strategy):
     Raises:
         ValueError: A setting out of range.
 
-    Source: Sinha et al., HW-EvRSNAS, WACV 2024, arXiv 2311.03923: the structure. The penalty's formula and
-    weight and the algorithm's settings are not published; these are EvNAS' algorithm and settings, and the
-    simplest formula that fits the abstract.
+    Source: Sinha et al., HW-EvRSNAS, WACV 2024, arXiv 2311.03923: the structure. The paper publishes neither
+    formula and weight of the penalty nor settings of the algorithm. Here they are the simplest formula that
+    fits the abstract, and EvNAS' algorithm and settings.
     """
 
     @checked
@@ -83,7 +83,7 @@ class HWEvRSNAS(Strategy):
         self._trials: list[Trial] = []
 
     def ask(self) -> list[Genotype]:
-        """Random alphas first, then what the genetic algorithm makes of them, decoded."""
+        """Random alphas at first, later the next population of the genetic algorithm, decoded."""
         return self.space.decode(self._genetic.ask(self.space.allowed))
 
     def fitness(self, trials: Sequence[Trial]) -> np.ndarray:
@@ -111,7 +111,7 @@ class HWEvRSNAS(Strategy):
         self._trials.extend(trials)
 
     def result(self) -> list[Trial]:
-        """The best feasible trial of the whole run; the fittest one if none is feasible."""
+        """The best feasible trial of the run, or the fittest one if none is feasible."""
         if not self._trials:
             return []
         feasible = best(self._trials, self.objectives, self._limits)

@@ -1,4 +1,4 @@
-"""Local search along the front, for all limits at once. Ours, not a paper's."""
+"""Local search along the front, for all limits at once; a method of this project."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from hwnas.core import Count, Genotype, Objective, SearchSpace, Strategy, Trial,
 from hwnas.strategies.evolution import check_told
 
 NUM_TRIES = 100
-"""Draws in search of an architecture that was not asked for before; then a repetition is accepted."""
+"""Draws until a new architecture is found; after that a repetition is accepted."""
 
 
 class LocalSearch(Strategy):
-    """Ask for unknown neighbours of the best known network under a bound, for bounds all over the costs.
+    """Evaluate new neighbours of the best network under a bound on the cost, for bounds over the whole range.
 
-    After a uniform first population every generation spreads its children over the costs seen so far: child i
-    of n draws a bound between their quantiles i/n and (i+1)/n. Its parent is the network of the best quality
-    among those within the bound that still has a neighbour nobody asked for, and the child is one of these
-    (`SearchSpace.neighbours`: another operation on one edge, or two edges' operations exchanged, which
-    changes the quality but hardly the cost). No architecture is asked for twice while there are others. One
-    run serves every limit, as the front of MO-HDNAS does. Its weakness are small budgets: below about
-    200 architectures it may starve the cheapest bounds (docs/measurements.md has worst limits and bad runs).
+    The first population is uniform. Later, child i of n draws a bound on the cost between the quantiles i/n
+    and (i+1)/n of the costs so far. Its parent is the network of best quality within the bound that has a new
+    neighbour, and the child is one of these neighbours (`SearchSpace.neighbours`: another operation on one
+    edge, or the operations of two edges exchanged, which changes the quality but hardly the cost).
+    Architectures repeat only when no new one is found. One run serves every limit, like the front of
+    MO-HDNAS. With fewer than about 200 architectures it may neglect the cheapest bounds
+    (docs/measurements.md).
 
     Args:
         space: Search space.
         objectives: Quality and cost.
         seed: Seed of the generator.
         population_size: Architectures per generation.
-        num_candidates: Unknown neighbours drawn per child, of which the one whose two best known neighbours
-            have the best mean quality is asked for: the only guess about unknown networks. 1 guesses nothing.
+        num_candidates: New neighbours drawn per child. The child is the candidate whose two best known
+            neighbours have the best mean quality; this is the only estimate of unknown networks. 1: none.
 
     Raises:
         ValueError: A size below 1, or not two objectives.
@@ -65,16 +65,14 @@ class LocalSearch(Strategy):
         self._known: dict[Genotype, tuple[float, float]] = {}  # supported networks: both objectives as costs
 
     def ask(self) -> list[Genotype]:
-        """The random first population, then unknown neighbours of the best under each bound."""
+        """A random population at first, later new neighbours of the best network under each bound."""
         self._asked = []
         if self._known:
             F = np.array(list(self._known.values()))
             order = np.lexsort(F.T[::-1])
             ranked = [list(self._known)[row] for row in order]
-            shares = (np.arange(self.population_size) + self._rng.random(self.population_size)) / (
-                self.population_size
-            )
-            for bound in np.quantile(F[:, 1], shares):
+            n = self.population_size
+            for bound in np.quantile(F[:, 1], (np.arange(n) + self._rng.random(n)) / n):
                 within = [ranked[place] for place in np.flatnonzero(F[order, 1] <= bound)]
                 self._add(self._child(within))
         while len(self._asked) < self.population_size:
@@ -86,14 +84,14 @@ class LocalSearch(Strategy):
         self._seen.add(genotype)
 
     def _stranger(self) -> Genotype:
-        """A uniform architecture, unknown if one turns up."""
+        """A uniform architecture; a new one, if `NUM_TRIES` draws find it."""
         for genotype in self.space.sample(self._rng, NUM_TRIES):
             if genotype not in self._seen:
                 return genotype
         return self.space.sample(self._rng, 1)[0]
 
     def _child(self, within: Sequence[Genotype]) -> Genotype:
-        """An unknown neighbour of the first network that has one."""
+        """A new neighbour of the first network that has one."""
         for parent in within:
             if parent in self._exhausted:
                 continue
@@ -107,7 +105,7 @@ class LocalSearch(Strategy):
         return self._stranger()
 
     def _guess(self, genotype: Genotype) -> float:
-        """Mean quality, as a cost, of the two best known neighbours; there is the parent at least."""
+        """Mean quality, as a cost, of the two best known neighbours; one at least is known, the parent."""
         near = self.space.neighbours(genotype)
         return float(np.mean(sorted(self._known[other][0] for other in near if other in self._known)[:2]))
 

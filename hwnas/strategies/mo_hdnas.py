@@ -26,17 +26,17 @@ from hwnas.strategies.nsga2 import NSGA2, Crowding, Even
 class MOHDNAS(Strategy):
     """Evolve alphas with NSGA-II; the third objective rewards costs far from those of the population.
 
-    Architectures are encoded as alphas in [0, 1], decoded by the argmax of every edge. Networks that the
-    device does not support break NSGA-II's constraint and lose against every supported one.
+    Architectures are encoded as alphas in [0, 1] and decoded by the argmax of every edge. Networks that the
+    device does not support violate NSGA-II's constraint and lose against every supported one.
 
     Args:
         space: Search space.
-        objectives: Quality (phi in the paper) and hardware cost (Psi). Several costs are ours: their
-            diversities are added, each with the cost in units of its mean over the population.
+        objectives: Quality (phi in the paper) and hardware cost (Psi). Several costs are an extension of this
+            project: their diversities are added, with each cost in units of its mean over the population.
         seed: Seed of NSGA-II.
         population_size: N_pop, even (paper: 20).
-        diversity: Where the cost diversity chi is computed: "population", once, among those asked together;
-            "merged", anew among parents and children at every selection; "none", two objectives.
+        diversity: Networks over which the cost diversity chi is computed. "population": once, over the
+            population; "merged": at every selection, over parents and children; "none": two objectives.
         crossover_prob: Probability of simulated binary crossover (eta 15).
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
         crowding: As for `NSGA2`.
@@ -44,8 +44,9 @@ class MOHDNAS(Strategy):
     Raises:
         ValueError: A setting out of range, or no cost.
 
-    Source: Sinha et al., MO-HDNAS, CVPRW 2024, arXiv 2404.12403, Alg. 1. The operators' settings and where
-    chi is computed are not published; these are NEvoNAS' operators, and "population" is the literal reading.
+    Source: Sinha et al., MO-HDNAS, CVPRW 2024, arXiv 2404.12403, Alg. 1. The paper publishes neither settings
+    of the operators nor the networks that chi is computed over. Here the operators are those of NEvoNAS, and
+    "population" is the literal reading.
     """
 
     @checked
@@ -77,7 +78,7 @@ class MOHDNAS(Strategy):
         )
 
     def ask(self) -> list[Genotype]:
-        """Random alphas first, then offspring by binary tournament, crossover and mutation, decoded."""
+        """Random alphas at first, later offspring by binary tournament, crossover and mutation, decoded."""
         return self.space.decode(self._algorithm.ask())
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -92,7 +93,7 @@ class MOHDNAS(Strategy):
         self._algorithm.tell(trials, F, supported)
 
     def _merged_diversity(self, cost: FloatArray, supported: np.ndarray) -> FloatArray:
-        """-chi of the children in parents + children; the parents get theirs anew."""
+        """-chi of the children among parents and children; updates -chi of the parents."""
         parents = self._algorithm.pop
         if parents is None or len(parents) == 0:
             return -_diversity(cost, supported)
@@ -113,7 +114,7 @@ class MOHDNAS(Strategy):
 
 
 def _diversity(cost: FloatArray, supported: np.ndarray) -> FloatArray:
-    """Chi of the supported members, cost (n, costs): that of the cost, or of several scaled ones together."""
+    """Chi of the supported members, for cost (n, costs): of one cost, or the sum over several scaled ones."""
     scale = cost[supported].mean(axis=0) if cost.shape[1] > 1 and supported.any() else 1.0
     scaled = np.where(supported[:, None], cost, np.inf) / scale
     return np.sum([cost_diversity(column) for column in scaled.T], axis=0)

@@ -25,20 +25,20 @@ from hwnas.strategies.nsga2 import NSGA2, Crowding, Even
 
 
 class NEvoNAS(Strategy):
-    """Evolve alphas with NSGA-II; the second objective rewards architectures unlike all seen so far.
+    """Evolve alphas with NSGA-II; the second objective rewards architectures unlike all earlier ones.
 
-    Survivors keep the accuracy and the novelty of the generation that they were evaluated in. Limits are not
-    looked at; unsupported networks lose against every supported one.
+    Survivors keep the accuracy and the novelty of the generation in which they were evaluated. Limits have no
+    effect; unsupported networks lose against every supported one.
 
     Args:
         space: Search space.
         objectives: The first one is the fitness (paper: validation accuracy in the supernet).
         seed: Seed of NSGA-II.
         population_size: Members of the population, even.
-        num_neighbors: k, nearest architectures whose mean distance is the novelty.
-        fitness: "accuracy", the first objective; "local", the number of the k nearest with a lower one;
-            "none", the ablation "only novelty".
-        novelty: False is the ablation "only accuracy".
+        num_neighbors: k; the novelty is the mean distance to the k nearest architectures.
+        fitness: "accuracy": the first objective; "local": the number of the k nearest architectures with a
+            lower one; "none": the ablation "only novelty".
+        novelty: False: the ablation "only accuracy".
         crossover_prob: Probability of simulated binary crossover (eta 15).
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
         crowding: As for `NSGA2`.
@@ -46,8 +46,9 @@ class NEvoNAS(Strategy):
     Raises:
         ValueError: A setting out of range, or neither fitness nor novelty.
 
-    Source: Sinha & Chen, NEvoNAS, GECCO 2022 companion, arXiv 2204.00188 (code). The paper's own choice among
-    the final front is not published (the code reports the best *test* accuracy); ours is the best fitness.
+    Source: Sinha & Chen, NEvoNAS, GECCO 2022 companion, arXiv 2204.00188 (code). The paper does not say which
+    network of the final front is the answer (the code reports the best *test* accuracy); here it is the
+    fittest.
     """
 
     @checked
@@ -84,7 +85,7 @@ class NEvoNAS(Strategy):
         self._archive: dict[Genotype, float] = {}  # all architectures seen, with their first fitness
 
     def ask(self) -> list[Genotype]:
-        """Random alphas first, then offspring by binary tournament, crossover and mutation, decoded."""
+        """Random alphas at first, later offspring by binary tournament, crossover and mutation, decoded."""
         return self.space.decode(self._algorithm.ask())
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -119,12 +120,12 @@ class NEvoNAS(Strategy):
 
 
 def nearest(distances: FloatArray, num: int) -> tuple[FloatArray, np.ndarray]:
-    """Mean distance to the nearest neighbours, shape (n,), and which they are, shape (n, at most num).
+    """Mean distance to the nearest neighbours, shape (n,), and their columns, shape (n, at most num).
 
     Args:
-        distances: From each of n members to the n members themselves, in the same order, then to others,
-            shape (n, n + others). Nobody is a neighbour of its own, though others may equal it.
-        num: How many neighbours count; all there are, if they are fewer.
+        distances: Distances from n members to these members, in the same order, and to others, shape
+            (n, n + others). A member is not its own neighbour, but an equal one is.
+        num: Number of neighbours, or all of them if they are fewer.
     """
     n = len(distances)
     distances = distances.copy()

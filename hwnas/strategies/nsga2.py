@@ -1,4 +1,4 @@
-"""NSGA-II over alphas, as NEvoNAS sets it up: what NEvoNAS and MO-HDNAS share."""
+"""NSGA-II over alphas with the settings of NEvoNAS; part of NEvoNAS and MO-HDNAS."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ Crowding = Literal["unique", "all"]
 class NSGA2:
     """pymoo's NSGA-II in [0, 1]^(edges x ops): uniform start, binary tournament, SBX, polynomial mutation.
 
-    Every `ask` is of the same size: what NSGA-II leaves out, because its children repeat their parents, is
-    drawn uniformly. Unsupported networks break a constraint and lose against every supported one.
+    All populations have the same size: where pymoo returns too few children, because it drops those that
+    repeat their parents, the others are drawn uniformly. Unsupported networks violate a constraint and lose
+    against every supported one.
 
     Args:
         alpha_shape: (edges, ops).
@@ -40,9 +41,9 @@ class NSGA2:
         population_size: Even, because children come in pairs.
         crossover_prob: Probability of simulated binary crossover (eta 15).
         mutation_prob: Probability of polynomial mutation (eta 20), per alpha.
-        crowding: "unique": of members with equal costs all but the first have a crowding distance of 0, as
-            in pymoo 0.5.0, which NEvoNAS requires. "all": they count like others, as in pymoo 0.6, where
-            copies of one network can fill the population.
+        crowding: "unique": of members with equal costs, all but the first have a crowding distance of 0, as
+            in pymoo 0.5.0, which NEvoNAS requires. "all": they are treated like others, as in pymoo 0.6, so
+            that copies of one network can fill the population.
 
     Attributes:
         asked: pymoo's population of the last `ask`; None before.
@@ -74,7 +75,7 @@ class NSGA2:
             sampling=FloatRandomSampling(),
             crossover=SBX(prob=crossover_prob, eta=15),
             mutation=PM(prob=1.0, prob_var=mutation_prob, eta=20),
-            # Of a function pymoo computes distances among different costs only, of its name among all.
+            # With a function pymoo ignores members of equal costs, with the function's name it does not.
             survival=RankAndCrowding(crowding_func=calc_crowding_distance if crowding == "unique" else "cd"),
         )
         self._problem = Problem(
@@ -88,8 +89,8 @@ class NSGA2:
         self._rng = np.random.default_rng(seed)  # only for populations that NSGA-II cannot fill
 
     def ask(self) -> FloatArray:
-        """Random alphas first, then children, shape (population_size, edges, ops)."""
-        asked = self._algorithm.ask()  # None or too few when its children repeat their parents
+        """Random alphas at first, later children, shape (population_size, edges, ops)."""
+        asked = self._algorithm.ask()  # None, or too few, if children repeat their parents
         num_missing = self.population_size - (0 if asked is None else len(asked))
         if num_missing:
             fresh = Population.new("X", self._rng.random((num_missing, self._problem.n_var)))
@@ -98,20 +99,20 @@ class NSGA2:
         return asked.get("X").reshape(-1, *self._alpha_shape)
 
     def check_told(self, trials: Sequence[Trial]) -> None:
-        """Raise ValueError unless as many trials are observed as architectures were asked for."""
+        """Raise ValueError unless the number of observed trials is the number of architectures asked for."""
         check_told(trials, 0 if self.asked is None else len(self.asked))
 
     def tell(self, trials: Sequence[Trial], F: FloatArray, supported: np.ndarray) -> None:
         """Select the next parents among parents and children.
 
         Args:
-            trials: Those of the last `ask`, in order; members of the population carry them as "trial".
-            F: Their costs, shape (n, num_objectives); what unsupported ones have there does not count.
-            supported: Whether the device can run each of them, shape (n,), bool.
+            trials: Trials of the last `ask`, in order; members of the population hold them as "trial".
+            F: Costs, shape (n, num_objectives); rows of unsupported networks are ignored.
+            supported: Whether the device supports each of them, shape (n,), bool.
         """
         assert self.asked is not None, "ask comes first"
         self.asked.set("trial", np.array(trials, dtype=object))
-        F = np.where(supported[:, None], F, 0.0)  # never compared: the constraint decides
+        F = np.where(supported[:, None], F, 0.0)  # not compared, because the constraint decides first
         G = np.where(supported, 0.0, 1.0)[:, None]
         Evaluator().eval(StaticProblem(self._problem, F=F, G=G), self.asked)
         self._algorithm.tell(infills=self.asked)

@@ -1,4 +1,4 @@
-"""pEvoNAS: EvNAS' genetic algorithm in stages, each on a smaller space around the best of the one before."""
+"""pEvoNAS: EvNAS' genetic algorithm in stages, each on a smaller space around the best of the last stage."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from hwnas.strategies.evolution import GeneticAlgorithm, fitness, fittest
 
 
 class PEvoNAS(Strategy):
-    """Evolve alphas; when a stage ends, keep on every edge the operations that its best member rates highest.
+    """Evolve alphas; every stage but the first has only the best member's top operations on every edge.
 
-    A stage starts from random alphas. It ends after `max_generations`, or when the best architecture was the
-    same for `convergence` generations and more than `convergence` are over. `space` is the current stage's.
-    Limits are not looked at; unsupported networks are the least fit.
+    A stage starts with random alphas. It ends after `max_generations`; or earlier, after more than
+    `convergence` generations of which the last `convergence` have the same best architecture. `space` is the
+    space of the current stage. Limits have no effect; unsupported networks are the least fit.
 
     Args:
         space: Search space of the first stage.
         objectives: The first one is the fitness (paper: validation accuracy in the stage's supernet).
         seed: Seed of the generator.
-        generations: The run's number of generations. Where it is too small for all stages, a stage gets at
-            most an equal share of what is left, so that every stage takes place.
-        progression: Operations per edge and stage; the first is None, all of them.
-        max_generations: Most generations per stage.
+        generations: The run's number of generations. If it is too small for all stages, the remaining
+            generations are divided evenly among the remaining stages.
+        progression: Operations per edge, one number per stage; the first one is None: all operations.
+        max_generations: Maximum of generations per stage.
         convergence: Generations with the same best architecture that end a stage.
         population_size: Members of the population.
         tournament_size: Members per tournament, at most `population_size`.
@@ -94,48 +94,48 @@ class PEvoNAS(Strategy):
         self.stage = 0
         self._num_left = generations
         self._leaders: list[Genotype] = []  # best of each generation of the stage
-        self._most = self._share()
+        self._limit = self._generations_of_stage()
         self._stage_is_over = False
         self._best: list[Trial] = []
 
-    def _share(self) -> int:
-        """Most generations of the stage that starts now."""
+    def _generations_of_stage(self) -> int:
+        """Maximum of generations for the stage that starts now."""
         num_stages = len(self.num_ops) + 1 - self.stage
         return min(self.max_generations, -(-self._num_left // num_stages))
 
     def ask(self) -> list[Genotype]:
-        """Random alphas where a stage starts, else the elite and its children, decoded."""
+        """Random alphas at the start of a stage, later the elite and its children, decoded."""
         if self._stage_is_over and not self.done:
             assert self._genetic.alphas is not None
             best = self._genetic.alphas[0]
             self.space = self.space.restrict(keep(best, self.space, self.num_ops[self.stage]))
             self._genetic.restart()
             self.stage += 1
-            self._most = self._share()
+            self._limit = self._generations_of_stage()
             self._leaders, self._stage_is_over = [], False
         return self.space.decode(self._genetic.ask(self.space.allowed))
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Take the answers, and see whether the stage is over."""
+        """Take the answers, and check whether the stage is over."""
         F = fitness(trials, self.objectives)
         self._genetic.tell(trials, F)
         self._best = fittest(trials, F)
         self._num_left -= 1
         self._leaders.append(trials[int(np.argmax(F))].genotype)
-        # The code for NAS-Bench-201 also counts an architecture from before the first generation, so that it
-        # can stop one generation earlier than the one for DARTS, which is followed here.
+        # As in the authors' code for DARTS. Their code for NAS-Bench-201 also counts an architecture from
+        # before the first generation, and can stop one generation earlier.
         converged = (
             len(self._leaders) > self.convergence and len(set(self._leaders[-self.convergence :])) == 1
         )
-        self._stage_is_over = converged or len(self._leaders) >= self._most
+        self._stage_is_over = converged or len(self._leaders) >= self._limit
         self.done = self._stage_is_over and self.stage == len(self.num_ops)
 
     def result(self) -> list[Trial]:
-        """The best trial of the last generation, none if the device supports none of it."""
+        """The best trial of the last generation; empty if the device supports none."""
         return self._best
 
 
 def keep(alpha: FloatArray, space: SearchSpace, num: int) -> list[list[int]]:
-    """Per edge the `num` allowed operations with the largest alphas, shape (edges, ops); all, if fewer."""
+    """Per edge, the `num` allowed operations with the largest alphas (edges, ops); all if they are fewer."""
     ranked = np.argsort(-np.where(space.allowed, alpha, -np.inf), axis=1, kind="stable").tolist()
     return [ops[: min(num, len(choices))] for ops, choices in zip(ranked, space.choices, strict=True)]

@@ -1,4 +1,4 @@
-"""Random search, the baseline every method has to beat."""
+"""Random search, the baseline of all methods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RandomSearch(Strategy):
 
     Args:
         space: Search space.
-        objectives: Quality and cost; only `result` looks at them.
+        objectives: Quality and cost; only `result` uses them.
         seed: Seed of the sampler.
         population_size: Architectures per generation.
 
@@ -35,7 +35,7 @@ class RandomSearch(Strategy):
         self._trials: list[Trial] = []
 
     def ask(self) -> list[Genotype]:
-        """A fresh sample."""
+        """A new sample."""
         self._asked = self.population_size
         return self.space.sample(self._rng, self.population_size)
 
@@ -45,5 +45,5 @@ class RandomSearch(Strategy):
         self._trials.extend(trials)
 
     def result(self) -> list[Trial]:
-        """The non-dominated trials of all."""
+        """The non-dominated trials of the whole run."""
         return front(self._trials, self.objectives)

@@ -1,4 +1,4 @@
-"""Regularized (aging) evolution, the classic single-objective baseline."""
+"""Regularized (aging) evolution, a single-objective baseline."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from hwnas.strategies.evolution import check_told
 
 
 class RegularizedEvolution(Strategy):
-    """Mutate the best of a random sample of the living; the oldest dies.
+    """Mutate the best member of a random sample of the population; every child replaces the oldest member.
 
-    It optimises the first objective. Trials that break a limit lose against all that keep them, and against
-    each other by the size of the violation (Deb's rule), so that it can be compared under limits.
+    It optimises the first objective. So that it can be compared under limits, it follows Deb's rule: a trial
+    that violates limits loses against every trial that keeps them, and of two violations the smaller one
+    wins.
 
     Args:
         space: Search space.
         objectives: Quality and cost; the first one is optimised.
         limits: Limits of the run.
         seed: Seed of the generator.
-        population_size: P, architectures alive, and size of the first generation.
-        sample_size: S, tournament size, at most P.
-        num_children: Children per later generation; None means P. 1 is the published, sequential rule.
+        population_size: P, size of the population and of the first generation.
+        sample_size: S, size of a sample, at most P.
+        num_children: Children per generation after the first; None: P. 1 is the published, sequential rule.
 
     Raises:
         ValueError: A size below 1, or S larger than P.
@@ -69,7 +70,7 @@ class RegularizedEvolution(Strategy):
         self._best: tuple[tuple[float, float], Trial] | None = None
 
     def ask(self) -> list[Genotype]:
-        """The random first population, then children of tournament winners."""
+        """A random population at first, later children of the samples' best members."""
         if not self._alive:
             asked = self.space.sample(self._rng, self.population_size)
         else:
@@ -83,7 +84,7 @@ class RegularizedEvolution(Strategy):
         return self.space.mutate(parent[1].genotype, self._rng)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """The observed trials join the living; as many of the oldest die."""
+        """Add the observed trials to the population; as many of the oldest members leave it."""
         check_told(trials, self._asked)
         fitness = zip(violations(trials, self._limits), costs(trials, self.objectives)[:, 0], strict=True)
         for (violation, cost), trial in zip(fitness, trials, strict=True):
@@ -97,5 +98,5 @@ class RegularizedEvolution(Strategy):
         return [] if self._best is None else [self._best[1]]
 
     def survivors(self) -> list[Trial]:
-        """The living."""
+        """The population."""
         return [trial for _, trial in self._alive]
