@@ -1,4 +1,4 @@
-"""The exact answer, where evaluators know every architecture of a space; and how far a search is from it."""
+"""Exact optima of spaces that evaluators know completely, and the distance of a search from them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def regret_in_words(regret: Mapping[str, float], within: str) -> str:
     """A sentence on how far a search is from the best network in the space, without its full stop.
 
     Args:
-        regret: Per metric, the quality first, how much better that is.
-        within: " within the limits", or nothing.
+        regret: Lead of the best network in the space per metric, the quality first.
+        within: " within the limits", or empty.
     """
     points = [
         (f"{100 * value:.2f} points" if name.endswith("_acc") else f"{value:.4g}", quantity(name).name)
@@ -54,15 +54,15 @@ def regret_in_words(regret: Mapping[str, float], within: str) -> str:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What is best in a whole space.
+class Optimum:
+    """The exact optimum of a space.
 
     Attributes:
         front: The true front, cheapest first.
         best: The best architecture that keeps the limits; None if none does.
-        best_test_acc: Highest test accuracy among those that keep the limits; None if nobody knows it.
-        objectives: What spans the front.
-        trials: Every architecture.
+        best_test_acc: Highest test accuracy among those that keep the limits; None if it is unknown.
+        objectives: Objectives of the front.
+        trials: All architectures.
     """
 
     front: list[Trial]
@@ -104,16 +104,16 @@ class Truth:
         return ratios, distances
 
 
-def exact(
+def exact_optimum(
     space: SearchSpace,
     evaluators: Sequence[Evaluator],
     objectives: tuple[Objective, ...],
     limits: Sequence[Limit],
-) -> Truth | None:
-    """The exact optimum of a space, or None where it is too large, unsupported, or not known by an evaluator.
+) -> Optimum | None:
+    """The exact optimum of a space; None if the space is too large, unsupported, or unknown to an evaluator.
 
     Args:
-        space: The whole space is listed.
+        space: The space, which is listed completely.
         evaluators: All must be exhaustive and prepared; the first one may report test accuracies.
         objectives: Quality and cost.
         limits: Limits of the run.
@@ -132,19 +132,19 @@ def exact(
     ]
     tested = best(tests, (Objective("test_acc", "max"),), limits)
     test_acc = None if tested is None else tested.metrics["test_acc"]
-    return Truth(whole_front, answer, test_acc, objectives, trials)
+    return Optimum(whole_front, answer, test_acc, objectives, trials)
 
 
 def reported(
     space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit]
 ) -> list[tuple[Trial, dict[str, float]]]:
-    """All networks that keep the limits, each with what only reports know of it.
+    """All networks that keep the limits, with their report-only metrics.
 
-    Empty where nobody reports, where the space is too large to list, or where a limit or the support of a
-    network is not known at once.
+    Empty if there are no such metrics, if the space is too large to list, or if limited metrics need a
+    search.
 
     Args:
-        space: The whole space is listed.
+        space: The space, which is listed completely.
         evaluators: Prepared; the first one reports, the others must be exhaustive.
         limits: Limits of the run.
     """
@@ -167,7 +167,7 @@ YARDSTICKS = {
     "best": "the best network within the limit",
     "largest": "the network of the most multiply-adds within the limit",
 }
-"""What `yardsticks` finds, in words."""
+"""Keys of `yardsticks` in words."""
 
 
 def yardsticks(
@@ -180,15 +180,15 @@ def yardsticks(
 
     Args:
         space: The space.
-        evaluators: Asked for `Evaluator.separable`.
-        objectives: Of the run, quality first.
-        limits: Of the run.
+        evaluators: Their metrics may be sums, by `Evaluator.separable`.
+        objectives: Objectives of the run, quality first.
+        limits: Limits of the run.
 
     Returns:
-        "cheapest": the network of the lowest cost, the limited one if there is a limit, else the last
-        objective. With a single limit, on a cost, also "best", the network of the highest quality that keeps
-        it, and "largest", the one of the most multiply-adds: the plain guess that a search has to beat.
-        Each only where it is known, and nothing for a space that `exact` lists.
+        "cheapest": the network of the lowest cost, in the limited metric or else in the last objective. With
+        a single limit on a cost also "best", the network of the highest quality within the limit, and
+        "largest", the one with the most multiply-adds within it, a simple baseline. Networks that are unknown
+        are left out; the result is empty for a space that `exact_optimum` lists.
     """
     if space.size <= MOST_LISTED:
         return {}
@@ -219,15 +219,15 @@ def separable_sums(evaluators: Sequence[Evaluator]) -> dict[str, Sum]:
 def exact_effects(
     space: SearchSpace, evaluators: Sequence[Evaluator], objectives: Sequence[Objective]
 ) -> dict[str, Effects]:
-    """What each operation does to an objective, where that is known exactly.
+    """Effects of each operation on the objectives for which they are known exactly.
 
-    Of metrics that are sums over operations, where decisions are independent of each other, and of those that
-    an exhaustive evaluator answers for all of a space that can be listed.
+    These are sums over operations in spaces with independent decisions, and metrics that an exhaustive
+    evaluator knows for all networks of a space that can be listed.
 
     Args:
         space: The space.
         evaluators: Prepared.
-        objectives: Of the run.
+        objectives: Objectives of the run.
     """
     wanted = [objective.metric for objective in objectives]
     found = {
@@ -248,11 +248,11 @@ def exact_effects(
 
 
 def cost_deciles(space: SearchSpace, evaluators: Sequence[Evaluator]) -> dict[str, list[float]]:
-    """Per cost that is known at once, its 0, 0.1, ..., 1 quantiles over the supported networks of the space.
+    """The 0, 0.1, ..., 1 quantiles of each cost over the supported networks of the space.
 
     Args:
-        space: Listed as by `listed`.
-        evaluators: Prepared; of the exhaustive ones the metrics to be minimised.
+        space: The space; see `listed`.
+        evaluators: Prepared; costs are the minimised metrics of the exhaustive ones.
     """
     genotypes, found = listed(space), {}
     for evaluator in evaluators:
@@ -268,14 +268,14 @@ def cost_deciles(space: SearchSpace, evaluators: Sequence[Evaluator]) -> dict[st
 
 @dataclass(frozen=True)
 class Transfer:
-    """What becomes of the best network for one device on another.
+    """The best network for one device, judged on all devices.
 
     Attributes:
-        device: Whose network it is; None: the one that suits all of them.
+        device: The device; None: the best network for all devices together.
         network: The best network under the device's limits; None if none keeps them.
-        regret: Per device, how much better that device's own best network is, in units of the quality; None
-            where the network does not keep that device's limits, or the device has no network.
-        excess: Per device, how far the network is beyond its limits, relative; 0 where it keeps them.
+        regret: Per device, the lead of that device's own best network, in units of the quality; None if the
+            network violates that device's limits, or that device has no network.
+        excess: Relative violation of each device's limits; 0 if the network keeps them.
     """
 
     device: str | None
@@ -287,14 +287,14 @@ class Transfer:
 def device_limits(
     limits: Sequence[Limit], main: Mapping[str, str], typical: Mapping[str, float]
 ) -> dict[str, list[Limit]]:
-    """The limits that count on each of several devices: its own and those that name no device.
+    """Limits per device: its own limits, and those that name no device.
 
-    A device without a limit of its own is given its typical cost, so that there is something to compare.
+    A device without a limit of its own gets its typical cost as a limit, so that networks can be compared.
 
     Args:
-        limits: Of the run, e.g. on "latency_ms@raspi4".
+        limits: Limits of the run, e.g. on "latency_ms@raspi4".
         main: Main cost per device, e.g. "latency_ms@raspi4".
-        typical: Its median over the space, per device.
+        typical: Median of the main cost over the space, per device.
     """
     return {
         device: [limit for limit in limits if limit.metric.partition("@")[2] in ("", device)]
@@ -310,13 +310,13 @@ def transfers(
     limits: Mapping[str, Sequence[Limit]],
     main: Mapping[str, str],
 ) -> list[Transfer]:
-    """The best network for each device, and for all, on every device: one row for each.
+    """A row for the best network of each device, and a last one for the best network of all devices together.
 
     Args:
         trials: Networks to choose from, with costs on all devices.
         objectives: The first one is the quality.
-        limits: As `device_limits` gives them.
-        main: Main cost per device; decides between networks of equal quality.
+        limits: Limits per device, of `device_limits`.
+        main: Main cost per device; it decides between networks of equal quality.
     """
     quality = objectives[0]
     chosen: dict[str | None, Trial | None] = {
@@ -340,7 +340,7 @@ def transfers(
 
 
 def best_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
-    """The highest value of each metric among what `reported` gives."""
+    """The highest value of each report-only metric over the networks of `reported`."""
     found: dict[str, float] = {}
     for _, report in known:
         found |= {name: max(value, found.get(name, value)) for name, value in report.items()}
@@ -348,9 +348,9 @@ def best_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[st
 
 
 def largest_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
-    """Each metric of the network with the most multiply-adds, of equal ones the mean; empty without `flops`.
+    """Report-only metrics of the network with the most multiply-adds, a simple baseline for estimates.
 
-    The plain guess that an estimate of quality has to beat.
+    Means, if several networks have the most; empty without the metric `flops`.
     """
     sized = [(trial.metrics["flops"], report) for trial, report in known if "flops" in trial.metrics]
     most = max((flops for flops, _ in sized), default=0.0)
@@ -365,16 +365,16 @@ def largest_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict
 def check_possible(
     space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit], advice: str
 ) -> None:
-    """Raise ValueError if it is known before the search that no network keeps the limits.
+    """Raise ValueError if no network keeps the limits, as far as this is known before the search.
 
-    That is so where a space can be listed and the limited metrics are known at once, each limit alone and all
-    together, and where a limited cost is a sum over operations.
+    It is known, for each limit and for all together, if the space can be listed and exhaustive evaluators
+    know the limited metrics; and for a single limit on a cost that is a sum over operations.
 
     Args:
         space: The space.
-        evaluators: Prepared; the exhaustive ones count.
-        limits: Of the run.
-        advice: What would help besides another limit.
+        evaluators: Prepared; only exhaustive ones matter here.
+        limits: Limits of the run.
+        advice: Advice besides another limit, for the end of the message.
     """
     knowing = [e for e in evaluators if e.exhaustive and any(limit.metric in e.metrics for limit in limits)]
     known = [limit for limit in limits if any(limit.metric in e.metrics for e in knowing)]
@@ -410,31 +410,31 @@ def check_possible(
 
 
 def _rounded(value: float, to_whole: Callable[[float], float]) -> float:
-    """A number above 0 with three digits; as it is where there is nothing to round."""
+    """A positive number with three digits; other numbers are unchanged."""
     if not 0 < value < math.inf:
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - 2)
     return to_whole(value / unit) * unit
 
 
-def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, share: float) -> float:
+def quantile(space: SearchSpace, evaluator: Evaluator, metric: str, q: float) -> float:
     """A quantile of a metric over the supported networks of a space.
 
-    Over all architectures of a space that can be listed, over a seeded sample of `NUM_SAMPLED` otherwise.
+    All architectures count in a space that can be listed, otherwise a seeded sample of `NUM_SAMPLED`.
 
     Args:
         space: The space.
         evaluator: Reports the metric; must be exhaustive. It is prepared here.
         metric: Name of the metric.
-        share: In 0..1.
+        q: The quantile, in 0..1.
 
     Raises:
-        ValueError: A share outside 0..1, or an evaluator that would have to pay for every architecture.
+        ValueError: A quantile outside 0..1, or an evaluator that is not exhaustive.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"limits.{metric}: the quantile must be in 0..1, not {share:g}")
+    if not 0 <= q <= 1:
+        raise ValueError(f"limits.{metric}: the quantile must be in 0..1, not {q:g}")
     if not evaluator.exhaustive:
-        raise ValueError(f"limits.{metric}: {evaluator.name} cannot tell quantiles; give a number")
+        raise ValueError(f"limits.{metric}: {evaluator.name} does not know quantiles; give a number")
     evaluator.prepare(space, [])
     values = np.array([row[metric] for row in evaluator.evaluate(listed(space))])
-    return float(np.quantile(values[np.isfinite(values)], share))
+    return float(np.quantile(values[np.isfinite(values)], q))

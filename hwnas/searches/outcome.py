@@ -27,12 +27,12 @@ from hwnas.runs.units import phrase, short
 from hwnas.searches.analysis import spread
 from hwnas.searches.exact import (
     YARDSTICKS,
-    Truth,
+    Optimum,
     best_reported,
     cost_deciles,
     device_limits,
-    exact,
     exact_effects,
+    exact_optimum,
     largest_reported,
     regret_in_words,
     reported,
@@ -98,9 +98,9 @@ class Conclusion:
         return Network(self.task.space.to_str(trial.genotype), trial.genotype, metrics)
 
     @cached_property
-    def _truth(self) -> Truth | None:
+    def _optimum(self) -> Optimum | None:
         task = self.task
-        return exact(task.space, task.evaluators, task.objectives, task.limits)
+        return exact_optimum(task.space, task.evaluators, task.objectives, task.limits)
 
     def figures(self, evaluations: Evaluations, seconds: Mapping[str, float]) -> Result:
         """What was found; what depends on more than the task and its trials is put in with `replace`."""
@@ -138,34 +138,34 @@ class Conclusion:
         return Population(len(members), len(unique(members)))
 
     def _comparison(self) -> Comparison | None:
-        """The answer and the front of every generation beside the true ones."""
-        truth = self._truth
-        if truth is None:
+        """The answer and the front of every generation, compared with the exact optimum."""
+        optimum = self._optimum
+        if optimum is None:
             return None
-        ratios, distances = truth.progress(
+        ratios, distances = optimum.progress(
             [list(group) for _, group in itertools.groupby(self.trials, lambda trial: trial.generation)]
         )
         return Comparison(
-            best=None if truth.best is None else self.described(truth.best),
-            best_test_acc=truth.best_test_acc,
-            regret=self._regret(truth),
+            best=None if optimum.best is None else self.described(optimum.best),
+            best_test_acc=optimum.best_test_acc,
+            regret=self._regret(optimum),
             hypervolume_ratio=tuple(ratios),
             igd_plus=tuple(distances),
             front=tuple(
-                tuple(trial.metrics[o.metric] for o in self.task.objectives) for trial in truth.front
+                tuple(trial.metrics[o.metric] for o in self.task.objectives) for trial in optimum.front
             ),
         )
 
-    def _regret(self, truth: Truth) -> dict[str, float]:
-        """How much worse the answer is than the best there is, per metric, in the metric's unit."""
-        if self.answer is None or truth.best is None:
+    def _regret(self, optimum: Optimum) -> dict[str, float]:
+        """Lead of the best network in the space over the answer, per metric, in the metric's unit."""
+        if self.answer is None or optimum.best is None:
             return {}
         first = self.task.objectives[0]
         name, sign = first.metric, 1.0 if first.goal == "max" else -1.0
-        regret = {name: sign * (truth.best.metrics[name] - self.answer.metrics[name])}
+        regret = {name: sign * (optimum.best.metrics[name] - self.answer.metrics[name])}
         test_acc = self._reports[self.answer.genotype].get("test_acc")
-        if test_acc is not None and truth.best_test_acc is not None:
-            regret["test_acc"] = truth.best_test_acc - test_acc
+        if test_acc is not None and optimum.best_test_acc is not None:
+            regret["test_acc"] = optimum.best_test_acc - test_acc
         return regret
 
     def _risk(self) -> dict[str, Risk]:
@@ -194,8 +194,8 @@ class Conclusion:
         }
 
     def _looked_up(self) -> dict[str, LookedUp]:
-        """A benchmark's accuracies of the answer, beside the best there are, where the truth is not known."""
-        if self._truth is not None or self.answer is None:
+        """A benchmark's accuracies of the answer and of the best network; empty if the optimum is known."""
+        if self._optimum is not None or self.answer is None:
             return {}
         known = reported(self.task.space, self.task.evaluators, self.task.limits)
         highest, largest = best_reported(known), largest_reported(known)
@@ -207,15 +207,15 @@ class Conclusion:
 
     def _transfer(self) -> Transfer | None:
         """What becomes of each device's best network on the others."""
-        device, truth = self.task.device, self._truth
+        device, optimum = self.task.device, self._optimum
         if not isinstance(device, Multi):
             return None
         own = device_limits(self.task.limits, device.main, device.typical)
-        pool = self._comparable if truth is None else truth.trials
+        pool = self._comparable if optimum is None else optimum.trials
         return Transfer(
             limits={name: {limit.metric: limit.bound for limit in bounds} for name, bounds in own.items()},
             main=device.main,
-            among="the networks of the run" if truth is None else "all networks",
+            among="the networks of the run" if optimum is None else "all networks",
             rows=tuple(
                 TransferRow(
                     row.device,

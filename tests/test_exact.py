@@ -8,12 +8,12 @@ import pytest
 from hwnas.core import Genotype, Limit, Objective, Trial
 from hwnas.devices.flops import Flops
 from hwnas.searches.exact import (
-    Truth,
+    Optimum,
     best_reported,
     check_possible,
     cost_deciles,
-    exact,
     exact_effects,
+    exact_optimum,
     largest_reported,
     reported,
     separable_sums,
@@ -32,8 +32,8 @@ def trial(val_acc: float, latency_ms: float, name: int = 0) -> Trial:
 
 def test_progress_by_hand() -> None:
     """The true front is (0.5, 1), (0.8, 2), (0.9, 5); scaled as costs (1, 0), (1/4, 1/4), (0, 1)."""
-    truth = Truth([trial(0.5, 1, 0), trial(0.8, 2, 1), trial(0.9, 5, 2)], None, None, OBJECTIVES, [])
-    ratios, distances = truth.progress(
+    optimum = Optimum([trial(0.5, 1, 0), trial(0.8, 2, 1), trial(0.9, 5, 2)], None, None, OBJECTIVES, [])
+    ratios, distances = optimum.progress(
         [[trial(0.4, 6, 3)], [trial(0.7, 3, 4)], [trial(0.8, 2, 1)], [trial(0.5, 1, 0), trial(0.9, 5, 2)]]
     )
     # (0.7, 3) is (1/2, 1/2): it dominates a quarter of the box, the middle of the front 9/16 of it.
@@ -44,32 +44,32 @@ def test_progress_by_hand() -> None:
 
 
 def test_unsupported_networks_are_no_progress() -> None:
-    truth = Truth([trial(0.5, 1, 0), trial(0.9, 5, 2)], None, None, OBJECTIVES, [])
-    assert truth.progress([[trial(0.95, float("inf"))]]) == ([0.0], [float("inf")])
+    optimum = Optimum([trial(0.5, 1, 0), trial(0.9, 5, 2)], None, None, OBJECTIVES, [])
+    assert optimum.progress([[trial(0.95, float("inf"))]]) == ([0.0], [float("inf")])
 
 
 def test_exact_on_a_small_toy() -> None:
     space = Toy(4, 3)
     evaluators = [ToyCost(space, metric=objective.metric) for objective in OBJECTIVES]
     limit = Limit("latency_ms", 1.8, "min")
-    truth = exact(space, evaluators, OBJECTIVES, [limit])
-    assert truth is not None
+    optimum = exact_optimum(space, evaluators, OBJECTIVES, [limit])
+    assert optimum is not None
     quality, latency = (
         np.array([row[o.metric] for row in evaluator.evaluate(space.all())])
         for evaluator, o in zip(evaluators, OBJECTIVES, strict=True)
     )
     feasible = latency <= 1.8
-    assert truth.best is not None
-    assert truth.best.metrics["val_acc"] == quality[feasible].max()
-    assert truth.best_test_acc is None
+    assert optimum.best is not None
+    assert optimum.best.metrics["val_acc"] == quality[feasible].max()
+    assert optimum.best_test_acc is None
     dominated = [
         ((quality >= q) & (latency <= c) & ((quality > q) | (latency < c))).any()
         for q, c in zip(quality, latency, strict=True)
     ]
-    assert {t.genotype for t in truth.front} == {
+    assert {t.genotype for t in optimum.front} == {
         genotype for genotype, beaten in zip(space.all(), dominated, strict=True) if not beaten
     }
-    ratios, distances = truth.progress([truth.front])
+    ratios, distances = optimum.progress([optimum.front])
     assert (ratios, distances) == ([1.0], [0.0])
 
 
@@ -120,11 +120,11 @@ def test_possible_limits() -> None:
 def test_nothing_is_exact_where_it_cannot_be_known() -> None:
     space = Toy()
     evaluators = [ToyCost(space, metric=objective.metric) for objective in OBJECTIVES]
-    assert exact(space, evaluators, OBJECTIVES, []) is None
+    assert exact_optimum(space, evaluators, OBJECTIVES, []) is None
     small = Toy(3, 3)
     evaluators = [ToyCost(small, metric=objective.metric) for objective in OBJECTIVES]
     evaluators[0].exhaustive = False
-    assert exact(small, evaluators, OBJECTIVES, []) is None
+    assert exact_optimum(small, evaluators, OBJECTIVES, []) is None
 
 
 class Reporter(ToyCost):
