@@ -287,7 +287,7 @@ def test_a_run_that_was_killed_before_its_page_was_drawn(folder: Path) -> None:
     (folder / "it/report.html").unlink()
     (folder / "it/curve.jsonl").write_text("")
     run("resume=it")
-    assert "What pruning costs" in (folder / "it/report.html").read_text()
+    assert "The cost of pruning" in (folder / "it/report.html").read_text()
     assert not (folder / "it/curve.jsonl").exists()
 
 

@@ -42,8 +42,8 @@ def test_a_page_sets_the_published_accuracy_beside_the_run_s(tmp_path: Path) -> 
     assert "Neural Architecture Search Using Covariance Matrix Adaptation Evolution Strategy" in text
     assert "94.06 ± 0.34 % 93.74 %" in text
     assert (
-        "the table has the mean. This is one run, of seed 7. Settings of this run beside the experiment's"
-        in text
+        "the table here has the mean. This is one run, with seed 7. This run changes settings of the "
+        "experiment:" in text
     )
     assert "generations=3." in text
 

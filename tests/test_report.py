@@ -158,7 +158,7 @@ def test_a_finished_run_shows_its_best_network_and_its_front(tmp_path):
     assert "6.000 ms" in drawn.text
     assert "evaluations, 4 different networks 5" in drawn.text
     assert "2.0 min" in drawn.text
-    assert "The line joins the 3 that no other beats in both." in drawn.text
+    assert "The line joins the 3 non-dominated networks, the front." in drawn.text
     labels = [attrs["aria-label"] for attrs in dots(drawn) if "front" in attrs["class"]]
     assert labels == [
         "on the front: aaaa; validation accuracy 50.00 %, latency 1.000 ms; generation 0",
@@ -186,7 +186,7 @@ def test_values_of_different_weights_are_not_compared(tmp_path):
         },
     ]
     drawn = page(make_run(tmp_path / "run", stationary=False, result=returned))
-    assert "The line joins the 1 that no other beats in both." in drawn.text
+    assert "The line joins the 1 non-dominated network, the front." in drawn.text
     labels = [attrs["aria-label"] for attrs in dots(drawn) if "front" in attrs["class"]]
     assert len(labels) == 1
     assert labels[0].startswith("best network: bbaa; validation accuracy 80.00 %, latency 2.000 ms")
@@ -260,7 +260,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path):
     assert "This run is unfinished" in drawn.text
     assert f"hwnas search 'resume={folder}'" in drawn.text
     assert "Where the time went" not in drawn.text
-    assert "The line joins the 3 that no other beats in both." in drawn.text
+    assert "The line joins the 3 non-dominated networks, the front." in drawn.text
     # The first generation spans 0.5..0.8 by 1..2 ms with (0.5, 2) as the reference: nothing is dominated yet,
     # nor later by (0.9, 6), which costs more than the reference.
     assert "hypervolume 0.000" in drawn.text
@@ -310,7 +310,7 @@ def test_the_shaded_sides_are_those_that_limits_exclude():
 
 def test_nothing_feasible(tmp_path):
     drawn = page(make_run(tmp_path / "run", limits={"latency_ms": 0.5}))
-    assert "No network keeps the limits; the closest is aaaa: " in drawn.text
+    assert "No network keeps the limits. The closest is aaaa: " in drawn.text
     assert "validation accuracy 50.00 %, latency 1.000 ms." in drawn.text
     assert "none" in drawn.text
     assert "keeps the limits" in drawn.text
@@ -664,22 +664,22 @@ def test_no_cost_diversity_where_nothing_is_supported(tmp_path):
 def test_of_many_networks_some_are_drawn_and_the_page_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_view, "MOST_DRAWN", 10)
+    monkeypatch.setattr(report_view, "MAX_DRAWN", 10)
     rows = [(i // 5, [i // 25, i // 5 % 5, i % 5, 0], 0.1 + i / 1000, 1.0 + i) for i in range(99)]
     rows += [(20, [0, 0, i, 0], 0.1 + i / 1000, 1.0 + i) for i in range(5)] * 5  # asked for again
     rows[50] = (10, rows[50][1], 0.9, 1.0)  # alone on the front, but for what is better
     run = make_run(tmp_path / "run", rows, finished=False)
     page = Page(write_report(run))
     # Of 99 networks the rows 0, 10, 21, 32, 43, 54, 65, 76, 87, 98, and row 50 of the front.
-    assert "Of 99 networks 11 are drawn, evenly spread over the search, with all of the front" in page.text
+    assert "Of 99 networks 11 are drawn: the front, and others evenly spread over the search" in page.text
     assert page.data["genotypes"][:12] == "000002000410"
     assert page.data["known"][-1] == len(page.data["metrics"][0]["values"]) == 11
     assert max(page.data["metrics"][0]["values"]) == 0.9
     assert len(page.data["front"]) == 1
     assert 0 < len(page.data["repeats"]) <= 10
     assert page.data["starts"][-1] == len(page.data["repeats"])
-    monkeypatch.setattr(report_view, "MOST_DRAWN", 99)
+    monkeypatch.setattr(report_view, "MAX_DRAWN", 99)
     page = Page(write_report(run))
-    assert "are drawn, evenly spread" not in page.text
+    assert "are drawn: the front" not in page.text
     assert page.data["known"][-1] == 99
     assert len(page.data["repeats"]) == 25

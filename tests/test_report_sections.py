@@ -58,7 +58,7 @@ def test_the_page_has_the_numbers_that_its_script_needs(tmp_path):
 
 def test_the_knee_and_its_neighbours(tmp_path):
     text = page(make_run(tmp_path / "run")).text
-    cheaper, dearer = text.split("the next cheaper one")[1].split("the next dearer one")
+    cheaper, dearer = text.split("the next cheaper one")[1].split("the next more expensive one")
     assert "validation accuracy −30.0 points latency −1.00 ms decision 1: b → a decision 2: b → a" in cheaper
     assert "validation accuracy +10.0 points latency +4.00 ms decision 1: b → c" in dearer
 
@@ -72,7 +72,7 @@ def test_the_knee_is_a_network_that_works(tmp_path):
         (0, [3, 3, 3, 3, 3, 3], 0.91, 20.0),
     ]
     text = page(make_run(tmp_path / "run", cells, config=NASBENCH)).text
-    cheaper, dearer = text.split("the next cheaper one")[1].split("the next dearer one")
+    cheaper, dearer = text.split("the next cheaper one")[1].split("the next more expensive one")
     assert "latency −2.00 ms" in cheaper
     assert "latency +16.0 ms" in dearer
 
@@ -81,7 +81,7 @@ def test_the_lineage_of_the_best(tmp_path):
     """From ccca back to bbaa, which is as near as aaaa and came later."""
     text = page(make_run(tmp_path / "run")).text
     steps = text.split("Where the best network may come from")[1]
-    assert "Inferred: runs do not record parents." in steps
+    assert "Inferred, because runs do not record parents." in steps
     first, second = steps.split("generation 0")[1].split("generation 1")[:2]
     assert "80.00 %, 2.000 ms" in first
     assert "90.00 %, 6.000 ms decision 1: b → c decision 2: b → c decision 3: a → c" in second
@@ -114,7 +114,7 @@ def test_exact_effects(tmp_path):
     drawn = page(make_run(tmp_path / "run", effects=effects))
     assert "Exact, over all 625 networks, whose mean is 50.00 %" in drawn.text
     assert "the sum of these effects explains 25% of the variance" in drawn.text
-    assert "Most depends on decision 1 (a range of 15.0 points, best a)" in drawn.text
+    assert "Most important: decision 1 (a range of 15.0 points, best a)" in drawn.text
     cells = [attrs for tag, attrs in drawn.tags if tag == "td" and "--e" in (attrs.get("style") or "")]
     assert cells[0] == {"class": "better", "style": "--e:60%"}
     assert cells[4] == {"class": "worse", "style": "--e:30%"}  # the second row: b on decision 1
@@ -130,24 +130,24 @@ def test_effects_are_fitted_where_nobody_knows_them(tmp_path):
     assert (
         "Fitted: a ridge regression on the 20 networks of this run, with a cross-validated R² of 1.00" in text
     )
-    assert "What matters" not in page(make_run(tmp_path / "few")).text  # four networks tell nothing
+    assert "Effects of operations" not in page(make_run(tmp_path / "few")).text  # four networks tell nothing
 
 
 def test_what_the_best_network_spends(tmp_path):
     """1.5 ms and ccca: three times 1.5 ms, and nothing."""
-    text = page(make_run(tmp_path / "run", sums=SUMS)).text.split("What the best network spends")[1]
+    text = page(make_run(tmp_path / "run", sums=SUMS)).text.split("Costs of the best network")[1]
     assert "latency 6.000 ms" in text
     assert "everything else 1.500 ms 25.0 %" in text
     assert "decision 1 c 1.500 ms 25.0 % 0.000 ms to 3.000 ms" in text
     assert "decision 4 a 0.000 ms 0.0 % 0.000 ms to 3.000 ms" in text
-    assert "What the best network spends" not in page(make_run(tmp_path / "without")).text
+    assert "Costs of the best network" not in page(make_run(tmp_path / "without")).text
 
 
 def test_the_estimate_against_the_truth(tmp_path):
     """Of six pairs of networks, bbaa and ccca are in the wrong order."""
     reports = {"test_acc": [0.4, 0.8, 0.7, 0.35]}
     drawn = page(make_run(tmp_path / "run", reports=reports))
-    assert "Validation accuracy against the truth" in drawn.text
+    assert "Validation accuracy against the benchmark" in drawn.text
     assert "test accuracy τ 0.67" in drawn.text
     assert "4 networks" in drawn.text
     assert drawn.data["metrics"][2]["values"] == [0.4, 0.8, 0.7, 0.35]
@@ -272,9 +272,9 @@ def test_the_nearest_earlier_network_in_the_page(tmp_path):
     near, earlier, first, hidden, chosen = in_browser(path, script, tmp_path)
     assert near == (
         "nearest earlier network: of generation 0, 3 of 4 decisions differ "
-        "(decision 1: b → c, decision 2: b → c, decision 3: a → c); 1 other is as near."
+        "(decision 1: b → c, decision 2: b → c, decision 3: a → c); 1 other is equally near."
     )
-    assert (earlier, first, hidden) == ("bbaa", "asked for in the first generation.", True)
+    assert (earlier, first, hidden) == ("bbaa", "of the first generation.", True)
     assert chosen == "aaaa"
 
 
@@ -316,4 +316,6 @@ def test_a_phone_and_names(tmp_path):
 def test_an_older_folder_is_drawn_without_what_it_lacks(tmp_path):
     drawn = Page(write_report(make_run(tmp_path / "run")))
     assert "The front" in drawn.text
-    assert not any(word in drawn.text for word in ("Exact, over", "against the truth", "spends"))
+    assert not any(
+        word in drawn.text for word in ("Exact, over", "against the benchmark", "Costs of the best network")
+    )

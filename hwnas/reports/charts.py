@@ -1,6 +1,6 @@
-"""Numbers behind the run page's drawings: units, axes with round ticks, and the shapes of cells.
+"""Geometry of charts: axes with round ticks, scatter plots and curves.
 
-Positions are in percent of the plot, so that the page can stretch its drawings to any width.
+Positions are in percent of the plot, so that a page can stretch its charts to any width.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from hwnas.core import Limit, Objective, Trial, front
 from hwnas.runs.units import quantity, text
 from hwnas.searches.analysis import spread
 
-MOST_DRAWN = 500
+MAX_POINTS = 500
 """Points of a curve."""
+
 LOG_RATIO = 30.0
-"""From this ratio of largest to smallest on, an axis is logarithmic."""
+"""Ratio of the largest to the smallest value from which on an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Axis:
     """One axis of a plot.
 
     Args:
-        label: What it shows, with the unit.
+        label: Name of the quantity, with its unit.
         low: Value at 0 percent.
         high: Value at 100 percent.
         ticks: (position in percent, text) of each tick.
@@ -40,7 +41,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Position of a value in percent; the nearer end for values beyond the axis."""
+        """Position of a value in percent; values beyond the axis are at its nearer end."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(max(value, self.low))
@@ -59,14 +60,14 @@ def axis(
     """An axis over values with a margin and round ticks.
 
     Args:
-        metric: Which metric, or "generation", "epoch" or "evaluations": no margin, and whole ticks.
-        values: What is plotted, at least one finite value. With `keep`, at most a fifth of them may stay
-            beyond either end: far outliers (Tukey's outer fences) that would squeeze the rest to less than
-            half, such as networks without a path, whose similarity is 0.
-        keep: Values that the axis should reach, the front's, unless they are far outliers themselves.
-        marks: Values that it should reach where they are near, the limits'.
-        num_ticks: About how many ticks.
-        allow_log: Choose a logarithmic scale where the values span a ratio of `LOG_RATIO`.
+        metric: The metric; "generation", "epoch" and "evaluations" have no margin and whole ticks.
+        values: Values to plot, at least one, all finite. With `keep`, far outliers (Tukey's outer fences)
+            stay outside, at most a fifth of the values at either end, if they would squeeze the others to
+            less than half of the axis; e.g. networks without a path, whose similarity is 0.
+        keep: Values that the axis should reach, those of the front, unless they are far outliers.
+        marks: Values that the axis should reach if they are near, those of limits.
+        num_ticks: Approximate number of ticks.
+        allow_log: Whether the scale is logarithmic if the values span a ratio of `LOG_RATIO`.
     """
     low, high = float(min(values)), float(max(values))
     log = allow_log and low > 0 and high / low >= LOG_RATIO
@@ -113,7 +114,7 @@ def _ticks(low: float, high: float, num: int, *, least: float) -> list[tuple[flo
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Powers of ten between the ends; with 2 and 5 times them if there are few."""
+    """Powers of ten between the ends; also 2 and 5 times these if they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high < 2000 * low else (1,)
     numbers = [step * 10.0**power for power in powers for step in steps]
@@ -127,12 +128,12 @@ class Scatter:
     Args:
         x: Axis of the cost.
         y: Axis of the quality.
-        places: (x, y) per point, at the nearer end of an axis for a point beyond it.
-        beyond: Whether the point lies beyond an axis.
-        path: The front as steps, SVG path data in a square of 100 by 100.
-        true_path: The same of the true front; empty where nobody knows it.
-        shaded: (x, y, width, height) of what each limit excludes.
-        lines: (whether it is vertical, position, text) of the limits within the axes.
+        places: (x, y) per point; points beyond an axis are at its nearer end.
+        beyond: Whether each point lies beyond an axis.
+        path: The front as steps, as SVG path data in a square of 100 by 100.
+        true_path: The true front likewise; empty if it is unknown.
+        shaded: (x, y, width, height) of the area that each limit excludes.
+        lines: (whether it is vertical, position, text) of each limit within the axes.
     """
 
     x: Axis
@@ -155,12 +156,12 @@ def scatter(
     """Place networks in the plane of two objectives.
 
     Args:
-        objectives: Quality, drawn upwards, then cost, drawn to the right; of a front of more objectives only
-            what no other beats in these two is joined by the line.
-        limits: Those on other metrics are left out.
+        objectives: Quality, drawn upwards, then cost, drawn to the right. If there are more objectives, the
+            line joins only networks that are not dominated in these two.
+        limits: Limits of the run; those on other metrics are left out.
         points: Metrics per network, finite.
         optimal: Metrics of the front's networks.
-        true_front: Objectives of the best networks that there are, where they are known.
+        true_front: Objectives of the networks of the true front, if it is known.
     """
     y, x = (
         axis(
@@ -192,7 +193,7 @@ def scatter(
             continue
         vertical = limit.metric == cost
         at = x.at(limit.bound) if vertical else from_top(y.at(limit.bound))
-        after = vertical == (limit.goal == "min")  # y points down: a lower bound excludes what is below it
+        after = vertical == (limit.goal == "min")  # y points down, so a lower bound excludes the area below
         begin, size = (at, round(100 - at, 2)) if after else (0.0, at)
         shaded.append((begin, 0.0, size, 100.0) if vertical else (0.0, begin, 100.0, size))
         if 0 < at < 100:
@@ -202,18 +203,18 @@ def scatter(
 
 
 def dots(places: Sequence[tuple[float, float]], step: float = 0.2) -> str:
-    """Points as SVG path data of zero-length lines, which round caps make dots.
+    """Points as SVG path data: lines of length zero, which round caps turn into dots.
 
     Args:
         places: (x, y) in percent.
-        step: Rounded to so much; those that fall together are drawn once.
+        step: Unit to which positions are rounded; equal positions are drawn once.
     """
     cells = dict.fromkeys((round(x / step), round(y / step)) for x, y in places)
     return "".join(f"M{x * step:.4g} {y * step:.4g}h0" for x, y in cells)
 
 
 def steps(places: Sequence[tuple[float, float]]) -> str:
-    """The line of a front through its networks' places, cheapest first, as SVG path data."""
+    """The line of a front through the places of its networks, cheapest first, as SVG path data."""
     if not places:
         return ""
     (x, y), *rest = places
@@ -221,7 +222,7 @@ def steps(places: Sequence[tuple[float, float]]) -> str:
 
 
 def from_top(percent: float) -> float:
-    """A height in percent as SVG counts it, from the top."""
+    """A height in percent, counted from the top as in SVG."""
     return round(100 - percent, 2)
 
 
@@ -230,12 +231,12 @@ class LineChart:
     """One curve.
 
     Args:
-        title: What it shows.
+        title: Title.
         x: Horizontal axis.
         y: Vertical axis.
-        path: The curve, SVG path data in a square of 100 by 100.
-        end: (x, y from the top) of its last point.
-        last: Its last value, written out.
+        path: The curve as SVG path data in a square of 100 by 100.
+        end: (x, y from the top) of the last point.
+        last: The last value, written out.
     """
 
     title: str
@@ -249,18 +250,18 @@ class LineChart:
 def line_chart(
     title: str, metric: str, horizontal: str, xs: Sequence[float], ys: Sequence[float]
 ) -> LineChart:
-    """A curve of a metric; values that are not finite are left out, at least one must be.
+    """A curve of a metric.
 
     Args:
-        title: What it shows.
+        title: Title.
         metric: Metric of `ys`.
         horizontal: "generation", "epoch" or "evaluations".
-        xs: Where.
-        ys: Values.
+        xs: Horizontal positions.
+        ys: Values; those that are not finite are left out, and at least one must be finite.
     """
     known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
     x = axis(horizontal, xs)
     y = axis(metric, [b for _, b in known], num_ticks=5)
-    places = [(x.at(a), from_top(y.at(b))) for a, b in (known[i] for i in spread(len(known), MOST_DRAWN))]
+    places = [(x.at(a), from_top(y.at(b))) for a, b in (known[i] for i in spread(len(known), MAX_POINTS))]
     path = "M" + "L".join(f"{a} {b}" for a, b in places)
     return LineChart(title, x, y, path, places[-1], text(metric, known[-1][1]))

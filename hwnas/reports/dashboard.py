@@ -1,4 +1,4 @@
-"""A dashboard of the searches of a Weights & Biases project, made through its public interface."""
+"""A dashboard of the searches of a Weights & Biases project."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Layout(Protocol):
 
 
 def workspace(project: str, metrics: tuple[str, str]) -> Layout:
-    """The layout, not yet saved: progress per generation, fronts, and what evaluations cost.
+    """The workspace, not yet saved: progress per generation, fronts, and costs of the search.
 
-    Runs are grouped by sweep and, within it, by strategy: curves are means over seeds, with bands.
+    Runs are grouped by sweep and then by strategy, so that curves are means over seeds, with bands.
 
     Args:
         project: "entity/project".
@@ -74,10 +74,10 @@ def workspace(project: str, metrics: tuple[str, str]) -> Layout:
 
 
 def create(project: str, metrics: tuple[str, str]) -> str:
-    """Save the layout as a view of the project; returns its address.
+    """Save the workspace as a view of the project; returns its address.
 
     Raises:
-        ValueError: What `workspace` raises, or Weights & Biases does not answer.
+        ValueError: As `workspace`, or Weights & Biases does not answer.
     """
     layout = workspace(project, metrics)
     try:

@@ -1,4 +1,4 @@
-"""A run's page: one HTML file that draws what the run's folder holds, and needs nothing else to be read."""
+"""The page of a run: one HTML file that shows the run's folder and needs no other file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hwnas.reports.template import write_page
 from hwnas.reports.view import NUM_SHADES, Point, View
 from hwnas.runs.folder import Run, read_run
 from hwnas.runs.result import Result
-from hwnas.runs.units import SUFFIXES, count, quantity, text
+from hwnas.runs.units import SUFFIXES, count, difference, duration, listed, quantity, text
 from hwnas.searches.exact import YARDSTICKS, regret_in_words
 from hwnas.searches.indicators import Hypervolume
 from hwnas.searches.outcome import remarks, virtual_clock
@@ -52,7 +52,7 @@ def write_report(folder: Path, result: Result | None = None) -> Path:
 
     Args:
         folder: The run's folder.
-        result: What was found; None reads it, and if there is none the run is unfinished.
+        result: The run's result; None reads result.json, without which the run is unfinished.
 
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
@@ -76,7 +76,7 @@ def write_sweep_report(folder: Path) -> Path:
 
 
 def page(run: Run) -> dict[str, object]:
-    """The values of the template: everything is decided here, the template only arranges it."""
+    """The values of the template, which only arranges them."""
     view = View(run)
     return {
         "run": run,
@@ -89,7 +89,7 @@ def page(run: Run) -> dict[str, object]:
         "goals": [("high" if objective.goal == "max" else "low") for objective in run.objectives],
         "node_radius": NODE_RADIUS,
         "num_shades": NUM_SHADES,
-        "most_figures": sections.MOST_FIGURES,
+        "max_figures": sections.MAX_FIGURES,
         "count": count,
         "last_generation": max(trial.generation for trial in run.trials),
         **{name: section(view) for name, section in SECTIONS.items()},
@@ -97,7 +97,7 @@ def page(run: Run) -> dict[str, object]:
 
 
 def _protocol(view: View) -> str:
-    """A sentence on which images validate; empty where the run looks at none, or is older than the choice."""
+    """A sentence on the images that validate; empty if the run uses none, or knows no split."""
     run = view.run
     split, fraction, benchmark = _images(run)
     if run.names["evaluator"] in ("table", "toy") or split is None:
@@ -108,16 +108,16 @@ def _protocol(view: View) -> str:
 
 
 def _images(run: Run) -> tuple[str | None, float, str]:
-    """The rule by which images validate, None where there is none; its share; their name in benchmarks."""
+    """The rule of the split, None if there is none; its fraction; the benchmark's name of the images."""
     keys = ("split", "valid_fraction", "benchmark", "name")
     split, fraction, benchmark, name = (OmegaConf.select(run.config, f"dataset.{key}") for key in keys)
-    share = float(fraction) if isinstance(fraction, float | int) else 0.0
-    return None if split is None else str(split), share, str(benchmark or name)
+    held_out = float(fraction) if isinstance(fraction, float | int) else 0.0
+    return None if split is None else str(split), held_out, str(benchmark or name)
 
 
 @dataclass(frozen=True)
 class BesideThePaper:
-    """Rows of (figure, published, this run), and a sentence on what differs."""
+    """Rows of (figure, published, this run), and the differences from the paper in words."""
 
     method: str
     paper: Paper
@@ -126,7 +126,7 @@ class BesideThePaper:
 
 
 def _published(view: View) -> BesideThePaper | None:
-    """What is published for the run's experiment beside what the run got; None where nothing is."""
+    """Published figures of the run's experiment beside the run's own; None if there are none."""
     run = view.run
     of = EXPERIMENTS.get(run.names.get("experiment", ""))
     if of is None or run.result is None:
@@ -151,26 +151,26 @@ def _published(view: View) -> BesideThePaper | None:
         return None
     given = [o for o in run.overrides if not o.startswith(("experiment=", "logger=", "hydra", "seed="))]
     differs = [of.differs] if of.differs else []
-    differs.append(f"This is one run, of seed {run.config.seed}.")
+    differs.append(f"This is one run, with seed {run.config.seed}.")
     if given:
-        differs.append(f"Settings of this run beside the experiment's: {' '.join(given)}.")
+        differs.append(f"This run changes settings of the experiment: {' '.join(given)}.")
     return BesideThePaper(of.method, PAPERS[of.method], rows, " ".join(differs))
 
 
 def _test_accuracy(result: Result, trained: FinalNetwork | None) -> str:
-    """Of the network that the strategy returns, if it is one, else of the best; looked up or trained."""
+    """Test accuracy of the network that the strategy returns, or of the best one if it returns several."""
     network = result.result[0] if len(result.result) == 1 else result.best
     value = trained.test_acc if trained else network.metrics.get("test_acc") if network else None
     return "not known: it was not trained from scratch" if value is None else text("test_acc", value)
 
 
-def _spoken(limit: Limit) -> str:
+def _phrase(limit: Limit) -> str:
     sign = "≤" if limit.goal == "min" else "≥"
     return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
 
 
 def _limits(view: View) -> list[str]:
-    return [_spoken(limit) for limit in view.run.limits]
+    return [_phrase(limit) for limit in view.run.limits]
 
 
 def _closest(view: View) -> str:
@@ -178,13 +178,12 @@ def _closest(view: View) -> str:
     near = closest(run.trials, run.limits)
     if near is None:
         return ""
-    values = ", ".join(f"{quantity(name).name} {text(name, value)}" for name, value in near.metrics.items())
     arch = run.space.to_str(near.genotype)
-    return f"the closest is {arch}: {values}. Raise a limit, or search longer (more generations)."
+    return f"The closest is {arch}: {listed(near.metrics)}. Raise a limit, or search for more generations."
 
 
 def _clouds(view: View) -> list[tuple[str, str]]:
-    """(style, path) of the dots of all networks that are not drawn one by one."""
+    """(style, path) of the dots of all networks that have no mark of their own."""
     groups: dict[str, list[tuple[float, float]]] = {}
     places = view.plot.places if view.plot else []
     for trial, style, at in zip(view.networks, view.shades, places, strict=True):
@@ -194,18 +193,17 @@ def _clouds(view: View) -> list[tuple[str, str]]:
 
 
 def _generations(view: View) -> list[LineChart]:
-    """Line charts: over evaluations the hypervolume and the best so far, over generations the population."""
-    run = view.run
-    groups = [list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)]
+    """Line charts: hypervolume and best so far over evaluations, the population over generations."""
+    run, groups = view.run, view.generations
     hypervolume = Hypervolume(run.objectives)
-    known = run.result.hypervolume if run.result else None
-    curve = known or [hypervolume.add(group) for group in groups]
+    curve = run.result.hypervolume if run.result else None
+    curve = curve or tuple(hypervolume.add(group) for group in groups)
     counts = list(itertools.accumulate(map(len, groups)))
     charts = [line_chart("hypervolume", "hypervolume", "evaluations", counts, curve)]
-    if (truth := run.truth) is not None:
+    if (exact := run.truth) is not None:
         for key, name, values in (
-            ("hypervolume_ratio", "of the true hypervolume", truth.hypervolume_ratio),
-            ("igd_plus", "distance to the true front", truth.igd_plus),
+            ("hypervolume_ratio", "of the true hypervolume", exact.hypervolume_ratio),
+            ("igd_plus", "distance to the true front", exact.igd_plus),
         ):
             if any(map(math.isfinite, values)):
                 charts.append(line_chart(name, key, "evaluations", counts, values))
@@ -213,8 +211,8 @@ def _generations(view: View) -> list[LineChart]:
     if any(map(math.isfinite, reached)):
         charts.append(line_chart(title, run.objectives[0].metric, "evaluations", counts, reached))
     for objective in run.objectives:
-        told = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
-        means = [sum(values) / len(values) if values else math.inf for values in told]
+        known = [[v for t in group if math.isfinite(v := t.metrics[objective.metric])] for group in groups]
+        means = [sum(values) / len(values) if values else math.inf for values in known]
         if any(map(math.isfinite, means)):
             generations = [group[0].generation for group in groups]
             name = f"mean {quantity(objective.metric).name}"
@@ -224,9 +222,9 @@ def _generations(view: View) -> list[LineChart]:
 
 
 def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
-    """The mean cost diversity of the architectures asked for together, in squared units of the cost.
+    """The mean cost diversity of each population, in squared units of the cost.
 
-    Source: chibar of MO-HDNAS, eq. 4. None where the cost has no unit, or nothing is supported.
+    None if the cost has no unit, or if no network is supported. Source: chibar of MO-HDNAS, eq. 4.
     """
     stem, _, unit = run.objectives[1].metric.rpartition("_")
     if unit not in SUFFIXES:
@@ -244,26 +242,21 @@ def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
 
 
 def _truth(view: View) -> str:
-    """A sentence on how far the answer is from the best network in the space; empty where nobody knows."""
-    run, truth = view.run, view.run.truth
-    if truth is None:
+    """A sentence on the distance of the answer from the best network in the space; empty if it is unknown."""
+    run, exact = view.run, view.run.truth
+    if exact is None:
         return _looked_up(run)
-    sentence = f"The dashed line is the true front, of {len(truth.front)} networks"
-    sentence += f"; this search covers {truth.hypervolume_ratio[-1]:.1%} of its hypervolume"
-    if truth.best is not None and truth.regret:
-        sentence += f". {regret_in_words(truth.regret, ' within the limits' if run.limits else '')}"
+    sentence = f"The dashed line is the true front, of {len(exact.front)} networks"
+    sentence += f"; this search covers {exact.hypervolume_ratio[-1]:.1%} of its hypervolume"
+    if exact.best is not None and exact.regret:
+        sentence += f". {regret_in_words(exact.regret, ' within the limits' if run.limits else '')}"
     return sentence + "."
 
 
 def _yardsticks(view: View) -> list[tuple[str, str, str]]:
-    """(what it is, its figures, its architecture) of networks that are known exactly, where costs add up."""
-    rows = []
-    for name, network in ((view.run.result.yardsticks if view.run.result else None) or {}).items():
-        figures = ", ".join(
-            f"{quantity(metric).name} {text(metric, value)}" for metric, value in network.metrics.items()
-        )
-        rows.append((YARDSTICKS[name], figures, network.arch))
-    return rows
+    """(title, figures, architecture) of networks that are known exactly because costs are sums."""
+    known = view.run.result.yardsticks if view.run.result else None
+    return [(YARDSTICKS[name], listed(of.metrics), of.arch) for name, of in (known or {}).items()]
 
 
 @dataclass(frozen=True)
@@ -273,7 +266,7 @@ class TransferTable:
     Attributes:
         rows: (device, quality, architecture, (cost, verdict, style) per device).
         limits: (device, its limits in words).
-        among: Which networks were compared, in words.
+        among: The networks that were compared, in words.
         quality: Name of the quality.
     """
 
@@ -284,7 +277,7 @@ class TransferTable:
 
 
 def _transfer(view: View) -> TransferTable | None:
-    """The table of each device's best network on every device, written out; None for a run on one device."""
+    """The best network of each device on every device; None for a run on one device."""
     run = view.run
     transfer = run.result.transfer if run.result else None
     if transfer is None:
@@ -303,9 +296,9 @@ def _transfer(view: View) -> TransferTable | None:
                 verdict = "not supported" if math.isinf(excess) else f"{excess:.0%} beyond the limit"
                 cells.append((text(metric, value), verdict, "over"))
             elif regret is not None:
-                lost = f"{100 * regret:.2f} points" if quality.endswith("_acc") else f"{regret:.4g}"
                 own = regret == 0
-                cells.append((text(metric, value), "the best there" if own else f"− {lost}", "own" * own))
+                verdict = "the best there" if own else f"− {difference(quality, regret)}"
+                cells.append((text(metric, value), verdict, "own" * own))
         title = "all of them" if row.device is None else row.device
         reached = "" if network is None else text(quality, network.metrics[quality])
         rows.append(
@@ -314,7 +307,7 @@ def _transfer(view: View) -> TransferTable | None:
     limits = [
         (
             device,
-            ", ".join(_spoken(Limit(metric, bound, run.plan.goal(metric))) for metric, bound in own.items()),
+            ", ".join(_phrase(Limit(metric, bound, run.plan.goal(metric))) for metric, bound in own.items()),
         )
         for device, own in transfer.limits.items()
     ]
@@ -322,7 +315,7 @@ def _transfer(view: View) -> TransferTable | None:
 
 
 def _looked_up(run: Run) -> str:
-    """A sentence on how good the answer of an estimate really is, where a benchmark's table knows it."""
+    """A sentence on the true quality of the answer, from a benchmark's table; empty without one."""
     figures = run.result.looked_up if run.result else None
     if not figures:
         return ""
@@ -337,11 +330,11 @@ def _looked_up(run: Run) -> str:
         )
         for name, one in figures.items()
     ]
-    return f"Looked up in a benchmark's table, which the search never saw: the best has {'; '.join(parts)}."
+    return f"Looked up in a benchmark's table, which the search did not use: the best has {'; '.join(parts)}."
 
 
 def _cells(view: View) -> list[tuple[str, Point]]:
-    """(title, point) of the networks worth a look; one that is several things at once comes once."""
+    """(title, point) of the best network, the knee, and the cheapest on the front; each network once."""
     titles: dict[Genotype, list[str]] = {}
     if view.best is not None:
         titles.setdefault(view.best.genotype, []).append("best feasible" if view.run.limits else "best")
@@ -349,7 +342,7 @@ def _cells(view: View) -> list[tuple[str, Point]]:
         titles.setdefault(view.knee.genotype, []).append("knee of the front")
         titles.setdefault(view.front[0].genotype, []).append("cheapest on the front")
     by_genotype = {point.genotype: point for point in view.points}
-    return [(", ".join(what), by_genotype[genotype]) for genotype, what in titles.items()]
+    return [(", ".join(words), by_genotype[genotype]) for genotype, words in titles.items()]
 
 
 def _csv(view: View) -> str:
@@ -366,7 +359,7 @@ def _csv(view: View) -> str:
 
 @dataclass(frozen=True)
 class FinalNetwork:
-    """The network that was trained from scratch: (name, value) of its figures, and learning curves."""
+    """The network that was trained from scratch, with (name, value) of its figures and learning curves."""
 
     arch: str
     test_acc: float
@@ -387,14 +380,8 @@ def _trained(view: View) -> FinalNetwork | None:
     try:
         epochs = [float(row["epoch"]) for row in rows]
         charts = [
-            line_chart("training loss", "loss", "epoch", epochs, [float(row["loss"]) for row in rows]),
-            line_chart(
-                "training accuracy",
-                "train_acc",
-                "epoch",
-                epochs,
-                [float(row["train_acc"]) for row in rows],
-            ),
+            line_chart(f"training {name}", key, "epoch", epochs, [float(row[key]) for row in rows])
+            for name, key in (("loss", "loss"), ("accuracy", "train_acc"))
         ]
         facts = [
             (quantity(name).name, text(name, figures[name]))
@@ -429,13 +416,12 @@ def _headline(view: View) -> list[tuple[str, str]]:
     row.append((f"{len(run.trials):,}", f"evaluations, {len(unique(run.trials)):,} different networks"))
     if run.result:
         row.append((f"{run.result.evaluations.new:,}", "of them new, the others repeated or already stored"))
-        seconds = run.result.seconds["total"]
-        row.append((f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "in all"))
+        row.append((duration(run.result.seconds["total"]), "in all"))
     return row
 
 
 def _phases(view: View) -> list[tuple[str, str, float]]:
-    """(phase, seconds, percent of the whole) in order; the last are short ones and what no phase covers."""
+    """(phase, seconds, percent of the whole) in order; the last entry is all the remaining time."""
     seconds = view.run.result.seconds if view.run.result else {}
     phases = [
         (PHASES.get(name, name), spent)
@@ -443,7 +429,7 @@ def _phases(view: View) -> list[tuple[str, str, float]]:
         if name != "total" and spent >= 0.05
     ]
     whole = max(seconds.get("total", 0.0), sum(spent for _, spent in phases)) or 1.0
-    phases.append(("starting, and all else", whole - sum(spent for _, spent in phases)))
+    phases.append(("start, and everything else", whole - sum(spent for _, spent in phases)))
     return [(name, f"{spent:.1f} s", round(100 * spent / whole, 2)) for name, spent in phases]
 
 
@@ -457,7 +443,7 @@ def _evaluations(view: View) -> list[tuple[str, str, float]]:
 
 
 def _ledger(view: View) -> list[tuple[str, str]]:
-    """(what, number) of the evaluations; empty for an unfinished run."""
+    """(name, number) of counts of evaluations; empty for an unfinished run."""
     run = view.run
     if not run.result:
         return []
@@ -475,12 +461,12 @@ def _ledger(view: View) -> list[tuple[str, str]]:
     if seconds is not None:
         rows.append(("time of the search per evaluation", f"{1000 * seconds / counts.asked:.3g} ms"))
     if virtual is not None:
-        rows.append(("training time that the benchmark spared", f"{virtual / 3600:,.1f} GPU hours"))
+        rows.append(("training time that the benchmark saved", f"{virtual / 3600:,.1f} GPU hours"))
     return rows
 
 
 def _next(view: View) -> str | None:
-    """The command that a user may want now; None if there is nothing left to do."""
+    """The next command for this run; None if nothing is left to do."""
     run = view.run
     if not run.result:
         return shlex.join(["hwnas", "search", f"resume={run.folder}"])
@@ -506,7 +492,7 @@ def _yaml(view: View) -> str:
 
 
 def _versions(view: View) -> dict[str, str]:
-    """Of what draws the page, and of each evaluator's answers."""
+    """Versions of the software that draws the page, and of each evaluator's answers."""
     known = view.run.result.versions if view.run.result else {}
     own = {"hwnas": _version("hwnas"), "torch": _version("torch"), "python": python_version()}
     return {**own, **known}
@@ -552,4 +538,4 @@ SECTIONS: dict[str, Callable[[View], object]] = {
     "versions": _versions,
     "data": sections.data,
 }
-"""What the template arranges, by the name that it has there, in the order of the page."""
+"""Sections by their names in the template, in the order of the page."""

@@ -1,17 +1,17 @@
-"""What a device profile holds, as a page, as a table in the terminal, and beside another profile."""
+"""Device profiles as pages, as tables in the terminal, and compared with each other."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from hwnas.core import FloatArray, SearchSpace
 from hwnas.devices.profile import Profile
-from hwnas.reports.charts import Axis, axis
+from hwnas.reports.charts import Axis, axis, from_top
 from hwnas.runs.units import quantity, text
 from hwnas.spaces.capabilities import drawing
 
@@ -19,17 +19,17 @@ NUM_COMPARED = 1000
 """Random networks that a comparison ranks."""
 
 NUM_FURTHEST = 3
-"""Operations that differ most from the typical ratio and are named."""
+"""Operations that a comparison names, those that differ most from the typical ratio."""
 
 
 @dataclass(frozen=True)
 class Additivity:
-    """Predicted against measured networks.
+    """Predicted against measured costs of networks.
 
     Attributes:
         x: Axis of the measured cost.
-        y: Axis of the predicted cost, the same range.
-        points: (x, y from the top, whether the fit has seen the network, its text) in percent.
+        y: Axis of the predicted cost, with the same range.
+        points: (x, y from the top, whether the fit used the network, its text) in percent.
         note: R2, Spearman and errors in words.
     """
 
@@ -41,16 +41,16 @@ class Additivity:
 
 @dataclass(frozen=True)
 class Bar:
-    """One operation.
+    """Timings of one operation; positions are in percent of the longest bar.
 
     Attributes:
-        name: Its kind and place.
-        low: Start of the middle half of its timings, in percent of the longest bar.
-        middle: The median.
+        name: Kind of the operation.
+        low: Start of the middle half of the timings.
+        middle: Median.
         high: End of the middle half.
-        cost: What is written beside it.
-        note: Spread and rounds.
-        noisy: Whether it stayed noisy.
+        cost: Median, written out.
+        note: Spread and rounds in words.
+        noisy: Whether the timings are noisy.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Bar:
 
 
 def table(profile: Profile, space: SearchSpace) -> list[str]:
-    """The profile's operations as lines of text; a fitted one's are costs per edge and operation."""
+    """The profile's operations as lines of text; a fitted profile has costs per edge and operation."""
     if not profile.operations:
         return _edges(profile, space)
     width = max(map(len, profile.operations))
@@ -82,7 +82,7 @@ def _edges(profile: Profile, space: SearchSpace) -> list[str]:
     lines, names = [], [slot.name for slot in drawing(space).slots]
     width = max(map(len, names))
     for metric, cost in profile.costs.items():
-        lines.append(f"{metric}: {cost.base:.4g} and, by edge ({len(cost.pairs)} pairs of edges add to it):")
+        lines.append(f"{metric}: {cost.base:.4g}, plus per edge ({len(cost.pairs)} pairs of edges add more):")
         lines.append(" " * (width + 2) + "".join(f"{name:>15}" for name in space.ops))
         lines += [
             f"{name:>{width}}  " + "".join(f"{value:15.4g}" for value in values)
@@ -100,7 +100,7 @@ def page(profile: Profile, space: SearchSpace) -> dict[str, object]:
             ("R²", f"{unseen['r2']:.4f}"),
             ("Spearman", f"{unseen['spearman']:.3f}"),
             ("median error", f"{unseen['median_error']:.1%}"),
-            ("networks not fitted to", f"{unseen['networks']:,}"),
+            ("networks outside the fit", f"{unseen['networks']:,}"),
         ],
         "noisy": sum(bool(row.get("noisy")) for row in profile.operations.values()),
         "groups": _groups(profile),
@@ -119,7 +119,7 @@ def page(profile: Profile, space: SearchSpace) -> dict[str, object]:
 
 
 def _groups(profile: Profile) -> list[tuple[str, list[Bar]]]:
-    """Operations by where they stand, the costliest first."""
+    """Operations by place, the most expensive first."""
     if not profile.operations:
         return []
     longest = max(row["median_ms"] + row["iqr_ms"] / 2 for row in profile.operations.values())
@@ -144,23 +144,20 @@ def _additivity(profile: Profile, metric: str) -> Additivity:
     assert profile.networks is not None
     measured, predicted = profile.networks.measured[metric], profile.networks.predicted[metric]
     both = [*measured, *predicted]
-    axes = [axis(metric, both, num_ticks=number, allow_log=min(both) > 0) for number in (6, 6)]
+    scale = axis(metric, both, allow_log=min(both) > 0)
     check = profile.check[metric]
     error = np.mean([abs(p - m) / m for m, p in zip(measured, predicted, strict=True) if m > 0])
     note = (
         f"R² {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error {check['median_error']:.1%} "
-        f"on {check['networks']:,} networks that were not fitted to; mean error of all drawn {error:.1%}"
+        f"on {check['networks']:,} networks outside the fit; mean error of all networks drawn {error:.1%}"
     )
     points = [
-        (axes[0].at(m), round(100 - axes[1].at(p), 2), number < profile.networks.fitted, arch)
+        (scale.at(m), from_top(scale.at(p)), number < profile.networks.fitted, arch)
         for number, (m, p, arch) in enumerate(zip(measured, predicted, profile.networks.archs, strict=True))
     ]
     name = quantity(metric).label
-    return Additivity(_named(axes[0], f"measured {name}"), _named(axes[1], f"predicted {name}"), points, note)
-
-
-def _named(scale: Axis, label: str) -> Axis:
-    return Axis(label, scale.low, scale.high, scale.ticks, scale.log)
+    x, y = (replace(scale, label=f"{how} {name}") for how in ("measured", "predicted"))
+    return Additivity(x, y, points, note)
 
 
 @dataclass(frozen=True)
@@ -194,16 +191,16 @@ def _edge_tables(profile: Profile, space: SearchSpace) -> list[EdgeTable]:
 
 
 def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list[str]:
-    """How two devices differ, in lines of text: operations by ratio, ranks of networks, worst disagreements.
+    """Differences of two devices as lines of text: ratios of operations, ranks of networks, disagreements.
 
     Args:
         a: A profile.
-        b: Another of the same space.
+        b: Another profile of the same space.
         space: The space.
-        seed: Of the choice of the networks.
+        seed: Seed of the random networks.
 
     Raises:
-        ValueError: They have no metric in common.
+        ValueError: The profiles have no metric in common.
     """
     metrics = [metric for metric in a.costs if metric in b.costs]
     if not metrics:
@@ -224,7 +221,7 @@ def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list
         typical = float(np.median(list(ratios.values())))
         far = sorted(ratios, key=lambda name: -abs(np.log(ratios[name] / typical)))[:NUM_FURTHEST]
         lines.append(
-            f"an operation typically takes {typical:.2f} times as long on b; furthest from that: "
+            f"an operation typically takes {typical:.2f} times as long on b; furthest from this: "
             + ", ".join(f"{name} ({ratios[name] / typical:.2f})" for name in far)
         )
     genotypes = space.sample(np.random.default_rng(seed), NUM_COMPARED)
@@ -240,7 +237,7 @@ def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list
 
 
 def _disagreements(metric: str, first: FloatArray, second: FloatArray, names: Sequence[str]) -> list[str]:
-    """The networks whose ranks differ most, once cheap on a and once on b."""
+    """The networks whose ranks differ most: one that is cheaper on a, one that is cheaper on b."""
     ranks = [values.argsort().argsort() / (len(values) - 1) for values in (first, second)]
     difference = ranks[1] - ranks[0]
     lines = []

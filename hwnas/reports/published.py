@@ -1,6 +1,6 @@
-"""Figures that papers publish for the experiments in conf/ and for named architectures.
+"""Published figures for the experiments in conf/ and for named architectures.
 
-They are from the papers' tables, as the authors' repositories show them; docs/published.md has our commands.
+They are from the papers' tables, as the authors' repositories show them; docs/published.md has the commands.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ class Paper:
     """A paper.
 
     Args:
-        title: Its title.
-        venue: Where and when it appeared.
-        url: Where it can be read.
+        title: Title.
+        venue: Conference or journal, and year.
+        url: Address of the text.
     """
 
     title: str
@@ -58,15 +58,15 @@ PAPERS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is published for an experiment.
+    """Published figures for an experiment.
 
     Args:
         method: Key of `PAPERS`.
         test_acc: Test accuracy in percent with its deviation, by the benchmark's name of the data set.
-        of: What these accuracies are of.
+        of: The networks or runs of these accuracies, in words.
         fpga: Test accuracy on CIFAR-100, by the limit in ms on the FPGA's latency.
-        diversity: Published mean cost diversity of the last population, in ms², for the FPGA and CIFAR-10.
-        differs: What differs from the paper in every run of the experiment.
+        diversity: Mean cost diversity of the last population, in ms², for the FPGA and CIFAR-10.
+        differs: Differences of every run of the experiment from the paper, in words.
     """
 
     method: str
@@ -79,7 +79,7 @@ class Experiment:
 
 _SMALL = "A small supernet on 16x16 images for few epochs, fewer generations, the seeded split."
 _DIVERSITY = "178 (Fig. 6, three objectives, generation 100)"
-_FPGA = {  # read off MO-HDNAS' Fig. 5, which plots HW-EvRSNAS: to about half a point
+_FPGA = {  # of HW-EvRSNAS, read off MO-HDNAS' Fig. 5 to about half a point
     limit: f"about {acc} % (read off MO-HDNAS' Fig. 5)"
     for limit, acc in {
         2.0: 64.7,
@@ -97,29 +97,30 @@ _NASBENCH201 = {
     "evnas": Experiment(
         "EvNAS",
         {"cifar10": "92.18 ± 1.11", "cifar100": "66.74 ± 3.08", "imagenet16": "39.00 ± 0.44"},
-        differs="The table has the mean accuracy of a network's trainings.",
+        differs="The table has the mean accuracy over a network's trainings.",
     ),
     "cmanas": Experiment(
         "CMANAS",
         {"cifar10": "92.05 ± 0.26", "cifar100": "67.81 ± 0.15", "imagenet16": "39.77 ± 0.57"},
-        differs="100 epochs and generations are our choice (not published); theirs computes in float64.",
+        differs="100 epochs and generations are our choice (not published); the authors compute in float64.",
     ),
     "nevonas": Experiment(
         "NEvoNAS",
         {"cifar10": "93.50 ± 0.30", "cifar100": "71.51 ± 0.52", "imagenet16": "45.30 ± 0.82"},
-        differs="Its code returns the network of the front with the best test accuracy, ours the fittest.",
+        differs="The authors' code returns the network with the best test accuracy, ours the fittest one.",
     ),
     "pevonas": Experiment(
         "pEvoNAS",
         {"cifar10": "93.63 ± 0.42", "cifar100": "69.05 ± 1.99", "imagenet16": "39.98 ± 3.76"},
-        differs="Supernets inherit weights, as in the better row of its table, not as in its configuration.",
+        differs="Supernets inherit weights, as in the better row of the paper's table; the published "
+        "configuration does not.",
     ),
 }
 _H12 = Experiment(
     "CMANAS",
     {"cifar10": "94.06 ± 0.34", "cifar100": "72.26 ± 0.84", "imagenet16": "45.69 ± 0.88"},
     "CMANAS-h12-Ep100, mean and deviation over runs",
-    differs="Theirs looks up one training at random, the table has the mean.",
+    differs="The authors look up one training at random; the table here has the mean.",
 )
 _TRAINED = "its best cell after 600 epochs of final training"
 EXPERIMENTS: dict[str, Experiment] = {
@@ -187,12 +188,15 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
     "pevonas_c100b": {"cifar100": "82.44"},
     "pevonas_c100c": {"cifar100": "82.23"},
 }
-"""Test accuracies of presets of the DARTS space in percent, by data set: 600 epochs at C=36 and 20 cells with
-`trainer=darts` and `dataset.cutout=16`; on ImageNet 250 epochs at C=48 and 14 cells by `trainer=imagenet`."""
+"""Published test accuracies of presets of the DARTS space in percent, by data set.
+
+CIFAR: 600 epochs at C=36 and 20 cells with `trainer=darts` and `dataset.cutout=16`. ImageNet: 250 epochs at
+C=48 and 14 cells with `trainer=imagenet`.
+"""
 
 
 def of_architecture(arch: str, benchmark: str) -> str:
-    """A sentence on what is published for a named architecture; empty where nothing is known."""
+    """A sentence with the published accuracy of a named architecture; empty if there is none."""
     value = ARCHITECTURES.get(arch, {}).get(benchmark)
     if value is None:
         return ""

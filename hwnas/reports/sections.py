@@ -1,4 +1,4 @@
-"""The parts of a run's page that explain it; numbers and words, which the template arranges."""
+"""Sections of a run's page that analyse the run, as numbers and words for the template."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Trial, violations
 from hwnas.reports import view as drawn
-from hwnas.reports.charts import Axis, axis, dots, from_top
+from hwnas.reports.charts import Axis, Scatter, axis, dots, from_top
 from hwnas.reports.view import View
 from hwnas.runs.folder import Run
 from hwnas.runs.result import Effects
@@ -29,17 +29,17 @@ from hwnas.searches.analysis import (
 )
 from hwnas.spaces.drawing import Drawing
 
-MOST_NEAREST = 4_000
-"""For at most so many networks the nearest earlier one is sought; beyond, for those of the front."""
+MAX_NEAREST = 4_000
+"""Networks up to which each gets its nearest earlier network; with more, only those of the front get it."""
 
-MOST_FIGURES = 24
-"""Steps of the winner's lineage that are drawn, not only written."""
+MAX_FIGURES = 24
+"""Steps of the best network's lineage that are drawn; all others are only described."""
 
 LABEL_ROOM = 12.0
-"""Percent of the plot's width that a decile's label needs on a phone."""
+"""Width of a decile's label on a phone, in percent of the plot."""
 
 NUM_BINS = 24
-"""Points in time of the operations' frequencies."""
+"""Points in time for which frequencies of operations are computed."""
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SIGNIFICANT = 6
@@ -47,12 +47,12 @@ SIGNIFICANT = 6
 
 
 def signed(metric: str, value: float, largest: float | None = None) -> str:
-    """A difference with its sign and unit; accuracies in points.
+    """A difference with its sign and unit; accuracies are in points.
 
     Args:
-        metric: Chooses the unit.
+        metric: Name of the metric.
         value: The difference, in the metric's own unit.
-        largest: As many decimals as this one needs for three digits; None: as the value itself needs.
+        largest: The value that is written with three digits; `value` gets the same decimals. None: `value`.
     """
     size = abs(value) if largest is None else abs(largest)
     how = quantity(metric, size)
@@ -64,8 +64,8 @@ def signed(metric: str, value: float, largest: float | None = None) -> str:
     return f"{sign}{digits}{unit}"
 
 
-def said(shape: Drawing, space: SearchSpace, a: Genotype, b: Genotype) -> list[str]:
-    """What differs from one architecture to another, e.g. "in→1: skip_connect → none"."""
+def changes_in_words(shape: Drawing, space: SearchSpace, a: Genotype, b: Genotype) -> list[str]:
+    """Changes from one architecture to another, e.g. "in→1: skip_connect → none"."""
     return [
         f"{shape.slots[edge].name}: {space.ops[one]} → {space.ops[other]}"
         for edge, one, other in changes(a, b)
@@ -73,14 +73,14 @@ def said(shape: Drawing, space: SearchSpace, a: Genotype, b: Genotype) -> list[s
 
 
 def template(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str] | None:
-    """What stands before, between and after the operations' names in the text of every architecture.
+    """The texts before, between and after the names of operations, which all architectures have in common.
 
     Args:
-        space: Writes the texts.
-        genotypes: Up to 200 of them are tried.
+        space: The space.
+        genotypes: Architectures; up to 200 of them are compared.
 
     Returns:
-        None where texts are not of that form.
+        The texts, or None if architectures are not written in this form.
     """
     first = space.to_str(genotypes[0])
     parts, start = [], 0
@@ -100,52 +100,16 @@ def template(space: SearchSpace, genotypes: Sequence[Genotype]) -> list[str] | N
 
 
 def data(view: View) -> str:
-    """What the page's script needs, as compact JSON that may stand in HTML; empty without a plot."""
+    """Data for the page's script, as compact JSON that is safe inside HTML; empty without a plot."""
     if view.plot is None:
         return ""
-    run, shape, nets, told, optimal = view.run, view.drawing, view.networks, view.reported, view.front
+    run, shape, nets, optimal = view.run, view.drawing, view.networks, view.front
     names, best, pool = view.metrics, view.best, None if view.run.stationary else view.run.comparable
-    axes = {o.metric: at for o, at in zip(run.objectives, (view.plot.y, view.plot.x), strict=False)}
     rows = {trial.genotype: row for row, trial in enumerate(nets)}
-    metrics = []
-    for name in names:
-        known = [row for row, trial in enumerate(nets) if name in trial.metrics or name in told[row]]
-        values = [_rounded(nets[row].metrics.get(name, told[row].get(name, 0.0))) for row in known]
-        how = quantity(name)
-        entry: dict[str, object] = {
-            "key": name,
-            "name": how.name,
-            "unit": how.unit,
-            "factor": how.factor,
-            "prefixed": name in ("flops", "params"),
-            "goal": run.plan.goal(name),
-            "values": values,
-            "bound": next((limit.bound for limit in run.limits if limit.metric == name), None),
-        }
-        if len(known) < len(nets):
-            entry["rows"] = known
-        else:
-            bounds = [limit.bound for limit in run.limits if limit.metric == name]
-            front = [values[rows[trial.genotype]] for trial in optimal]
-            entry["axis"] = _axis(
-                axes.get(name)
-                or axis(name, values, keep=front, marks=bounds, allow_log=run.plan.goal(name) == "min")
-            )
-            entry["deciles"] = _deciles(run, name)
-        metrics.append(entry)
-    few = None if len(nets) <= MOST_NEAREST else [rows[trial.genotype] for trial in optimal]
+    few = None if len(nets) <= MAX_NEAREST else [rows[trial.genotype] for trial in optimal]
     near = nearest_earlier(run.space, nets, range(len(nets)) if few is None else few)
     parts = template(run.space, [trial.genotype for trial in nets])
-    known_after, repeats = [0], []
-    for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation):
-        asked = [rows[trial.genotype] for trial in group if trial.genotype in rows]
-        new = range(known_after[-1], max([known_after[-1], *(row + 1 for row in asked)]))
-        known_after.append(new.stop)
-        repeats.append(list((Counter(asked) - Counter(new)).elements()))
-    total = sum(map(len, repeats))
-    if total > drawn.MOST_DRAWN:  # a step of the slider shows some of what is asked for again
-        step = math.ceil(total / drawn.MOST_DRAWN)
-        repeats = [again[number % step :: step] for number, again in enumerate(repeats)]
+    known, repeats = _replay(view, rows)
     content: dict[str, object] = {
         "ops": shape.ops,
         "names": run.space.ops,
@@ -153,10 +117,10 @@ def data(view: View) -> str:
         "parts": parts,
         "archs": None if parts else [run.space.to_str(trial.genotype) for trial in nets],
         "genotypes": "".join(DIGITS[op] for trial in nets for op in trial.genotype),
-        "known": known_after[1:],
+        "known": known,
         "repeats": list(itertools.chain(*repeats)),
         "starts": list(itertools.accumulate(map(len, repeats), initial=0)),
-        "metrics": metrics,
+        "metrics": [_metric(view, view.plot, name, rows) for name in names],
         "objectives": [list(names).index(objective.metric) for objective in run.objectives],
         "front": [rows[trial.genotype] for trial in optimal],
         "best": rows[best.genotype] if best is not None else -1,
@@ -169,18 +133,54 @@ def data(view: View) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
+def _metric(view: View, plot: Scatter, name: str, rows: Mapping[Genotype, int]) -> dict[str, object]:
+    """A metric for the page's script; one that all networks have can be an axis."""
+    run, nets, reported = view.run, view.networks, view.reported
+    known = [row for row, trial in enumerate(nets) if name in trial.metrics or name in reported[row]]
+    values = [_rounded(nets[row].metrics.get(name, reported[row].get(name, 0.0))) for row in known]
+    bounds = [limit.bound for limit in run.limits if limit.metric == name]
+    how, goal = quantity(name), run.plan.goal(name)
+    entry: dict[str, object] = {
+        "key": name,
+        "name": how.name,
+        "unit": how.unit,
+        "factor": how.factor,
+        "prefixed": name in ("flops", "params"),
+        "goal": goal,
+        "values": values,
+        "bound": bounds[0] if bounds else None,
+    }
+    if len(known) < len(nets):
+        return {**entry, "rows": known}
+    objectives = zip(run.objectives, (plot.y, plot.x), strict=False)
+    own = next((of for objective, of in objectives if objective.metric == name), None)
+    front = [values[rows[trial.genotype]] for trial in view.front]
+    scale = own or axis(name, values, keep=front, marks=bounds, allow_log=goal == "min")
+    return {**entry, "axis": asdict(scale), "deciles": _deciles(run, name)}
+
+
+def _replay(view: View, rows: Mapping[Genotype, int]) -> tuple[list[int], list[list[int]]]:
+    """Per generation, the number of networks known after it, and the rows of those that it repeats."""
+    known, repeats = [0], []
+    for group in view.generations:
+        asked = [rows[trial.genotype] for trial in group if trial.genotype in rows]
+        new = range(known[-1], max([known[-1], *(row + 1 for row in asked)]))
+        known.append(new.stop)
+        repeats.append(list((Counter(asked) - Counter(new)).elements()))
+    step = max(
+        1, math.ceil(sum(map(len, repeats)) / drawn.MAX_DRAWN)
+    )  # of many repetitions only some are kept
+    return known[1:], [again[number % step :: step] for number, again in enumerate(repeats)]
+
+
 def _rounded(value: float) -> float | int:
     short = float(f"{value:.{SIGNIFICANT}g}")
     return int(short) if short.is_integer() else short
 
 
-def _axis(of: Axis) -> dict[str, object]:
-    return {"label": of.label, "low": of.low, "high": of.high, "ticks": of.ticks, "log": of.log}
-
-
 @dataclass(frozen=True)
 class Control:
-    """A metric that may be chosen as an objective or a limit; `factor` converts to the unit in its label."""
+    """A metric that can be chosen as an objective or a limit; `factor` converts to the unit in its label."""
 
     index: int
     metric: str
@@ -192,7 +192,7 @@ class Control:
 
 
 def controls(view: View) -> list[Control]:
-    """The metrics that every network has: what the page lets one choose as objectives and limit."""
+    """The metrics that all networks have; a reader of the page can choose among them."""
     run, nets = view.run, view.networks
     bounds = {limit.metric: limit.bound for limit in run.limits}
     found = []
@@ -214,7 +214,7 @@ def controls(view: View) -> list[Control]:
 
 
 def decile_lines(view: View) -> list[tuple[float, str]]:
-    """(position, label) of the space's deciles of the cost; every fourth has a label where there is room."""
+    """(position, label) of the space's deciles of the cost; every fourth has a label if there is room."""
     if view.plot is None:
         return []
     lines, free = [], 0.0
@@ -228,27 +228,27 @@ def decile_lines(view: View) -> list[tuple[float, str]]:
 
 
 def _deciles(run: Run, metric: str) -> tuple[float, ...]:
-    """The 0.1, 0.2, ..., 0.9 quantiles of a cost over the space; empty where they are not known."""
+    """The 0.1, 0.2, ..., 0.9 quantiles of a cost over the space; empty if they are unknown."""
     return run.result.deciles.get(metric, ())[1:10] if run.result else ()
 
 
 def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[float]]:
-    """Title and values, after each generation, of the regret; of the best quality where no truth is known.
+    """Title and values, after each generation, of the regret, or of the best quality if no optimum is known.
 
     Args:
         run: The run.
         groups: Its trials by generation.
 
     Returns:
-        Infinite while no network keeps the limits, and where values cannot be compared.
+        Title and values; infinite until a network keeps the limits, and if values cannot be compared.
     """
     quality = run.objectives[0]
     sign = 1.0 if quality.goal == "max" else -1.0
     values, reached = [], -math.inf
     for group in groups:
         kept = violations(group, run.limits) == 0
-        told = [sign * t.metrics[quality.metric] for t, keeps in zip(group, kept, strict=True) if keeps]
-        reached = max([reached, *told])
+        feasible = [sign * t.metrics[quality.metric] for t, keeps in zip(group, kept, strict=True) if keeps]
+        reached = max([reached, *feasible])
         values.append(sign * reached)
     if not run.stationary:
         return "", [math.inf]
@@ -260,7 +260,7 @@ def best_so_far(run: Run, groups: Sequence[Sequence[Trial]]) -> tuple[str, list[
 
 @dataclass(frozen=True)
 class Step:
-    """A network of the winner's lineage, what changed to get there, and its objectives written out."""
+    """A network of the best network's lineage: its changes from the step before, and its objectives."""
 
     generation: int
     genotype: Genotype
@@ -271,7 +271,7 @@ class Step:
 
 
 def lineage(view: View) -> list[Step]:
-    """The inferred steps to the best network, first one first; empty without one, or for a single step."""
+    """The inferred steps to the best network, in order; empty if there is none, or a single step."""
     run, best = view.run, view.best
     if best is None:
         return []
@@ -286,7 +286,9 @@ def lineage(view: View) -> list[Step]:
             trial.genotype,
             run.space.to_str(trial.genotype),
             changed=set() if one is None else {edge for edge, _, _ in changes(one.genotype, trial.genotype)},
-            changes=[] if one is None else said(view.drawing, run.space, one.genotype, trial.genotype),
+            changes=[]
+            if one is None
+            else changes_in_words(view.drawing, run.space, one.genotype, trial.genotype),
             texts=[text(o.metric, trial.metrics[o.metric]) for o in run.objectives],
         )
         for one, trial in zip(before, chain, strict=True)
@@ -295,83 +297,81 @@ def lineage(view: View) -> list[Step]:
 
 
 @dataclass(frozen=True)
-class Shares:
+class Frequencies:
     """Fractions of a decision's operations: areas over the generations, bars of the front, and in words."""
 
     name: str
     areas: list[tuple[str, str]]
     front: list[tuple[str, float, float]]
-    said: str
+    words: str
 
 
-def over_time(view: View) -> list[Shares]:
-    """Per decision the shares of its operations over the generations, as stacked areas, and on the front."""
+def over_time(view: View) -> list[Frequencies]:
+    """Per decision, fractions of its operations over the generations, as stacked areas, and on the front."""
     run, shape, optimal = view.run, view.drawing, view.front
-    groups = [
-        [trial.genotype for trial in group]
-        for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)
-    ]
-    size = run.space.alpha_shape
-    bins = np.array_split(np.arange(len(groups)), min(NUM_BINS, len(groups)))
-    shares = np.stack([frequencies([g for i in rows for g in groups[i]], size) for rows in bins])
+    size, num = run.space.alpha_shape, len(view.generations)
+    bins = np.array_split(np.arange(num), min(NUM_BINS, num))
+    over_bins = np.stack(
+        [frequencies([t.genotype for i in rows for t in view.generations[i]], size) for rows in bins]
+    )
     on_front = frequencies([t.genotype for t in optimal], size) if optimal else None
     return [
-        Shares(
+        Frequencies(
             slot.name,
-            areas=_areas(shape, shares[:, edge]),
+            areas=_areas(shape, over_bins[:, edge]),
             front=[] if on_front is None else _stack(shape, on_front[edge]),
-            said=_most(run.space, shares[0, edge], shares[-1, edge], on_front, edge),
+            words=_most(run.space, over_bins[0, edge], over_bins[-1, edge], on_front, edge),
         )
         for edge, slot in enumerate(shape.slots)
     ]
 
 
-def _areas(shape: Drawing, shares: FloatArray) -> list[tuple[str, str]]:
-    """(style, path) of stacked areas in a square of 100 by 100; shares has shape (bins, ops)."""
-    if len(shares) == 1:
-        shares = np.repeat(shares, 2, axis=0)
-    xs = np.linspace(0, 100, len(shares))
-    tops = 100 * np.cumsum(shares, axis=1)
+def _areas(shape: Drawing, fractions: FloatArray) -> list[tuple[str, str]]:
+    """(style, path) of stacked areas in a square of 100 by 100, for fractions of shape (bins, ops)."""
+    if len(fractions) == 1:
+        fractions = np.repeat(fractions, 2, axis=0)
+    xs = np.linspace(0, 100, len(fractions))
+    tops = 100 * np.cumsum(fractions, axis=1)
     areas = []
-    for op in np.flatnonzero(shares.any(axis=0)):
-        upper, lower = tops[:, op], tops[:, op] - 100 * shares[:, op]
+    for op in np.flatnonzero(fractions.any(axis=0)):
+        upper, lower = tops[:, op], tops[:, op] - 100 * fractions[:, op]
         points = [*zip(xs, upper, strict=True), *zip(xs[::-1], lower[::-1], strict=True)]
         path = "M" + "L".join(f"{x:.4g} {100 - y:.4g}" for x, y in points) + "z"
         areas.append((shape.ops[op][0], path))
     return areas
 
 
-def _stack(shape: Drawing, shares: FloatArray) -> list[tuple[str, float, float]]:
-    """(style, y, height) of one stacked bar of height 100."""
-    tops = 100 * np.cumsum(shares)
+def _stack(shape: Drawing, fractions: FloatArray) -> list[tuple[str, float, float]]:
+    """(style, y, height) of one stacked bar of height 100, for fractions of shape (ops,)."""
+    tops = 100 * np.cumsum(fractions)
     return [
-        (shape.ops[op][0], round(float(100 - tops[op]), 2), round(float(100 * shares[op]), 2))
-        for op in np.flatnonzero(shares)
+        (shape.ops[op][0], round(float(100 - tops[op]), 2), round(float(100 * fractions[op]), 2))
+        for op in np.flatnonzero(fractions)
     ]
 
 
 def _most(
     space: SearchSpace, first: FloatArray, last: FloatArray, on_front: FloatArray | None, edge: int
 ) -> str:
-    """The commonest operation at the start, at the end and on the front, in words."""
+    """The most frequent operation at the start, at the end and on the front, in words."""
     parts = [("first", first), ("last", last)] + ([] if on_front is None else [("front", on_front[edge])])
     return ", ".join(f"{when} {space.ops[of.argmax()]} {of.max():.0%}" for when, of in parts)
 
 
 @dataclass(frozen=True)
 class EffectsTable:
-    """What each operation (rows) does to a metric on each edge (columns), written out.
+    """Effects of each operation (rows) on a metric for each edge (columns), written out.
 
     Attributes:
-        name: The metric's name.
+        name: Name of the metric.
         source: "exact" or "fitted".
         r2: As in `Effects`.
         num: As in `Effects`.
-        mean: The metric on average.
-        rows: (text, effect from -1, worst, to 1, best); None where it is not known.
-        ranges: Per edge.
-        order: Edges, those of the largest range first.
-        best: Per edge the best operation.
+        mean: Mean of the metric.
+        rows: (text, effect from -1, worst, to 1, best); None if it is unknown.
+        ranges: Range of the effects per edge.
+        order: Edges by range, the largest first.
+        best: Best operation per edge.
     """
 
     name: str
@@ -386,7 +386,7 @@ class EffectsTable:
 
 
 def effects(view: View) -> list[EffectsTable]:
-    """Per objective what each operation does on each edge: exact where result.json knows it, else fitted."""
+    """Effects of operations per objective: exact if result.json has them, else fitted."""
     run, nets = view.run, view.networks
     exact = run.result.effects if run.result else {}
     found = []
@@ -397,7 +397,7 @@ def effects(view: View) -> list[EffectsTable]:
             if math.isinf(known.mean):
                 continue
         elif not run.stationary and objective == run.objectives[0]:
-            continue  # values of different weights cannot be compared
+            continue  # values from different weights cannot be compared
         else:
             values = np.array([trial.metrics[objective.metric] for trial in nets])
             fit = surrogate([trial.genotype for trial in nets], values, run.space.alpha_shape)
@@ -435,7 +435,7 @@ def _effects_table(objective: Objective, of: Effects, source: str) -> EffectsTab
 
 @dataclass(frozen=True)
 class Spending:
-    """Parts of a cost: (where, operation, what it adds, percent of all, length of its bar, alternatives)."""
+    """Parts of a cost: (place, operation, cost, percent of the sum, length of the bar, alternatives)."""
 
     name: str
     total: str
@@ -443,7 +443,7 @@ class Spending:
 
 
 def breakdown(view: View) -> list[Spending]:
-    """Per cost that is a sum what each operation of the best network adds, the largest first."""
+    """Per cost that is a sum, the cost of each operation of the best network, the largest first."""
     run, best = view.run, view.best
     if best is None:
         return []
@@ -487,7 +487,7 @@ def _percent(part: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class Proxy:
-    """The estimate against a true accuracy: Kendall's tau over all networks and the better half, and dots."""
+    """The estimate against a benchmark's accuracy: dots, and Kendall's tau of all and of the better half."""
 
     name: str
     tau: float
@@ -499,7 +499,7 @@ class Proxy:
 
 
 def proxies(view: View) -> list[Proxy]:
-    """Per accuracy that a benchmark's table knows, the estimate against it, with Kendall's tau."""
+    """The estimate against each accuracy of a benchmark's table, with Kendall's tau."""
     quality = view.run.objectives[0]
     columns: dict[str, list[tuple[float, float]]] = {}
     for trial, known in zip(view.networks, view.reported, strict=True):
@@ -530,7 +530,7 @@ def proxies(view: View) -> list[Proxy]:
 
 @dataclass(frozen=True)
 class Gap:
-    """A neighbour of the knee: the decisions that differ, also in words, and (metric, difference)."""
+    """A neighbour of the knee: decisions that differ, changes in words, and (metric, difference)."""
 
     title: str
     arch: str
@@ -541,13 +541,13 @@ class Gap:
 
 
 def knee_gaps(view: View) -> list[Gap]:
-    """What separates the knee of the front from its next cheaper and its next dearer network."""
+    """Differences of the knee from the next cheaper and the next more expensive network of the front."""
     run, knee = view.run, view.knee
     if knee is None:
         return []
     ordered = sorted(view.front, key=lambda trial: trial.metrics[run.objectives[1].metric])
     row, gaps = ordered.index(knee), []
-    for title, beside in (("the next cheaper one", row - 1), ("the next dearer one", row + 1)):
+    for title, beside in (("the next cheaper one", row - 1), ("the next more expensive one", row + 1)):
         if 0 <= beside < len(ordered):
             other = ordered[beside]
             gaps.append(
@@ -556,7 +556,7 @@ def knee_gaps(view: View) -> list[Gap]:
                     run.space.to_str(other.genotype),
                     other.genotype,
                     changed={edge for edge, _, _ in changes(knee.genotype, other.genotype)},
-                    changes=said(view.drawing, run.space, knee.genotype, other.genotype),
+                    changes=changes_in_words(view.drawing, run.space, knee.genotype, other.genotype),
                     differences=[
                         (quantity(o.metric).name, signed(o.metric, _difference(knee, other, o.metric)))
                         for o in run.objectives
@@ -567,6 +567,6 @@ def knee_gaps(view: View) -> list[Gap]:
 
 
 def _difference(a: Trial, b: Trial, metric: str) -> float:
-    """How much more `b` has; 0 where only rounding tells them apart."""
+    """The metric of `b` minus that of `a`; 0 if they differ by rounding only."""
     one, other = a.metrics[metric], b.metrics[metric]
     return 0.0 if math.isclose(one, other, rel_tol=1e-9) else other - one

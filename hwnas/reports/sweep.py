@@ -1,4 +1,4 @@
-"""The page of a sweep: all its runs side by side, in one HTML file that needs nothing else to be read."""
+"""The page of a sweep: all of its runs side by side, in one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hwnas.files import plain_yaml
 from hwnas.reports.charts import Axis, axis, from_top, steps
 from hwnas.runs.jobs import Jobs
 from hwnas.runs.result import Result, read_result
-from hwnas.runs.units import quantity, text
+from hwnas.runs.units import difference, duration, quantity, text
 from hwnas.spaces.drawing import NUM_COLOURS
 from hwnas.store import password
 
@@ -24,7 +24,7 @@ REPLICATE = "seed"
 
 K = TypeVar("K")
 Place = tuple[str, ...]
-"""Space, data set, device and objectives of runs that can be compared."""
+"""Space, data set, device and objectives; runs with the same ones can be compared."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Job:
 
     Args:
         name: Name of its folder.
-        settings: Its overrides by name.
-        result: What it found.
-        front: Objective values of its front's networks.
+        settings: Values of its overrides by name.
+        result: Its result.
+        front: Objective values of the networks on its front.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Job:
 
     @property
     def place(self) -> Place:
-        """Where runs can be compared: space, data set, device and objectives are the same."""
+        """Space, data set, device and objectives."""
         found = self.result
         return (found.search_space, found.dataset, found.device, *(o.metric for o in found.objectives))
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """The finished searches of a sweep, by name.
+    """The finished searches of a sweep, sorted by name.
 
     Raises:
         ValueError: A file of one of them is corrupt; says which.
@@ -72,7 +72,7 @@ def read_jobs(folder: Path) -> list[Job]:
 
 
 def varied(jobs: Sequence[Job]) -> list[str]:
-    """Names of the settings in which the runs differ, without the seed, in the order of the overrides."""
+    """Names of the settings in which the runs differ, except the seed, in the order of the overrides."""
     names = dict.fromkeys(name for job in jobs for name in job.settings)
     return [
         name for name in names if name != REPLICATE and len({job.settings.get(name, "") for job in jobs}) > 1
@@ -92,7 +92,7 @@ class Curves:
     """Curves of several kinds of runs in one plot.
 
     Args:
-        title: What it shows.
+        title: Title.
         x: Horizontal axis.
         y: Vertical axis.
         series: (name, colour, path, path of the band around it or "") per kind, in percent.
@@ -105,7 +105,7 @@ class Curves:
 
 
 def page(folder: Path) -> dict[str, object]:
-    """The values of the template: everything is decided here.
+    """The values of the template.
 
     Raises:
         ValueError: No run of the sweep has finished yet, or a file is corrupt.
@@ -140,9 +140,9 @@ def page(folder: Path) -> dict[str, object]:
             f"{sum(job.result.evaluations.new for job in jobs):,}",
             "of them new; the others were repeated or already stored",
         ),
-        (f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s", "of runs, one after another"),
+        (duration(seconds), "of runs, one after another"),
     ]
-    if energy is not None:  # several runs at once each count the whole machine
+    if energy is not None:  # runs at the same time each count the whole machine
         headline.append((f"{energy:.3g} kWh", "of processors and GPU while they ran"))
     return {
         "folder": folder.absolute(),
@@ -166,26 +166,21 @@ def _value(job: Job) -> float | None:
 
 
 def _regret(job: Job) -> float | None:
-    """How far the best network is behind the best in the space; None where nobody knows."""
-    truth = job.result.truth
-    return None if truth is None else truth.regret.get(job.result.objectives[0].metric)
+    """Regret of the run's best network against the best in the space; None if it is unknown."""
+    exact = job.result.truth
+    return None if exact is None else exact.regret.get(job.result.objectives[0].metric)
 
 
 def spread(metric: str, values: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation of a metric, written out."""
+    """Mean of a metric, and standard deviation of several values, written out."""
     how = quantity(metric, max(map(abs, values)))
     middle = text(metric, mean(values))
     return middle if len(values) == 1 else f"{middle} ± {pstdev(values) * how.factor:.2g}"
 
 
-def points(metric: str, values: Sequence[float]) -> str:
-    """Mean regret of a metric, written out."""
-    return f"{100 * mean(values):.2f} points" if metric.endswith("_acc") else f"{mean(values):.4g}"
-
-
 @dataclass(frozen=True)
 class Cell:
-    """The best networks of runs, how far they are behind, how many runs have none, and a run's page."""
+    """Best networks of runs, their regret, the number of runs without one, and a link to a run's page."""
 
     best: str
     regret: str
@@ -200,7 +195,7 @@ def _cell(jobs: Sequence[Job]) -> Cell:
     missing = len(jobs) - len(values)
     return Cell(
         best=spread(metric, values) if values else "none",
-        regret=points(metric, regrets) if regrets else "",
+        regret=difference(metric, mean(regrets)) if regrets else "",
         missing=f"{missing} of {len(jobs)} without" if missing and values else "",
         link=quote(f"{jobs[0].name}/report.html") if len(jobs) == 1 else "",
     )
@@ -208,7 +203,7 @@ def _cell(jobs: Sequence[Job]) -> Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A cell per limit, for (title of a place, kind of run)."""
+    """Cells per limit (columns) for (title of a place, kind of run) (rows)."""
 
     limit: str
     columns: list[str]
@@ -235,7 +230,7 @@ def _matrix(
 def _fronts(
     title: str, jobs: Sequence[Job], kind: Callable[[Job], str], colours: Mapping[str, int]
 ) -> Curves:
-    """The front of all runs of each kind together, in the plane of the first two objectives."""
+    """The common front of all runs of each kind, in the plane of the first two objectives."""
     objectives = jobs[0].result.objectives[:2]
     joined = {}
     for name, group in grouped(jobs, kind).items():
@@ -263,13 +258,13 @@ def _fronts(
 def _progress(
     title: str, jobs: Sequence[Job], kind: Callable[[Job], str], colours: Mapping[str, int]
 ) -> Curves:
-    """Hypervolume over the generations, mean and standard deviation over the runs of each kind."""
+    """Hypervolume over the generations: mean and standard deviation over the runs of each kind."""
     known = all(job.result.truth for job in jobs)
     metric = "hypervolume_ratio" if known else "hypervolume"
 
     def curve(job: Job) -> tuple[float, ...]:
-        truth = job.result.truth
-        return truth.hypervolume_ratio if known and truth else job.result.hypervolume or ()
+        exact = job.result.truth
+        return exact.hypervolume_ratio if known and exact else job.result.hypervolume or ()
 
     bands = {}
     for name, group in grouped(jobs, kind).items():
@@ -293,7 +288,7 @@ def _progress(
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only, on average."""
+    """Means over runs that differ only in their seed."""
 
     settings: tuple[str, ...]
     num: int

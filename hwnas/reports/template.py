@@ -1,4 +1,4 @@
-"""Writing a page from its template; every page is one HTML file."""
+"""Pages from templates; every page is one HTML file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-"""Ours, each compiled once in a process."""
+"""The templates of this package, each compiled once per process."""
 
 BRAND = b'class="brand">hwnas'
-"""What every page of ours has, whatever its version."""
+"""Bytes that every page of every version has."""
 
 
 def write_page(template: str, values: Mapping[str, object], path: Path) -> Path:
     """Write a page, whole or not at all; returns its path.
 
     Args:
-        template: Its name in templates/, e.g. "report.html.j2".
-        values: What the template names; one that is missing is an error.
+        template: Name of the template, e.g. "report.html.j2".
+        values: All values that the template names.
         path: The file; its folder is created if needed.
 
     Raises:
-        ValueError: There is a file at `path` that is no page of ours.
+        ValueError: The file exists and is not a page of hwnas.
     """
     if path.is_file() and BRAND not in path.read_bytes():
         raise ValueError(f"{path} is not a page of hwnas and would be overwritten; move it away first")

@@ -1,4 +1,4 @@
-"""What all sections of a run's page draw: its networks, the front, the best one and the metrics."""
+"""The run as its page shows it: networks, front, best network and metrics, for all sections."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hwnas.spaces.capabilities import drawing
 NUM_SHADES = 8
 """Steps of the colour scale of generations."""
 
-MOST_DRAWN = 50_000
-"""Of at most so many networks, evenly spread, and those of the front, the page has the figures."""
+MAX_DRAWN = 50_000
+"""Networks that the page holds besides those of the front: all, or so many, evenly spread over the search."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Point:
     """A network of the front, or the best one, as the page shows it.
 
     Attributes:
-        index: Its row among the networks that are drawn.
-        genotype: Its operations.
-        arch: Its architecture as text.
-        generation: When it was asked for first.
-        metrics: With those that only reports know.
-        texts: Its metrics and its generation, written out.
-        title: What it is.
-        label: All of it in a sentence.
-        style: Of its dot.
+        index: Row among the networks that are drawn.
+        genotype: Operations.
+        arch: Architecture as text.
+        generation: The generation that asked for it first.
+        metrics: Metrics, with report-only ones.
+        texts: Metrics and generation, written out.
+        title: Its role, e.g. "best network".
+        label: Title, architecture, metrics and generation in a sentence.
+        style: Style of its dot.
         best: Whether it is the best network.
         front: Whether it is on the front.
         feasible: Whether it keeps the limits.
@@ -62,23 +62,27 @@ class View:
 
     Attributes:
         run: The run.
+        generations: Trials per generation.
         best: The best network; None if none keeps the limits.
-        front: The networks that no other beats, the cheapest first.
+        front: The non-dominated networks, cheapest first.
         knee: The network of the front farthest below the line between its ends; None without a front.
         marked: The networks of the front and the best one, by genotype.
         supported: The different networks that the device supports, in order.
-        networks: Those that are drawn; what is told per network is in their order.
-        reported: Per network what only reports know.
+        networks: The networks that are drawn, in order.
+        reported: Report-only metrics of each of `networks`.
         metrics: Names of all metrics.
-        shades: Styles of the networks' dots.
-        drawing: How architectures are drawn.
+        shades: Style of the dot of each of `networks`.
+        drawing: Drawing of architectures.
         points: The front's networks and the best one, cheapest first.
-        answer: The best network among them.
-        plot: The plane of the first two objectives; None where no network is supported.
+        answer: The best network among `points`.
+        plot: The plane of the first two objectives; None if no network is supported.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.best, self.front, self.drawing = run, run.best, run.front, drawing(run.space)
+        self.generations = [
+            list(group) for _, group in itertools.groupby(run.trials, key=lambda trial: trial.generation)
+        ]
         self.knee = _knee(run, self.front) if self.front else None
         self.marked = {t.genotype: t for t in [*self.front, *([self.best] if self.best else [])]}
         self.supported = _supported(run, self.marked)
@@ -106,7 +110,7 @@ def _supported(run: Run, marked: Mapping[Genotype, Trial]) -> list[Trial]:
 
     Args:
         run: The run.
-        marked: Those of the front, with the metrics that count there.
+        marked: Networks of the front, with the metrics that put them there.
     """
     first = {trial.genotype: trial.generation for trial in reversed(run.trials)}
     trials = [marked.get(trial.genotype, trial) for trial in unique(run.trials)]
@@ -118,24 +122,23 @@ def _supported(run: Run, marked: Mapping[Genotype, Trial]) -> list[Trial]:
 
 
 def _drawn(nets: Sequence[Trial], marked: Mapping[Genotype, Trial]) -> list[Trial]:
-    """At most `MOST_DRAWN` of the networks, evenly spread, and the marked ones; in order."""
-    rows = set(spread(len(nets), MOST_DRAWN))
+    """At most `MAX_DRAWN` of the networks, evenly spread, and the marked ones; in order."""
+    rows = set(spread(len(nets), MAX_DRAWN))
     return [trial for row, trial in enumerate(nets) if row in rows or trial.genotype in marked]
 
 
 def _reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
-    """Per network what only reports know of it, where result.json or pareto.csv says it."""
-    told: dict[Genotype, dict[str, float]] = {}
+    """Report-only metrics per network, from result.json and pareto.csv."""
+    known: dict[Genotype, dict[str, float]] = {}
     columns, asked = run.result.reports if run.result else {}, unique(run.trials)
     for place, row in enumerate(spread(len(asked), MOST_REPORTED)):
-        known = {name: value for name, values in columns.items() if (value := values[place]) is not None}
-        if known:
-            told[asked[row].genotype] = known
+        values = {name: value for name, column in columns.items() if (value := column[place]) is not None}
+        known[asked[row].genotype] = values
     described = reported_metrics(run)
     return [
         {
             name: value
-            for name, value in {**told.get(t.genotype, {}), **described.get(t.genotype, {})}.items()
+            for name, value in {**known.get(t.genotype, {}), **described.get(t.genotype, {})}.items()
             if name not in t.metrics
         }
         for t in nets
@@ -143,7 +146,7 @@ def _reported(run: Run, nets: Sequence[Trial]) -> list[dict[str, float]]:
 
 
 def _shades(trials: Sequence[Trial], run: Run) -> list[str]:
-    """The style of each network: when it was asked for first, and whether it keeps the limits."""
+    """The style of each network, by its first generation and by whether it keeps the limits."""
     last = max((trial.generation for trial in trials), default=0) or 1
     return [
         f"g{round((NUM_SHADES - 1) * trial.generation / last)}{'' if excess == 0 else ' out'}"
@@ -192,8 +195,8 @@ def _points(view: View) -> list[Point]:
 def _knee(run: Run, pareto: Sequence[Trial]) -> Trial:
     """The network of a front that is farthest below the line between its ends.
 
-    Networks without a path from input to output do not count unless there are no others: they cost next to
-    nothing and guess, and a line that begins there would call a bad network the knee.
+    Networks without a path from input to output count only if there are no others: they guess at almost no
+    cost, and with a line that begins there, the knee would be a bad network.
     """
     connected = run.space.is_connected([trial.genotype for trial in pareto])
     pool = list(itertools.compress(pareto, connected)) or list(pareto)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 NAMES = {
@@ -89,6 +90,21 @@ def phrase(metric: str, value: float) -> str:
 def short(metric: str, value: float) -> str:
     """A value in the metric's own unit, to four digits, "5.93"; counts with a prefix, "153.3 M"."""
     return text(metric, value) if metric in ("flops", "params") else f"{value:.4g}"
+
+
+def listed(metrics: Mapping[str, float]) -> str:
+    """Metrics with names and units: "validation accuracy 93.10 %, latency 5.930 ms"."""
+    return ", ".join(f"{quantity(metric).name} {text(metric, value)}" for metric, value in metrics.items())
+
+
+def difference(metric: str, value: float) -> str:
+    """A difference between two values of a metric: "1.25 points" of accuracy, four digits of others."""
+    return f"{100 * value:.2f} points" if metric.endswith("_acc") else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A measured time: "12.3 s", "1.5 min"."""
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def count(number: int) -> str:

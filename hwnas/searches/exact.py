@@ -28,7 +28,7 @@ from hwnas.core import (
     trials_of,
     violations,
 )
-from hwnas.runs.units import quantity
+from hwnas.runs.units import difference, quantity
 from hwnas.searches.analysis import Effects, main_effects, sum_effects
 from hwnas.searches.knapsack import cheapest, optimum
 
@@ -40,10 +40,7 @@ def regret_in_words(regret: Mapping[str, float], within: str) -> str:
         regret: Lead of the best network in the space per metric, the quality first.
         within: " within the limits", or empty.
     """
-    points = [
-        (f"{100 * value:.2f} points" if name.endswith("_acc") else f"{value:.4g}", quantity(name).name)
-        for name, value in regret.items()
-    ]
+    points = [(difference(name, value), quantity(name).name) for name, value in regret.items()]
     (first, *_), exact = points, next(iter(regret.values())) <= 0
     others = " and ".join(f"{value} of {name}" for value, name in (points[1:] if exact else points))
     if not exact:

@@ -12,7 +12,7 @@ import pytest
 from test_report import CHROMIUM, CONFIG, Page, make_run
 
 from hwnas.reports.page import write_report
-from hwnas.reports.view import MOST_DRAWN
+from hwnas.reports.view import MAX_DRAWN
 from hwnas.spaces.fbnet import FBNet
 
 FBNET = CONFIG.replace("toy.Toy\n  num_edges: 4\n  num_ops: 5", "fbnet.FBNet\n  variant: cifar100")
@@ -51,7 +51,7 @@ def test_pages_stay_small(tmp_path: Path, num: int, megabytes: float) -> None:
     path = write_report(folder)
     seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
     assert size < megabytes
-    assert num >= Page(path).data["known"][-1] >= min(num, MOST_DRAWN)
+    assert num >= Page(path).data["known"][-1] >= min(num, MAX_DRAWN)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\n{num:,} evaluations: {size:.2f} MB, drawn in {seconds:.2f} s, with at most {peak:.2f} GB")
     if CHROMIUM is not None:

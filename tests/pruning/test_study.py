@@ -288,7 +288,7 @@ def test_the_page(tmp_path: Path) -> None:
 
 def test_the_page_of_one_run_and_of_controls_only(tmp_path: Path) -> None:
     path, study = write_study(write(tmp_path / "one", [result(beta=1, seed=0, area=0.9)]))
-    assert "<h1>What pruning costs</h1>" in path.read_text()
+    assert "<h1>The cost of pruning</h1>" in path.read_text()
     assert "Inconclusive." not in path.read_text()  # no question was asked
     assert "nearer to chance" not in path.read_text()
     doubtful = result(beta=1, seed=0, area=0.9) | {"num_classes": 3}
