@@ -338,7 +338,7 @@ def shaped(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
             {"y_train": np.array([1, 2, 3])},
             r"the labels in y_train are 1, 2, 3; they must be 0\.\.2 for 3 classes",
         ),
-        ({"y_train": np.array([0, 20, 10])}, r"are 0, 10, 20; 3 classes have the labels 0\.\.2"),
+        ({"y_train": np.array([0, 20, 10])}, r"are 0, 10, 20; they must be 0\.\.2 for 3 classes"),
         ({"y_train": np.array([0, 0, 0])}, "y_train has one label; .* at least two classes"),
     ],
 )
