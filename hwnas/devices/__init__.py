@@ -1,1 +1,1 @@
-"""Hardware cost: measured, from formulas, or from tables."""
+"""Hardware costs: measured, from formulas, or from tables."""

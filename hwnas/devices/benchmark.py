@@ -28,7 +28,7 @@ FBNET = {"cifar100": ("cifar100", (3, 32, 32), 100), "imagenet": ("ImageNet", (3
 """The benchmark's name of each variant of FBNet, its images and classes; all have a stem of 16 channels."""
 
 FPGA_WATTS = 7.0
-"""Energy of the FPGA is this times its latency in all 15 records that HW-NAS-Bench's documentation prints."""
+"""Energy over latency of the FPGA, in all 15 records of HW-NAS-Bench's documentation."""
 
 
 @checked
@@ -74,7 +74,7 @@ def benchmark_device(
 def _look_up(
     space: SearchSpace, name: str, announce: Callable[[str], None], device: str, metric: str
 ) -> tuple[Evaluator, bool]:
-    """A device on NAS-Bench-201, and whether its costs are of the CIFAR-10 networks in place of the run's."""
+    """A device on NAS-Bench-201, and whether its costs are of the CIFAR-10 networks instead of the run's."""
     folder = data_folder()
     whole, part = folder / "hwnasbench_nasbench201.npz", folder / "nasbench201_cifar10_devices.npz"
     if whole.is_file():
@@ -104,7 +104,7 @@ def _look_up(
 def look_up_device(
     space: FBNet, announce: Callable[[str], None], *, device: str, metric: str
 ) -> ProfileDevice:
-    """A device of HW-NAS-Bench on FBNet: the sum of what the benchmark's look-up has for each operation.
+    """A device of HW-NAS-Bench on FBNet: a cost is the sum of the look-up table's costs per operation.
 
     Read from `hwnasbench_fbnet.npz` (`hwnas data hwnasbench` writes it from the official file), else, for the
     CIFAR-100 networks, from `fbnet_cifar100_latency_lut.npz`. An operation that the device does not support
@@ -112,8 +112,8 @@ def look_up_device(
 
     Args:
         space: FBNet. Costs are of the published networks, whatever its width, images and classes.
-        announce: Called with a sentence where the space's networks are not the published ones, or where
-            energy is not read but worked out.
+        announce: Called with a sentence if the space's networks are not the published ones, or if energy is
+            computed instead of read.
         device: "edgegpu", "raspi4", "pixel3", "eyeriss" or "fpga".
         metric: The cost that strategies minimise: "latency_ms" or "energy_mj".
 
@@ -164,7 +164,7 @@ def _sums(table: dict[str, np.ndarray], source: Path, device: str, name: str) ->
 
 
 def _deltas(table: dict[str, np.ndarray], source: Path, device: str) -> dict[str, Additive]:
-    """Costs from a network of skips and what other operations add to it."""
+    """Costs as a network of skips plus the additional cost of other operations."""
     try:
         check_layers(table)
     except ValueError as error:

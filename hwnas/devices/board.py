@@ -24,16 +24,16 @@ import numpy as np
 
 SCHEMA_VERSION = 1
 Timer = Callable[[int], float]
-"""Runs so many forward passes and returns the seconds that they took."""
+"""A function that runs a number of forward passes and returns their time in seconds."""
 
 Figures = dict[str, list[float]]
 """Milliseconds per forward pass, one figure per round, by model."""
 
 ROUND_MS = 5.0
-"""In a round, a model's pass is repeated until about this long, at least once."""
+"""Approximate time of a model in a round, in which its pass is repeated, at least once."""
 
 REMEASURED = 2
-"""How often a noisy model is measured anew before it stays marked."""
+"""Number of new measurements of a noisy model before it stays marked."""
 
 
 def variation(figures: list[float]) -> float:
@@ -43,7 +43,7 @@ def variation(figures: list[float]) -> float:
 
 
 def settled(figures: list[float]) -> float:
-    """The lower quartile of timings: other programs only ever add to them."""
+    """The lower quartile of timings, because other programs can only make them longer."""
     return float(np.percentile(figures, 25))
 
 
@@ -57,18 +57,18 @@ def time_rounds(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     known: Figures | None = None,
 ) -> tuple[Figures, dict[str, int]]:
-    """Milliseconds per forward pass, `rounds` figures per model, and how many passes a figure is of.
+    """Milliseconds per forward pass, `rounds` figures per model, and the number of passes per figure.
 
-    Every round visits every model, so that a drift of the machine's speed meets all of them alike. Models
-    whose coefficient of variation is above `noise` are measured anew, and keep the less noisy figures.
+    Every round visits every model, so that a drift of the machine's speed affects all alike. Models whose
+    coefficient of variation is above `noise` are measured again, and keep the less noisy figures.
 
     Args:
-        timers: By model.
+        timers: Timer per model.
         rounds: Number of figures per model.
         noise: Coefficient of variation above which a model counts as noisy.
         save: Called with all figures and passes after every round.
         say: Called with a sentence about the progress.
-        progress: Called with what is counted, how many are done and how many there are.
+        progress: Called with the name of what is counted, the number done, and the number in all.
         known: Figures of an interrupted measurement, which are not taken again.
     """
     figures = {name: list((known or {}).get(name, []))[:rounds] for name in timers}
@@ -140,7 +140,7 @@ def onnx_timer(path: str, inputs: list[int], provider: str, threads: int) -> Tim
 
 
 def check_provider(provider: str) -> None:
-    """Raise ValueError, with those there are, if onnxruntime has not this execution provider."""
+    """Raise ValueError, with the available ones, if onnxruntime does not have this execution provider."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -152,7 +152,7 @@ def check_provider(provider: str) -> None:
 
 
 def processor() -> str:
-    """The processor's name, and that of the board where the system tells it."""
+    """Name of the processor, and of the board if the system knows it."""
     names = []
     for path, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", None)):
         try:
@@ -166,7 +166,7 @@ def processor() -> str:
 
 
 def clock_mhz() -> int | None:
-    """The first processor's clock frequency in MHz, or None where the system does not tell it."""
+    """Clock frequency of the first processor in MHz; None if the system does not know it."""
     try:
         with open("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq") as stream:
             return round(int(stream.read()) / 1e3)
@@ -217,7 +217,7 @@ def measure_folder(
     resume: str | None = None,
     energy: Callable[[dict[str, Timer], Figures], Figures | None] | None = None,
 ) -> dict[str, Any]:
-    """Time all models of an exported folder; returns what measurements.json holds.
+    """Time all models of an exported folder; returns the content of measurements.json.
 
     Args:
         folder: Has plan.json and the models.
@@ -227,11 +227,11 @@ def measure_folder(
         noise: Coefficient of variation above which a model is measured again.
         say: Called with a sentence about the progress.
         resume: A file that is written after every round, and read if it is there.
-        energy: Tells the energy of all models in mJ, or None.
+        energy: Returns the energy of all models in mJ; or None.
 
     Raises:
-        ValueError: The provider is not there, it cannot run a model (named with its shape), or `resume`
-            holds something else.
+        ValueError: The provider is missing, cannot run a model (named with its shape), or `resume` is of
+            other models.
     """
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""Energy counters: Intel RAPL through sysfs, NVIDIA GPUs through NVML. What has none is never guessed."""
+"""Energy counters: Intel RAPL through sysfs, NVIDIA GPUs through NVML. No figure without a counter."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ RAPL_ROOT = Path("/sys/class/powercap")
 class Rapl:
     """Energy of all processor packages in mJ, from Intel's running average power limit counters.
 
-    The counters start over at `max_energy_range_uj`; reading at least once per turn (minutes) is enough.
+    The counters overflow at `max_energy_range_uj`; they must be read at least once between overflows
+    (minutes).
 
     Args:
         root: Folder with one folder per counter, "intel-rapl:0" and so on.
 
     Raises:
-        OSError: A counter cannot be read: on most systems only root may.
+        OSError: A counter cannot be read; on most systems only root can.
     """
 
     name = "Intel RAPL, packages"
@@ -57,7 +58,7 @@ class Nvml:
     """Energy of an NVIDIA GPU in mJ since its driver was loaded (Volta or newer).
 
     Args:
-        index: Which GPU.
+        index: Number of the GPU.
 
     Raises:
         OSError: No pynvml (extra `energy`), no driver, or a GPU without the counter.
@@ -84,7 +85,7 @@ class Nvml:
 
 
 def counter(provider: str, root: Path = RAPL_ROOT) -> Rapl | Nvml | None:
-    """The energy counter of what a backend runs on, or None where there is none that can be read.
+    """The energy counter of a backend's processor or GPU; None if none can be read.
 
     Args:
         provider: "cpu", "cuda", or one of onnxruntime's execution providers.
@@ -102,9 +103,9 @@ MILLIJOULES_PER_KWH = 3.6e9
 
 
 class Meter:
-    """Energy of the whole machine that its counters see: processor packages, and the first NVIDIA GPU.
+    """Energy of the machine as far as counters measure it: processor packages, and the first NVIDIA GPU.
 
-    Other processes count, too. To be read at least once in some minutes, when RAPL's counters start over.
+    Other processes count, too. It must be read every few minutes, before RAPL's counters overflow.
 
     Args:
         root: Where Linux shows RAPL's counters.
@@ -115,14 +116,14 @@ class Meter:
         self._sources = found
 
     def read(self) -> float | None:
-        """Energy since the object was made, in kWh; None where there is no counter."""
+        """Energy since the object was made, in kWh; None without a counter."""
         if not self._sources:
             return None
         return sum(source.read() - before for source, before in self._sources) / MILLIJOULES_PER_KWH
 
 
 def energy_per_pass(timer: Callable[[int], float], source: Rapl | Nvml, passes: int) -> float:
-    """Energy of a forward pass in mJ, everything that the counter sees included, idle power too."""
+    """Energy of a forward pass in mJ, with everything that the counter measures, such as idle power."""
     timer(1)
     before = source.read()
     timer(passes)

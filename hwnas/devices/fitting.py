@@ -16,17 +16,17 @@ FEWEST = 10
 """Networks that a fit needs."""
 
 MOST_FITTED = 3_000
-"""Networks that a fit sees at most, which bounds its time and memory in any space; others are its check."""
+"""Maximum of networks in a fit, to bound time and memory; the others check it."""
 
 MOST_CHOSEN_ON = 300
-"""Networks at most on which the kinds of features are compared."""
+"""Maximum of networks for the comparison of kinds of features."""
 
 NUM_FOLDS = 5
 MOST_SHOWN = 200
-"""Networks of a fit's check that a profile keeps, to be drawn and for the margin of limits."""
+"""Checked networks that a profile keeps, for its page and for the margin of limits."""
 
 CONSTANT = 10.0
-"""Prior variance of the constant, in units of the costs' variance: it is hardly shrunk."""
+"""Prior variance of the constant, in units of the costs' variance; large, so that it hardly shrinks."""
 
 PRIORS = (
     (1.0, 0.0, 0.0),
@@ -38,10 +38,10 @@ PRIORS = (
     (1.0, 1.0, 0.1),
     (1.0, 1.0, 1.0),
 )
-"""Prior variances of what the numbers of operations, operations by edge, and pairs of operations explain."""
+"""Prior variances of the parts for counts of operations, operations by edge, and pairs of operations."""
 
 NOISES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Variances of what they do not explain, in units of the costs' variance: the ridge penalties."""
+"""Variances of the residual, in units of the costs' variance: the ridge penalties."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ def fit(
 ) -> Profile:
     """Fit a profile to measured networks.
 
-    A cost is a constant, what the number of each operation adds, and deviations from that by edge and by pair
-    of operations, which are shrunk. How much (down to counting operations alone), and whether operations
-    whose output nobody uses are left out first, is decided by leave-one-out cross-validation. The profile is
-    fitted to all networks, at most `MOST_FITTED`; its check are the others or, if there are none, what fits
-    to four fifths predict for the remaining fifth. Networks that the device does not support are left out.
+    A cost is a constant, plus a part for the number of each operation, plus shrunk deviations by edge and by
+    pair of operations. Leave-one-out cross-validation decides how much they shrink (up to counts of
+    operations alone), and whether operations with unused output are removed first. The profile is fitted to
+    all networks, at most `MOST_FITTED`. It is checked on the others; if there are none, on five folds, each
+    predicted by a fit to the other four. Networks that the device does not support are left out.
 
     Args:
         space: The space.
         genotypes: Shape (n, edges).
         columns: Measured values per metric, each (n,).
         device: Name of the device.
-        seed: Seed of the order of the networks, which decides who is fitted to and in which fold.
+        seed: Seed of the order of the networks, which decides on fit, check and folds.
         network: Shape of the networks, kept in the profile.
         origin: Kept in the profile.
 
@@ -136,7 +136,7 @@ def _predicted(space: SearchSpace, cost: Additive, live: bool, G: np.ndarray) ->
 def _fitted(
     space: SearchSpace, G: np.ndarray, Y: Mapping[str, FloatArray]
 ) -> tuple[dict[str, Additive], bool]:
-    """Costs per metric, and whether they are of live operations only."""
+    """Costs per metric, and whether they count live operations only."""
     few = slice(0, MOST_CHOSEN_ON)
     found = {metric: _chosen(space, G[few], y[few]) for metric, y in Y.items()}
     shared = set.intersection(*(set(by_live) for by_live in found.values()))
@@ -145,7 +145,7 @@ def _fitted(
 
 
 def _chosen(space: SearchSpace, G: np.ndarray, y: FloatArray) -> dict[bool, tuple[float, _Choice]]:
-    """With and without live operations only: the least leave-one-out error, and what has it.
+    """Per treatment of dead operations: the least leave-one-out error, and its features.
 
     With A the inverse of kernel plus noise, the errors are (A z) / diag(A).
     """
@@ -204,7 +204,7 @@ def _seen(space: SearchSpace, G: np.ndarray, live: bool) -> np.ndarray:
 
 
 def _units(num_edges: int) -> FloatArray:
-    """What makes the kernels about as large: of equal counts, equal edges and equal pairs of edges."""
+    """Scales that give the kernels a similar size: of counts, of edges and of pairs of edges."""
     return np.array([3 / num_edges**2, 1 / num_edges, 1 / max(1, num_edges * (num_edges - 1))])
 
 

@@ -13,7 +13,7 @@ class Flops(Evaluator):
 
     Args:
         space: A space with closed forms.
-        metric: The one that strategies minimise: "flops" or "params".
+        metric: The metric that strategies minimise: "flops" or "params".
 
     Raises:
         ValueError: An unknown metric, or a space whose networks have no closed form.
@@ -35,11 +35,11 @@ class Flops(Evaluator):
         self._space = space
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """The version: a hash of what architectures with every operation cost, which tells networks apart."""
+        """The version: a hash of the costs of all operations, which identifies the networks."""
         return fingerprint(self._space)
 
     def separable(self, metric: str) -> Sum | None:
-        """Where the space's closed form is a sum over operations."""
+        """The metric as a sum, if the space's closed form is one."""
         return self._space.static_sums().get(metric)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:

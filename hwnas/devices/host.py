@@ -22,26 +22,26 @@ from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
 from hwnas.files import only_maker, write_bytes
 
 NUM_CHECK, NOISE = 20, 0.1
-"""Networks that are measured whole for the fit and for its check; when a figure is measured again."""
+"""Whole networks for the fit and for its check; variation above which a figure is measured again."""
 
 
 class Host(Evaluator):
     """`latency_ms` of the space's networks on this machine, from a profile measured once.
 
-    The profile is kept in the store, per machine and network shape; later runs read it, which makes their
-    latencies equal. One with noisy operations is measured again by a later run for which the machine is
-    quieter; delete the file to measure anew at once. A run that has begun keeps its copy, and so do the runs
-    of a sweep, on whichever machine they are resumed: no run mixes two profiles.
+    The profile is kept in the store, per machine and network shape, and later runs read it, so that all have
+    the same latencies. If operations are noisy, a later run measures the profile again when the machine is
+    quieter; delete the file to measure at once. A run keeps a copy, and so do the runs of a sweep, also when
+    they are resumed on another machine: no run mixes two profiles.
 
     Args:
         space: A space with networks.
         store_dir: Folder of the store.
-        kept: Folder of what the run, or its sweep, began with; for the copy.
+        kept: Folder of the run's or the sweep's copy.
         announce: Called with a sentence when a profile was measured or read.
         batch_size: Images per forward pass.
         threads: Processor threads of the measured network.
         rounds: Timing rounds per operation; the median counts.
-        backend: What runs the networks: "torch", or "onnxruntime", which exported networks run by.
+        backend: Runtime of the networks: "torch", or "onnxruntime", the runtime of exported networks.
 
     Raises:
         ValueError: A size below 1, an unknown backend, or a space without networks.
@@ -106,7 +106,7 @@ class Host(Evaluator):
         return self._version
 
     def _measure(self) -> Profile:
-        """Measure, and note how many other processes computed meanwhile."""
+        """Measure, and note the number of other computing processes."""
         before = _load()
         profile = measure(self._space, self.settings, device="host", say=lambda text: None)
         load = max(before, _load() - self.settings.threads)
@@ -114,15 +114,14 @@ class Host(Evaluator):
 
     @staticmethod
     def _quieter_than(profile: Profile) -> bool:
-        """Whether a profile is noisy, and half as many processes compute now as when it was measured.
+        """Whether a profile is noisy, and at most half as many processes compute now as at its measurement.
 
-        So every repetition has half the load of the one before, and a machine that is always noisy does not
-        measure for ever.
+        Every repetition thus has half the load of the last one, so that a machine that is always noisy stops.
         """
         return profile.num_noisy > 0 and _load() < profile.origin.get("load", 1.0) / 2
 
     def path(self) -> Path:
-        """Where the profile of this machine and these networks is kept."""
+        """Path of the profile of this machine and these networks."""
         import torch
 
         if self.settings.backend == "onnxruntime":
@@ -134,11 +133,11 @@ class Host(Evaluator):
         return self._store_dir / "profiles" / f"host-{self._space.name}-{digest}.json"
 
     def copy(self) -> Path:
-        """Where the run's copy is."""
+        """Path of the run's copy."""
         return self._kept / f"host-{self._space.name}-{_digest(self._networks())}.json"
 
     def _networks(self) -> list[Any]:
-        """What is measured, and how."""
+        """The networks and settings of the measurement."""
         settings = self.settings
         shape = network_shape(self._space, settings.batch_size)
         # Profiles by torch were kept without naming it.
@@ -146,7 +145,7 @@ class Host(Evaluator):
         return [self._space.name, shape, settings.threads, settings.rounds, *by]
 
     def errors(self, metric: str) -> FloatArray:
-        """Those of the profile."""
+        """As for the profile."""
         return np.empty(0) if self.profile is None else self.profile.errors(metric)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
@@ -161,7 +160,7 @@ def _digest(key: Sequence[Any]) -> str:
 
 
 def _load() -> float:
-    """How many processes computed on this machine, on average of a minute; 0 where nobody knows."""
+    """Number of computing processes on this machine, as the mean of a minute; 0 if it is unknown."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):

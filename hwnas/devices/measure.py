@@ -1,4 +1,4 @@
-"""Measure a device: every block of a space alone, some whole networks, and what the sum of blocks lacks."""
+"""Measurement of a device: every block of a space alone, some whole networks, and their difference."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Backend = Literal["torch", "onnxruntime"]
 TORCH_PROVIDERS = ("cpu", "cuda")
 LEAVES_OUT = ("onnxruntime",)
-"""Backends that leave out operations whose output nobody uses."""
+"""Backends that remove operations with unused output."""
 
 FEWEST = 20
 """Networks that a fit needs."""
@@ -48,19 +48,18 @@ ENERGY_MS, ENERGY_ROUNDS = 100.0, 3
 @checked
 @dataclass(frozen=True)
 class Settings:
-    """How a device is measured.
+    """Settings of a measurement.
 
     Attributes:
         backend: "torch" or "onnxruntime".
-        provider: What runs it: "cpu" or "cuda" of torch, an execution provider of onnxruntime.
+        provider: "cpu" or "cuda" of torch, or an execution provider of onnxruntime.
         threads: Processor threads of a network.
         batch_size: Images per forward pass.
         rounds: Timing rounds per block and network; the median counts.
-        networks: Random whole networks that the model of networks is fitted to; None: as many as the space
-            asks for.
-        check: Others that tell how well it predicts.
+        networks: Random whole networks for the fit; None: the number that the space asks for.
+        check: Further networks that test the predictions.
         noise: Coefficient of variation above which a figure is measured again, then marked.
-        seed: Of the choice of networks.
+        seed: Seed of the random networks.
     """
 
     backend: Backend
@@ -90,19 +89,19 @@ class Settings:
 def measure(space: SearchSpace, settings: Settings, *, device: str, say: Callable[[str], None]) -> Profile:
     """Profile a space's networks on this machine.
 
-    Every block is timed alone, and random whole networks beside them, in interleaved rounds. What the sum of
-    blocks lacks (fusion, colder caches, the framework's overhead) is fitted to some of the networks; the
-    others tell the error that is left. Energy is measured where there is a counter.
+    Every block is timed alone, in rounds that also time random whole networks. The difference between a
+    network and the sum of its blocks (fusion, colder caches, the framework's overhead) is fitted to some of
+    the networks; the others measure the remaining error. Energy is measured if there is a counter.
 
     Args:
         space: A space with `blocks()` and networks.
-        settings: What is measured with, and how often.
+        settings: Settings of the measurement.
         device: Name of the device, kept in the profile.
         say: Called with sentences about the progress.
 
     Raises:
-        ValueError: A space without blocks, a backend or provider that is not there, or a block that it
-            cannot run (named with its shape).
+        ValueError: A space without blocks, a missing backend or provider, or a block that it cannot run
+            (named with its shape).
     """
     start = time.perf_counter()
     space = require_blocks(space)
@@ -126,7 +125,7 @@ def require_blocks(space: SearchSpace) -> HasCosts:
 
 
 def plan_of(space: HasCosts, settings: Settings) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-    """What is to be measured, as JSON, and the modules by name.
+    """The plan of a measurement as JSON, and the modules by name.
 
     The weights are drawn so that activations neither vanish nor overflow: numbers too small for the usual
     format would slow processors down.
@@ -160,7 +159,7 @@ def plan_of(space: HasCosts, settings: Settings) -> tuple[dict[str, Any], dict[s
 
 
 def distinct_sample(space: HasCosts, num: int, seed: int) -> list[Genotype]:
-    """`num` different random architectures; fewer where a small space has no more."""
+    """`num` different random architectures; fewer if a small space has no more."""
     rng = np.random.default_rng(seed)
     found: dict[Genotype, None] = {}
     for _ in range(20):
@@ -181,7 +180,7 @@ def draw_weights(module: nn.Module) -> None:
 
 
 def _measure_torch(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """What a board's script writes, by torch."""
+    """Measure by torch, in the form of a board's script."""
     import torch
 
     cuda = settings.provider == "cuda"
@@ -218,7 +217,7 @@ def time_modules(
 ) -> list[float]:
     """Median milliseconds of a forward pass of each module, in evaluation mode, on this machine's CPU.
 
-    Every round visits every module, so that a drift of the machine's speed meets all of them alike.
+    Every round visits every module, so that a drift of the machine's speed affects all alike.
 
     Args:
         modules: Modules and the shapes of their inputs, with the batch.
@@ -380,11 +379,11 @@ MEASURED_SHAPE = {
     "energy_mj?": {str: [Real]},
     "passes": {str: int},
 }
-"""What a board's measurements.json holds, as `files.shaped` reads it."""
+"""Shape of a board's measurements.json, for `files.shaped`."""
 
 
 def read_measurements(path: Path) -> dict[str, Any]:
-    """What a board's script wrote.
+    """The measurements of a board's script.
 
     Raises:
         ValueError: Cut off, of another schema, unfinished, or with times that are not above 0.
@@ -415,7 +414,7 @@ def profile_of(space: SearchSpace, content: Mapping[str, Any], *, device: str) -
 
     Args:
         space: The space that they are of.
-        content: What a board's script wrote, or `measure` in its form.
+        content: Measurements of a board's script, or of `measure` in the same form.
         device: Name of the device.
 
     Raises:
@@ -483,26 +482,26 @@ def profile_of(space: SearchSpace, content: Mapping[str, Any], *, device: str) -
 
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
-"""Ridge penalties of what sets blocks apart that a fit tries; infinite: one factor for all."""
+"""Ridge penalties on deviations of blocks that a fit tries; infinite: one factor for all."""
 
 
 PAIR_SCALE = 0.1
-"""How much a pair of operations may add, as a share of a network, where a block may double."""
+"""Prior size of a pair's cost as a fraction of a network, if a block may double."""
 
 
 def in_network(
     space: HasCosts, blocks: Blocks, alone: FloatArray, G: np.ndarray, y: FloatArray
 ) -> tuple[FloatArray, Additive]:
-    """What each block adds to a network's cost, shape (blocks,), and the cost of networks.
+    """Cost of each block inside a network, shape (blocks,), and the predicted cost of networks.
 
-    A block costs its time alone times a factor, by the least squares of relative errors: one factor and one
-    constant for all, and deviations from it per kind of block, per occurrence of a kind, per block, and per
-    pair of operations on edges that meet. How much the deviations are trusted (a ridge penalty, or not at
-    all) is decided by five-fold cross-validation.
+    A block costs its time alone times a factor, by least squares of relative errors: one factor and one
+    constant for all, plus deviations per kind of block, per occurrence of a kind, per block, and per pair of
+    operations on edges that meet. Five-fold cross-validation chooses the ridge penalty on the deviations,
+    which may exclude them.
 
     Args:
-        space: For its operations.
-        blocks: How often each occurs.
+        space: The space.
+        blocks: Number of occurrences of each block.
         alone: Cost of each block measured alone, shape (blocks,).
         G: Networks, shape (n, edges).
         y: Their measured cost, shape (n,).
@@ -551,12 +550,12 @@ def in_network(
 def cross_validated(
     predict: Callable[[np.ndarray, float], FloatArray], y: FloatArray, penalties: Sequence[float]
 ) -> float:
-    """The largest of rising penalties whose cross-validated error (five folds) is near the least.
+    """The largest of increasing penalties whose cross-validated error (five folds) is near the least.
 
     Args:
-        predict: From rows to fit to and a penalty to predictions for all rows.
-        y: What is predicted, shape (n,).
-        penalties: To choose from.
+        predict: Function of the rows of the fit and a penalty; returns predictions for all rows.
+        y: Values to predict, shape (n,).
+        penalties: Penalties to choose from.
     """
     rows = np.arange(len(y))
     errors = np.zeros(len(penalties))
@@ -568,7 +567,7 @@ def cross_validated(
 
 
 def _together(pairs: Sequence[tuple[int, int]], G: np.ndarray, num_ops: int) -> FloatArray:
-    """How often each two operations meet on pairs of edges, shape (n, ops * ops)."""
+    """Number of times that each pair of operations meets on pairs of edges, shape (n, ops * ops)."""
     counts = np.zeros((len(G), num_ops, num_ops))
     for a, b in pairs:
         counts[np.arange(len(G)), G[:, a], G[:, b]] += 1

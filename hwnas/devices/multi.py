@@ -1,4 +1,4 @@
-"""Several devices at once: one network that is to suit all of them."""
+"""Several devices at once, for one network that suits all of them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RELATIVE_COST = "relative_cost"
 class Multi(Evaluator):
     """The costs of several devices, `<metric>@<device>`, and the worst of them, `relative_cost`.
 
-    `relative_cost` is the largest, over the devices, of a network's main cost divided by the median of that
-    cost over the supported networks of the space (over a seeded sample of a space too large to list): at 0.5
-    the network takes at most half of what a typical one takes, on whichever device it runs. A network that
-    one of the devices does not support is not supported.
+    On each device, a network's main cost is divided by the median of this cost over the supported networks of
+    the space (over a seeded sample of a space too large to list); `relative_cost` is the largest of these
+    ratios. At 0.5 the network costs at most half as much as a typical one, on every device. A network is
+    supported if all devices support it.
 
     Args:
         devices: Devices by name; all must be exhaustive.
@@ -32,7 +32,7 @@ class Multi(Evaluator):
 
     Raises:
         ValueError: Fewer than two devices, more than four for "all", an unknown objective, or a device that
-            cannot tell the costs of a whole space.
+            is not exhaustive.
     """
 
     @checked
@@ -91,17 +91,17 @@ class Multi(Evaluator):
         return self._version
 
     def separable(self, metric: str) -> Sum | None:
-        """A device's own cost, where it is a sum; `relative_cost` is none."""
+        """A device's own cost, if it is a sum; `relative_cost` is none."""
         own, _, name = metric.partition("@")
         return self.devices[name].separable(own) if name else None
 
     def errors(self, metric: str) -> FloatArray:
-        """Those of a device's own cost; none of `relative_cost`."""
+        """Errors of a device's own cost; none for `relative_cost`."""
         own, _, name = metric.partition("@")
         return self.devices[name].errors(own) if name else np.empty(0)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Costs per genotype; all `inf` where one of the devices does not support the network."""
+        """Costs per genotype; all `inf` if one of the devices does not support the network."""
         rows: list[dict[str, float]] = [{RELATIVE_COST: 0.0} for _ in genotypes]
         for name, device in self.devices.items():
             main, typical = device.objectives[0], self.typical[name]

@@ -1,4 +1,4 @@
-"""Modules as ONNX files: for timing, with random and shared weights; or with their own, also in 8 bits."""
+"""Modules as ONNX files: with random weights for timing, or with their own, also in 8 bits."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-"""What writes and runs a traced program."""
+"""Packages that write and run a traced program."""
 
 OPSET, PROGRAM_OPSET = 17, 18
 WEIGHTS = "weights.bin"
 
 
 def require_onnx(*packages: str) -> None:
-    """Raise ValueError unless these packages of the extra `onnx` are there."""
+    """Raise ValueError unless these packages of the extra `onnx` are installed."""
     try:
         for package in packages:
             importlib.import_module(package)
@@ -38,12 +38,12 @@ def require_onnx(*packages: str) -> None:
 def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], folder: Path) -> None:
     """Write modules as ONNX files, and one file of weights that all of them read.
 
-    Latency does not depend on the values of weights, as long as activations neither vanish nor overflow; so
-    kernels of the same fan-in share one random draw, and a hundred networks take no more space than one.
+    Latency does not depend on the values of weights, as long as activations neither vanish nor overflow. So
+    kernels of the same fan-in use one random draw, and a hundred networks take no more space than one.
 
     Args:
-        models: By name the module, its input shape with the batch, and its file's name.
-        folder: Where to write.
+        models: Module, input shape with the batch, and name of the file, by name of the model.
+        folder: Folder of the files.
 
     Raises:
         ValueError: No onnx package, or a module that has no ONNX form (named with its shape).
@@ -146,7 +146,7 @@ def write_program(
     Args:
         program: One tensor in, whose first dimension is dynamic, one tensor out.
         path: The file.
-        names: Of input and output.
+        names: Names of input and output.
         metadata: Kept in the file.
     """
     import onnx
@@ -171,7 +171,7 @@ def write_program(
 
 
 def answers(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What an ONNX file with one input and one output computes, on the CPU."""
+    """Outputs of an ONNX file with one input and one output, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -182,7 +182,7 @@ def answers(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class _Images:
-    """Calibration images for onnxruntime, which asks for one batch after another."""
+    """Calibration images for onnxruntime, batch by batch."""
 
     def __init__(self, name: str, batches: Iterable[np.ndarray]) -> None:
         self._feeds = ({name: images} for images in batches)
@@ -195,13 +195,13 @@ class _Images:
 def quantise(model: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
     """Write an ONNX model with 8-bit weights, scaled per output channel, and 8-bit activations.
 
-    BatchNorm is folded into convolutions first. The ranges of activations are those that the images reach.
-    Weights use seven of their bits: processors without instructions for 8-bit dot products add pairs of
-    products in 16 bits, which full weights overflow.
+    BatchNorm is folded into convolutions first. Ranges of activations are those of the images. Weights use
+    only seven bits: processors without instructions for 8-bit dot products add pairs of products in 16 bits,
+    which would overflow with eight.
 
     Args:
         model: An ONNX file with one input.
-        target: The file that is written.
+        target: The file to write.
         batches: Images for the calibration, each batch (B, C, H, W), float32.
     """
     import onnx

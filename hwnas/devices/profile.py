@@ -1,4 +1,4 @@
-"""Device profiles: what each operation costs, measured or fitted once, added up for any architecture."""
+"""Device profiles: costs of operations, measured or fitted once, whose sum predicts any architecture."""
 
 from __future__ import annotations
 
@@ -49,22 +49,23 @@ PROFILE_SHAPE = {
         None,
     ),
 }
-"""What a profile's file holds, as `files.shaped` reads it."""
+"""Shape of a profile's file, for `files.shaped`."""
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
-"""Schema versions that are read; 2 had neither networks nor `live`."""
+"""Schema versions that can be read; version 2 has neither networks nor `live`."""
 
 
 @dataclass(frozen=True)
 class Additive:
-    """A cost as a constant, what each operation adds, and what pairs of operations add to that.
+    """A cost as a constant, plus a cost per operation, plus a cost per pair of operations.
 
     Attributes:
-        base: What every network costs, in the metric's unit.
-        edges: `edges[edge][op]`, what an operation adds on an edge.
-        pairs: `pairs["a,b"][op on edge a][op on edge b]`, what two operations add together; may be empty.
-        floor: The least that is ever predicted.
+        base: The constant, in the metric's unit.
+        edges: `edges[edge][op]`, cost of an operation on an edge.
+        pairs: `pairs["a,b"][op on edge a][op on edge b]`, additional cost of two operations together; may be
+            empty.
+        floor: Lower bound of all predictions.
     """
 
     base: float
@@ -84,13 +85,14 @@ class Additive:
 
 @dataclass(frozen=True)
 class Networks:
-    """Measured whole networks, and what the profile predicts for them.
+    """Measured whole networks, and the profile's predictions for them.
 
     Attributes:
-        archs: In the space's text form.
-        fitted: The first so many were seen by the fit.
+        archs: Architectures as text.
+        fitted: Number of the first networks, which the fit used.
         measured: Per metric, a figure per network; of timings the lower quartile of the rounds.
-        predicted: Per metric, a figure per network; of those that were not seen without their help.
+        predicted: Per metric, a figure per network; networks outside the fit are predicted without their
+            measurements.
     """
 
     archs: list[str]
@@ -101,24 +103,24 @@ class Networks:
 
 @dataclass(frozen=True)
 class Profile:
-    """What the networks of a space cost on a device, as sums over operations.
+    """Costs of a space's networks on a device, as sums over operations.
 
     Attributes:
         schema: Version of this file format.
         device: Name of the device.
         space: Name of the search space.
         network: Shape of the networks: width, depth, image, classes, batch.
-        origin: How the figures came about: processor, threads, versions and time of a measurement, or the
-            table of a fit.
+        origin: Source of the figures: processor, threads, versions and time of a measurement, or the table of
+            a fit.
         costs: Per metric, e.g. "latency_ms".
-        check: Per metric, predictions against networks that the fit has not seen: "networks", "r2",
-            "spearman", "median_error" and "mean_error" (relative).
+        check: Per metric, predictions against networks outside the fit: "networks", "r2", "spearman",
+            "median_error" and "mean_error" (relative).
         operations: Of a measurement, per block and measured alone: "median_ms", "iqr_ms" (interquartile
             range), "variation" (coefficient of variation), "noisy" (above the threshold, measured again and
             still so), "rounds", "passes" per round, "input" (shape); and "network_ms", what the block adds to
             a network. Likewise "median_mj" and so on where energy was measured.
-        live: Whether the device leaves out operations whose output nobody uses; a network without a path
-            then costs the least that is ever predicted.
+        live: Whether the device removes operations with unused output; a network without a path then costs
+            the lower bound.
         networks: Whole networks that were measured, if any.
     """
 
@@ -143,7 +145,7 @@ class Profile:
         return np.where(space.is_connected(genotypes), cost(space.live(genotypes)), cost.floor)
 
     def errors(self, metric: str) -> FloatArray:
-        """Measured over predicted cost of networks that the fit has not seen; empty where none are kept."""
+        """Measured over predicted cost of networks outside the fit; empty if none are kept."""
         if self.networks is None or metric not in self.networks.measured:
             return np.empty(0)
         measured, predicted = (
@@ -154,7 +156,7 @@ class Profile:
 
     @property
     def num_noisy(self) -> int:
-        """How many operations are noisy."""
+        """Number of noisy operations."""
         return sum(bool(row.get("noisy")) for row in self.operations.values())
 
     def summary(self) -> str:
@@ -220,7 +222,7 @@ class Profile:
 
 
 def _check_networks(networks: Networks) -> None:
-    """Raise ValueError unless there is a cost, measured and predicted, of every network."""
+    """Raise ValueError unless every network has a measured and a predicted cost."""
     for metric, values in networks.measured.items():
         if not all(value >= 0 for value in values):
             raise ValueError(f"a network has a {metric} that is no cost: {min(values)}")
@@ -229,7 +231,7 @@ def _check_networks(networks: Networks) -> None:
 
 
 def _check_costs(costs: Mapping[str, Additive]) -> None:
-    """Raise ValueError unless tables are whole and of edges that are there, and costs not too large."""
+    """Raise ValueError unless tables are complete, with known edges only, and costs are not too large."""
     for metric, cost in costs.items():
         shape = np.shape(cost.edges)  # numpy refuses rows of different lengths
         tables = [cost.base, cost.floor, *itertools.chain(*cost.edges)]
@@ -250,7 +252,7 @@ class ProfileDevice(Evaluator):
         space: The space of the profile's networks.
         profile: The profile.
         source: Its file, for messages.
-        metric: The cost that strategies minimise; the profile's others are reported too.
+        metric: The cost that strategies minimise; other costs of the profile are reported, too.
 
     Raises:
         ValueError: A profile of another space, or without the metric.
@@ -276,7 +278,7 @@ class ProfileDevice(Evaluator):
         return self._version
 
     def separable(self, metric: str) -> Sum | None:
-        """Unless pairs of operations count, or operations that nobody uses do not, or the floor does."""
+        """The cost as a sum; None if pairs of operations, unused operations or the lower bound matter."""
         cost = self.profile.costs[metric]
         if self.profile.live and type(self._space).live is not SearchSpace.live:
             return None
@@ -286,7 +288,7 @@ class ProfileDevice(Evaluator):
         return Sum(cost.base, added)
 
     def errors(self, metric: str) -> FloatArray:
-        """Those of the profile."""
+        """As for the profile."""
         return self.profile.errors(metric)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
@@ -335,7 +337,7 @@ def profile_device(
 def checked_on(
     profile: Profile, space: SearchSpace, G: np.ndarray, measured: Mapping[str, Sequence[float]], fitted: int
 ) -> Profile:
-    """The profile with measured networks, of which the fit has seen the first `fitted`, and its check."""
+    """The profile with measured networks, of which the fit used the first `fitted`, and with its check."""
     predicted = {metric: profile.predict(space, metric, G) for metric in measured}
     return dataclasses.replace(
         profile,
@@ -355,10 +357,10 @@ def checked_on(
 
 
 def margin(errors: FloatArray, confidence: float) -> float:
-    """How much more than predicted a network may cost, relative; 0 where it costs less.
+    """Relative margin above a predicted cost; 0 if networks cost less than predicted.
 
-    The quantile that a further network keeps with the given confidence if it is drawn like the others
-    (split conformal prediction); the largest error where there are too few of them for that.
+    A further network, drawn like the others, keeps this margin with the given confidence (split conformal
+    prediction). With too few errors for this, the margin is the largest error.
 
     Args:
         errors: Measured over predicted cost, (n,), at least one.
@@ -373,7 +375,7 @@ def margin(errors: FloatArray, confidence: float) -> float:
 def agreement(
     predicted: FloatArray, actual: FloatArray, connected: NDArray[np.bool_] | None = None
 ) -> dict[str, float]:
-    """How well predictions agree.
+    """Agreement of predictions with measurements.
 
     "networks", "r2", "spearman", and of the relative errors "median_error" and "mean_error": of networks with
     a path from input to output (`connected`; None: all), since others may cost next to nothing.
@@ -393,7 +395,7 @@ def agreement(
 
 
 def network_shape(space: SearchSpace, batch_size: int) -> dict[str, Any]:
-    """What the latency of a space's networks depends on, besides the architecture and the machine.
+    """All that the latency of a space's networks depends on, besides the architecture and the machine.
 
     Empty for a space without networks.
     """

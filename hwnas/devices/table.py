@@ -1,4 +1,4 @@
-"""Devices that were measured on the networks of a space: costs by genotype."""
+"""Devices with measured networks: costs by genotype."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hwnas.data.tables import SIZE, has_order, official_order, read_table
 from hwnas.files import find_file
 
 Cost = Literal["latency_ms", "energy_mj"]
-"""A cost of devices; its name ends in the unit."""
+"""Costs of devices; a name ends with the unit."""
 
 UNITS: tuple[str, ...] = get_args(Cost)
 
@@ -31,9 +31,9 @@ class CostTable(Evaluator):
         genotypes: Shape (n, edges), operation indices.
         columns: Values per metric, each (n,); -1 means that the device does not support the network.
         metric: The cost that strategies minimise; the others are reported too.
-        source: The file they came from, for messages.
+        source: The file of the costs, for messages.
 
-    A table that lacks networks of the space can be fitted to, but is refused by `prepare`.
+    A table without some networks of the space can be used for a fit, but `prepare` refuses it.
 
     Attributes:
         genotypes: As given.
@@ -41,8 +41,8 @@ class CostTable(Evaluator):
         source: As given.
 
     Raises:
-        ValueError: No such metric; a network that is twice there; a value that is missing or negative; no
-            network of the space that is supported.
+        ValueError: No such metric; a network with two rows; a missing or negative value; no supported
+            network.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class CostTable(Evaluator):
         return self._version
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Costs per genotype; `inf` where the device does not support the network.
+        """Costs per genotype; `inf` if the device does not support the network.
 
         Raises:
             ValueError: The table has no row for a genotype; names it.
@@ -132,7 +132,7 @@ INDEX_KEYS = ("index", "arch_index")
 """Columns that name networks by their place in NAS-Bench-201's official order, in any case."""
 
 HIGHEST = 1e12
-"""No cost is above: milliseconds of thirty years. Larger numbers overflow where costs are multiplied."""
+"""Maximum of a cost: thirty years in milliseconds. Larger numbers overflow when costs are multiplied."""
 
 
 @checked
@@ -146,26 +146,26 @@ def table_device(
     device: str | None = None,
     benchmark: str | None = None,
 ) -> CostTable:
-    """A device of one's own, from a file with a row per network and a column per metric.
+    """A user's device, from a file with a row per network and a column per metric.
 
-    A CSV with a header, or an .npz with equally long arrays; which of them is told by the content. Networks
-    are named by a column `arch` (strings of the space; also `arch_str` and `architecture`), by `arch_ops`
-    (n, edges) in an .npz, or by `index`, their place in the official order of NAS-Bench-201. Only a table
-    that holds nothing but costs and has a row for each of its architectures is read in that order.
+    The file is a CSV with a header, or an .npz with arrays of equal length; its content decides. Networks are
+    named by a column `arch` (strings of the space; also `arch_str` and `architecture`), by `arch_ops` (n,
+    edges) in an .npz, or by `index`, their place in the official order of NAS-Bench-201. A table of costs
+    alone is read in this order if it has a row for each architecture.
 
     Args:
         space: The space of the networks.
-        announce: Called with a sentence where networks are named by nothing but the order of the rows, or
-            are others than the run's.
-        dataset: The run's; its images are not read.
+        announce: Called with a sentence if networks are named only by the order of the rows, or are not those
+            of the run.
+        dataset: Data set of the run; its images are not read.
         path: The file, absolute or relative to the working folder or the data folder.
         metric: The cost that strategies minimise, "latency_ms" or "energy_mj".
-        device: For files of several devices, whose columns are then `<device>_latency_ms`, ...
+        device: Name of the device in a file of several, with columns `<device>_latency_ms`, ...
         benchmark: "cifar10" if the networks are NAS-Bench-201's for CIFAR-10; None: they are the run's.
 
     Raises:
         ValueError: No such file, device or metric; no column that names the networks, or two that disagree; a
-            row that is twice there, lacks a value, is negative or too large, or names no network (named).
+            row (named) that is repeated, lacks a value, is negative or too large, or names no network.
     """
     if not path:
         raise ValueError("device=table needs device.path=<CSV or npz with a column arch and one per metric>")
@@ -189,15 +189,15 @@ def table_device(
 
 
 def benchmark_name(dataset: object) -> str:
-    """What benchmark tables call a data set."""
+    """Name of a data set in benchmark tables."""
     return str(getattr(dataset, "benchmark", getattr(dataset, "name", "")))
 
 
 def note_networks(device: Evaluator, space: Any, announce: Callable[[str], None]) -> None:
-    """Note, beside every answer of a device, that its costs are of other networks than the run's.
+    """Note beside a device's answers that its costs are of other networks than the run's.
 
     Args:
-        device: Has the costs of NAS-Bench-201's networks for CIFAR-10.
+        device: A device with costs of NAS-Bench-201's networks for CIFAR-10.
         space: NAS-Bench-201, with the run's images and classes.
         announce: Called with the note.
     """
@@ -214,7 +214,7 @@ def costs_of(device: str | None, columns: Mapping[str, np.ndarray], source: Path
     """The columns `<device>_latency_ms`, ... by metric, in any case of letters; None: `latency_ms`, ...
 
     Raises:
-        ValueError: A column holds something that is no number, or two columns are of one metric.
+        ValueError: A column has an entry that is no number, or two columns have the same metric.
     """
     prefix = "" if device is None else f"{device}_"
     units = {f"{prefix}{unit}".lower(): unit for unit in UNITS}
@@ -288,7 +288,7 @@ def _in_order(
     space: SearchSpace,
     announce: Callable[[str], None],
 ) -> np.ndarray:
-    """All networks of NAS-Bench-201, for a table in which nothing could name them but the order of rows."""
+    """All networks of NAS-Bench-201, for a table that names them only by the order of rows."""
     lengths = {len(values) for values in metrics.values()}
     if lengths != {SIZE} or space.name != "nasbench201":
         names = ", ".join(columns)
@@ -310,7 +310,7 @@ def _in_order(
 
 
 def _could_be_key(values: np.ndarray) -> bool:
-    """Whether a column may say which network a row is of, rather than something about it."""
+    """Whether a column may name networks instead of describing them."""
     if values.ndim != 1:
         return True
     if values.dtype.kind == "U":
@@ -354,11 +354,10 @@ def _rows(file: Path, values: np.ndarray, parse: Callable[[Any], Genotype]) -> n
 
 
 def read_columns(file: Path) -> dict[str, np.ndarray]:
-    """The columns of an .npz file, or of a CSV file with a header, as text; the content tells which it is.
+    """The columns of an .npz file, or of a CSV file with a header, as text; the content decides which it is.
 
     Raises:
-        ValueError: Neither of them, no header, a column that is twice there, or a row of another length
-            (named).
+        ValueError: Neither of them, no header, a repeated column, or a row of another length (named).
     """
     with file.open("rb") as stream:
         if stream.read(2) == b"PK":
@@ -382,6 +381,6 @@ def read_columns(file: Path) -> dict[str, np.ndarray]:
 
 
 def _codes(genotypes: np.ndarray) -> np.ndarray:
-    """A string of bytes per genotype, to sort and compare; a number would not hold those of large spaces."""
+    """A string of bytes per genotype, for sorting and comparing; numbers are too small for large spaces."""
     G = np.ascontiguousarray(genotypes + 1, dtype=np.uint8)  # numpy drops zeros at the end of strings
     return G.view(f"S{G.shape[1]}").ravel()

@@ -40,12 +40,12 @@ from hwnas.training.reference import reference_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCORE_VERSION = 1  # raised whenever the same settings come to give other scores
+SCORE_VERSION = 1  # increased when the same settings begin to give other scores
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """What candidates train on: images (B, C, H, W), labels (B,), the reference's Gram matrices (B, B)."""
+    """Training data of candidates: images (B, C, H, W), labels (B,), the reference's Gram matrices (B, B)."""
 
     x: Tensor
     y: Tensor
@@ -56,47 +56,49 @@ class _Batch:
 class RMI(Evaluator):
     """`rmi`: sum over three stages of the linear CKA between a candidate and a trained ResNet-20, in 0..3.
 
-    With a `flops_weight` w above 0 the metric is `rmi_flops`, also in 0..3, which is not published:
-    3 - (3 - rmi) exp(-w q), where q in 0..1 is the share of the space's networks with fewer multiply-adds.
-    It is the similarity's distance from a perfect one that is scaled, because distances shrink alike for all
-    networks the longer they train: the same weight does for few steps and for many.
+    With a `flops_weight` w above 0 the metric is `rmi_flops`, also in 0..3, which is not published: 3 - (3 -
+    rmi) exp(-w q), where q in 0..1 is the fraction of the space's networks with fewer multiply-adds. It
+    scales the distance from perfect similarity. Longer training shrinks the distances of all networks alike,
+    so that one weight suits few steps and many.
 
-    Each candidate is a small network of the architecture, trained for `steps` on one fixed batch towards the
-    reference's representations and the labels; its similarity afterwards is the score. The whole population
-    trains as one module. A candidate whose training diverges, or whose features are constant, scores 0 for
-    the stages concerned.
+    Each candidate is a small network of the architecture. It is trained for `steps` on one fixed batch
+    towards the reference's representations and the labels; the score is its similarity after that. The whole
+    population trains as one module. If a candidate diverges, or has constant features, the stages concerned
+    score 0.
 
-    In float32 a score's last digits depend on which architectures were evaluated together; the store keeps a
-    group's scores in one transaction, so an interrupted group is evaluated together again.
+    In float32 the last digits of a score depend on the other architectures of its group. The store keeps the
+    scores of a group in one transaction, so that an interrupted group is evaluated again as a whole.
 
     Args:
         space: A space with `resized`, `initial_weights` and `population`.
-        dataset: Images; only training images are looked at, the reference's accuracy aside.
+        dataset: Images; only training images are used, except for the accuracy of the reference.
         store_dir: Folder of the store, for the reference model.
         announce: Called with a sentence about the reference model.
         warn: Called with a sentence when the reference only guesses, or a whole population scores 0.
-        channels: C of the candidates (RMI-NAS: 16); FBNet: of the stem, all widths are in proportion.
-        num_cells: N of the candidates (RMI-NAS: 5); DARTS: cells in all (RMI-NAS: 8); FBNet: without meaning.
-            "fewest": as many as the space needs.
+        channels: C of the candidates (RMI-NAS: 16); FBNet: channels of the stem; all widths are in
+            proportion.
+        num_cells: N of the candidates (RMI-NAS: 5); DARTS: cells in all (RMI-NAS: 8); FBNet: no effect.
+            "fewest": as few as the space allows.
         batch_size: B, images of the batch (RMI-NAS: 32; DARTS: 128).
-        batch_choice: "easiest": of 16 B augmented images those with the reference's lowest cross-entropy
-            (RMI-NAS); "random": any.
+        batch_choice: "easiest": of 16 B augmented images those with the lowest cross-entropy of the reference
+            (RMI-NAS); "random": a random batch.
         steps: Training steps per candidate (RMI-NAS: 150); 0 scores untrained networks.
         lr: SGD's constant learning rate (RMI-NAS: 0.1).
         momentum: SGD's momentum (RMI-NAS: 0.9).
         weight_decay: SGD's weight decay (RMI-NAS: 5e-4).
-        beta: Weight of (1 - CKA) in the loss; 1 - beta goes to cross-entropy (RMI-NAS: 0.8).
-        flops_weight: w, at least 0; 0 is the method as published. Ranks better where accuracy grows with
-            multiply-adds; not for searches that are to find out whether it does, and it rewards the very cost
-            that `device=flops` minimises.
-        repeats: Trainings per candidate, each with a batch and initial weights of its own (seeds `seed`,
-            `seed` + 1, ...), against the same reference; scores are averaged (RMI-NAS: 1).
-        seed: Seed of batch, candidates and reference; not the run's seed, so that runs share scores.
+        beta: Weight of (1 - CKA) in the loss; cross-entropy has the weight 1 - beta (RMI-NAS: 0.8).
+        flops_weight: w, at least 0; 0 is the published method. A larger weight ranks better if accuracy grows
+            with multiply-adds. It is not for searches that study whether it does, nor for `device=flops`,
+            which minimises what it rewards.
+        repeats: Trainings per candidate with the same reference; each has its own batch and initial weights
+            (seeds `seed`, `seed` + 1, ...), and scores are averaged (RMI-NAS: 1).
+        seed: Seed of batch, candidates and reference; not the run's seed, so that all runs use the same
+            scores.
         group_size: Largest number of networks trained together; bounds memory.
-        reference: How the reference is trained; 0 epochs leave it untrained.
-        images: Training images that train the reference and make the batch: "train", without those that
-            validate, or "all" (RMI-NAS).
-        lookup: True accuracies, for reports.
+        reference: Training of the reference; 0 epochs leave it untrained.
+        images: Images for the reference and the batch: "train": training images except validation images;
+            "all": all training images (RMI-NAS).
+        lookup: Accuracies of a benchmark's table, for reports.
 
     Raises:
         ValueError: A value out of range, or a space without networks.
@@ -263,7 +265,7 @@ class RMI(Evaluator):
         return bool(self._space.is_connected(genotypes).any())
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """True accuracies per genotype, where a benchmark's table was given."""
+        """Accuracies per genotype from the benchmark's table, if there is one."""
         return self._lookup.report(genotypes)
 
     def train_and_score(
@@ -299,12 +301,12 @@ def _flops(space: SearchSpace, genotypes: Sequence[Genotype]) -> FloatArray:
 
 
 def rmi_flops(scores: FloatArray, weight: float, shares: FloatArray) -> FloatArray:
-    """`rmi_flops` of similarities in 0..3 and shares of cheaper networks in 0..1, shape (n,) each."""
+    """`rmi_flops` of similarities in 0..3 and fractions of cheaper networks in 0..1, shape (n,) each."""
     return 3.0 - (3.0 - scores) * np.exp(-weight * shares)
 
 
 def quantiles(ordered: FloatArray, values: FloatArray) -> FloatArray:
-    """Share of the `ordered` numbers below each value, equal ones counted half: in 0..1, shape (n,)."""
+    """Fraction of the `ordered` numbers below each value, equal ones counted half: in 0..1, shape (n,)."""
     below, up_to = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (below + up_to) / (2 * len(ordered))
 

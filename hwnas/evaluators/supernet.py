@@ -1,4 +1,4 @@
-"""Validation accuracy with weights that all architectures share."""
+"""Validation accuracy with the shared weights of a supernet."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from hwnas.training.shared_weights import SharedWeights, inherit, repeatable
 if TYPE_CHECKING:
     from hwnas.training.shared_weights import Population, SharedWeights
 
-WEIGHTS_VERSION = 1  # raised whenever the same settings come to give other weights or other accuracies
+WEIGHTS_VERSION = 1  # increased when the same settings begin to give other weights or accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 GROUP_SIZE = 5
-"""Networks per call of a worker: few enough for workers to end together, enough to be worth a call."""
+"""Networks per call of a worker: few, so that workers finish together, but enough to be worth a call."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class _Link:
     """One step of a supernet's history: a stage (a new supernet, warmed up) or a generation of training.
 
     Attributes:
-        chain: Hash of this step and of all before it: what the weights after it depend on.
+        chain: Hash of this step and all earlier ones, on which the weights after it depend.
         space: The space of the supernet, of its width and depth.
         stage: Number of the stage, from 0.
         first_epoch: Number of its first epoch, counted from the start of the stage.
         num_epochs: Epochs that it trains.
-        population: Whom it trains, architectures or undecoded alphas; None for a stage.
+        population: What it trains, architectures or undecoded alphas; None for a stage.
     """
 
     chain: str
@@ -57,15 +57,15 @@ class _Link:
 
 @dataclass
 class _Checkpoint:
-    """File of a link's weights; goes to the processes that train on several devices.
+    """File with the weights of a link; processes that train on several devices get it.
 
     Attributes:
         path: The file.
-        names: What the weights are, for whoever finds it.
-        first_epoch: Of the link, counted from the start of the stage.
-        shared: Whether runs share it; in a run's folder the one before is kept, too.
-        seconds: Least time between two that are written on the way.
-        written: When the last one was, by the machine's monotonic clock.
+        names: Description of the weights, checked when they are loaded.
+        first_epoch: First epoch of the link, counted from the start of the stage.
+        shared: Whether all runs use it; in a run's folder the previous one is kept, too.
+        seconds: Shortest time between two checkpoints during training.
+        written: Time of the last checkpoint, by the monotonic clock.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class _Checkpoint:
         self.written = time.monotonic()
 
     def keep(self, state: Callable[[], Mapping[str, Any]], next_epoch: int) -> None:
-        """Write what `state` gives, before the epoch `next_epoch` of the stage, if the last one is old."""
+        """Write the result of `state`, before epoch `next_epoch` of the stage, if the last one is old."""
         if time.monotonic() - self.written > self.seconds:
             self.write(state(), next_epoch - self.first_epoch)
 
@@ -91,47 +91,48 @@ class _Checkpoint:
 class Supernet(Evaluator):
     """`val_acc`: accuracy on validation images with the weights of a supernet, in 0..1.
 
-    A stage begins with the first population, and whenever the strategy's space has other choices: a supernet
-    of these choices is built, inherits weights if asked to, and trains for `warmup_epochs` with an optimiser
-    and a cosine of its own. Then every population trains it for `epochs_per_generation` more, before it is
-    evaluated. Without the latter the answers of a stage stay comparable: the store is the table of fitnesses.
+    A stage begins with the first population, and whenever the choices of the strategy's space change. A
+    supernet with these choices is built, inherits weights if asked to, and trains for `warmup_epochs` with
+    its own optimiser and cosine schedule. Then every population trains it for `epochs_per_generation` epochs,
+    before the population is evaluated. Without these epochs, all answers of a stage can be compared.
 
-    Every state of the weights is named by a chain of hashes over settings, images and all that they were
-    trained on. Training is put off until an answer is needed that the store does not have. States that depend
-    on nothing of the run are kept in the store's folder and shared by runs; the others in the run's folder,
-    the last two of them. A killed run goes on from there; what is lost is trained again from the journal.
+    A state of the weights is identified by a chain of hashes over settings, images and training history.
+    Training waits until an answer is needed that the store does not have. States that do not depend on the
+    run are kept in the store's folder, for all runs; of the others, the last two are kept in the run's
+    folder. A killed run resumes there, and trains lost states again from its archive.
 
     Args:
         space: A space with `resized` and `supernet`.
-        dataset: Images; only training images are looked at.
-        store_dir: Folder of the store, for supernets that runs share.
+        dataset: Images; only training images are used.
+        store_dir: Folder of the store, for supernets that all runs use.
         folder: The run's folder, for supernets that are trained on its populations.
-        announce: Called with a sentence about what is being trained.
+        announce: Called with a sentence about each training.
         channels: C of the supernet; None: the space's.
-        num_cells: Cells of the supernet, in the space's unit; None: the space's; "fewest": of its smallest.
+        num_cells: Cells of the supernet, in the space's unit; None: the space's; "fewest": as few as
+            possible.
         affine: Whether BatchNorm in cells has a weight and a bias.
         track_running_stats: Whether BatchNorm in cells keeps running statistics; else it uses the batch's.
         warmup_epochs: Epochs of training before the first population of a stage.
         epochs_per_generation: Epochs of training on every population.
-        planned_generations: How many populations the cosine is planned for.
-        training: How it is trained.
-        decoding: "soft" or "hard": whether architectures are evaluated (and, sampled from the population,
-            trained) as mixtures or alone. "none": the alphas of the strategy are judged as they are, put
-            through the softmax, and members of one architecture in a population like the first of them; for
-            EvNAS' ablations without decoding.
+        planned_generations: Number of populations for the cosine schedule.
+        training: Training of the supernet.
+        decoding: "soft": architectures are evaluated as mixtures, by the softmax of one-hot alphas, and
+            trained so if sampled from the population; "hard": alone. "none": the softmax gets the strategy's
+            alphas; of members with the same architecture in a population the first one counts; for EvNAS'
+            ablations.
         inherit: Whether a smaller supernet starts with the weights of its former operations.
         cutout: Side in pixels of the square cut out of training images; None: the data set's.
-        num_valid: Validation images used, the first of a fixed shuffle; None: all.
-        valid_batch_size: Images per batch of an evaluation; matters where the batch's statistics are used.
+        num_valid: Number of validation images, the first of a fixed shuffle; None: all.
+        valid_batch_size: Images per batch of an evaluation; it matters if the batch's statistics are used.
         valid_transform: "test", or "train": validation images are augmented as in training, once for all
             architectures of a version.
-        eval_mode: "running": BatchNorm uses its running statistics where it has them; "batch": the batch's.
-        seed: Seed of initialisation, batches, augmentation and sampling; not the run's, so that runs share.
-        lookup: True accuracies, for reports.
+        eval_mode: "running": BatchNorm uses its running statistics, if it has them; "batch": the batch's.
+        seed: Seed of initialisation, batches, augmentation and sampling; not the run's seed, so that all runs
+            use the same supernet.
+        lookup: Accuracies of a benchmark's table, for reports.
 
     Raises:
-        ValueError: A value out of range, settings under which nothing is ever trained, or a space without a
-            supernet.
+        ValueError: A value out of range, settings without any training, or a space without a supernet.
 
     Source: EvNAS (arXiv 2012.12540), CMANAS (2107.07266), NEvoNAS (2204.00188), pEvoNAS (2203.01559) and
     their authors' code.
@@ -220,19 +221,19 @@ class Supernet(Evaluator):
 
     @property
     def stationary(self) -> bool:
-        """Whether the answers of all populations so far are of the same weights."""
+        """Whether all answers so far come from the same weights."""
         alone = self.epochs_per_generation == 0 and self.decoding != "none"
         return alone and all(link.stage == 0 for link in self._links)
 
     def see(self, alphas: FloatArray | None) -> None:
-        """Alphas of the population that comes next, for ablations without decoding."""
+        """Take the alphas of the next population, for ablations without decoding."""
         self._alphas = alphas
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """Note what has to be trained; the version names the weights and how they are judged.
+        """Note the training that is due; the version identifies the weights and the evaluation.
 
-        Every call with a population is a generation, also one whose answers are known already. A call without
-        trains what does not depend on one, so that this is not put off.
+        Every call with a population is a generation, also if its answers are known. A call without a
+        population trains at once what depends on none.
         """
         whole: Any = space
         resized = whole.resized(channels=self.channels, num_cells=self.num_cells)
@@ -260,7 +261,7 @@ class Supernet(Evaluator):
         return _hash(self._links[-1].chain, *judged)
 
     def _alphas_of(self, population: Sequence[Genotype]) -> FloatArray:
-        """Alphas that the population was decoded from."""
+        """Alphas from which the population was decoded."""
         if self._alphas is None:
             setting = "decoding=none" if self.decoding == "none" else "training.sampling=population_alpha"
             raise ValueError(f"evaluator.{setting} needs alphas, which only strategy=evnas hands over")
@@ -268,7 +269,7 @@ class Supernet(Evaluator):
         return self._alphas
 
     def _rooted(self, space: HasSupernet) -> str:
-        """Hash of what all weights depend on, whatever they are trained on."""
+        """Hash of everything that all weights depend on, besides their training."""
         if not self._root:
             import torch
 
@@ -283,7 +284,7 @@ class Supernet(Evaluator):
         return self._root
 
     def _recipe(self) -> dict[str, Any]:
-        """What weights depend on of the recipe; one device is what versions know that knew no others."""
+        """The part of the recipe that weights depend on; a single device is left out, as in old versions."""
         recipe = asdict(self.training)
         del recipe["strategy"]
         if recipe["devices"] == 1:
@@ -291,7 +292,7 @@ class Supernet(Evaluator):
         return recipe
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Train what is to be trained; the accuracy per genotype, each alone."""
+        """Complete the training; returns the accuracy per genotype."""
         self._train()
         assert self._weights is not None
         with self._within_memory("evaluation", "valid_batch_size"):
@@ -307,24 +308,24 @@ class Supernet(Evaluator):
         return [{"val_acc": accuracy} for accuracy in accuracies]
 
     def _images(self) -> dict[str, Any]:
-        """Which validation images judge, as `SharedWeights` takes it."""
+        """The validation images, in the form of `SharedWeights`."""
         seed = (
             int(_hash(self._links[-1].chain, "augment")[:12], 16) if self.valid_transform == "train" else None
         )
         return {"num_images": self.num_valid, "batch_size": self.valid_batch_size, "transform_seed": seed}
 
     def for_workers(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
-        """Train what is to be trained; small groups, since each network is evaluated alone anyway."""
+        """Complete the training; returns small groups, because networks are evaluated one by one."""
         self._train()
         return [genotypes[i : i + GROUP_SIZE] for i in range(0, len(genotypes), GROUP_SIZE)]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker needs: trained weights and the images that judge them."""
+        """The state that a worker needs: trained weights and validation images."""
         weights = None if self._weights is None else self._weights.for_evaluation(**self._images())
         return {**self.__dict__, "_weights": weights}
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """True accuracies per genotype, of networks trained alone, where a benchmark's table was given."""
+        """Accuracies per genotype from the benchmark's table, if there is one."""
         return self._lookup.report(genotypes)
 
     def _train(self) -> None:
@@ -359,7 +360,7 @@ class Supernet(Evaluator):
         return first, 0
 
     def _begin(self, link: _Link, former: SharedWeights | None) -> None:
-        """New weights for a stage, inherited where there are former ones."""
+        """New weights for a stage, inherited if there are former ones."""
         self._weights = None  # the former ones go as soon as they are copied
         with self._within_memory("training", "training.batch_size"):
             weights = SharedWeights(
@@ -378,7 +379,7 @@ class Supernet(Evaluator):
         self._weights = weights
 
     def _train_link(self, index: int, epochs: int) -> None:
-        """Train what is left of a link after `epochs`, with checkpoints."""
+        """Train the rest of a link after `epochs`, with checkpoints."""
         link = self._links[index]
         assert self._weights is not None
         if link.population is None and epochs < link.num_epochs:
@@ -418,17 +419,17 @@ class Supernet(Evaluator):
         return self._folder / "supernet" / "checkpoint.pt"
 
     def _shared(self, index: int) -> bool:
-        """Whether the weights after a link depend on nothing of the run, so that other runs may use them."""
+        """Whether the weights after a link do not depend on the run, so that other runs can use them."""
         return all(link.population is None for link in self._links[: index + 1])
 
     def _path(self, index: int) -> Path:
-        """Where the checkpoint of a link is kept."""
+        """Path of a link's checkpoint."""
         if self._shared(index):
             return self._store_dir / "supernets" / f"{self._links[index].chain}.pt"
         return self._own_path
 
     def _made_for(self, link: _Link) -> dict[str, Any]:
-        """What weights must fit, in words."""
+        """Description of the weights, which a checkpoint must match."""
         space = link.space
         return {
             "space": f"{space.name} {space.sizes['channels']}x{space.sizes['num_cells']}",
@@ -444,10 +445,10 @@ class Supernet(Evaluator):
         )
 
     def _restore(self, index: int, path: Path) -> int:
-        """Load a checkpoint if it is one of this link; returns how many of the link's epochs it has, or 0.
+        """Load a checkpoint if it belongs to this link; returns the number of the link's epochs it has, or 0.
 
         Raises:
-            ValueError: It is one of another space, data set or run.
+            ValueError: It belongs to another space, data set or run.
         """
         if not path.is_file():
             return 0
@@ -474,7 +475,7 @@ class Supernet(Evaluator):
 
     @contextlib.contextmanager
     def _within_memory(self, what: str, setting: str) -> Iterator[None]:
-        """Say in one line which settings need less memory when there is too little."""
+        """Turn a lack of memory into one line on settings that need less."""
         try:
             yield
         except RuntimeError as error:  # torch's only kind of it on a CPU

@@ -1,4 +1,4 @@
-"""Metrics by genotype from a benchmark table: a quality of their own, or the truth beside an estimate."""
+"""Metrics by genotype from a benchmark's table, as a quality or beside an estimate in reports."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ FULL_EPOCHS = 200
 
 
 class Table(Evaluator):
-    """Looks metrics up in an .npz that holds one row per architecture.
+    """Look-up of metrics in an .npz with one row per architecture.
 
-    Beside its columns (n,) the file has `arch_ops` (n, edges), operation indices, and `ops`, their names.
+    The file has columns (n,), `arch_ops` (n, edges) with operation indices, and `ops` with their names.
 
     Args:
         space: The space that the table covers.
@@ -44,14 +44,14 @@ class Table(Evaluator):
         goal: "max" or "min".
         scale: Factor from the column to the metric's unit, e.g. 0.01 from percent.
         test_column: Column of the test accuracy, in the same unit; only reports show it. None: there is none.
-        epochs: Epochs of the trainings that the column is about.
-        training_seed: 777, 888 or 999: the answers of one training. None: the mean of all.
-        seconds_column: Column of the seconds that a training of 200 epochs took, for the virtual clock. None,
-            or one that the file does not have: there is no clock.
+        epochs: Epochs of the column's trainings.
+        training_seed: 777, 888 or 999: the accuracy of one training. None: the mean over all.
+        seconds_column: Column with the seconds of a training of 200 epochs, for the virtual clock. There is
+            no clock if it is None or missing in the file.
 
     Raises:
-        ValueError: No such file or column, not an .npz, a table of another space, or a training seed that was
-            not run for every architecture.
+        ValueError: No such file or column, not an .npz, a table of another space, or a training seed that
+            some architectures lack.
 
     Source: Dong & Yang, NAS-Bench-201, ICLR 2020 (epochs and training seeds).
     """
@@ -117,17 +117,17 @@ class Table(Evaluator):
         return self._version
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """The metric per genotype; NaN (an error) where the table has none."""
+        """The metric per genotype; NaN, an error, if the table has none."""
         return [{self._metric: float(v)} for v in self._values[tuple(np.asarray(genotypes).T)]]
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """`test_acc` per genotype, where the table knows it."""
+        """`test_acc` per genotype, if the table has it."""
         if self._test is None:
             return [{} for _ in genotypes]
         return [{"test_acc": float(v)} for v in self._test[tuple(np.asarray(genotypes).T)]]
 
     def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
-        """What training the genotypes took the benchmark's authors; shorter trainings in proportion."""
+        """Training time of the genotypes in the benchmark; shorter trainings count in proportion."""
         if self._seconds is None:
             return None
         if not genotypes:
@@ -137,17 +137,17 @@ class Table(Evaluator):
 
 
 class Lookup:
-    """True accuracies from a benchmark's table, for the reports of evaluators that estimate quality.
+    """Accuracies from a benchmark's table, for the reports of evaluators that estimate quality.
 
     Args:
         space: The space that the table covers.
-        path: The .npz, as for `Table`; None: nothing is known.
+        path: The .npz, as for `Table`; None: no table.
         val_column: Column of the validation accuracy, reported as `table_val_acc`; None: there is none.
         test_column: Column of the test accuracy, reported as `test_acc`; None: there is none.
         scale: Factor from the columns to 0..1, e.g. 0.01 from percent.
 
     Attributes:
-        goals: Goal per metric that it knows.
+        goals: Goal per known metric.
 
     Raises:
         ValueError: As for `Table`.
@@ -170,7 +170,7 @@ class Lookup:
         self.goals: dict[str, Goal] = dict.fromkeys(columns, "max")
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """`table_val_acc` and `test_acc` per genotype, those that the table knows; for `Evaluator.report`."""
+        """The known ones of `table_val_acc` and `test_acc` per genotype, for `Evaluator.report`."""
         return [
             {
                 metric: float(values[genotype])
@@ -184,14 +184,14 @@ class Lookup:
 def by_genotype(
     space: SearchSpace, path: str, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, FloatArray]:
-    """Columns of a benchmark's table as arrays of shape (ops,) * edges; NaN where it has no row.
+    """Columns of a benchmark's table as arrays of shape (ops,) * edges; NaN for architectures without a row.
 
     Columns whose names end in `_seeds` have one more dimension: a value per training seed.
 
     Args:
         space: The space that the table covers.
         path: The .npz, absolute or relative to the working folder or the data folder.
-        columns: Which columns.
+        columns: Names of the columns.
         optional: Columns that the file may lack.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Validation accuracy after a short training from scratch: the honest estimate, and the expensive one."""
+"""Validation accuracy after a short training from scratch: a reliable estimate, but expensive."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import MAY_CHANGE, DivergedError, accuracy, fit
 from hwnas.training.recipe import Recipe
 
-TRAIN_VERSION = 1  # raised whenever the same settings come to give other accuracies
+TRAIN_VERSION = 1  # increased when the same settings begin to give other accuracies
 
 
 class Train(Evaluator):
     """`val_acc`: validation accuracy in 0..1 of each network, trained alone on the training images.
 
-    Initial weights, shuffles and augmentation of a network follow from `seed` and its architecture, not from
-    the population that it is in. A network whose loss stops being finite has the accuracy 0.
+    Initial weights, shuffles and augmentation of a network depend on `seed` and its architecture, not on its
+    population. A network that diverges (an infinite loss) has the accuracy 0.
 
     Args:
         space: A space with `network`.
-        dataset: Images; the validation part of the training images judges, test images are not touched.
-        store_dir: Folder of the store, the trainings' working folder.
-        announce: Called once with a sentence on how long a training takes.
+        dataset: Images; networks are judged on validation images, test images are not used.
+        store_dir: Folder of the store, in which trainings work.
+        announce: Called once with a sentence on the time of a training.
         warn: Called with a sentence when a first training diverges.
         channels: Width of the trained networks; null: the search space's.
-        num_cells: Their depth; null: the search space's. FBNet's is fixed.
-        training: How each is trained.
-        seed: Seed of the trainings; not the run's seed, so that runs share accuracies.
-        lookup: True accuracies, for reports.
+        num_cells: Depth of the trained networks; null: the search space's. FBNet has a fixed depth.
+        training: Training of each network.
+        seed: Seed of the trainings; not the run's seed, so that all runs use the same accuracies.
+        lookup: Accuracies of a benchmark's table, for reports.
 
     Raises:
-        ValueError: A value out of range, a space without networks, no images, or a recipe of 0 epochs or for
-            what the networks lack.
+        ValueError: A value out of range, a space without networks, no images, or a recipe with 0 epochs or
+            for parts that the networks lack.
     """
 
     @checked
@@ -128,7 +128,7 @@ class Train(Evaluator):
         return [[genotype] for genotype in genotypes]
 
     def train(self, genotype: Genotype) -> float:
-        """Train one network; its validation accuracy in 0..1, NaN if the loss stopped being finite."""
+        """Train a network; returns its validation accuracy in 0..1, or NaN after a divergence."""
         import torch
 
         seed = self.seed_of(genotype)
@@ -149,5 +149,5 @@ class Train(Evaluator):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """True accuracies per genotype, where a benchmark's table was given."""
+        """Accuracies per genotype from the benchmark's table, if there is one."""
         return self._lookup.report(genotypes)
