@@ -1,6 +1,6 @@
-"""The words of the framework: genotypes, objectives, trials, and three abstract classes.
+"""Types of the framework: genotypes, objectives, trials, and three abstract classes.
 
-numpy only. Everything else depends on this file; it depends on nothing of ours.
+numpy only. All other modules depend on this file, and it depends on none of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Goal = Literal["max", "min"]
 FloatArray = NDArray[np.float64]
 
 MOST_LISTED = 100_000
-"""Spaces of at most so many architectures are listed as a whole where that is useful."""
+"""Size up to which a space may be listed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound that a network must keep: at most `bound` for costs, at least `bound` for qualities.
+    """A bound that networks must keep: at most `bound` for costs, at least `bound` for qualities.
 
     Args:
         metric: Name with its unit, e.g. "latency_ms".
         bound: The bound, in the metric's unit.
-        goal: The metric's own direction; "min" makes `bound` an upper bound, "max" a lower one.
+        goal: The metric's own direction: "min" makes `bound` an upper bound, "max" a lower one.
     """
 
     metric: str
@@ -68,7 +68,7 @@ class Trial:
 
     Args:
         genotype: The architecture.
-        metrics: Value per metric; `inf` marks a network that a device does not support.
+        metrics: Value per metric; `inf`: a device does not support the network.
         generation: Index of the generation that asked for it, from 0.
     """
 
@@ -85,7 +85,7 @@ def trials_of(
     Args:
         genotypes: The architectures.
         answers: Per evaluator the metrics of every genotype, in order.
-        generation: Who asked for them.
+        generation: Index of their generation.
     """
     return [
         Trial(genotype, {name: value for row in rows for name, value in row.items()}, generation)
@@ -120,16 +120,16 @@ def checked_population(strategy: Strategy, population: Any) -> list[Genotype]:
 
 
 def checked_result(strategy: Strategy) -> list[Trial]:
-    """What a strategy returns as its answer.
+    """The answer of a strategy, checked.
 
     Raises:
-        ValueError: Anything but trials; names the strategy's class and the rule.
+        ValueError: It is no list of trials; names the strategy's class and the rule.
     """
     result = strategy.result()
     if not isinstance(result, list | tuple) or not all(isinstance(trial, Trial) for trial in result):
         raise ValueError(
-            f"{type(strategy).__name__}.result() returned {result!r}; it must return a list of trials, those "
-            "that it was told"
+            f"{type(strategy).__name__}.result() returned {result!r}; it must return a list of trials that "
+            "it observed"
         )
     return list(result)
 
@@ -166,7 +166,7 @@ def checked_answers(evaluator: Evaluator, genotypes: Sequence[Genotype], rows: A
 def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArray:
     """Objective values as costs, shape (trials, objectives): always minimised.
 
-    The only place where a sign is flipped. Unsupported networks keep `inf`.
+    The only function that flips a sign. Unsupported networks keep `inf`.
 
     Raises:
         ValueError: A trial lacks a metric.
@@ -186,7 +186,7 @@ def costs(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArra
 
 
 def violations(trials: Sequence[Trial], limits: Sequence[Limit]) -> FloatArray:
-    """How far each trial is beyond the limits, shape (trials,): 0 where all are kept.
+    """Violation of the limits per trial, shape (trials,): 0 if the trial keeps all limits.
 
     Each limit contributes its relative excess, (value - bound) / |bound|, or the plain excess for a bound of
     0. Unsupported networks (a metric of `inf`) have a violation of `inf`, also without limits.
@@ -205,9 +205,9 @@ def violations(trials: Sequence[Trial], limits: Sequence[Limit]) -> FloatArray:
 
 
 def non_dominated(F: FloatArray) -> NDArray[np.intp]:
-    """Indices of the non-dominated rows of F (n, m), minimised, in order; of equal rows the first.
+    """Indices of the non-dominated rows of F (n, m), minimised, in order; the first of equal rows.
 
-    Rows with a value that is not finite never belong to a front. O(n log n) for two objectives.
+    Rows with a value that is not finite are never on a front. O(n log n) for two objectives.
     """
     rows = np.flatnonzero(np.isfinite(F).all(axis=1))
     if len(rows) == 0:
@@ -221,14 +221,14 @@ def non_dominated(F: FloatArray) -> NDArray[np.intp]:
                 kept.append(int(row))
                 lowest = F[row, 1]
     else:
-        for row in order:  # whoever dominates a row sorts before it
+        for row in order:  # rows that dominate a row come before it
             if not kept or not (F[kept] <= F[row]).all(axis=1).any():
                 kept.append(int(row))
     return np.sort(np.asarray(kept, dtype=np.intp))
 
 
 def unique(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials without repeated genotypes; the latest answer counts, in order of first appearance."""
+    """The trials with different genotypes, each with its latest answer, in order of first appearance."""
     return list({trial.genotype: trial for trial in trials}.values())
 
 
@@ -241,7 +241,7 @@ def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tria
 
 
 def best(trials: Sequence[Trial], objectives: Sequence[Objective], limits: Sequence[Limit]) -> Trial | None:
-    """The best trial that keeps every limit, by the first objective, ties by the next; None if none does."""
+    """The best trial that keeps all limits, by the first objective, ties by the next; None if none does."""
     candidates = [
         trial for trial, violation in zip(trials, violations(trials, limits), strict=True) if violation == 0.0
     ]
@@ -251,7 +251,7 @@ def best(trials: Sequence[Trial], objectives: Sequence[Objective], limits: Seque
 
 
 def closest(trials: Sequence[Trial], limits: Sequence[Limit]) -> Trial | None:
-    """The trial with the smallest violation of the limits; None without trials that are supported."""
+    """The trial with the smallest violation of the limits; None if none is supported."""
     excess = violations(trials, limits)
     if len(excess) == 0 or not np.isfinite(excess).any():
         return None
@@ -259,21 +259,21 @@ def closest(trials: Sequence[Trial], limits: Sequence[Limit]) -> Trial | None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with a sentence on how to resume; not an error, so that a sweep stops instead of going on."""
+    """Ctrl-C, with a sentence on how to resume; not an error, so that a sweep stops."""
 
 
 def is_near_chance(accuracy: float, chance: float) -> bool:
-    """Whether an accuracy is at most half as much again as chance has, or a tenth of what is left above it.
+    """Whether an accuracy is below 1.5 times chance and below chance plus a tenth of the rest.
 
     Args:
         accuracy: In 0..1.
-        chance: What a guess of the most frequent class reaches, in 0..1.
+        chance: Accuracy of guessing the most frequent class, in 0..1.
     """
     return accuracy < min(1.5 * chance, chance + 0.1 * (1 - chance))
 
 
 MAX_WHOLE = 2**63 - 1
-"""The largest number of 64 bits with a sign, as databases and torch take it."""
+"""The largest integer of databases and torch, 64 bits with a sign."""
 
 Positive = Annotated[float, Gt(0)]
 """A number above 0."""
@@ -294,7 +294,7 @@ WholeNumber = Annotated[int, Ge(0)]
 """A whole number of at least 0."""
 
 Seed = WholeNumber
-"""What a generator of random numbers starts from."""
+"""Seed of a generator of random numbers."""
 
 _Checked = TypeVar("_Checked", bound=Callable[..., Any])
 
@@ -302,9 +302,9 @@ _Checked = TypeVar("_Checked", bound=Callable[..., Any])
 def checked(target: _Checked) -> _Checked:
     """Check a constructor's settings against its signature, and keep them for `settings_of`.
 
-    Settings are parameters whose type is made of bool, int, float, str, None, `Literal`, `Annotated` bounds
-    and sequences of these; numbers are finite, and a whole number may be written as 3.0. Others, the objects
-    of a run, are left alone. The same holds from Python and from YAML.
+    Settings are parameters whose type consists of bool, int, float, str, None, `Literal`, `Annotated` bounds,
+    and sequences of these. Numbers must be finite; a whole number may be written as 3.0. Other parameters,
+    the objects of a run, are not checked. Values from Python and from YAML are checked alike.
 
     Args:
         target: An `__init__`, a dataclass, or a function that makes an object.
@@ -322,7 +322,7 @@ def checked(target: _Checked) -> _Checked:
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError:
-            return target(*args, **kwargs)  # Python's own words name the class
+            return target(*args, **kwargs)  # Python's own message names the class
         for name, kind in _kinds(target).items():
             if name in given.arguments:
                 given.arguments[name] = check_setting(name, kind, given.arguments[name])
@@ -392,7 +392,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _phrase(kind: Any) -> str | None:
-    """What a setting's type allows, in words; None for what is no type of a setting."""
+    """Values of a setting's type, in words; None if it is no type of a setting."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         base = _phrase(inner[0])
@@ -437,7 +437,7 @@ def _bounds(marks: Sequence[Any]) -> str:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of a part, e.g. an epoch, of what `seed` begins; of 63 bits, as torch takes it."""
+    """The seed of a part, e.g. an epoch, from the seed of the whole; of 63 bits, for torch."""
     return (seed * 1_000_003 + number) % 2**63
 
 
@@ -459,7 +459,7 @@ def checked_choices(
 
 @dataclass(frozen=True)
 class Sum:
-    """A metric that is a constant plus what each operation adds.
+    """A metric that is the sum of a constant and a value per operation.
 
     Attributes:
         base: The constant, in the metric's unit.
@@ -475,15 +475,15 @@ class Sum:
 
 
 class SearchSpace(ABC):
-    """A set of architectures, one operation per edge; plain numpy, networks are built on demand.
+    """A set of architectures with one operation per edge; numpy only, networks are built on demand.
 
     Attributes:
         name: Identifies the space in stores and files.
         ops: Names of the operations, in index order.
         choices: Operation indices still allowed, one tuple per edge.
         presets: Published architectures by name, in the space's text form.
-        fewest_cells: Cells of the space's smallest networks, where their number can be set.
-        note: A sentence on why these images do not suit the space's networks; empty if they do.
+        fewest_cells: Cells of the smallest networks, if their number can be set.
+        note: A sentence if the images do not suit the space's networks; else empty.
     """
 
     name: str
@@ -527,7 +527,7 @@ class SearchSpace(ABC):
         return self._every()
 
     def _every(self) -> list[Genotype]:
-        """What `all` lists."""
+        """The list of `all`."""
         return list(itertools.product(*self.choices))
 
     def decode(self, alphas: FloatArray) -> list[Genotype]:
@@ -569,9 +569,9 @@ class SearchSpace(ABC):
         return tuple(int(op) for op in genotype)
 
     def mutate(self, genotype: Genotype, rng: np.random.Generator) -> Genotype:
-        """The genotype with another operation on one edge, both uniform over what is allowed.
+        """The genotype with another operation on one edge; edge and operation are uniform.
 
-        Edges with a single choice cannot change; a space of one architecture returns it unchanged.
+        Only edges with several choices change; in a space of one architecture the genotype stays.
         """
         edges = [edge for edge, ops in enumerate(self.choices) if len(ops) > 1]
         if not edges:
@@ -584,7 +584,7 @@ class SearchSpace(ABC):
     def neighbours(self, genotype: Genotype) -> list[Genotype]:
         """All genotypes with another operation on one edge, or the operations of two edges exchanged.
 
-        Each once, without the genotype itself, in a fixed order; only operations that the edges allow.
+        Each one once, in a fixed order, without the genotype itself; only allowed operations.
         """
         near: dict[Genotype, None] = {}
         for edge, ops in enumerate(self.choices):
@@ -599,7 +599,7 @@ class SearchSpace(ABC):
         return list(near)
 
     def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
-        """`flops` (multiply-adds) and `params` per genotype where the space knows them in closed form."""
+        """`flops` (multiply-adds) and `params` per genotype, if the space has closed forms."""
         return {}
 
     def static_sums(self) -> dict[str, Sum]:
@@ -607,7 +607,7 @@ class SearchSpace(ABC):
         return {}
 
     def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
-        """Genotypes (n, edges) as a compiler leaves them, which drops what no path from input to output uses.
+        """Genotypes (n, edges) without operations that are on no path from input to output, as compilers do.
 
         Here every edge is used.
         """
@@ -630,21 +630,21 @@ class SearchSpace(ABC):
         """The architecture of a text form.
 
         Raises:
-            ValueError: Malformed text or an unknown operation; says which and what is allowed.
+            ValueError: Malformed text or an unknown operation; says what is allowed.
         """
 
 
 class Evaluator(ABC):
-    """Answers metrics for whole populations. A device is an evaluator whose metrics are costs.
+    """An estimator of metrics for whole populations; a device is one whose metrics are costs.
 
     Attributes:
-        name: Owner of the metrics in the store.
+        name: Identifies the evaluator in the store.
         metrics: Goal per metric; the first one is the evaluator's main metric.
         reported: Goal per metric that only `report` shows.
-        exhaustive: Whether it answers for a whole space in no time (a table, a formula, a profile).
-        note: A sentence that belongs beside every answer, e.g. whose costs they are; may be empty.
-        stationary: Whether answers of different generations can be compared; false once weights that they
-            depend on were trained further. Then only what the strategy returns is an answer.
+        exhaustive: Whether it can answer for a whole space at once (a table, a formula, a profile).
+        note: A sentence to show beside every answer, e.g. on the source of costs; may be empty.
+        stationary: Whether answers of different generations can be compared. It is false if the weights
+            behind them change; then the answer is among the networks that the strategy returns.
     """
 
     name: str
@@ -665,64 +665,64 @@ class Evaluator(ABC):
 
     @abstractmethod
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
-        """Get ready for a population; returns the version of the answers, part of the store's key.
+        """Prepare for a population; returns the version of the answers, part of the store's key.
 
-        Called once before the search without a population, then for every population in order, also for those
-        whose answers a resumed run knows already.
+        Called once without a population before the search, then for every population in order, also for those
+        that a resumed run replays.
 
         The version hashes everything that the answers depend on besides space, dataset and genotype.
         """
 
     def see(self, alphas: FloatArray | None) -> None:  # noqa: B027 - few evaluators need it
-        """Take `Strategy.alphas` of the population that `prepare` gets next; here they do not matter."""
+        """Take `Strategy.alphas` of the next population, before `prepare`; most evaluators ignore them."""
 
     @abstractmethod
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Metrics per genotype, in order. `inf` means not supported; NaN is an error of the evaluator."""
 
     def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
-        """The population in parts that get the same answers apart; one part where it cannot be divided.
+        """The population in parts that can be evaluated separately with the same answers.
 
-        Parts are kept as soon as they are answered.
+        The answers of a part are stored when it is done.
         """
         return [genotypes]
 
     def for_workers(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
-        """The population in parts for several workers; does here, once, what all of them wait for.
+        """The population in parts for several workers, after common work, such as training, is done here.
 
-        Copies of the evaluator evaluate them. They are those of `parts` unless an evaluator says otherwise.
+        Copies of the evaluator evaluate the parts. They are those of `parts` by default.
         """
         return self.parts(genotypes)
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Metrics that only reports may show (test accuracy of tables); never told to a strategy.
+        """Metrics for reports only (test accuracy of tables), which strategies never observe.
 
         They are among `reported`.
         """
         return [{} for _ in genotypes]
 
     def separable(self, metric: str) -> Sum | None:
-        """The metric as a constant plus what each operation adds, where it is such a sum; else None."""
+        """The metric as a sum over operations; None if it is no such sum."""
         return None
 
     def errors(self, metric: str) -> FloatArray:
-        """Measured over predicted values of networks not fitted to; empty where nothing is predicted."""
+        """Measured over predicted values of networks outside a fit; empty without predictions."""
         return np.empty(0)
 
     def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
-        """Seconds of the trainings that a benchmark's answers stand for; None: there is no such clock."""
+        """Training time of the genotypes in a benchmark, in seconds; None if it is unknown."""
         return None
 
 
 class Strategy(ABC):
-    """Searches by ask and tell; a deterministic function of its seed and of the trials it observed.
+    """A search method by ask and tell, a deterministic function of its seed and of observed trials.
 
     Attributes:
         space: The search space.
-        objectives: What the run optimises, quality first, then cost.
-        done: True when the strategy has nothing more to ask.
-        alphas: What the last `ask` decoded, shape (n, edges, ops), for evaluators that judge it undecoded;
-            None where a strategy does not say.
+        objectives: Objectives of the run, quality first, then costs.
+        done: Whether the strategy has finished.
+        alphas: Alphas of the last population, shape (n, edges, ops), for evaluators without decoding; None if
+            the strategy has none.
     """
 
     space: SearchSpace
@@ -744,15 +744,15 @@ class Strategy(ABC):
 
     @abstractmethod
     def result(self) -> list[Trial]:
-        """What the method returns: a front, an elite, a mean."""
+        """The answer of the method: a front, an elite, a mean."""
 
     def survivors(self) -> list[Trial]:
-        """The population that is kept from one generation to the next; empty where none is."""
+        """The population that is kept from one generation to the next; empty if there is none."""
         return []
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """A hint that follows an unknown word: the nearest known ones, or all if they are few; may be empty."""
+    """A hint for an unknown word: the nearest known ones, or all if they are few; may be empty."""
     near = list(dict.fromkeys(difflib.get_close_matches(word, known, n=3, cutoff=0.5)))
     if near:
         return f"; did you mean {' or '.join(near)}?"
@@ -763,10 +763,10 @@ NUM_SAMPLED = 20_000
 
 
 def listed(space: SearchSpace) -> list[Genotype]:
-    """All architectures of a space that can be listed, a seeded sample of `NUM_SAMPLED` of a larger one."""
+    """All architectures of a space that can be listed; of a larger one a seeded sample of `NUM_SAMPLED`."""
     return space.all() if space.size <= MOST_LISTED else space.sample(np.random.default_rng(0), NUM_SAMPLED)
 
 
 def extent(space: SearchSpace) -> str:
-    """What `listed` lists, in words."""
+    """The architectures of `listed`, in words."""
     return "all networks" if space.size <= MOST_LISTED else f"a seeded sample of {NUM_SAMPLED:,} networks"

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, kept through a power cut, read as plain data of bounded size."""
+"""Files: written as a whole or not at all, safe in a power cut, and read as plain data of bounded size."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ import yaml
 from omegaconf._utils import get_yaml_loader  # numbers as Hydra reads them, and no key twice
 
 PARTIAL = ".partial"
-"""How the names of files end that are being written; before it stands which process writes."""
+"""Ending of the names of files that are being written; before it, the name identifies the process."""
 
 ABANDONED_SECONDS = 86_400.0
-"""Age after which a partial file is deleted whose process may be alive on another machine."""
+"""Age after which a partial file of another machine is deleted, though its process may be alive."""
 
 _WRITER = re.compile(r".*\.([0-9a-f]{12})-(\d+)-(\d*)-\d+\.partial")
 _OWNER = re.compile(r"hwnas-([0-9a-f]{12})-(\d+)-(\d*)-\w+")
@@ -45,9 +45,9 @@ _entered: set[Path] = set()
 def replacing(path: Path) -> Iterator[Path]:
     """A partial file beside `path` for the caller to write; afterwards it takes the place of `path`.
 
-    The partial file is synced before it is renamed and its folder after, so that a power cut leaves the old
-    file or the new one. If the caller raises, the partial file is deleted and `path` stays as it was. What a
-    killed process left behind is deleted by the next one that writes into the folder.
+    The partial file is synced before it is renamed, and its folder after that, so that a power cut leaves the
+    old file or the new one. If the caller raises, the partial file is deleted, and `path` stays unchanged. A
+    partial file of a killed process is deleted by the next process that writes into the folder.
 
     Args:
         path: The file; its folder is created if needed.
@@ -98,11 +98,11 @@ def take_lock(file: IO[Any], *, wait: bool = False, shared: bool = False) -> boo
 
 @contextmanager
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a file that says who holds it, or held it last.
+    """Hold the lock of a file, which names the process that holds it or held it last.
 
     Args:
         path: The file, created if needed with its folder.
-        busy: Called with the owner's name when it is another process; it raises, or the owner is waited for.
+        busy: Called with the name of another owner; if it does not raise, this process waits for the owner.
     """
     told = False
     while True:
@@ -148,7 +148,7 @@ def only_maker(path: Path, announce: Callable[[str], None]) -> AbstractContextMa
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for files of this process alone; first deletes those of processes that have died."""
+    """A folder for files of this process alone; also deletes such folders of dead processes."""
     for path in Path(tempfile.gettempdir()).glob("hwnas-*"):
         owner = _OWNER.fullmatch(path.name)
         if owner and gone(":".join(owner.groups())):
@@ -157,7 +157,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file; what a power cut or a full disk leaves of it is its beginning."""
+    """Add to the end of a file; after a power cut or on a full disk, only a beginning of it may be there."""
     new = not path.is_file()
     try:
         with path.open("ab") as file:
@@ -171,28 +171,28 @@ def append(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames, creations and deletions in `folder` last through a power cut, where the system can."""
+    """Make renames, creations and deletions in `folder` survive a power cut, if the system can."""
     if os.name == "nt":  # opens no folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no syncing of folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync folders
             raise OSError(error.errno, error.strerror, str(folder)) from None
     finally:
         os.close(descriptor)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, if it is there, so that it stays deleted after a power cut."""
+    """Delete a file, if it exists, so that it stays deleted after a power cut."""
     if path.exists():
         path.unlink(missing_ok=True)
         sync_folder(path.parent)
 
 
 def enter(folder: Path) -> None:
-    """Before this process's first file in a folder: create it so that it lasts, and clean it.
+    """Create a folder that survives a power cut, and delete partial files in it; once per process.
 
     Raises:
         OSError: It cannot be created; names the folder.
@@ -253,9 +253,9 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def write_torch(path: Path, content: object) -> None:
-    """Write what `torch.save` takes; see `replacing`.
+    """Write by `torch.save`; see `replacing`.
 
-    It is serialised in memory first: torch's own writer ends the process when the disk is full.
+    The content is serialised in memory first, because torch's own writer ends the process on a full disk.
     """
     import torch
 
@@ -290,10 +290,10 @@ def read_torch(path: Path, *names: str, advice: str = "") -> dict[str, Any]:
 
 
 def identity() -> str:
-    """This process, as `<place>:<pid>:<start>`.
+    """Identity of this process, `<place>:<pid>:<start>`.
 
-    The place is the machine since it was started, and the PID namespace: containers of one machine are
-    different places, because the numbers of one's processes mean nothing in another.
+    The place is the machine since its start, and the PID namespace: containers of one machine are different
+    places, because process numbers of one mean nothing in another.
     """
     return _identity(os.getpid())
 
@@ -304,9 +304,9 @@ def _identity(pid: int) -> str:
 
 
 def gone(process: str) -> bool:
-    """Whether a process, as `identity` named it, was one of this place and is no more.
+    """Whether a process with an `identity` was one of this place and has ended.
 
-    False where nobody can tell: of other machines and containers.
+    False for processes of other machines and containers, which cannot be checked.
     """
     place, _, rest = process.partition(":")
     number, _, started = rest.partition(":")
@@ -314,7 +314,7 @@ def gone(process: str) -> bool:
         return False
     if started:
         return _started(int(number)) != started
-    if sys.platform == "win32":  # signal 0 is none there
+    if sys.platform == "win32":  # has no signal 0
         return False
     try:
         os.kill(int(number), 0)
@@ -327,10 +327,10 @@ def gone(process: str) -> bool:
 
 @functools.cache
 def end_with(parent: str) -> None:
-    """End this process soon after the one that started it, `parent` as its `identity` named it.
+    """End this process soon after its parent, given by its `identity`.
 
-    A pool's processes would go on alone after a parent that was killed, and be in the way of the same command
-    when it is given again. Processes that others have started, as those of a cluster do, are left alone.
+    Processes of a pool would outlive a killed parent, and disturb the same command when it is repeated.
+    Processes that were started by others, such as a cluster, are not ended.
     """
     pid = int(parent.split(":")[1])
     direct = os.getppid() == pid
@@ -356,7 +356,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in ticks of the machine; empty if it is dead or nobody can tell."""
+    """Start of a process in ticks of the machine; empty if it is dead or unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]  # Z: dead, but its parent has not waited for it
@@ -365,22 +365,22 @@ def _started(pid: int) -> str:
 
 
 MAX_DEPTH = 40
-"""Lists and mappings inside each other."""
+"""Maximum depth of lists and mappings inside each other."""
 
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_VALUES = 100_000
-"""Values of a YAML file once all that its aliases repeat is written out."""
+"""Maximum number of values in a YAML file, with aliases written out."""
 
 MAX_JSON_BYTES = 1 << 28
 MAX_DIGITS = 20
-"""Digits of a whole number; none that we write has more than 19."""
+"""Maximum digits of a whole number; numbers that we write have at most 19."""
 _PLAIN = {
     f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge")
 }
 
 
 def plain_yaml(path: Path) -> dict[Any, Any] | list[Any]:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
         ValueError: Missing, not YAML, not made of plain values, too large or too deep; names the file.
@@ -417,7 +417,7 @@ def _yaml(text: str) -> dict[Any, Any] | list[Any]:
 
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """How many values a node has, with those of aliases counted wherever they stand.
+    """Number of values of a node; those of an alias count at each of its places.
 
     Raises:
         ValueError: Too many, too deep, a node inside itself, or a value that is not plain.
@@ -433,7 +433,7 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
             raise ValueError(f"a number of more than {MAX_DIGITS} digits")
         return 1
     if id(node) not in known:
-        known[id(node)] = MAX_YAML_VALUES + 1  # too many, should it be met inside itself
+        known[id(node)] = MAX_YAML_VALUES + 1  # too many, in case it contains itself
         inner = node.value
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
@@ -444,11 +444,11 @@ def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
 
 
 def read_json(path: Path, otherwise: str = "is corrupt") -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Args:
         path: The file.
-        otherwise: What is said of a file that cannot be read.
+        otherwise: Words for the message on a file that cannot be read.
 
     Raises:
         ValueError: Not JSON, too large or too deep, or a number of too many digits; names the file.
@@ -462,7 +462,7 @@ def read_json(path: Path, otherwise: str = "is corrupt") -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON text holds; NaN and infinity are read, which `shaped` refuses.
+    """The content of JSON text; NaN and infinity are read, but `shaped` refuses them.
 
     Raises:
         ValueError: Not JSON, too deep, or a number of too many digits.
@@ -575,7 +575,7 @@ def _misshapen(value: Any, wanted: str, place: str) -> ValueError:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: characters that would steer it, or hide what is there, are written as escapes."""
+    """Text for a terminal: characters that control it or hide text are written as escapes."""
     return "".join(map(_escaped, text)) if not text.isprintable() else text
 
 
@@ -586,7 +586,7 @@ def _escaped(character: str) -> str:
 
 @contextmanager
 def bounded(num_bytes: int) -> Iterator[None]:
-    """Let this process take at most so many bytes more inside; then there is a MemoryError.
+    """Limit the additional memory of this process; more is a MemoryError.
 
     Systems that know no such limit (Windows, macOS) have none.
     """
@@ -609,7 +609,7 @@ def bounded(num_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def consistent(path: Path) -> Iterator[None]:
-    """Turn what contradictions in foreign data may raise where it is used into one ValueError.
+    """Turn errors from contradictions in foreign data into one ValueError.
 
     Args:
         path: The file or folder that it comes from, for the message.
@@ -626,7 +626,7 @@ def consistent(path: Path) -> Iterator[None]:
 
 
 def data_folder() -> Path:
-    """Where tables and images lie: HWNAS_DATA, else the user's cache folder."""
+    """Folder of tables and images: HWNAS_DATA, or the user's cache folder."""
     given = os.environ.get("HWNAS_DATA")
     if given:
         return Path(given).expanduser()
