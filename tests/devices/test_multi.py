@@ -220,7 +220,7 @@ def test_all_devices_as_objectives_and_a_wrong_name(run_hwnas, tmp_path: Path) -
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [o["metric"] for o in result["objectives"]] == ["val_acc", "latency_ms@toy", "latency_ms@one"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "beaten by no other in all 3 objectives" in page
+    assert "non-dominated in all 3 objectives" in page
     wrong = run_hwnas(*common, "device=[toy,rapsi4]", code=1)
     assert "rapsi4 is not known; did you mean raspi4?" in wrong.stderr
     local = ["strategy=local_search", "hydra.run.dir=other"]
