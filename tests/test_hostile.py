@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import io
 import json
+import os
 import random
 import struct
 import subprocess
@@ -323,6 +325,177 @@ def test_files_of_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path = tmp_path / "theirs.csv"
     path.write_text(f"evaluator,space,dataset,version,genotype,run,created,val_acc\n{row}\n")
     assert check_command(capsys, "store", "import", f"from={path}", f"store.url={url}") == 1
+
+
+ODD_WORDS = (
+    *(
+        "",
+        "null",
+        "~",
+        "~nobody/x",
+        ".",
+        "/dev/null",
+        "x\n y",
+        "\x1b[31m",
+        "{a: 1}",
+        "[a,b]",
+        "${x}",
+        "'",
+        "=",
+        "*",
+    ),
+    *(
+        "\udcff",
+        "日本",
+        "a b",
+        "a,b",
+        "--",
+        "-x",
+        "1e400",
+        "a" * 5000,
+        "folder",
+        "link",
+        "circle",
+        "empty.csv",
+    ),
+    *("binary.json", "deep.json", "null.json", "utf16.csv", "pipe"),
+)
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder, which is the data folder, too, with files that no command expects."""
+    for name, content in (
+        *(("empty.csv", b""), ("binary.json", bytes(range(256))), ("deep.json", b"[" * 50_000)),
+        *(("null.json", b"null"), ("utf16.csv", "arch,latency_ms\n".encode("utf16"))),
+    ):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    return tmp_path
+
+
+def ends_in_one_line(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """A command ends with 1 and one line, with 2 for usage, or it succeeds; none steers the terminal."""
+    capsys.readouterr()
+    try:
+        code: object = main(list(words))
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code in (0, 1, 2), words
+    assert code == 2 or err.count("\n") == code, words
+    assert all(character.isprintable() or character == "\n" for character in out + err), words
+
+
+@pytest.mark.parametrize(
+    ("command", "num"),
+    [
+        ("search resume={}", 10),
+        ("train resume={}", 4),
+        ("prune resume={}", 4),
+        ("profile compare {} binary.json", 6),
+        ("profile import {}", 6),
+        ("profile fit device=table device.path={}", 6),
+        ("profile {}", 6),
+        ("data {}", 20),
+        ("data nasbench201 source={}", 20),
+        ("data hwnasbench source={} to=folder", 20),
+        ("data verify {}", 20),
+        ("report {}", 20),
+        ("report folder {}", 20),
+        ("store {}", 20),
+        ("store import from={}", 20),
+        ("store export to={}", 20),
+        ("store prune keep={}", 20),
+        ("store store.url={}", 20),
+    ],
+)
+def test_odd_words(odd: Path, capsys: pytest.CaptureFixture[str], command: str, num: int) -> None:
+    """What is put in place of a file, a folder or a number; another sample of them for each command."""
+    words = [
+        word for word in ODD_WORDS if not (word == "null" and "resume" in command)
+    ]  # that begins a search
+    for word in random.Random(command).sample(words, num):
+        ends_in_one_line(capsys, *(each.replace("{}", word) for each in command.split()))
+        os.chdir(odd)
+
+
+def test_damaged_tables_to_fit(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, genotypes = random.Random(0), SPACE.sample(np.random.default_rng(0), 12)
+    rows = [[SPACE.to_str(g), f"{1 + sum(g)}.5", str(2 + i % 2)] for i, g in enumerate(genotypes)]
+    cells = (
+        "",
+        "nan",
+        "inf",
+        "-1",
+        "1e308",
+        "1e999",
+        "x",
+        "\0",
+        CONTROL,
+        '"',
+        "١",
+        "1_0",
+        rows[0][0],
+        "a" * 200_000,
+    )
+    for _ in range(8):
+        table = [["arch", "latency_ms", "energy_mj"], *map(list, rows)]
+        row = rng.choice(table)
+        change = rng.randrange(4)
+        if change < 2:
+            row[rng.randrange(3)] = rng.choice(cells)
+        elif change == 2:
+            table.append(list(row))
+        else:
+            del row[rng.randrange(3) :]
+        (odd / "t.csv").write_text("\n".join(map(",".join, table)) + "\n")
+        ends_in_one_line(capsys, "profile", "fit", "device=t.csv", "to=o.json")
+
+
+def test_damaged_files_of_evaluations(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, url = random.Random(0), f"store.url=sqlite:///{odd}/e.sqlite"
+    EvaluationStore(url.removeprefix("store.url="), "run").close()
+    header, good = "evaluator,space,dataset,version,genotype,run,created,val_acc", 'e,s,d,v,"0,1",r,1.5,0.5'
+    cells = (
+        "",
+        "nan",
+        "inf",
+        "1e999",
+        "\0",
+        CONTROL,
+        '"',
+        '"1,1"',
+        '"9999999999999999999999,1"',
+        "a" * 200_000,
+    )
+    for _ in range(60):
+        lines = [header.split(","), *(next(csv.reader([good])) for _ in range(3))]
+        line = rng.choice(lines)
+        line[rng.randrange(8)] = rng.choice([*cells, *lines[0]])
+        if rng.random() < 0.2:
+            del line[rng.randrange(8) :]
+        quoted = [
+            [f'"{cell}"' if "," in cell and '"' not in cell else cell for cell in each] for each in lines
+        ]
+        (odd / "e.csv").write_text("\n".join(map(",".join, quoted)) + "\n")
+        ends_in_one_line(capsys, "store", "import", "from=e.csv", url)
+        ends_in_one_line(capsys, "store", url)
+
+
+@pytest.mark.parametrize("content", ["3", "[]", '{"toy_val_acc": 1}', "null", ""])
+def test_versions_of_a_run(odd: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    toy = ("search", "experiment=toy", "generations=1", "strategy.population_size=4", "logger=csv")
+    assert main([*toy, "hydra.run.dir=run"]) == 0
+    (odd / "run" / "result.json").unlink()
+    (odd / "run" / "versions.json").write_text(content)
+    ends_in_one_line(capsys, "search", "resume=run")
+    assert not (odd / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize("name", ["a/../../x", "a\\x", "a\nb", "\x1b[1m", "", None, 3])

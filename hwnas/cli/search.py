@@ -29,7 +29,7 @@ from hwnas.core import (
     unique,
 )
 from hwnas.devices.energy import Meter
-from hwnas.files import read_json, write_json, write_text
+from hwnas.files import consistent, read_json, shaped, write_json, write_text
 from hwnas.reports.page import write_report
 from hwnas.runs.display import Display
 from hwnas.runs.result import Evaluations, Result, Trained, read_result
@@ -184,6 +184,8 @@ def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator
         write_json(path, versions)
         return
     known = read_json(path)
+    with consistent(path):
+        shaped(known, {str: str})
     groups = ("evaluator", "device")
     for evaluator, group in itertools.zip_longest(evaluators, groups[: len(evaluators)]):
         name = evaluator.name if group is None else f"{group}={task.names[group]}"
