@@ -22,6 +22,7 @@ from test_report import make_run
 
 from hwnas.__main__ import main
 from hwnas.api import read_run
+from hwnas.cli import doctor, info
 from hwnas.core import Limit
 from hwnas.data.images import NoImages, read_npz
 from hwnas.data.tables import read_table
@@ -423,6 +424,22 @@ def test_odd_words(odd: Path, capsys: pytest.CaptureFixture[str], command: str, 
     for word in random.Random(command).sample(words, num):
         ends_in_one_line(capsys, *(each.replace("{}", word) for each in command.split()))
         os.chdir(odd)
+
+
+@pytest.mark.parametrize("folder", ["\udcff", "\x1b[31m", "a" * 5000, "circle", "empty.csv", "~nobody/x"])
+def test_odd_data_folders(
+    odd: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv("HWNAS_DATA", folder)
+    monkeypatch.setattr(info, "_imports", list)  # whether torch loads takes seconds
+    for words in (["info"], ["data", "list"], ["data", "verify"], ["data", "splits"]):
+        ends_in_one_line(capsys, *words)
+    monkeypatch.setattr(doctor, "packages", list)
+    code = main(["doctor"])
+    said, err = capsys.readouterr()
+    assert (err, said.isascii()) == ("", True)
+    assert code == (len(folder) > 255)
+    assert all(character.isprintable() or character == "\n" for character in said)
 
 
 def test_damaged_tables_to_fit(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def _list(arguments: Sequence[str]) -> None:
 
     plain_settings("data", arguments, ())
     folder = data_folder()
-    print(f"{folder}{'' if folder.is_dir() else ' (missing)'}")
+    print(printable(f"{folder}{'' if folder.is_dir() else ' (missing)'}"))
     for name, known in TABLES.items():
         there = (folder / name).is_file()
         size = in_words((folder / name).stat().st_size) if there else "missing"

@@ -19,7 +19,14 @@ def command(arguments: Sequence[str]) -> int:
     if not any(finding.state == "error" for finding in findings):
         from hwnas.cli.info import checks  # needs the packages that are found to be there
 
-        findings += checks()
+        try:
+            findings += checks()
+        except OSError as error:  # a folder that cannot even be looked at
+            findings.append(
+                Finding(
+                    "error", f"{error.filename!a}: {error.strerror}", "export HWNAS_DATA=<a folder of yours>"
+                )
+            )
     colours = {"ok": "green", "hint": "yellow", "error": "bold red"}
     for finding in findings:
         say(f"{finding.state:<5} {finding.text}", colours[finding.state], len(finding.state))

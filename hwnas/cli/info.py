@@ -14,9 +14,10 @@ from pathlib import Path
 from hwnas import __version__
 from hwnas.build import ALLOW_VARIABLE, build, conf_folder, read_yaml
 from hwnas.cli.console import Finding, say, usage
+from hwnas.cli.errors import plain
 from hwnas.devices.board import processor
 from hwnas.devices.table import CostTable
-from hwnas.files import data_folder
+from hwnas.files import data_folder, printable
 from hwnas.tables.download import in_words
 from hwnas.tables.verify import TABLES as KNOWN
 
@@ -40,10 +41,13 @@ TABLES = {
 
 
 def command(arguments: Sequence[str]) -> int:
-    """`hwnas info`: versions, machine, data, devices, store; returns the exit code, 0 or 2."""
+    """`hwnas info`: versions, machine, data, devices, store; returns the exit code, 0, 1 or 2."""
     if arguments:
         return usage("info", arguments, "What is here: versions, machine, data, devices, store.")
+    return plain("info", _say_all)
 
+
+def _say_all() -> None:
     _print("hwnas", [("version", __version__), ("python", platform.python_version()), *_versions()])
     _print("machine", list(_machine()))
     folder = data_folder()
@@ -54,12 +58,12 @@ def command(arguments: Sequence[str]) -> int:
     _print("devices", list(devices()))
     size = sum(file.stat().st_size for file in STORE.rglob("*") if file.is_file())
     _print("store", [(str(STORE), in_words(size) if STORE.is_dir() else "none yet in this folder")])
-    return 0
 
 
 def checks() -> list[Finding]:
     """What `hwnas doctor` finds besides packages."""
-    return [*_imports(), *folders(Path.cwd(), os.environ), *_tables(), *_settings(os.environ)]
+    found = [*_imports(), *folders(Path.cwd(), os.environ), *_tables(), *_settings(os.environ)]
+    return [Finding(each.state, printable(each.text), printable(each.mend)) for each in found]
 
 
 def devices() -> Iterator[tuple[str, str]]:
@@ -185,4 +189,4 @@ def _print(title: str, rows: Sequence[tuple[str, str]]) -> None:
     say(title, "bold")
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        say(f"  {name:<{width}}  {value}")
+        say(printable(f"  {name:<{width}}  {value}"))
