@@ -8,7 +8,9 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from hwnas.__main__ import main
 from hwnas.build import conf_folder
@@ -91,6 +93,29 @@ def test_every_command_composes(run: str, command: list[str]) -> None:
         if argument != "-m"
     ]
     assert main([name, *action, *first, "--cfg", "job"]) == 0
+
+
+def test_my_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first story, on handwritten digits in a file like the one that it asks for."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    story = README.split("**My images.**")[1].split("**My device.**")[0]
+    names = re.findall(r"`([xy]_\w+)`", story)
+    (file,) = re.findall(r"into `(\S+)`", story)
+    images, labels = load_digits(return_X_y=True)
+    x, y = (images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels
+    np.savez(file, **dict(zip(names, (x[:1500], y[:1500], x[1500:], y[1500:]), strict=True)))
+    search, export = (shlex.split(line)[1:] for line in re.findall(r"^    (hwnas .*)$", story, re.MULTILINE))
+    small = [
+        *("generations=1", "logger=csv", "strategy.population_size=4", "limits.latency_ms=1000"),
+        *("search_space.channels=4", "search_space.num_cells=1", "device.rounds=3"),
+        *("evaluator.steps=1", "evaluator.reference.epochs=0", "trainer.epochs=1", "trainer.max_steps=5"),
+    ]
+    assert main([*search, *small]) == 0
+    (run,) = Path("multirun/runs/search").iterdir()
+    assert main([word.replace("multirun/runs/search/<run>", str(run)) for word in export]) == 0
+    (card,) = run.rglob("card.md")
+    assert "8 bits" in card.read_text() or "int8" in card.read_text()
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_path: Path, capsys) -> None:
