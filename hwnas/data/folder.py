@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Unpack, cast
 
 from annotated_types import Len
 
 from hwnas.core import Count, Fraction, checked, seed_of
-from hwnas.data.images import Passes, word
+from hwnas.data.images import Passes, Passing, word
 from hwnas.data.splits import SPLIT_SEED
 from hwnas.files import data_folder
 
@@ -127,13 +127,9 @@ class ImageFolder:
         """Number of images of a part."""
         return len(self.files(part))
 
-    def batches(
-        self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
-    ) -> FileBatches:
-        """Passes over a part of the images; the arguments are those of `files` and `Passes`."""
-        return FileBatches(
-            self.files(part), self, batch_size=batch_size, seed=seed, train=train, num_shards=num_shards
-        )
+    def batches(self, part: str, **passing: Unpack[Passing]) -> FileBatches:
+        """Passes over a part of the images; see `files` and `Passing`."""
+        return FileBatches(self.files(part), self, **passing)
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """ImageNet's usual mean and standard deviation per channel, each (3, 1, 1)."""
@@ -148,24 +144,17 @@ class FileBatches(Passes):
     Args:
         files: File and label of every image.
         dataset: Sizes, augmentation and number of workers.
-        batch_size: As for `Passes`; so are the others.
+        passing: Settings of the passes.
 
     Raises:
         ValueError: As `Passes`; while iterating, a file that is no image.
     """
 
     def __init__(
-        self,
-        files: Sequence[tuple[Path, int]],
-        dataset: ImageFolder,
-        *,
-        batch_size: int,
-        seed: int,
-        train: bool,
-        num_shards: int,
+        self, files: Sequence[tuple[Path, int]], dataset: ImageFolder, **passing: Unpack[Passing]
     ) -> None:
         self.files, self.dataset = files, dataset
-        super().__init__(len(files), batch_size=batch_size, seed=seed, train=train, num_shards=num_shards)
+        super().__init__(len(files), **passing)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(images (B, 3, H, W) in 0..1, labels (B,)) per batch."""

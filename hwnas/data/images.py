@@ -10,7 +10,7 @@ import hashlib
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Required, TypedDict, Unpack
 
 import numpy as np
 from annotated_types import Gt, Len, Lt
@@ -217,13 +217,9 @@ class Images:
             benchmark=self.benchmark,
         )
 
-    def batches(
-        self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
-    ) -> Batches:
-        """Passes over a part of the images; the arguments are those of `split` and `Passes`."""
-        return Batches(
-            self.split(part), self, batch_size=batch_size, seed=seed, train=train, num_shards=num_shards
-        )
+    def batches(self, part: str, **passing: Unpack[Passing]) -> Batches:
+        """Passes over a part of the images; see `split` and `Passing`."""
+        return Batches(self.split(part), self, **passing)
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation per channel over the training images, each (C, 1, 1)."""
@@ -251,15 +247,28 @@ def check_batch(setting: str, batch_size: int, num_images: int, devices: int = 1
         )
 
 
+class Passing(TypedDict, total=False):
+    """Settings of passes over images.
+
+    Attributes:
+        batch_size: Images per batch; a last incomplete batch is left out while training.
+        seed: Seed of shuffles and augmentation; 0 by default.
+        train: Whether to shuffle and augment, the default; if not, a pass goes over all images in order.
+        num_shards: Number of processes that divide a pass among them, by rank; 1 by default.
+    """
+
+    batch_size: Required[int]
+    seed: int
+    train: bool
+    num_shards: int
+
+
 class Passes:
     """Passes over images in batches, each with a shuffle of its own: the base of `Batches` and `FileBatches`.
 
     Args:
         num_images: Number of images.
-        batch_size: Images per batch; a last incomplete batch is left out while training.
-        seed: Seed of shuffles and augmentation.
-        train: Whether to shuffle and augment; if not, every pass goes over all images in order.
-        num_shards: Number of processes that divide a pass among them, by rank.
+        batch_size: As for `Passing`; so are the others.
 
     Attributes:
         epoch: Number of the next pass; its shuffle and augmentation depend on it.
@@ -268,7 +277,9 @@ class Passes:
         ValueError: While training, fewer images than one batch per process.
     """
 
-    def __init__(self, num_images: int, *, batch_size: int, seed: int, train: bool, num_shards: int) -> None:
+    def __init__(
+        self, num_images: int, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
+    ) -> None:
         if train:
             check_batch("batch_size", batch_size, num_images, num_shards)
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
@@ -301,22 +312,12 @@ class Batches(Passes):
     Args:
         images: Images (N, C, H, W) in 0..1, and labels (N,).
         dataset: Names the augmentation.
-        batch_size: As for `Passes`; so are the others.
+        passing: Settings of the passes.
     """
 
-    def __init__(
-        self,
-        images: tuple[Tensor, Tensor],
-        dataset: Images,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        train: bool = True,
-        num_shards: int = 1,
-    ) -> None:
-        self.x, self.y = images
-        self.dataset = dataset
-        super().__init__(len(self.x), batch_size=batch_size, seed=seed, train=train, num_shards=num_shards)
+    def __init__(self, images: tuple[Tensor, Tensor], dataset: Images, **passing: Unpack[Passing]) -> None:
+        (self.x, self.y), self.dataset = images, dataset
+        super().__init__(len(self.x), **passing)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(images (B, C, H, W), labels (B,)) per batch."""

@@ -62,8 +62,18 @@ class Tracker:
                     "logger=tensorboard needs TensorBoard; pip install 'hwnas[tensorboard]'"
                 ) from None
             self._board = SummaryWriter(str(folder / "tensorboard"))
-        if not settings["wandb"]:
-            return
+        if settings["wandb"]:
+            self._run = self._started(folder, settings, config, run_id, job)
+
+    def _started(
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        config: Mapping[str, object],
+        run_id: str,
+        job: str,
+    ) -> wandb.Run | None:
+        """The W&B run, offline if W&B is out of reach; None if it does not work at all."""
         mode, project = settings.get("mode"), settings.get("project")
         if mode not in ("online", "offline"):
             raise ValueError(f"logger.mode {mode!r} is not one of online, offline")
@@ -85,15 +95,20 @@ class Tracker:
             settings=wandb.Settings(silent=True, console="off", init_timeout=20),
         )
         try:
-            self._run = start(mode=mode)
+            return start(mode=mode)
         except Exception as error:  # wandb raises errors of many kinds; none may stop a search
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warn(f"Weights & Biases is unreachable ({first}); logging offline, send it later: wandb sync")
-            try:
-                wandb.teardown()
-                self._run = start(mode="offline")
-            except Exception as second:
-                warn(f"Weights & Biases does not work offline either ({second}); metrics.csv has the figures")
+            self._warn(
+                f"Weights & Biases is unreachable ({first}); logging offline, send it later: wandb sync"
+            )
+        try:
+            wandb.teardown()
+            return start(mode="offline")
+        except Exception as error:
+            self._warn(
+                f"Weights & Biases does not work offline either ({error}); metrics.csv has the figures"
+            )
+            return None
 
     def log(
         self,

@@ -235,12 +235,20 @@ def hwnasbench(file: Path) -> dict[str, Table]:
     Source: Li et al., HW-NAS-Bench, ICLR 2021; hw_nas_bench_api.py.
     """
     content, where = read_pickle(file), str(file)
-    cells = _get(content, "nasbench201", where)
+    cells, blocks = (_get(content, space, where) for space in ("nasbench201", "fbnet"))
+    return {
+        "hwnasbench_nasbench201.npz": _cells(cells, f"{where}: ['nasbench201']"),
+        "hwnasbench_fbnet.npz": _blocks(blocks, f"{where}: ['fbnet']"),
+    }
+
+
+def _cells(content: object, where: str) -> Table:
+    """Costs of NAS-Bench-201's networks."""
     table: Table = {}
     names: list[str] = []
     for dataset, official in DATASETS.items():
-        here = f"{where}: ['nasbench201'][{official!r}]"
-        part = _get(cells, official, f"{where}: ['nasbench201']")
+        here = f"{where}[{official!r}]"
+        part = _get(content, official, where)
         configs = _get(part, "config", here)
         if not isinstance(configs, list | tuple | np.ndarray):
             raise ValueError(f"{here}['config'] is no list")
@@ -262,19 +270,21 @@ def hwnasbench(file: Path) -> dict[str, Table]:
             if len(values) != SIZE:
                 raise ValueError(f"{here}[{metric!r}] has {len(values):,} values, not {SIZE:,}")
             table[f"{dataset}_{column}"] = values
+    return table
 
-    blocks = _get(content, "fbnet", where)
-    look_up: Table = {}
+
+def _blocks(content: object, where: str) -> Table:
+    """Costs of FBNet's operations."""
+    table: Table = {}
     for metric, column in METRICS.items():
         if metric.startswith("edgetpu"):  # not measured on FBNet's operations
             continue
-        here = f"{where}: ['fbnet'][{metric!r}]"
-        part = _get(blocks, metric, f"{where}: ['fbnet']")
+        here, part = f"{where}[{metric!r}]", _get(content, metric, where)
         if not isinstance(part, Mapping) or not part:
             raise ValueError(f"{here} is no dictionary of costs per operation")
-        look_up[f"{column}_ops"] = np.array(_texts(list(part), "keys", here))
-        look_up[column] = checked_costs(list(part.values()), here)
-    return {"hwnasbench_nasbench201.npz": table, "hwnasbench_fbnet.npz": look_up}
+        table[f"{column}_ops"] = np.array(_texts(list(part), "keys", here))
+        table[column] = checked_costs(list(part.values()), here)
+    return table
 
 
 def _get(content: object, key: str, where: str) -> object:

@@ -9,7 +9,8 @@ import re
 import sys
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -28,19 +29,19 @@ class Source:
         name: Name of the file, as published.
         converts: The sub-command of `hwnas data` that converts it.
         url: Address of the file.
+        origin: Publisher of the file.
         size: Bytes; None: not known to us.
         checksums: Hex digests by algorithm of hashlib; empty where none is public.
         licence: Licence of the file.
-        origin: Publisher of the file.
     """
 
     name: str
     converts: str
     url: str
-    size: int | None
-    checksums: dict[str, str]
-    licence: str
     origin: str
+    size: int | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    licence: str = "MIT"
 
 
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
@@ -55,7 +56,6 @@ SOURCES = {
             size=1_145_989_120,
             # The publishers give no checksum; this one and the size are those that users of the file quote.
             checksums={"sha256": "580fd8f3425fed9f495640b0f12ccb7744f89dec7aff263bd75aed37ab0b8bb6"},
-            licence="MIT",
             origin="D-X-Y/NATS-Bench",
         ),
         Source(
@@ -65,7 +65,6 @@ SOURCES = {
             size=5_003_180_601,
             # The publishers give the last six digits, in the file's name; users of the file quote the others.
             checksums={"md5": "55e847143ce1f7c2d89b676f6b096897"},
-            licence="MIT",
             origin="D-X-Y/NAS-Bench-201",
         ),
         Source(
@@ -73,9 +72,6 @@ SOURCES = {
             converts="hwnasbench",
             url="https://github.com/GATECH-EIC/HW-NAS-Bench/raw/"
             "393bb8a02554dcd28e091fbbdb4d7aefe590018a/HW-NAS-Bench-v1_0.pickle",
-            size=None,
-            checksums={},
-            licence="MIT",
             origin="GATECH-EIC/HW-NAS-Bench",
         ),
         *(
@@ -85,8 +81,6 @@ SOURCES = {
                 url="https://raw.githubusercontent.com/D-X-Y/AutoDL-Projects/"
                 f"a84f48388215d043d94c12c912e6a1defafca891/configs/nas-benchmark/{name}",
                 size=size,
-                checksums={},
-                licence="MIT",
                 origin="D-X-Y/AutoDL-Projects",
             )
             for name, size in (
