@@ -202,7 +202,7 @@ def _generations(view: View) -> list[LineChart]:
     charts = [line_chart("hypervolume", "hypervolume", "evaluations", counts, curve)]
     if (exact := run.truth) is not None:
         for key, name, values in (
-            ("hypervolume_ratio", "of the true hypervolume", exact.hypervolume_ratio),
+            ("hypervolume_ratio", "fraction of the true hypervolume", exact.hypervolume_ratio),
             ("igd_plus", "distance to the true front", exact.igd_plus),
         ):
             if any(map(math.isfinite, values)):
@@ -241,7 +241,7 @@ def _diversity(run: Run, groups: Sequence[Sequence[Trial]]) -> LineChart | None:
     return line_chart(quantity(metric).name, metric, "generation", generations, means)
 
 
-def _truth(view: View) -> str:
+def _optimum(view: View) -> str:
     """A sentence on the distance of the answer from the best network in the space; empty if it is unknown."""
     run, exact = view.run, view.run.truth
     if exact is None:
@@ -511,7 +511,7 @@ SECTIONS: dict[str, Callable[[View], object]] = {
     "limits": _limits,
     "closest": _closest,
     "remarks": _remarks,
-    "truth": _truth,
+    "optimum": _optimum,
     "controls": sections.controls,
     "deciles": sections.decile_lines,
     "clouds": _clouds,

@@ -30,7 +30,7 @@ class EvNAS(Strategy):
         population_size: Members of the population.
         tournament_size: Members per tournament, at most `population_size`.
         num_elites: Members that stay from generation to generation.
-        mutation_rate: Probability that the alphas of an edge are drawn anew; 0 is "crossover only".
+        mutation_rate: Probability that the alphas of an edge are drawn again; 0 is "crossover only".
         crossover: False is "mutation only": children are mutated copies of one tournament winner.
 
     Raises:

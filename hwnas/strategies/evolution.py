@@ -98,7 +98,7 @@ class GeneticAlgorithm:
         population_size: Members of the population.
         tournament_size: Members per tournament, at most `population_size`.
         num_elites: Members that stay from generation to generation.
-        mutation_rate: Probability that the alphas of an edge are drawn anew.
+        mutation_rate: Probability that the alphas of an edge are drawn again.
         crossover: As for `evolve`.
 
     Attributes:

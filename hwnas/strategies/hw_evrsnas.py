@@ -41,7 +41,7 @@ class HWEvRSNAS(Strategy):
         population_size: Members of the population.
         tournament_size: Members per tournament, at most `population_size`.
         num_elites: Members that stay from generation to generation.
-        mutation_rate: Probability that the alphas of an edge are drawn anew.
+        mutation_rate: Probability that the alphas of an edge are drawn again.
         penalty: "one_sided" or "two_sided".
         penalty_weight: lambda, in units of the quality per 100 % violation.
 
