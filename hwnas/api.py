@@ -1,152 +1,120 @@
-"""The commands as Python functions: `from hwnas.api import search`.
-
-    run = search("experiment=toy", strategy="random", generations=5, limits={"latency_ms": 5})
-    print(run.best, run.front, run.page)
-
-Words are those of the command line; keywords are the same settings with values of Python.
-"""
+"""A search as a Python function: `from hwnas import Problem, search`."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
-import importlib
 import io
-import json
-import numbers
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
-import yaml
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
-
-from hwnas import build
-from hwnas.build import conf_folder, trust
-from hwnas.cli.errors import explain
-from hwnas.cli.job import run as run_in_folder
-from hwnas.cli.overrides import prepared, quoted
-from hwnas.cli.report import write_page_of
-from hwnas.devices.profile import Profile
-from hwnas.exports.network import FIGURES, target
-from hwnas.files import find_file
-from hwnas.runs.folder import Run
+from hwnas.build import build
+from hwnas.core import Count, Interrupted, check_setting, extent, unique
+from hwnas.data.folder import ImageFolder
+from hwnas.data.images import Images
+from hwnas.files import consistent, read_json, shaped, write_json, write_text
+from hwnas.reports.page import write_report
+from hwnas.runs.display import Display
+from hwnas.runs.folder import CONFIG, PROBLEM, Run
 from hwnas.runs.folder import read_run as read
+from hwnas.runs.lock import STORED, own_folder
+from hwnas.runs.log import writing
+from hwnas.runs.result import Evaluations, Result, Trained
+from hwnas.runs.tracking import Tracker
+from hwnas.runs.units import count, phrase
+from hwnas.searches.loop import search as loop
+from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
+from hwnas.searches.problem import Choice, Problem, RunContext, Task, set_up
+from hwnas.searches.progress import Progress
+from hwnas.searches.stored import described, keep
+from hwnas.spaces.capabilities import HasNetworks
+from hwnas.store.archive import PLAN, Archive
+from hwnas.store.cache import CachedEvaluator
+from hwnas.store.evaluations import open_for_run
+from hwnas.store.workers import Processes, Workers
+from hwnas.training.recipe import forget_checkpoint
 
-__all__ = ["Outcome", "export", "profile", "prune", "read_run", "report", "search", "train"]
+LOG = "search.log"
+"""What a run says, in its folder."""
 
-WORDS = ("null", "true", "false", "nan", "inf")
-"""Text that Hydra reads as something else unless it is quoted."""
+VERSIONS = "versions.json"
+"""The evaluators' versions when a run began, in its folder."""
+
+CSV: Mapping[str, object] = MappingProxyType({"wandb": False})
+"""The logger that writes metrics.csv and nothing else."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What `train`, `prune` and `export` leave.
+class How:
+    """How a search is carried out; none of it changes what is found.
 
     Attributes:
-        folder: The run's folder, of `export` the folder with the files; absolute.
-        result: Contents of its result.json, of `export` its export.json.
-        page: Its report.html; None where the command draws none.
+        url: Database of the evaluations that runs share, e.g. "sqlite:///evaluations.sqlite".
+        workers: Parts of a population that are evaluated at once.
+        cluster: Makes the workers, where there are several.
+        logger: {"wandb": False}, or with "wandb": True also "project" and "mode"; "tensorboard": True.
+        config: What the loggers show of the run's settings.
     """
 
-    folder: Path
-    result: Mapping[str, Any]
-    page: Path | None
+    url: str | None
+    workers: int = 1
+    cluster: Choice[Workers] = Processes
+    logger: Mapping[str, object] = field(default_factory=lambda: CSV)
+    config: Mapping[str, object] = field(default_factory=dict)
 
 
-def search(*words: str, folder: str | Path | None = None, show: bool = True, **settings: Any) -> Run:
-    """`hwnas search`: search, train the answer, write the run's folder.
-
-    A group takes a name, or a class, a function or `functools.partial` of one that sets it up (of the run's
-    objects it gets those that its parameters name), or an object; `device` also a list. A mapping has
-    several settings: `limits={"latency_ms": 5}`, `strategy={"population_size": 50}`.
+def search(
+    problem: Problem,
+    folder: str | Path | None = None,
+    *,
+    store: str | Path = "multirun/store",
+    workers: int = 1,
+    logger: Mapping[str, object] = CSV,
+    show: bool = True,
+) -> Run:
+    """Search, train the answer, write the run's folder.
 
     Args:
-        words: As on the command line, e.g. "experiment=toy"; no flags.
-        folder: Of the run; a new one below multirun/ by default. One that holds the same run is resumed.
-        show: Whether to print what the command prints; the run's log file has it either way.
-        settings: Groups and settings by name.
+        problem: What is searched.
+        folder: Of the run; a new one below multirun/runs/search by default. An unfinished run of the same
+            problem in it is resumed.
+        store: Folder of what runs share: evaluations, profiles, reference networks.
+        workers: Parts of a population that processes of this machine evaluate at once.
+        logger: As for `How`.
+        show: Whether to print what happens; the run's log file has it either way.
 
     Returns:
         The run: `trials`, `front`, `best`, `page` (path of the report), `folder`, `result`, `space`.
 
     Raises:
-        ValueError: What the command would say in one line.
+        ValueError: What does not fit, in one line; the folder holds another run, or is in use.
     """
-    return read_run(_call("search", words, folder, show, settings))
-
-
-def train(*words: str, folder: str | Path | None = None, show: bool = True, **settings: Any) -> Outcome:
-    """`hwnas train`: train one architecture (`arch=`, or `run=` a search's folder) and test it.
-
-    The arguments and errors are those of `search`.
-    """
-    return _outcome(_call("train", words, folder, show, settings))
-
-
-def prune(*words: str, folder: str | Path | None = None, show: bool = True, **settings: Any) -> Outcome:
-    """`hwnas prune`: train a Beta-VAE that classifies, prune it, measure what is left.
-
-    The arguments and errors are those of `search`.
-    """
-    return _outcome(_call("prune", words, folder, show, settings))
-
-
-def export(*words: str, folder: str | Path | None = None, show: bool = True, **settings: Any) -> Outcome:
-    """`hwnas export`: a trained network as ONNX and torch files, with a model card.
-
-    Args:
-        words: As for `search`.
-        folder: Of the log and the configuration, and of the files if neither `to=` nor `run=` is given.
-        show: As for `search`.
-        settings: As for `search`.
-
-    Raises:
-        ValueError: What the command would say in one line.
-    """
-    written = _call("export", words, folder, show, settings)
-    files = target(build.read_yaml(written / ".hydra" / "config.yaml"), written).absolute()
-    return Outcome(files, json.loads((files / FIGURES).read_text()), None)
-
-
-def profile(
-    action: str, *words: str, folder: str | Path | None = None, show: bool = True, **settings: Any
-) -> Profile | None:
-    """`hwnas profile <action>`; returns the profile that the action made or showed, if it is one.
-
-    Args:
-        action: measure, fit, show, compare, export or import.
-        words: As on the command line: files of the action, then settings.
-        folder: As for `search`; profiles are written to `to=`, else here.
-        show: As for `search`.
-        settings: As for `search`.
-
-    Raises:
-        ValueError: What the command would say in one line.
-    """
-    written = _call("profile", (action, *words), folder, show, settings)
-    chosen = build.read_yaml(written / ".hydra" / "config.yaml")
-    if action == "show":
-        return Profile.load(find_file(chosen.path))
-    if action in ("measure", "fit", "import"):
-        return Profile.load(Path(chosen.to or written / "profile.json").expanduser())
-    return None
-
-
-def report(*folders: str | Path) -> list[Path]:
-    """`hwnas report`: draw the pages of runs, sweeps and studies again; returns their paths.
-
-    Args:
-        folders: Folders of runs or sweeps. Runs side by side in one folder are a sweep.
-
-    Raises:
-        ValueError: A folder that holds neither, or a file that is corrupt.
-    """
-    return [write_page_of(Path(folder).expanduser())[0] for folder in folders]
+    if folder is None:
+        folder = Path("multirun/runs/search", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    folder, store = Path(folder).expanduser().absolute(), Path(store).expanduser()
+    url = f"sqlite:///{store / 'evaluations.sqlite'}"
+    if (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds a run of the command line; resume it: hwnas search resume={folder}")
+    silence = contextlib.nullcontext() if show else contextlib.redirect_stdout(io.StringIO())
+    with silence, own_folder(folder, LOG, [PROBLEM]), writing(folder / LOG):
+        display = Display()
+        context = RunContext(folder, folder / STORED, store, display)
+        task = set_up(problem, context)
+        content = described(problem, task.names)
+        keep(folder, content)
+        if (folder / "result.json").is_file():
+            display.say(f"this run is finished already; see {folder / 'report.html'}")
+        else:
+            with display.phase("device", f"preparing device {task.names['device']}"):
+                task.prepare_device()
+            task.check_limits()
+            carry_out(task, context, How(url, workers=workers, logger=logger, config=content))
+    return read(folder, space=task.space)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -158,153 +126,217 @@ def read_run(folder: str | Path) -> Run:
     return read(Path(folder).expanduser())
 
 
-def _outcome(folder: Path) -> Outcome:
-    page, result = folder / "report.html", json.loads((folder / "result.json").read_text())
-    return Outcome(folder, result, page if page.is_file() else None)
+def carry_out(task: Task, context: RunContext, how: How) -> Result:
+    """Search a task, train the answer, write the files of the run's folder.
 
-
-def _call(
-    command: str, words: Sequence[str], folder: str | Path | None, show: bool, settings: Mapping[str, Any]
-) -> Path:
-    """Run a command; returns the folder of the run."""
-    from hydra.errors import HydraException
-
-    for word in words:
-        if not isinstance(word, str) or (word.startswith("-") and not word.startswith("--config-dir=")):
-            raise ValueError(f"{word!r} is no setting=value; in place of a sweep call in a loop")
-    objects = {name: value for name, value in settings.items() if _is_object(name, value)}
-    given = [*words, *_words({name: value for name, value in settings.items() if name not in objects})]
-    for name in objects:
-        if idle := [word for word in given if re.match(rf"\+*{name}[.=]", word)]:
-            raise ValueError(f"{idle[0]} has no effect on the object that is given as {name}")
-    with contextlib.chdir(Path.cwd()):  # a run that is resumed has paths relative to where it was started
-        try:
-            cfg = _composed(command, given, folder)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ValueError(explain(error, command, given)) from error
-        with open_dict(cfg):
-            for name, value in objects.items():
-                cfg[name], cfg.hydra.runtime.choices[name] = _node(value)
-        return _run(command, cfg, given, show)
-
-
-def _composed(command: str, given: Sequence[str], folder: str | Path | None) -> DictConfig:
-    """The configuration that words describe, with Hydra's own node, as `hwnas <command>` composes it."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
-
-    from hwnas.cli import composing  # Hydra
-
-    composing.install()
-    arguments = prepared(command, given)
-    flags = dict(argument.split("=", 1) for argument in arguments if argument.startswith("--"))
-    overrides = [argument for argument in arguments if not argument.startswith("--")]
-    if "--config-dir" in flags:
-        more = Path(flags["--config-dir"]).expanduser().absolute()
-        if not more.is_dir():
-            raise ValueError(f"--config-dir={more} is not a folder")
-        overrides.append(f"hydra.searchpath=[{quoted(f'file://{more}')}]")
-    if folder is not None:
-        overrides.append(f"hydra.run.dir={quoted(str(Path(folder).expanduser()))}")
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            cfg = compose(flags.get("--config-name", command), overrides, return_hydra_config=True)
-    finally:
-        GlobalHydra.instance().hydra = outer
-    OmegaConf.set_readonly(cfg.hydra, False)
-    with open_dict(cfg.hydra):
-        cfg.hydra.mode = RunMode.RUN
-        cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
-    return cfg
-
-
-def _run(command: str, cfg: DictConfig, given: Sequence[str], show: bool) -> Path:
-    """Run a command in its folder; returns the folder."""
-    task = copy.deepcopy(cfg)
-    with open_dict(task):
-        del task["hydra"]
-    main = importlib.import_module(f"hwnas.cli.{command}").main
-    silence = contextlib.nullcontext() if show else contextlib.redirect_stdout(io.StringIO())
-    try:
-        with silence, _hydra_config(cfg):
-            run_in_folder(main, task, command, given)
-    except (OSError, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, command)) from error
-    return Path(cfg.hydra.runtime.output_dir)
-
-
-@contextlib.contextmanager
-def _hydra_config(cfg: DictConfig) -> Iterator[None]:
-    """Hydra's own configuration while a command runs, which asks it for its folder."""
-    from hydra.core.hydra_config import HydraConfig
-
-    state = HydraConfig.instance()
-    before = state.cfg
-    state.set_config(cfg)
-    try:
-        yield
-    finally:
-        state.cfg = before
-
-
-def _is_object(name: str, value: Any) -> bool:
-    """Whether a group is given something that sets it up, not a name, a list of names or settings."""
-    if isinstance(value, str | Path | Sequence | Mapping) or value is None:
-        return False
-    return (conf_folder() / name).is_dir()
-
-
-def _node(value: Any) -> tuple[dict[str, Any], str]:
-    """A config node that sets up a class, a function, a partial of one, or an object; and what to call it."""
-    settings: Mapping[str, Any] = {}
-    if isinstance(value, functools.partial):
-        if value.args:
-            raise ValueError("a partial sets up a group by keywords only")
-        value, settings = value.func, value.keywords
-    if isinstance(value, type) or hasattr(value, "__qualname__"):
-        name, target = f"{value.__module__}.{value.__qualname__}", value
-    else:
-        name = f"{type(value).__module__}.{type(value).__qualname__}()"
-        target = _returning(value)
-    trust(name, target)
-    return {"_target_": name, **settings}, name.rpartition(".")[2].removesuffix("()")
-
-
-def _returning(value: Any) -> Callable[[], Any]:
-    return lambda: value
-
-
-def _words(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as words of the command line."""
-    words = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            add = "++" if name == "limits" else ""  # of any metric; the run checks that somebody reports it
-            words += [f"{add}{name}.{key}={_text(inner)}" for key, inner in value.items()]
-        else:
-            words.append(f"{name}={_text(value)}")
-    return words
-
-
-def _text(value: Any) -> str:
-    """A value in Hydra's grammar.
+    Args:
+        task: What is searched; its device is prepared.
+        context: The run.
+        how: Store, workers and loggers.
 
     Raises:
-        ValueError: A value that no setting has.
+        ValueError: An evaluator or a strategy that answers wrongly, or what does not fit the folder.
+        Interrupted: By the user; the folder's run can be resumed.
     """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, numbers.Real):
-        return str(value)
-    if isinstance(value, str | Path):
-        text = str(value)
-        bare = re.fullmatch(r"[A-Za-z_]\w*", text) and text.lower() not in WORDS
-        return text if bare else quoted(text)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, Sequence):
-        return "[" + ",".join(map(_text, value)) + "]"
-    raise ValueError(f"a setting is a number, text, list or mapping, not {value!r}")
+    folder, display = context.folder, context.display
+    run_id = _run_id(folder)
+    with contextlib.ExitStack() as opened:
+        store = open_for_run(how.url, run_id, folder, display.warn)
+        opened.callback(store.close)
+        workers = None
+        if check_setting("workers", Count, how.workers) > 1:
+            workers = build(how.cluster, Workers, "cluster", workers=how.workers, **context.offered)
+            opened.callback(workers.close)
+        # Devices are not divided: what is measured on this machine is measured alone.
+        evaluators = [
+            CachedEvaluator(
+                evaluator, store, task.dataset.name, workers if evaluator is task.quality else None
+            )
+            for evaluator in task.evaluators
+        ]
+        archive = Archive(folder / "archive.jsonl")
+        opened.callback(archive.close)
+        for note in archive.notes:
+            display.warn(note)
+        if not (folder / PLAN).is_file():
+            task.plan.write(folder / PLAN)
+        tracker = Tracker(folder, how.logger, how.config, run_id=run_id, job="search", warn=display.warn)
+        # Offline logs of jobs in one process must end up in runs of their own, whatever happens.
+        opened.push(lambda kind, *_: tracker.finish(failed=kind is not None))
+        try:
+            _announce(display, task, archive)
+            with display.phase("quality", f"preparing evaluator {task.names['evaluator']}"):
+                evaluators[0].prepare(task.space, [])
+            for evaluator in evaluators[1:]:  # with their versions in the store
+                evaluator.prepare(task.space, [])
+            _check_versions(folder / VERSIONS, task, evaluators, resumed=bool(archive.trials))
+            progress = Progress(task, evaluators[0], tracker, display, context.meter)
+            with display.generations(task.generations):
+                loop(task.strategy, evaluators, archive, task.generations, progress.log)
+            if not task.quality.stationary:
+                display.say(
+                    f"{task.quality.name}: values of different generations are of different weights; "
+                    "the answer is among what the strategy returns"
+                )
+            end = Conclusion(task, archive.trials)
+            network = _trained(end, folder / "network", display)
+            asked = len(archive.trials)
+            counts = Evaluations(asked, len(unique(archive.trials)), asked - store.paid(task.quality.name))
+            result = replace(
+                end.figures(counts, {"total": time.perf_counter() - context.began}),
+                virtual_seconds=None if task.quality.seconds([]) is None else progress.seconds,
+                hypervolume=tuple(progress.hypervolumes),
+                versions={evaluator.name: evaluator.version for evaluator in evaluators},
+                network=network,
+                doubts=tuple(display.doubts),
+            )
+            result = _write(context, end, result, tracker)
+        except KeyboardInterrupt:
+            python = (folder / PROBLEM).is_file()
+            again = f"hwnas.search(problem, {str(folder)!r})" if python else f"hwnas search resume={folder}"
+            raise Interrupted(f"interrupted; nothing is lost, resume with: {again}") from None
+    _say_end(context, end, result)
+    return result
+
+
+def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator], *, resumed: bool) -> None:
+    """Keep what evaluators answer by when a run begins; it must be the same when the run is resumed.
+
+    Raises:
+        ValueError: It is not: the run's archive would hold costs or qualities that cannot be compared.
+    """
+    versions = {evaluator.name: evaluator.version for evaluator in evaluators}
+    if not (resumed and path.is_file()):
+        write_json(path, versions)
+        return
+    known = read_json(path)
+    with consistent(path):
+        shaped(known, {str: str})
+    groups = ("evaluator", "device")
+    for evaluator, group in itertools.zip_longest(evaluators, groups[: len(evaluators)]):
+        name = evaluator.name if group is None else f"{group}={task.names[group]}"
+        if known.get(evaluator.name) != evaluator.version:
+            raise ValueError(
+                f"{name} does not answer as when the run in {path.parent} began (version "
+                f"{known.get(evaluator.name)}, now {evaluator.version}): its files, its settings or hwnas "
+                "have changed; restore them, or start a new run"
+            )
+
+
+def _announce(display: Display, task: Task, archive: Archive) -> None:
+    """Say what is searched, and how far it got before."""
+    names = task.names
+    display.say(
+        f"{names['strategy']} on {names['search_space']} ({count(task.space.size)} architectures): "
+        f"{' and '.join(o.metric for o in task.objectives)} of {names['dataset']} on {names['device']}, "
+        f"{task.generations} generations, seed {task.seed}"
+    )
+    for limit in task.limits:
+        if (bound := task.quantiles.get(limit.metric)) is not None:
+            display.say(
+                f"limits.{limit.metric}={bound} is {phrase(limit.metric, limit.bound)}, a quantile over "
+                f"{extent(task.space)}"
+            )
+    for limit in task.limits:
+        if (added := task.margins.get(limit.metric)) is not None:
+            display.say(
+                f"limits.{limit.metric}={limit.bound * (1 + added):.4g} less a margin of {added:.1%} for the "
+                f"errors of predictions is {limit.bound:.4g}"
+            )
+    if archive.trials:
+        display.say(f"resuming after {len(archive.trials)} evaluations")
+
+
+def _trained(end: Conclusion, folder: Path, display: Display) -> Trained | None:
+    """Train the answer from scratch, if that is asked for and a benchmark does not know its accuracy."""
+    task, answer = end.task, end.to_train
+    if answer is None or not isinstance(task.space, HasNetworks):
+        return None
+    if not task.space.is_connected([answer.genotype])[0]:
+        display.doubt(
+            "the best network has no path from input to output: it answers the same for all images and is "
+            "not trained"
+        )
+        return None
+    assert isinstance(task.dataset, Images | ImageFolder)  # or `set_up` would have refused it
+    # torch is loaded once a network is trained: a search on tables needs none.
+    from hwnas.training.final import Session, train_network
+
+    with display.phase("final network", "training the final network"):
+        figures = train_network(
+            task.space,
+            answer.genotype,
+            task.dataset,
+            task.recipe,
+            Session(folder, announce=display.say, warn=display.doubt),
+            seed=task.seed,
+        )
+    return Trained(**figures)
+
+
+def _write(
+    context: RunContext,
+    end: Conclusion,
+    result: Result,
+    tracker: Tracker,
+) -> Result:
+    """Write the run's files, result.json last, and send them to the tracker; what was found, with seconds."""
+    folder, display = context.folder, context.display
+    rows = [end.described(trial) for trial in end.front]
+    write_front(folder / "pareto.csv", rows)
+    with display.phase("report", "drawing the report"):
+        spent = {"total": time.perf_counter() - context.began, **display.seconds}
+        write_report(folder, replace(result, seconds=spent), end.task.space)
+    spent = {"total": time.perf_counter() - context.began, **display.seconds}
+    result = replace(result, seconds=spent, energy_kwh=context.meter.read())
+    quality, cost = end.task.objectives[:2]
+    tracker.front(
+        ["arch", *rows[0].metrics] if rows else ["arch"],
+        [[row.arch, *row.metrics.values()] for row in rows],
+        x=cost.metric,
+        y=quality.metric,
+    )
+    written = result.to_json()
+    tracker.summary({name: written[name] for name in ("best", "network", "evaluations")})
+    result.write(folder / "result.json")
+    if result.network is not None:
+        forget_checkpoint(folder / "network")
+    tracker.artifact("result", [folder / name for name in ("result.json", "pareto.csv", "report.html")])
+    if result.network is not None:
+        tracker.artifact(
+            "network", [folder / "network" / name for name in ("weights.pt", "architecture.json")]
+        )
+    return result
+
+
+def _say_end(context: RunContext, end: Conclusion, result: Result) -> None:
+    """Say what was found, what it took, where it is and what comes next."""
+    folder, display = context.folder, context.display
+    say_conclusion(display, end, result)
+    evaluations, network = result.evaluations, result.network
+    display.say(
+        f"{evaluations.asked:,} evaluations ({evaluations.new:,} new, "
+        f"{evaluations.cached:,} repeated or already stored), {result.seconds['total']:.0f} s"
+    )
+    if sentence := virtual_clock(result):
+        display.say(sentence)
+    if network is not None:
+        display.say(f"weights: {folder / network.weights}")
+    display.say(f"report: {folder / 'report.html'}")
+    if end.answer is not None and end.task.has_networks:
+        display.say(f"next: hwnas {'train' if network is None else 'export'} run={folder}")
+
+
+def _run_id(folder: Path) -> str:
+    """The run's identity, drawn once and kept in its folder.
+
+    Raises:
+        ValueError: The file that keeps it is empty.
+    """
+    path = folder / "run_id"
+    if not path.is_file():
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
+    run_id = path.read_text().strip()
+    if not run_id:
+        raise ValueError(f"{path} is empty: without it the run's evaluations cannot be told from others'")
+    return run_id

@@ -1,4 +1,4 @@
-"""From a configuration to objects: a `_target_` is located, checked and called."""
+"""From a configuration, a class or a function to objects: located, checked and called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +31,9 @@ LACKED = {
     "hwnas.strategies.nevonas.NEvoNAS": {"crowding": "all"},
 }
 """Settings that earlier versions did not have, and what they did: for runs that they began."""
+
+Made = TypeVar("Made")
+"""What `build` is asked to make."""
 
 _RESOLVER = re.compile(r"\$\{\s*([^\s:{}$]+)\s*:")
 
@@ -79,7 +82,7 @@ def _moved(value: Any) -> Any:
     return {**LACKED.get(str(target), {}), **value}
 
 
-def _own(value: Any) -> Any:
+def _own(value: object) -> object:
     if isinstance(value, dict):
         return {key: _own(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -100,34 +103,52 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
 
 
-def build(node: DictConfig, kind: type | None = None, /, **offered: Any) -> Any:
-    """Create what a node's `_target_` names, with the node's keys and the offered objects as arguments.
+@overload
+def build(given: object, /, **offered: object) -> Any: ...
+
+
+@overload
+def build(given: object, kind: type[Made], group: str = "", /, **offered: object) -> Made: ...
+
+
+def build(given: object, kind: type = object, group: str = "", /, **offered: object) -> object:
+    """Make an object of a configuration's node, a class, a function or a partial.
 
     Of the offered objects a class gets those that its constructor names and the node does not set; so do
     the classes of nodes inside the node, at any depth. A configuration may come from anywhere: a `_target_`
-    names a class or function that `conf/` names in the same group, one of a module that the environment
-    variable HWNAS_ALLOW_TARGETS named when the process began (separated by commas), or one given to `trust`.
-    What it makes is checked before it is called.
+    names a class or function that `conf/` names in the same group, or one of a module that the environment
+    variable HWNAS_ALLOW_TARGETS named when the process began (separated by commas). What it makes is checked
+    before it is called.
 
     Args:
-        node: A choice of a config group.
-        kind: What it must be; None: anything.
+        given: A choice of a config group, what makes an object, or the object itself, which is returned.
+        kind: What it must be.
+        group: The config group, for errors; that of a configuration is where it stands.
         offered: Objects of the run.
 
     Raises:
         ValueError: A target outside the allow-list, that does not exist or is of another kind, or a key it
             does not take.
     """
-    if not isinstance(node, DictConfig):
-        raise ValueError(f"a choice of a config group is needed where the configuration has {node!r}")
-    try:
-        settings = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    path = str(node._get_full_key(""))
-    built = _create(settings, offered, path, kind)
-    if kind is not None and not isinstance(built, kind):
-        raise _wrong_kind(path, kind, type(built))
+    if isinstance(given, DictConfig):
+        try:
+            settings = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ValueError(" ".join(str(error).split())) from None
+        group = str(given._get_full_key("")) or group
+        built = _create(settings, offered, group, kind)
+    elif isinstance(given, functools.partial):
+        if given.args:
+            raise ValueError(f"{group}: a partial takes settings by keyword only")
+        built = _call(given.func, given.keywords, offered, group, kind)
+    elif isinstance(given, type) or inspect.isroutine(given):
+        built = _call(given, {}, offered, group, kind)
+    elif given is None or isinstance(given, str | int | float | Mapping | Sequence):
+        raise ValueError(f"{group or 'a choice of a config group'} must set up {_a(kind)}, not {given!r}")
+    else:
+        built = given
+    if not isinstance(built, kind):
+        raise _wrong_kind(group, kind, type(built))
     return built
 
 
@@ -139,25 +160,36 @@ def _a(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
-def _inner(value: Any, offered: Mapping[str, Any], path: str) -> Any:
+def _inner(value: object, offered: Mapping[str, object], path: str) -> object:
     """A setting, with all nodes inside it created."""
     if not isinstance(value, dict):
         return value
     if "_target_" in value:
-        return _create(value, offered, path, None)
+        return _create(value, offered, path, object)
     return {key: _inner(item, offered, f"{path}.{key}") for key, item in value.items()}
 
 
-def _create(settings: Any, offered: Mapping[str, Any], path: str, kind: type | None) -> Any:
-    settings = dict(settings)
+def _create(node: Any, offered: Mapping[str, object], path: str, kind: type) -> object:
+    settings = dict(node)
     if "_target_" not in settings:
         raise ValueError(f"{path} has no _target_, the class that it sets up")
     name = settings.pop("_target_")
     target = locate(name, path.partition(".")[0])
-    made = _made_by(target)
-    if made is None and name not in _TRUSTED:
+    if _made_by(target) is None:
         raise ValueError(f"{path}: {name} must be a class, or a function that says which class it returns")
-    if kind is not None and made is not None and not issubclass(made, kind):
+    return _call(target, settings, offered, path, kind)
+
+
+def _call(
+    target: Callable[..., object],
+    settings: Mapping[str, object],
+    offered: Mapping[str, object],
+    path: str,
+    kind: type,
+) -> object:
+    """What a class or function makes of settings, and of the offered objects that it names."""
+    made, name = _made_by(target), name_of(target)
+    if made is not None and not issubclass(made, kind):
         raise _wrong_kind(path, kind, made)
     known = inspect.signature(target).parameters
     unknown = [key for key in settings if key not in known]
@@ -177,12 +209,9 @@ def _create(settings: Any, offered: Mapping[str, Any], path: str, kind: type | N
         raise
 
 
-_TRUSTED: dict[str, Any] = {}
-
-
-def trust(name: str, target: Callable[..., Any]) -> None:
-    """Let `_target_: name` set up `target` in this process, which its caller has in hand already."""
-    _TRUSTED[name] = target
+def name_of(target: Callable[..., object]) -> str:
+    """The dotted name of a class or function."""
+    return f"{target.__module__}.{target.__qualname__}"
 
 
 @functools.cache
@@ -200,7 +229,7 @@ def shipped() -> dict[str, set[str]]:
     return found
 
 
-def locate(name: object, group: str) -> Any:
+def locate(name: object, group: str) -> Callable[..., object]:
     """The class or function of a dotted name.
 
     Args:
@@ -212,8 +241,6 @@ def locate(name: object, group: str) -> Any:
     """
     if not isinstance(name, str):
         raise ValueError(f"_target_ must be the dotted name of a class, not {name!r}")
-    if name in _TRUSTED:
-        return _TRUSTED[name]
     groups = shipped().get(name, set())
     if groups and (group in groups or not group):
         return _imported(name)
@@ -232,7 +259,7 @@ def locate(name: object, group: str) -> Any:
     return target
 
 
-def _imported(name: str) -> Any:
+def _imported(name: str) -> Callable[..., object]:
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -240,7 +267,7 @@ def _imported(name: str) -> Any:
         raise ValueError(f"_target_ {name!r} does not exist ({error})") from None
 
 
-def _made_by(target: Any) -> type | None:
+def _made_by(target: Callable[..., object]) -> type | None:
     """The class whose object a target makes; None if it is a function that does not say."""
     if isinstance(target, type):
         return target

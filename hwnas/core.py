@@ -18,11 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Len, Lt, MultipleOf
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Genotype = tuple[int, ...]
 """One operation index per decision, canonical and hashable: the cache key of an architecture."""
@@ -93,7 +96,7 @@ def trials_of(
     ]
 
 
-def checked_population(strategy: Strategy, population: Any) -> list[Genotype]:
+def checked_population(strategy: Strategy, population: object) -> list[Genotype]:
     """What a strategy asked for, as genotypes of its space.
 
     Raises:
@@ -134,7 +137,9 @@ def checked_result(strategy: Strategy) -> list[Trial]:
     return list(result)
 
 
-def checked_answers(evaluator: Evaluator, genotypes: Sequence[Genotype], rows: Any) -> list[dict[str, float]]:
+def checked_answers(
+    evaluator: Evaluator, genotypes: Sequence[Genotype], rows: object
+) -> list[dict[str, float]]:
     """What an evaluator answered for `genotypes`: its metrics, a float each.
 
     Raises:
@@ -318,7 +323,7 @@ def checked(target: _Checked) -> _Checked:
     signature = inspect.signature(target)
 
     @functools.wraps(target)
-    def check(*args: Any, **kwargs: Any) -> Any:
+    def check(*args: object, **kwargs: object) -> object:
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError:
@@ -336,13 +341,13 @@ def checked(target: _Checked) -> _Checked:
     return cast("_Checked", check)
 
 
-def settings_of(made: object) -> dict[str, Any]:
+def settings_of(made: object) -> dict[str, object]:
     """What the `checked` constructor of an object was given, by name; empty for others."""
     return dict(made.__dict__.get("_settings", {})) if hasattr(made, "__dict__") else {}
 
 
 @functools.cache
-def _kinds(target: Callable[..., Any]) -> dict[str, Any]:
+def _kinds(target: Callable[..., object]) -> dict[str, object]:
     """The type of each setting of a constructor."""
     kinds = {}
     for name, parameter in inspect.signature(target).parameters.items():
@@ -357,7 +362,7 @@ def _kinds(target: Callable[..., Any]) -> dict[str, Any]:
     return kinds
 
 
-def check_setting(name: str, kind: Any, value: Any) -> Any:
+def check_setting(name: str, kind: object, value: object) -> Any:
     """A value as a setting of a type: itself, a whole number as an int, a list as a tuple where one is due.
 
     Args:
@@ -373,6 +378,8 @@ def check_setting(name: str, kind: Any, value: Any) -> Any:
     candidates = [value]
     if isinstance(value, float) and value.is_integer():
         candidates.append(int(value))
+    elif isinstance(value, np.integer):
+        candidates = [int(value)]
     elif isinstance(value, list):
         candidates.append(tuple(value))
     for candidate in candidates:
@@ -385,7 +392,7 @@ def check_setting(name: str, kind: Any, value: Any) -> Any:
 
 
 @functools.cache
-def _adapter(kind: Any) -> Any:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))

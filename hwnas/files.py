@@ -73,7 +73,7 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def take_lock(file: IO[Any], *, wait: bool = False, shared: bool = False) -> bool:
+def take_lock(file: IO[str] | IO[bytes], *, wait: bool = False, shared: bool = False) -> bool:
     """Lock an open file for this process until the file is closed or the process ends, however it ends.
 
     Args:
@@ -226,17 +226,17 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """Strict JSON in one line; `inf` (not supported) becomes null, NaN is refused."""
     return json.dumps(_finite(value), allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write strict JSON, as `to_json` but on several lines; see `replacing`."""
     write_text(path, json.dumps(_finite(value), allow_nan=False, indent=1) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float) and math.isinf(value):
         return None
     if isinstance(value, Mapping):
@@ -481,7 +481,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -495,7 +495,7 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"more than {MAX_DEPTH} lists or mappings inside each other")
 
 
-def shaped(value: Any, shape: Any, place: str = "") -> None:
+def shaped(value: object, shape: object, place: str = "") -> None:
     """Check what JSON holds against the shape that it should have.
 
     Args:
@@ -533,7 +533,7 @@ def shaped(value: Any, shape: Any, place: str = "") -> None:
         raise _misshapen(value, _spoken(shape), place)
 
 
-def _has_shape(value: Any, shape: Any) -> bool:
+def _has_shape(value: object, shape: object) -> bool:
     try:
         shaped(value, shape)
     except ValueError:
@@ -541,7 +541,7 @@ def _has_shape(value: Any, shape: Any) -> bool:
     return True
 
 
-def _is_of(value: Any, kind: type | str | None) -> bool:
+def _is_of(value: object, kind: Any) -> bool:
     if kind is None or isinstance(kind, str):
         return value == kind
     if kind is object:
@@ -553,7 +553,7 @@ def _is_of(value: Any, kind: type | str | None) -> bool:
     return isinstance(value, kind)
 
 
-_KINDS = {
+_KINDS: dict[object, str] = {
     str: "text",
     int: "a whole number",
     float: "a number",
@@ -563,13 +563,13 @@ _KINDS = {
 }
 
 
-def _spoken(shape: Any) -> str:
+def _spoken(shape: object) -> str:
     if isinstance(shape, dict | list):
         return "a mapping" if isinstance(shape, dict) else "a list"
     return _KINDS.get(shape, str(shape))
 
 
-def _misshapen(value: Any, wanted: str, place: str) -> ValueError:
+def _misshapen(value: object, wanted: str, place: str) -> ValueError:
     shown = json.dumps(value, default=str)
     return ValueError(f"{place or 'it'} is {shown if len(shown) <= 60 else shown[:57] + '...'}, not {wanted}")
 

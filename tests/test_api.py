@@ -1,24 +1,28 @@
-"""The commands as Python functions do what the commands do."""
+"""The public functions: a search from Python, and the commands by their words."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
-from hwnas.api import profile, prune, read_run, report, search, train
+import hwnas
+from hwnas import Problem, compose, profile, prune, read_run, report, search, train
+from hwnas.__main__ import main
 from hwnas.core import Limit
+from hwnas.data.images import NoImages
 from hwnas.devices.profile import Profile
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.strategies.random import RandomSearch
 
-TOY = ("experiment=toy", "logger=csv")
+TOY = ("experiment=toy",)
 
 
 @pytest.fixture(autouse=True)
@@ -38,19 +42,27 @@ def small_toy(*, edges: int) -> Toy:
     return Toy(edges, 3)
 
 
+def unfinished(folder: Path, trials: int) -> None:
+    """Leave of a finished run what one has that was killed after some trials."""
+    archive = folder / "archive.jsonl"
+    archive.write_bytes(b"".join(archive.read_bytes().splitlines(keepends=True)[:trials]))
+    (folder / "result.json").unlink()
+
+
+def test_every_public_name_is_there() -> None:
+    for name in hwnas.__all__:
+        assert getattr(hwnas, name) is not None
+    (checked,) = (n for n in ast.parse(Path(hwnas.__file__).read_text()).body if isinstance(n, ast.If))
+    named = {line.module: {name.name for name in line.names} for line in checked.body}
+    assert named == {module: set(names) for module, names in hwnas._PUBLIC.items()}
+    with pytest.raises(ImportError, match="Searcher"):
+        from hwnas import Searcher  # noqa: F401
+
+
 def test_it_is_the_run_of_the_command(run_hwnas, here: Path) -> None:
     words = (*TOY, "generations=3", "seed=4", "limits.latency_ms=5", "strategy.population_size=8")
-    run_hwnas("search", *words, "hydra.run.dir=command", "store.dir=one")
-    run = search(
-        *TOY,
-        generations=np.int64(3),
-        seed=4,
-        limits={"latency_ms": 5},
-        strategy={"population_size": 8},
-        store={"dir": "two"},
-        folder="called",
-        show=False,
-    )
+    run_hwnas("search", *words, "hydra.run.dir=command", "store.dir=one", "logger=csv")
+    run = search(compose(*words), "called", store="two", show=False)
     command = read_run("command")
     assert (here / "called/archive.jsonl").read_bytes() == (here / "command/archive.jsonl").read_bytes()
     assert run.trials == command.trials
@@ -60,136 +72,190 @@ def test_it_is_the_run_of_the_command(run_hwnas, here: Path) -> None:
     assert run.result.best.genotype == run.best.genotype
     assert run.front == command.front
     assert run.page == here / "called/report.html"
-    assert run.names == command.names
-    run.config.store.dir = "one"
-    assert run.config == command.config
+    for group in ("search_space", "dataset", "evaluator", "device", "strategy", "experiment"):
+        assert run.names[group] == command.names[group]
+    for key in ("search_space", "strategy", "seed", "generations"):
+        assert run.config[key] == command.config[key]
     assert "best:" in (here / "called/search.log").read_text()
+    assert read_run("called").trials == run.trials
+
+
+def test_without_any_words(here: Path) -> None:
+    """No Hydra, no configuration: a problem of objects alone."""
+    space = Toy(4, 3)
+    problem = Problem(
+        space=space,
+        dataset=NoImages("none"),
+        evaluator=ToyCost(space, metric="val_acc"),
+        device=functools.partial(ToyCost, metric="latency_ms"),
+        strategy=functools.partial(RandomSearch, population_size=6),
+        limits={"latency_ms": "q0.5"},
+        generations=3,
+        seed=np.int64(1),
+    )
+    run = search(problem, "run", show=False)
+    assert len(run.trials) == 18
+    assert run.names == {
+        "search_space": "toy",
+        "dataset": "none",
+        "evaluator": "toy_val_acc",
+        "device": "toy_latency_ms",
+        "strategy": "RandomSearch",
+    }
+    stored = json.loads((here / "run/problem.json").read_text())
+    assert stored["search_space"] == {"_target_": "hwnas.spaces.toy.Toy", "num_edges": 4, "num_ops": 3}
+    assert stored["device"] == {"_target_": "hwnas.spaces.toy.ToyCost", "metric": "latency_ms"}
+    assert not (here / "run/.hydra/config.yaml").exists()
+    assert "Begun from Python, with seed 1" in run.page.read_text()
+    code = (
+        "import sys; from hwnas import Problem, search; from hwnas.spaces.toy import Toy;"
+        "assert 'hydra' not in sys.modules and 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
-    search(*TOY, generations=1, folder="run", show=False)
+    search(compose(*TOY, generations=1), "run", show=False)
     assert capsys.readouterr().out == ""
-    search(*TOY, generations=1, folder="run")
+    search(compose(*TOY, generations=1), "run")
     assert capsys.readouterr().out.startswith("this run is finished already")
 
 
 def test_objects_in_place_of_names(here: Path) -> None:
-    """A class with settings, a function, and objects; each sets up its group."""
+    """A class with settings, a function, and objects; each sets up its part."""
     space = Toy(6, 3)
-    run = search(
+    problem = compose(
         *TOY,
         strategy=functools.partial(FirstOps, population_size=5),
-        search_space=space,
+        space=space,
         device=ToyCost(space, metric="latency_ms"),
         generations=2,
-        folder="run",
-        show=False,
     )
+    run = search(problem, "run", show=False)
     assert len(run.trials) == 10
     assert run.trials[0].genotype == run.trials[5].genotype == (0, 0, 0, 0, 0, 0)
     assert run.space.size == 3**6
     assert run.names["strategy"] == "FirstOps"
-    assert run.names["device"] == "ToyCost"
-    stored = OmegaConf.load(here / "run/.hydra/config.yaml")
-    assert stored.strategy == {"_target_": f"{__name__}.FirstOps", "population_size": 5}
-    other = search(
-        *TOY, search_space=functools.partial(small_toy, edges=4), generations=1, folder="other", show=False
-    )
+    assert "experiment" not in run.names
+    stored = json.loads((here / "run/problem.json").read_text())
+    assert stored["strategy"] == {"_target_": f"{__name__}.FirstOps", "population_size": 5}
+    made = compose(*TOY, space=functools.partial(small_toy, edges=4), generations=1)
+    other = search(made, "other", show=False)
     assert other.space.size == 3**4
 
 
-def test_objects_are_resumed_with_objects(here: Path) -> None:
-    mine = functools.partial(FirstOps, population_size=5)
-    whole = search(*TOY, strategy=mine, generations=4, folder="whole", store={"dir": "one"}, show=False)
-    search(*TOY, strategy=mine, generations=4, folder="torn", store={"dir": "two"}, show=False)
-    archive = here / "torn/archive.jsonl"
-    archive.write_bytes(b"".join(archive.read_bytes().splitlines(keepends=True)[:10]))
-    (here / "torn/result.json").unlink()
-    assert read_run("torn").result is None
-    run = search(resume="torn", strategy=mine, show=False)
+def test_a_run_is_resumed_with_the_same_objects(here: Path) -> None:
+    problem = compose(*TOY, strategy=functools.partial(FirstOps, population_size=5), generations=4)
+    whole = search(problem, "whole", store="one", show=False)
+    search(problem, "killed", store="two", show=False)
+    unfinished(here / "killed", 10)
+    assert read_run("killed").result is None
+    changed = replace(problem, strategy=functools.partial(FirstOps, population_size=6))
+    with pytest.raises(ValueError, match=r"holds a run with strategy\.population_size=5, not .*=6; "):
+        search(changed, "killed", show=False)
+    with pytest.raises(ValueError, match=r"killed holds a run with seed=0, not seed=1; "):
+        search(replace(problem, seed=1), "killed", show=False)
+    run = search(problem, "killed", show=False)
     assert run.trials == whole.trials
     assert run.result.status == "finished"
-    with pytest.raises(ValueError, match=r"torn holds a run with strategy\.population_size=5, not .*=6; "):
-        search(resume="torn", strategy=functools.partial(FirstOps, population_size=6), show=False)
 
 
-def test_a_folder_goes_on_with_the_same_run_only(here: Path) -> None:
-    first = search(*TOY, generations=2, folder="run", show=False)
+def test_python_and_the_command_line_do_not_mix_folders(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *TOY, "generations=1", "logger=csv", "hydra.run.dir=command"]) == 0
+    with pytest.raises(
+        ValueError, match=r"command holds a run of the command line; resume it: hwnas search "
+    ):
+        search(compose(*TOY, generations=1), "command", show=False)
+    search(compose(*TOY, generations=1), "python", show=False)
+    capsys.readouterr()
+    assert main(["search", "resume=python"]) == 1
+    assert (
+        "resume=python was begun from Python; hwnas.search(problem, folder) resumes it there"
+        in capsys.readouterr().err
+    )
+    assert main(["report", "python"]) == 0
+
+
+def test_a_folder_holds_one_run(here: Path) -> None:
+    problem = compose(*TOY, generations=2)
+    first = search(problem, "run", show=False)
     written = (here / "run/result.json").stat().st_mtime_ns
-    assert search(*TOY, generations=2, folder="run", show=False).trials == first.trials
+    assert search(problem, "run", show=False).trials == first.trials
     assert (here / "run/result.json").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="run holds a run with generations=2, not generations=3; "):
-        search(*TOY, generations=3, folder="run", show=False)
+        search(replace(problem, generations=3), "run", show=False)
 
 
 def test_a_call_that_was_wrong_leaves_its_folder_usable(here: Path) -> None:
+    problem = compose(*TOY, generations=1)
     with pytest.raises(ValueError, match="no evaluator or device of this run reports latency"):
-        search(*TOY, generations=1, limits={"latency": 5}, folder="run", show=False)
-    run = search(*TOY, generations=1, limits={"latency_ms": 5}, folder="run", show=False)
+        search(replace(problem, limits={"latency": 5}), "run", show=False)
+    assert not (here / "run").exists()
+    with pytest.raises(ValueError, match=r"no network of toy keeps limits\.latency_ms=0\.001"):
+        search(replace(problem, limits={"latency_ms": 0.001}), "run", show=False)
+    assert not (here / "run").exists()
+    run = search(replace(problem, limits={"latency_ms": 5}), "run", show=False)
     assert run.limits == (Limit("latency_ms", 5.0, "min"),)
     (here / "other").mkdir()
     (here / "other/notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="other holds no run, but other files; choose a new or an empty"):
-        search(*TOY, folder="other", show=False)
+        search(problem, "other", show=False)
     assert [path.name for path in (here / "other").iterdir()] == ["notes.txt"]
-
-
-def test_resume_leaves_the_working_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search(*TOY, generations=2, folder="run", show=False)
-    (here / "run/result.json").unlink()
-    (here / "elsewhere").mkdir()
-    monkeypatch.chdir(here / "elsewhere")
-    assert search(resume=here / "run", show=False).result.status == "finished"
-    assert Path.cwd() == here / "elsewhere"
-    assert not list((here / "elsewhere").iterdir())
 
 
 def test_report_of_runs_that_are_side_by_side(here: Path) -> None:
     for seed in (0, 1):
-        search(*TOY, generations=2, seed=seed, folder=f"both/{seed}", show=False)
-    pages = report("both", here / "both/1")
-    assert pages == [Path("both/report.html"), here / "both/1/report.html"]
+        for size in (4, 8):
+            words = (*TOY, "generations=2", f"strategy.population_size={size}")
+            search(compose(*words, seed=seed), f"both/{size}-{seed}", show=False)
+    pages = report("both", here / "both/4-1")
+    assert pages == [Path("both/report.html"), here / "both/4-1/report.html"]
     page = pages[0].read_text()
-    assert 'href="0/report.html"' in page
-    assert 'href="1/report.html"' in page
+    assert 'href="4-0/report.html"' in page
+    assert 'href="8-1/report.html"' in page
+    assert "strategy.population_size" in page
 
 
 def test_a_run_in_a_notebook(here: Path) -> None:
-    run = search(*TOY, generations=2, folder="a run", search_space=Toy(3, 2), show=False)
+    run = search(compose(*TOY, generations=2, space=Toy(3, 2)), "a run", show=False)
     html = run._repr_html_()
     assert '<a href="a%20run/report.html">report</a>' in html
     assert html.count("<path") == 1 + 3  # the arrow's head, and a box per edge
-    none = search(*TOY, generations=1, limits={"latency_ms": 1.01}, folder="none", show=False)
+    none = search(compose(*TOY, generations=1, limits={"latency_ms": 1.01}), "none", show=False)
     assert none.best is None
     assert "best:" not in none._repr_html_()
 
 
 @pytest.mark.parametrize(
-    ("words", "settings", "message"),
+    ("words", "parts", "message"),
     [
         (["-m", "seed=0,1"], {}, r"'-m' is no setting=value; in place of a sweep call in a loop"),
-        ([], {"strategy": "nsga"}, r"strategy=nsga is not known; .*choices: .*mo_hdnas"),
-        ([], {"generation": 3}, r"unknown setting 'generation'; did you mean generations"),
-        ([], {"seed": {1, 2}}, r"a setting is a number, text, list or mapping, not \{1, 2\}"),
+        (["strategy=nsga"], {}, r"strategy=nsga is not known; .*choices: .*mo_hdnas"),
+        (["generation=3"], {}, r"unknown setting 'generation'; did you mean generations"),
+        ([], {"generation": 3}, r"a problem has no generation; it has space, dataset"),
+        ([], {"seed": {1, 2}}, r"seed must be a whole number of at least 0, not \{1, 2\}"),
+        ([], {"generations": 0}, r"generations must be a whole number of at least 1, not 0"),
         ([], {"limits": {"latency": 3}}, r"limits\.latency: no evaluator .* did you mean latency_ms"),
         ([], {"strategy": Toy()}, r"strategy must set up a Strategy, not a Toy"),
+        ([], {"strategy": "random"}, r"strategy must set up a Strategy, not 'random'"),
         (["strategy.population_size=3"], {"strategy": FirstOps}, r"has no effect on the object .* strategy"),
-        ([], {"strategy": functools.partial(FirstOps, 3)}, r"a partial sets up a group by keywords only"),
-        ([], {"resume": "nowhere"}, r"resume='?nowhere'? is not a folder"),
+        ([], {"strategy": functools.partial(FirstOps, 3)}, r"strategy: a partial takes settings by keyword"),
+        (["resume=nowhere"], {}, r"resume='?nowhere'? is not a folder"),
         (["--config-dir=nowhere"], {}, r"--config-dir=.*nowhere is not a folder"),
     ],
 )
-def test_wrong_use(words: list[str], settings: dict, message: str) -> None:
+def test_wrong_use(words: list[str], parts: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        search(*TOY, *words, **settings, show=False)
+        search(compose(*TOY, *words, **parts), show=False)
 
 
 def test_train(here: Path) -> None:
     outcome = train(
-        arch="|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|",
-        search_space={"channels": 4, "num_cells": 1},
-        trainer={"epochs": 1, "max_steps": 2},
-        logger="csv",
+        "arch=|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|",
+        *("search_space.channels=4", "search_space.num_cells=1"),
+        *("trainer.epochs=1", "trainer.max_steps=2", "logger=csv"),
         show=False,
     )
     assert outcome.folder.parent == here / "multirun/runs/train"
@@ -201,12 +267,10 @@ def test_train(here: Path) -> None:
 
 def test_prune(here: Path) -> None:
     outcome = prune(
-        dataset="digits",
-        model={"channels": [4, 8], "hidden": 16, "latent": 4},
-        training={"epochs": 1, "precision": 32},
-        pruning={"sparsities": [0, 0.5], "ramp_epochs": 0.5, "finetune_epochs": 0.5},
-        host={"rounds": 2},
-        logger="csv",
+        *("dataset=digits", "model.channels=[4,8]", "model.hidden=16", "model.latent=4"),
+        *("training.epochs=1", "training.precision=32"),
+        *("pruning.sparsities=[0,0.5]", "pruning.ramp_epochs=0.5", "pruning.finetune_epochs=0.5"),
+        *("host.rounds=2", "logger=csv"),
         folder="run",
         show=False,
     )
@@ -226,11 +290,22 @@ def test_profile(here: Path) -> None:
     Path("mine.csv").write_text(
         "arch,latency_ms\n" + "".join(f"{arch},{cost}\n" for arch, cost in zip(archs, costs, strict=True))
     )
-    fitted = profile("fit", device={"path": "mine.csv"}, to="mine.json", show=False)
+    fitted = profile("fit", "device.path=mine.csv", "to=mine.json", show=False)
     assert isinstance(fitted, Profile)
-    assert profile("show", "mine.json", to="mine.html", show=False) == fitted
+    assert profile("show", "mine.json", "to=mine.html", show=False) == fitted
     assert Path("mine.html").is_file()
     assert profile("compare", "mine.json", "mine.json", show=False) is None
+
+
+def test_resume_leaves_the_working_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("arch=|none~0|+|none~0|none~1|+|nor_conv_1x1~0|none~1|none~2|", "search_space.num_cells=1")
+    quick = ("search_space.channels=4", "trainer.epochs=1", "trainer.max_steps=1", "logger=csv")
+    train(*words, *quick, folder="run", show=False)
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert "test_acc" in train(f"resume={here / 'run'}", show=False).result
+    assert Path.cwd() == here / "elsewhere"
+    assert not list((here / "elsewhere").iterdir())
 
 
 def test_import_is_light() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hwnas import api
+from hwnas import compose, search, train
 from hwnas.core import Evaluator, Genotype, SearchSpace, is_near_chance
 
 ARCH = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|none~1|nor_conv_3x3~2|"
@@ -50,22 +50,14 @@ def test_how_near_is_near() -> None:
 
 def test_a_reference_and_a_final_network_that_guess(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On digits, whose most frequent class is a tenth; one step of a tiny rate teaches nothing."""
-    run = api.search(
+    problem = compose(
         *SMALL,
-        device="flops",
-        strategy="random",
-        generations=1,
-        **{"strategy.population_size": 3},
-        evaluator={
-            "channels": 2,
-            "steps": 1,
-            "reference.epochs": 1,
-            "reference.max_steps": 1,
-            "reference.lr": 1e-9,
-        },
-        trainer={"epochs": 1, "max_steps": 1, "lr": 1e-9},
-        folder="run",
+        *("device=flops", "strategy=random", "generations=1", "strategy.population_size=3"),
+        *("evaluator.channels=2", "evaluator.steps=1"),
+        *(f"evaluator.reference.{word}" for word in ("epochs=1", "max_steps=1", "lr=1e-9")),
+        *("trainer.epochs=1", "trainer.max_steps=1", "trainer.lr=1e-9"),
     )
+    run = search(problem, "run")
     said = capsys.readouterr().out
     page = (here / "run/report.html").read_text(encoding="utf-8")
     for doubt in ("the reference answers ", "the trained network answers "):
@@ -91,23 +83,21 @@ def test_a_search_among_networks_that_guess(val_acc: float, stationary: bool, do
     def guessing() -> Constant:
         return Constant(val_acc=val_acc, stationary=stationary)
 
-    run = api.search(
-        *("search_space=toy", "dataset=digits", "device=toy", "trainer=none", "logger=csv"),
-        evaluator=guessing(),
-        generations=2,
-        strategy={"population_size": 4},
-        show=False,
+    problem = compose(
+        *("search_space=toy", "dataset=digits", "device=toy", "trainer=none"),
+        *("generations=2", "strategy.population_size=4"),
+        evaluator=guessing,
     )
+    run = search(problem, show=False)
     assert [doubt.partition(", a guess 10.0%")[0] for doubt in run.result.doubts] == doubts
 
 
 def test_fbnet_on_small_images_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """Strides 1 1 2 2 1 2 1: of 8 pixels one is left for what follows the first layer of the sixth stage."""
     arch = "-".join(["skip"] * 22)
-    api.train(
+    train(
         *("search_space=fbnet", "search_space.channels=2", "logger=csv"),
-        *("trainer.epochs=1", "trainer.max_steps=1"),
-        arch=arch,
+        *("trainer.epochs=1", "trainer.max_steps=1", f"arch={arch}"),
     )
     said = capsys.readouterr().out
     assert "of these, 8x8 pixels, a single pixel reaches the last 4 of its 22 layers" in said
@@ -116,12 +106,12 @@ def test_fbnet_on_small_images_is_said(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_answer_of_a_search_without_a_path_is_not_trained() -> None:
     """Only cells without operations keep so low a limit."""
     none = "[[0],[0],[0],[0],[0],[0]]"
-    run = api.search(
+    problem = compose(
         *SMALL,
         f"+search_space.choices={none}",
         *("device=flops", "strategy=random", "generations=1", "strategy.population_size=2"),
         *("evaluator.reference.epochs=0", "evaluator.steps=0", "evaluator.channels=2"),
-        show=False,
     )
+    run = search(problem, show=False)
     assert run.result.network is None
     assert any("no path from input to output" in doubt for doubt in run.result.doubts)

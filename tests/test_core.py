@@ -244,9 +244,11 @@ def test_settings_that_fit_arrive_as_given() -> None:
     assert Example(Toy(), lr=np.float64(0.5)).lr == 0.5
 
 
-def test_whole_numbers_of_text_or_tables_are_not_guessed() -> None:
-    with pytest.raises(ValueError, match=r"^size must be an even whole number of .*, not np.int64\(4\)$"):
-        Example(Toy(), size=np.int64(4))
+def test_whole_numbers_of_numpy_are_kept_as_ints() -> None:
+    size = settings_of(Example(Toy(), size=np.int64(4)))["size"]
+    assert (size, type(size)) == (4, int)
+    with pytest.raises(ValueError, match=r"^size must be an even whole number of .*, not np.int64\(5\)$"):
+        Example(Toy(), size=np.int64(5))
 
 
 def test_settings_of_a_constructor_are_those_it_was_given() -> None:

@@ -24,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
+from hwnas import export
 from hwnas.__main__ import main
-from hwnas.api import export
 from hwnas.cli.export import predicted
 from hwnas.data.images import Images
 from hwnas.devices import board

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from hwnas import api
 from hwnas import build as building
 from hwnas.__main__ import main
 from hwnas.build import ALLOW_VARIABLE, build, locate, read_config
@@ -41,14 +40,8 @@ class Touches:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of our own."""
     folder = tmp_path_factory.mktemp("own") / "run"
-    api.search(
-        "experiment=toy",
-        "generations=2",
-        "logger=csv",
-        f"store.dir={folder}/store",
-        folder=folder,
-        show=False,
-    )
+    words = ("experiment=toy", "generations=2", "logger=csv", f"store.dir={folder}/store")
+    assert main(["search", *words, f"hydra.run.dir={folder}"]) == 0
     return folder
 
 
@@ -114,7 +107,7 @@ def test_a_pickle_in_a_configuration_is_not_read(
         ("dataset", "hwnas.store.workers.Ray"),
         ("dataset", "hwnas.pruning.run.StudyReport"),
         ("evaluator", "hwnas.store.evaluations.EvaluationStore"),
-        ("device", "hwnas.build.trust"),
+        ("device", "hwnas.build.name_of"),
         ("device", "hwnas.devices.profile.Path"),
         ("cluster", "os.system"),
         ("trainer", "subprocess.run"),

@@ -29,8 +29,8 @@ ROOMS = (
     "reports",
     "exports",
     "pruning",
-    "cli",
     "api",
+    "cli",
     "__main__",
 )
 """From the ground up: a room imports rooms before it and its own files only."""
@@ -70,6 +70,8 @@ MODULES = {module(path): path for path in FILES}
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
     here = room(path)
+    if here == "__init__":  # names the public face for type checkers, and imports nothing before it is used
+        return
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "hwnas" and len(parts) > 1 and parts[1] in ROOMS and parts[1] != here:

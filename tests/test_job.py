@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hwnas import api
+from hwnas import compose, search
 from hwnas.__main__ import main
-from hwnas.cli.job import _log, _remove
 from hwnas.runs.jobs import Jobs
-from hwnas.runs.lock import LOCK, STORED, in_use, lock_folder
+from hwnas.runs.lock import LOCK, STORED, _remove, in_use, lock_folder
+from hwnas.runs.log import writing
 
 TOY = ("experiment=toy", "logger=csv", "generations=2", "strategy.population_size=6")
 SMALL = ("search_space.channels=4", "search_space.num_cells=1")
@@ -174,9 +174,9 @@ def test_a_refused_command_leaves_no_folder(command: tuple[str, ...], here: Path
 
 def test_a_call_of_python_is_refused_like_a_command(here: Path) -> None:
     with used(here / "run"), pytest.raises(ValueError, match="run is in use by process "):
-        api.search(*TOY, folder="run", show=False)
+        search(compose(*TOY), "run", show=False)
     assert [path.name for path in (here / "run").rglob("*")] == [".hydra", "lock"]
-    api.search(*TOY, folder="run", show=False)
+    search(compose(*TOY), "run", show=False)
 
 
 def test_a_folder_that_its_last_owner_removed_is_made_again(here: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_folder_that_its_last_owner_removed_is_made_again(here: Path) -> None:
         waits = threading.Thread(target=wait)
         waits.start()
         wait_for_a_waiter(here / "run")
-        _remove(here / "run", here / "run/search.log")
+        _remove(here / "run", {".hydra"})
     waits.join()
     assert (here / "run/.hydra/lock").is_file()
 
@@ -198,6 +198,6 @@ def test_a_folder_that_its_last_owner_removed_is_made_again(here: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
 @pytest.mark.parametrize("path", ["/dev/full", "missing/a.log"])
 def test_a_log_that_cannot_be_written_is_silent(path: str, here: Path, capsys) -> None:
-    with _log(Path(path)):
+    with writing(Path(path)):
         logging.getLogger("hwnas").info("said")
     assert "Traceback" not in capsys.readouterr().err

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas import api
+from hwnas import compose, read_run, search
 from hwnas.core import Evaluator, Genotype, Objective, SearchSpace, Strategy, Trial, checked_result
 from hwnas.runs.result import read_plan
-from hwnas.searches.loop import search
+from hwnas.searches.loop import search as loop
 from hwnas.spaces.toy import Toy, ToyCost
 from hwnas.store.archive import Archive
 from hwnas.store.cache import CachedEvaluator
@@ -69,14 +69,15 @@ class Judge(ToyCost):
 
 
 def test_goals_of_what_is_reported_come_from_the_evaluator(tmp_path: Path) -> None:
-    toy = ["experiment=toy", "generations=1", "logger=csv"]
-    found = api.search(*toy, evaluator=Judge, folder=tmp_path / "run", show=False)
-    for plan in (found.plan, api.read_run(found.folder).plan, read_plan(found.folder / "plan.json")):
+    toy = ["experiment=toy", "generations=1"]
+    found = search(compose(*toy, evaluator=Judge), tmp_path / "run", show=False)
+    for plan in (found.plan, read_run(found.folder).plan, read_plan(found.folder / "plan.json")):
         assert plan.goal("test_error") == "min"
+    problem = compose(*toy, evaluator=partial(Judge, says=False))
     with pytest.raises(
         ValueError, match=r"report\(\) answers test_error, whose goal is not said: reported = "
     ):
-        api.search(*toy, evaluator=partial(Judge, says=False), folder=tmp_path / "unsaid", show=False)
+        search(problem, tmp_path / "unsaid", show=False)
 
 
 def run(folder: Path, population: Any, rows: Any, version: Any = "1") -> list[Trial]:
@@ -84,7 +85,7 @@ def run(folder: Path, population: Any, rows: Any, version: Any = "1") -> list[Tr
     store = EvaluationStore(None, "run")
     with contextlib.closing(store), contextlib.closing(Archive(folder / "archive.jsonl")) as archive:
         board = CachedEvaluator(Board(rows, version), store, "digits")
-        search(Mine(population), [board], archive, 1)
+        loop(Mine(population), [board], archive, 1)
         return list(archive.trials)
 
 

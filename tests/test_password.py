@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy
 from omegaconf import OmegaConf
 
-from hwnas import api
+from hwnas import report
 from hwnas.__main__ import main
+from hwnas.cli.overrides import prepared
 from hwnas.store import password
 from hwnas.store.evaluations import EvaluationStore
 
@@ -94,7 +95,7 @@ def test_no_byte_of_a_run_has_it(
     assert leaks(tmp_path) == []
 
 
-def test_from_python_from_a_file_and_from_the_environment(
+def test_from_words_from_a_file_and_from_the_environment(
     tmp_path: Path, guarded: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With `${oc.env:...}` the password stays where it is; in a file of one's own it stays there, too."""
@@ -106,35 +107,35 @@ def test_from_python_from_a_file_and_from_the_environment(
     monkeypatch.setenv("MY_STORE", guarded)
     monkeypatch.setenv("MY_WORD", SECRET)
     asking = guarded.replace(SECRET, "${oc.env:MY_WORD}")
-    stored = {"keyword": bare, "file": bare, "url": "${oc.env:MY_STORE}", "word": asking}
+    stored = {"word": bare, "file": bare, "url": "${oc.env:MY_STORE}", "part": asking}
     words = {
-        "keyword": (["experiment=toy"], {"store": {"url": guarded}}),
-        "file": ([f"--config-dir={tmp_path / 'mine'}", "experiment=db"], {}),
-        "url": (["experiment=toy"], {"store": {"url": "${oc.env:MY_STORE}"}}),
-        "word": (["experiment=toy"], {"store": {"url": asking}}),
+        "word": ["experiment=toy", f"store.url='{guarded}'"],
+        "file": [f"--config-dir={tmp_path / 'mine'}", "experiment=db"],
+        "url": ["experiment=toy", "store.url='${oc.env:MY_STORE}'"],
+        "part": ["experiment=toy", f"store.url='{asking}'"],
     }
-    for name, (given, settings) in words.items():
+    for name, given in words.items():
         monkeypatch.setenv(password.VARIABLE, "")
         folder = tmp_path / "runs" / name
-        api.search(*given, "generations=1", "logger=csv", folder=folder, **settings)
+        assert main(["search", *given, "generations=1", "logger=csv", f"hydra.run.dir={folder}"]) == 0
         config = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
         assert isinstance(config, dict)
         assert config["store"]["url"] == stored[name]
-        api.report(folder)
+        report(folder)
     assert leaks(tmp_path / "runs") == []
     assert SECRET not in "".join(capfd.readouterr())
 
 
 def test_the_page_of_an_old_folder_hides_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    api.search("experiment=toy", "generations=1", "logger=csv", folder=folder, show=False)
+    assert main(["search", "experiment=toy", "generations=1", "logger=csv", f"hydra.run.dir={folder}"]) == 0
     for name, content in (("config", {"store": {"url": FULL}}), ("overrides", [f"store.url={FULL}"])):
         path = folder / ".hydra" / f"{name}.yaml"
         before = OmegaConf.load(path)
         OmegaConf.save(
             OmegaConf.merge(before, content) if name == "config" else OmegaConf.create(content), path
         )
-    (page,) = api.report(folder)
+    (page,) = report(folder)
     assert SECRET not in page.read_text()
     assert f"store.url={BARE}" in page.read_text()
 
@@ -173,7 +174,7 @@ def test_urls_without_passwords(text: str, bare: str) -> None:
 
 def test_other_settings_with_a_password_are_refused() -> None:
     with pytest.raises(ValueError, match=r"storage=postgresql://u@h/d has a password.*PGPASSWORD") as error:
-        api.prepared("search", [f"hydra.sweeper.storage=postgresql://u:{SECRET}@h/d"])
+        prepared("search", [f"hydra.sweeper.storage=postgresql://u:{SECRET}@h/d"])
     assert SECRET not in str(error.value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwnas import api
+from hwnas import compose
 from hwnas.__main__ import main
 
 TOY = ("experiment=toy", "logger=csv", "generations=1", "strategy.population_size=4")
@@ -107,9 +107,9 @@ def test_a_folder_of_another_command_is_not_resumed(capsys) -> None:
 
 def test_settings_of_python_are_checked_too() -> None:
     with pytest.raises(ValueError, match=r"limits=\[3\] does not fit: limits has settings of its own"):
-        api.search(*TOY, limits=[3], show=False)
+        compose(*TOY, "limits=[3]")
     with pytest.raises(ValueError, match=r"unknown setting 'foo'"):
-        api.search(*TOY, "+foo=1", show=False)
+        compose(*TOY, "+foo=1")
 
 
 def test_optuna_needs_a_setting_to_vary(here: Path, capsys) -> None:

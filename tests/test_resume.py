@@ -40,7 +40,7 @@ TRAINED_ON = [
 # Runs `hwnas search` in a process that kills itself at the n-th time it reaches a place.
 KILLER = """
 import os, signal, sys
-import hwnas.cli.search
+import hwnas.api
 from hwnas.store import archive, evaluations
 from hwnas.__main__ import main
 
@@ -80,8 +80,8 @@ def before(module, name, label):
         return original(*arguments, **keywords)
     setattr(module, name, dying)
 
-before(hwnas.cli.search, "write_report", "before the report")
-before(hwnas.cli.search, "write_front", "before the front")
+before(hwnas.api, "write_report", "before the report")
+before(hwnas.api, "write_front", "before the front")
 before(os, "replace", "before a file is put in place")
 if place == "in an epoch":
     import torch

@@ -583,7 +583,7 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"interrupted; nothing is lost, go on with: hwnas search resume={journals[0].parent}" in errors
+    assert f"interrupted; nothing is lost, resume with: hwnas search resume={journals[0].parent}" in errors
     assert "Traceback" not in errors
     assert not list((tmp_path / "sweep").glob("seed=1-*"))
 

@@ -43,10 +43,10 @@ def test_the_folder_depends_on_what_is_swept_not_on_how() -> None:
 def test_a_finished_job_is_not_run_again_but_a_torn_one_is(tmp_path: Path) -> None:
     calls = []
     for _ in range(3):
-        assert once(lambda cfg: calls.append(1) or 0.5, None, tmp_path) == 0.5  # type: ignore[arg-type]
+        assert once(lambda: calls.append(1) or 0.5, tmp_path) == 0.5  # type: ignore[arg-type]
     assert len(calls) == 1
     (tmp_path / "job.json").write_text('{"status": "fini')
-    assert once(lambda cfg: calls.append(1) or 0.5, None, tmp_path) == 0.5  # type: ignore[arg-type]
+    assert once(lambda: calls.append(1) or 0.5, tmp_path) == 0.5  # type: ignore[arg-type]
     assert len(calls) == 2
 
 

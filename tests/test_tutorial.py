@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hwnas.api import search
+from hwnas import compose, search
 from hwnas.files import data_folder
 from hwnas.strategies.random import RandomSearch
 
@@ -89,7 +89,7 @@ def test_annealing_beats_random_search_on_the_toy_space(
     walks = partial(Annealing, walkers=10, temperature=0.1)
     draws = partial(RandomSearch, population_size=10)
     first, again, drawn = (
-        search("experiment=toy", "logger=csv", strategy=one, generations=40, limits=limits, show=False)
+        search(compose("experiment=toy", strategy=one, generations=40, limits=limits), show=False)
         for one in (walks, walks, draws)
     )
     assert first.trials == again.trials

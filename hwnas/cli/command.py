@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import cast
 
 import yaml
 from omegaconf import DictConfig
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hwnas.build import conf_folder
 from hwnas.cli import composing
 from hwnas.cli.errors import _say, explain
+from hwnas.cli.job import Job
 from hwnas.cli.job import run as run_in_folder
 from hwnas.cli.overrides import prepared
 from hwnas.cli.sweep import complete, is_complete, summarise, sweep_folder
@@ -50,7 +51,6 @@ def run(command: str, arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
 
     composing.install()
     folder = sweep_folder(arguments)
@@ -67,17 +67,17 @@ def run(command: str, arguments: list[str]) -> int:
 
     parent = identity()
 
-    def job(cfg: DictConfig) -> Any:
+    def job(cfg: DictConfig) -> object:
         end_with(parent)
+        this = Job(command, cfg, cast(DictConfig, HydraConfig.get()))
         try:
-            returned = run_in_folder(module_of(command).main, cfg, command, arguments)
+            returned = run_in_folder(module_of(command).main, this, arguments)
             values = returned if isinstance(returned, list) else [returned]
-            if HydraConfig.get().mode == RunMode.RUN and {math.inf, -math.inf} & set(values):
+            if not this.swept and {math.inf, -math.inf} & set(values):
                 raise SystemExit(1)  # the worst there can be: nothing was found, which is said already
             return returned
         except (Exception, KeyboardInterrupt) as error:
-            swept = HydraConfig.get().mode == RunMode.MULTIRUN
-            if full or swept or not isinstance(error, expected):
+            if full or this.swept or not isinstance(error, expected):
                 raise
             _say(error, command, arguments)
             raise SystemExit(1) from None

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -101,7 +100,7 @@ def _settings(config_name: str, arguments: Sequence[str]) -> list[str]:
     return [*_keys(config), *(path.name for path in conf_folder().iterdir() if path.is_dir())]
 
 
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+def _keys(node: object, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig):
         for key in map(str, node):
             yield prefix + key

@@ -12,7 +12,10 @@ from omegaconf import DictConfig
 
 from hwnas import __version__
 from hwnas.build import build, read_yaml
+from hwnas.cli.job import Job, space_of
 from hwnas.core import Count, Genotype, SearchSpace, Seed, check_setting, suggestion
+from hwnas.data.folder import ImageFolder
+from hwnas.data.images import Images
 from hwnas.devices import board
 from hwnas.devices.measure import draw_weights
 from hwnas.devices.onnx_models import PACKAGES, require_onnx
@@ -31,12 +34,12 @@ from hwnas.exports.network import (
     metadata_of,
     target,
 )
-from hwnas.files import plain_yaml, read_json, shaped, write_json, write_text
+from hwnas.files import read_json, shaped, write_json, write_text
 from hwnas.runs.display import Display
-from hwnas.runs.folder import hydra_says, sweep_or_run, take_from_run, working_folder
+from hwnas.runs.folder import config_file, hydra_says, overrides, sweep_or_run, take_from_run, working_folder
+from hwnas.runs.lock import STORED
 from hwnas.spaces.capabilities import HasNetworks, identity
 from hwnas.spaces.presets import architecture
-from hwnas.store import password
 
 HOST, PROFILE = "hwnas.devices.host.Host", "hwnas.devices.profile.profile_device"
 
@@ -48,7 +51,7 @@ def predicted(
     store_dir: Path,
     kept: Path,
     warn: Callable[[str], None],
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """What a profile of this machine predicts for a network, at batch 1 and one thread.
 
     Args:
@@ -100,7 +103,7 @@ def trained(folder: Path) -> dict[str, Any]:
     """
     path = folder / "network" / "architecture.json"
     if not path.is_file() or not path.with_name("weights.pt").is_file():
-        job = hydra_says(folder, "job", "name")
+        job = hydra_says(folder, "job", "name") or "search"
         if job not in ("search", "train"):
             raise ValueError(f"run={folder} is a folder of hwnas {job}, not of a search or a training")
         hint = f"train one: hwnas train run={folder}"
@@ -115,16 +118,13 @@ def trained(folder: Path) -> dict[str, Any]:
     return {**facts, "genotype": tuple(facts["genotype"])}
 
 
-def main(cfg: DictConfig) -> None:
+def main(job: Job) -> None:
     """The command.
 
     Raises:
         ValueError: Settings that do not fit, no trained network, or what `export_network` raises.
     """
-    from hydra.core.hydra_config import HydraConfig
-
-    display = Display()
-    overrides = list(HydraConfig.get().overrides.task)
+    cfg, words, display = job.cfg, job.words, Display()
     formats, int8 = _formats(cfg.format, cfg.int8)
     if "onnx" in formats:
         require_onnx(*PACKAGES)
@@ -143,16 +143,15 @@ def main(cfg: DictConfig) -> None:
     if cfg.run is not None and cfg.weights is not None:
         raise ValueError("weights goes with arch; run has weights of its own")
     run = None if cfg.run is None else Path(str(cfg.run)).expanduser()
-    folder = target(cfg, Path(HydraConfig.get().runtime.output_dir))
+    folder = target(cfg, job.folder)
     if folder.is_file():
         raise ValueError(f"to={folder} is a file; a folder is needed")
     facts = {} if run is None else trained(run)
     if run is not None:
-        take_from_run(cfg, run, overrides)
-    dataset = build(cfg.dataset)
-    space = build(
-        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
-    )
+        take_from_run(cfg, run, words)
+    space, dataset = space_of(cfg)
+    if not isinstance(dataset, Images | ImageFolder):
+        raise ValueError(f"dataset={dataset.name} has no images to export a network for; choose another")
     if not isinstance(space, HasNetworks):
         raise ValueError(f"the {space.name} space has no networks to export")
     if facts and facts.get("search_space") != space.name:
@@ -177,9 +176,9 @@ def main(cfg: DictConfig) -> None:
         "output": OUTPUT,
         "calibration_images": settings.calibration_images if int8 else None,
         "machine": board.host(1),
-        "predicted": predicted(space, genotype, *_devices(run, cfg, overrides, folder), display.warn),
+        "predicted": predicted(space, genotype, *_devices(run, cfg, words, folder), display.warn),
         "made_by": None if run is None else _command_of(run),
-        "exported_by": _command("export", overrides),
+        "exported_by": _command("export", words),
     }
     write_json(folder / FIGURES, content)
     write_text(folder / CARD, card(content))
@@ -192,10 +191,10 @@ def main(cfg: DictConfig) -> None:
 def _network(
     space: HasNetworks,
     genotype: Genotype,
-    dataset: Any,
+    dataset: Images | ImageFolder,
     facts: Mapping[str, Any],
     weights: Path | None,
-    seed: Any,
+    seed: object,
 ) -> Deployed:
     """The network with its weights, or random ones, and the normalisation that it was trained with."""
     import torch
@@ -217,11 +216,11 @@ def _network(
 def _described(
     space: HasNetworks,
     genotype: Genotype,
-    dataset: Any,
+    dataset: Images | ImageFolder,
     facts: Mapping[str, Any],
     module: Deployed,
     weights: Path | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the network is, for the card and the files."""
     presets = {space.from_str(text): name for name, text in space.presets.items()}
     return {
@@ -233,12 +232,12 @@ def _described(
         "weights": "random" if weights is None else str(weights),
         **{name: facts[name] for name in ("epochs", "seed") if name in facts},
         "reported_test_acc": facts.get("test_acc"),
-        "classes": list(getattr(dataset, "classes", [])) or None,
+        "classes": list(dataset.classes) if isinstance(dataset, ImageFolder) else None,
         "hwnas": __version__,
     }
 
 
-def _formats(given: Any, int8: Any) -> tuple[list[str], bool]:
+def _formats(given: str | Sequence[str] | None, int8: object) -> tuple[list[str], bool]:
     """The formats, and whether to write 8 bits; checked."""
     formats = [given] if isinstance(given, str) else list(given or [])
     for name in formats:
@@ -254,7 +253,7 @@ def _formats(given: Any, int8: Any) -> tuple[list[str], bool]:
 
 
 def _devices(
-    run: Path | None, cfg: DictConfig, overrides: Sequence[str], folder: Path
+    run: Path | None, cfg: DictConfig, words: Sequence[str], folder: Path
 ) -> tuple[list[DictConfig], Path, Path]:
     """Devices that may predict, first those of the run, the folder of its store, and of copies from there.
 
@@ -263,17 +262,17 @@ def _devices(
     devices, store_dir = _members(cfg.device), Path(str(cfg.store.dir)).expanduser()
     if run is None:
         return devices, store_dir, folder
-    stored, cwd = read_yaml(run / ".hydra" / "config.yaml"), working_folder(run)
-    if "device" in stored and not any(override.startswith("device") for override in overrides):
+    stored, cwd = read_yaml(config_file(run)), working_folder(run)
+    if "device" in stored and not any(word.startswith("device") for word in words):
         nodes = _members(stored.device)
         for node in nodes:
             path = node.get("path")
             if path and cwd is not None and (cwd / str(path)).is_file():
                 node.path = str(cwd / str(path))
         devices = [*nodes, *devices]
-    if "store" in stored and not any(override.startswith("store.dir=") for override in overrides):
+    if "store" in stored and not any(word.startswith("store.dir=") for word in words):
         store_dir = (cwd or Path()) / Path(str(stored.store.dir)).expanduser()
-    return devices, store_dir, sweep_or_run(run) / ".hydra"
+    return devices, store_dir, sweep_or_run(run) / STORED
 
 
 def _members(device: DictConfig) -> list[DictConfig]:
@@ -284,13 +283,12 @@ def _members(device: DictConfig) -> list[DictConfig]:
 def _command_of(run: Path) -> str:
     """The command of a run."""
     job = hydra_says(run, "job", "name")
-    overrides = plain_yaml(run / ".hydra" / "overrides.yaml")
-    return _command(str(job), [password.without(str(override)) for override in overrides])
+    return "a search from Python" if job is None else _command(str(job), overrides(run))
 
 
-def _command(job: str, overrides: Sequence[str]) -> str:
+def _command(job: str, words: Sequence[str]) -> str:
     """A command as one would type it: an architecture is quoted for the shell, not for Hydra too."""
-    words = list(map(str, overrides))
+    words = list(map(str, words))
     for number, word in enumerate(words):
         if word.startswith("arch='"):
             words[number] = "arch=" + word[6:-1].replace("\\'", "'")

@@ -9,25 +9,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from hwnas import build
 from hwnas.cli.errors import explain
 from hwnas.cli.overrides import check_settings
 from hwnas.cli.sweep import HOW, failed, once
+from hwnas.core import SearchSpace
+from hwnas.data.images import DataSet
 from hwnas.files import write_text
-from hwnas.runs.folder import check_command, check_links
-from hwnas.runs.jobs import JOB
-from hwnas.runs.lock import STORED, lock_folder
-
-HYDRA, CONFIG = "hydra.yaml", "config.yaml"
-"""What Hydra knows of the configuration (choices, where the run was started), and the configuration."""
+from hwnas.runs.folder import CONFIG, HYDRA, check_command, check_links, check_same
+from hwnas.runs.lock import STORED, own_folder
+from hwnas.runs.log import writing
 
 MAY_CHANGE = ("resume", *HOW)
 """Settings that may be others when a run is resumed."""
@@ -37,8 +34,57 @@ RESOLVED = ("search_space", "dataset", "trainer", "seed", "generations")
 read them, in another environment. The others stay as they are: they may ask for what is secret."""
 
 
-def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, arguments: Sequence[str]) -> Any:
-    """Run a command in the folder that Hydra's configuration names; returns what it returns.
+@dataclass(frozen=True)
+class Job:
+    """A run of a command.
+
+    Attributes:
+        command: Its name.
+        cfg: Its configuration, without Hydra's node.
+        hydra: Hydra's node.
+    """
+
+    command: str
+    cfg: DictConfig
+    hydra: DictConfig
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, absolute."""
+        return Path(self.hydra.runtime.output_dir)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The configuration with all values resolved."""
+        settings = OmegaConf.to_container(self.cfg, resolve=True)
+        assert isinstance(settings, dict)
+        return {str(key): value for key, value in settings.items()}
+
+    @property
+    def swept(self) -> bool:
+        """Whether it is a job of a sweep."""
+        return "MULTIRUN" in str(self.hydra.mode)
+
+    @property
+    def words(self) -> list[str]:
+        """Settings that the user gave."""
+        return list(self.hydra.overrides.task)
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """Chosen option per config group."""
+        return dict(self.hydra.runtime.choices)
+
+
+def space_of(cfg: DictConfig) -> tuple[SearchSpace, DataSet]:
+    """The search space that a configuration names, for the images of its data set, and the data set."""
+    dataset = build.build(cfg.dataset, DataSet)
+    shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
+    return build.build(cfg.search_space, SearchSpace, **shape), dataset
+
+
+def run(main: Callable[[Job], object], job: Job, arguments: Sequence[str]) -> object:
+    """Run a command in its folder; returns what it returns.
 
     The folder gets the configuration, or has the same one: then the command resumes there. What goes wrong
     is in the log. A command that is refused before it has written anything leaves no folder; a job of a
@@ -46,54 +92,41 @@ def run(main: Callable[[DictConfig], Any], cfg: DictConfig, command: str, argume
 
     Args:
         main: The command.
-        cfg: Its configuration, without Hydra's.
-        command: Its name.
+        job: Its run.
         arguments: What the user gave, for errors.
 
     Raises:
         ValueError: The folder is in use, holds a run of another configuration, or a link that leads out of
             it.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra = HydraConfig.get()
-    folder, swept = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
-    log = folder / f"{command}.log"
+    command, cfg, folder, swept = job.command, job.cfg, job.folder, job.swept
+    log = f"{command}.log"
     settle = getattr(importlib.import_module(f"hwnas.cli.{command}"), "settle", None)
     check_links(folder)
-    with lock_folder(folder, wait=swept):
-        others = _names(folder) - {STORED, log.name, JOB}
-        new = not all((folder / STORED / name).is_file() for name in (HYDRA, CONFIG))
-        try:
-            if new:
-                check_settings(cfg, command)
-            if settle is not None:
-                settle(cfg, list(hydra.overrides.task))
-            _resolve(cfg)
-            if new and others:
-                raise ValueError(f"{folder} holds no run, but other files; choose a new or an empty folder")
-            if new:
-                _keep(folder / STORED, cfg)
-            else:
-                _compare(folder, cfg, command)
-            with _log(log):
-                try:
-                    return once(main, cfg, folder) if swept else main(cfg)
-                except (Exception, KeyboardInterrupt) as error:
-                    reason = explain(error, command, arguments)
-                    logging.getLogger("hwnas").error(reason, exc_info=error)
-                    if swept and isinstance(error, Exception):  # the others go on, the end says which failed
-                        with contextlib.suppress(OSError):  # of a full disk, as the error itself may be
-                            failed(folder, reason)
-                    raise
-        except (ValueError, OSError, OmegaConfBaseException):
-            if new and _names(folder) <= others | {STORED, log.name}:
-                _remove(folder, log)
-            raise
+    with own_folder(folder, log, (HYDRA, CONFIG), wait=swept) as new:
+        if new:
+            check_settings(cfg, command)
+        if settle is not None:
+            settle(cfg, job.words)
+        resolve(cfg)
+        if new:
+            _keep(folder, job)
+        else:
+            check_command(folder, command)
+            check_same(folder, _settings(cfg), _settings(build.read_yaml(folder / CONFIG)))
+        with writing(folder / log):
+            try:
+                return once(lambda: main(job), folder) if swept else main(job)
+            except (Exception, KeyboardInterrupt) as error:
+                reason = explain(error, command, arguments)
+                logging.getLogger("hwnas").error(reason, exc_info=error)
+                if swept and isinstance(error, Exception):  # the others go on, the end says which failed
+                    with contextlib.suppress(OSError):  # of a full disk, as the error itself may be
+                        failed(folder, reason)
+                raise
 
 
-def _resolve(cfg: DictConfig) -> None:
+def resolve(cfg: DictConfig) -> None:
     """Replace the interpolations of `RESOLVED` by their values."""
     for key in RESOLVED:
         if key in cfg:
@@ -104,91 +137,20 @@ def _resolve(cfg: DictConfig) -> None:
                 cfg[key] = value
 
 
-def _keep(stored: Path, cfg: DictConfig) -> None:
+def _keep(folder: Path, job: Job) -> None:
     """Write a configuration and what Hydra knows of it; one that is interrupted counts as not begun.
 
     Raises:
         ValueError: It holds what cannot be read again.
     """
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra: Any = HydraConfig.instance().cfg
-    write_text(stored / "overrides.yaml", OmegaConf.to_yaml(hydra.hydra.overrides.task))
-    write_text(stored / HYDRA, OmegaConf.to_yaml(hydra))
-    write_text(stored / CONFIG, OmegaConf.to_yaml(cfg))
-    build.read_yaml(stored / CONFIG)
+    write_text(folder / STORED / "overrides.yaml", OmegaConf.to_yaml(job.hydra.overrides.task))
+    write_text(folder / HYDRA, OmegaConf.to_yaml(OmegaConf.create({"hydra": job.hydra})))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(job.cfg))
+    build.read_yaml(folder / CONFIG)
 
 
-def _compare(folder: Path, cfg: DictConfig, command: str) -> None:
-    """Raise ValueError unless a folder's configuration is this one; names the first difference."""
-    check_command(folder, command)
-    ours, theirs = _flat(cfg), _flat(build.read_yaml(folder / STORED / CONFIG))
-    for key in [*ours, *theirs]:
-        if ours.get(key) != theirs.get(key):
-            has = f"{key}={theirs[key]}" if key in theirs else f"no {key}"
-            wanted = f"{key}={ours[key]}" if key in ours else f"no {key}"
-            raise ValueError(f"{folder} holds a run with {has}, not {wanted}; choose another folder")
-
-
-def _flat(cfg: Any) -> dict[str, Any]:
-    """The settings of a configuration by dotted name, but for those that may change."""
+def _settings(cfg: DictConfig) -> dict[str, object]:
+    """A configuration without what may change when a run is resumed."""
     settings = OmegaConf.to_container(cfg)
     assert isinstance(settings, dict)
-    found: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                add(f"{prefix}.{key}", inner)
-        else:
-            found[prefix] = value
-
-    for key, value in settings.items():
-        if key not in MAY_CHANGE:
-            add(str(key), value)
-    return found
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def _remove(folder: Path, log: Path) -> None:
-    """Remove what a refused command has written, and its folder if nothing else is in it."""
-    shutil.rmtree(folder / STORED)
-    log.unlink(missing_ok=True)
-    if not _names(folder) and folder.resolve() != Path.cwd():
-        folder.rmdir()
-
-
-class _Log(logging.FileHandler):
-    """A file of what is said, which is silent when it cannot be written: the terminal has it, too."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; the file may have to be created."""
-        with contextlib.suppress(OSError):
-            super().emit(record)
-
-    def close(self) -> None:
-        """Close the file; what could not be written before cannot be now."""
-        with contextlib.suppress(OSError):
-            super().close()
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Say nothing, where logging prints a traceback."""
-
-
-@contextlib.contextmanager
-def _log(path: Path) -> Iterator[None]:
-    """Write what is said to a file."""
-    ours, handler = logging.getLogger("hwnas"), _Log(path, delay=True)
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    level = ours.level
-    logging.root.addHandler(handler)  # where Lightning finds one it does not write to the terminal
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.root.removeHandler(handler)
-        ours.setLevel(level)
-        handler.close()
+    return {str(key): value for key, value in settings.items() if key not in MAY_CHANGE}

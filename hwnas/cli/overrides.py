@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +16,19 @@ from hwnas.build import conf_folder, read_yaml
 from hwnas.cli import sweep
 from hwnas.core import suggestion
 from hwnas.files import find_file, plain_yaml, read_json
-from hwnas.runs.folder import FILES, MEMBER, RUN_GROUPS, _choices, check_command, choices, working_folder
+from hwnas.runs.folder import (
+    CONFIG,
+    FILES,
+    HYDRA,
+    MEMBER,
+    PROBLEM,
+    RUN_GROUPS,
+    _choices,
+    check_command,
+    choices,
+    working_folder,
+)
+from hwnas.runs.lock import STORED
 from hwnas.spaces.presets import space_of
 from hwnas.store import password
 
@@ -33,8 +45,6 @@ def resume_arguments(arguments: Sequence[str], command: str) -> list[str]:
         ValueError: The folder is missing or no run of the command, or an override contradicts it.
     """
     from hydra.core.config_store import ConfigStore
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
     wanted = [argument for argument in arguments if argument.startswith("resume=")]
     path = _unquoted(wanted[-1].removeprefix("resume="))
@@ -43,46 +53,9 @@ def resume_arguments(arguments: Sequence[str], command: str) -> list[str]:
     if not path:
         raise ValueError("resume= names no folder; a new run goes without it")
     folder = Path(path).expanduser().absolute()
-    stored = folder / ".hydra" / "config.yaml"
-    if not folder.is_dir():
-        raise ValueError(f"resume={path} is not a folder")
-    for name in ("hydra.yaml", "config.yaml"):
-        if not (folder / ".hydra" / name).is_file():
-            begun = folder / ".hydra"
-            why = ", so the run had not begun; give its command again" * begun.is_dir()
-            raise ValueError(f"resume={path} holds no run: .hydra/{name} is missing{why}")
-    config = read_yaml(stored)
-    if not isinstance(config, DictConfig) or "resume" not in config or {"hydra", "defaults"} & set(config):
-        raise ValueError(f"{stored} is not the configuration of a run")
-    check_command(folder, command)
-    chosen = _choices(folder)
-    others = _short_forms([a for a in arguments if not a.startswith("resume=")])
-    for argument in others:
-        if "=" not in argument or argument.startswith(("-", "~")):
-            raise ValueError(f"resume={path} takes nothing but settings that the run has, not {argument}")
-    try:
-        overrides = OverridesParser.create().parse_overrides(others)
-    except HydraException as error:
-        raise ValueError(str(error).splitlines()[0]) from None
-    how = [str(override.input_line) for override in overrides if override.key_or_group == "workers"]
-    for override in overrides:
-        name, value = str(override.key_or_group), override.value()
-        if name == "workers":
-            continue
-        if override.package is not None:
-            name += f"@{override.package}"
-        if name.startswith("hydra."):
-            raise ValueError(f"{override.input_line} cannot be changed when resuming {path}")
-        before = chosen.get(name, OmegaConf.select(config, name))
-        if isinstance(before, DictConfig):
-            before = OmegaConf.to_container(before)
-        if isinstance(value, str) and "${" in value:
-            value = _resolved(config, name, value)
-        if before != value and str(before) != str(value):
-            raise ValueError(
-                f"{override.input_line} contradicts the run in {path}, which has {name}={before}; "
-                "leave it out, or start a new run"
-            )
+    config = _configuration(folder, path, command)
+    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    how = _check_repeated(others, config, _choices(folder), path)
     cwd = working_folder(folder)
     if cwd is not None:
         _work_in(cwd)
@@ -99,6 +72,74 @@ def resume_arguments(arguments: Sequence[str], command: str) -> list[str]:
         f"resume={run_dir}",
         *how,
     ]
+
+
+def _configuration(folder: Path, path: str, command: str) -> DictConfig:
+    """The configuration of the run that `resume=<path>` names.
+
+    Raises:
+        ValueError: There is none, or it is one of another command, or one that Python began.
+    """
+    stored = folder / CONFIG
+    if not folder.is_dir():
+        raise ValueError(f"resume={path} is not a folder")
+    if (folder / PROBLEM).is_file():
+        raise ValueError(
+            f"resume={path} was begun from Python; hwnas.search(problem, folder) resumes it there"
+        )
+    for name in (HYDRA, CONFIG):
+        if not (folder / name).is_file():
+            why = ", so the run had not begun; give its command again" * (folder / STORED).is_dir()
+            raise ValueError(f"resume={path} holds no run: {name} is missing{why}")
+    config = read_yaml(stored)
+    if not isinstance(config, DictConfig) or "resume" not in config or {"hydra", "defaults"} & set(config):
+        raise ValueError(f"{stored} is not the configuration of a run")
+    check_command(folder, command)
+    return config
+
+
+def _check_repeated(
+    arguments: Sequence[str], config: DictConfig, chosen: Mapping[str, str], path: str
+) -> list[str]:
+    """Raise ValueError if a setting is another than the run's; returns those that may be.
+
+    Args:
+        arguments: What was given beside `resume=`.
+        config: The run's configuration.
+        chosen: Its choices.
+        path: The run, for messages.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    others = _short_forms(arguments)
+    for argument in others:
+        if "=" not in argument or argument.startswith(("-", "~")):
+            raise ValueError(f"resume={path} takes nothing but settings that the run has, not {argument}")
+    try:
+        overrides = OverridesParser.create().parse_overrides(others)
+    except HydraException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    for override in overrides:
+        name = str(override.key_or_group)
+        value: object = override.value()
+        if name == "workers":
+            continue
+        if override.package is not None:
+            name += f"@{override.package}"
+        if name.startswith("hydra."):
+            raise ValueError(f"{override.input_line} cannot be changed when resuming {path}")
+        before = chosen.get(name, OmegaConf.select(config, name))
+        if isinstance(before, DictConfig):
+            before = OmegaConf.to_container(before)
+        if isinstance(value, str) and "${" in value:
+            value = _resolved(config, name, value)
+        if before != value and str(before) != str(value):
+            raise ValueError(
+                f"{override.input_line} contradicts the run in {path}, which has {name}={before}; "
+                "leave it out, or start a new run"
+            )
+    return [str(override.input_line) for override in overrides if override.key_or_group == "workers"]
 
 
 def _work_in(folder: Path) -> None:
@@ -237,7 +278,7 @@ def train_arguments(arguments: list[str]) -> list[str]:
         )
         return prepared if space is None else [f"search_space={space}", *prepared]
     folder = Path(_unquoted(runs[-1])).expanduser()
-    if not (folder / ".hydra" / "config.yaml").is_file():
+    if not any((folder / name).is_file() for name in (CONFIG, PROBLEM)):
         raise ValueError(f"run={runs[-1]} is not the folder of a run")
     known = [
         f"{group}={option}"
@@ -357,7 +398,7 @@ def check_settings(cfg: DictConfig, command: str) -> None:
     def refuse(name: str, others: Sequence[str]) -> NoReturn:
         raise ValueError(f"unknown setting {name!r}{suggestion(name, others)} (hwnas {command} --help)")
 
-    def check(node: Any, known: Mapping[str, Any], prefix: str) -> None:
+    def check(node: DictConfig, known: Mapping[str, object], prefix: str) -> None:
         for name in map(str, node):
             if name not in known:
                 refuse(prefix + name, [prefix + other for other in known])
@@ -389,7 +430,7 @@ def check_experiment(command: str, arguments: Sequence[str]) -> None:
                 )
 
 
-def _resolved(config: DictConfig, name: str, text: str) -> Any:
+def _resolved(config: DictConfig, name: str, text: str) -> object:
     """What a text with interpolations is as the setting `name`; itself where they name nothing."""
     changed = OmegaConf.create(OmegaConf.to_container(config))
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from hwnas.build import build
+from hwnas.cli.job import Job
 from hwnas.cli.overrides import PROFILE_FILES
 from hwnas.core import Count, Evaluator, SearchSpace, Seed, check_setting, suggestion
+from hwnas.data.images import DataSet
 from hwnas.devices.fitting import fit
 from hwnas.devices.measure import Settings, export, measure, profile_of, read_measurements
 from hwnas.devices.profile import Profile, network_shape
@@ -35,13 +36,13 @@ def _images_of(cfg: DictConfig) -> tuple[list[int], int] | None:
         return None
 
 
-def main(cfg: DictConfig) -> None:
+def main(job: Job) -> None:
     """The command: what the action asks for.
 
     Raises:
         ValueError: An unknown action, a file that is missing or wrong, or settings that do not fit.
     """
-    display = Display()
+    cfg, display = job.cfg, Display()
     if cfg.action not in ACTIONS:
         raise ValueError(f"action={cfg.action} is not known{suggestion(str(cfg.action), ACTIONS)}")
     for name in ("to", "path", "a", "b"):
@@ -53,7 +54,7 @@ def main(cfg: DictConfig) -> None:
             raise ValueError(f"hwnas profile {cfg.action} needs {name}=<{what}>")
     if cfg.action == "compare" and cfg.to is not None:
         raise ValueError(f"hwnas profile compare only prints and takes no to={cfg.to}; show draws a page")
-    dataset = build(cfg.dataset)
+    dataset = build(cfg.dataset, DataSet)
     told = _images_of(cfg) if cfg.action == "import" else None
     image_shape, num_classes = told or (dataset.image_shape, dataset.num_classes)
     space: SearchSpace = build(
@@ -67,26 +68,23 @@ def main(cfg: DictConfig) -> None:
         "export": _export,
         "import": _import,
     }[cfg.action]
-    action(cfg, space, dataset, display)
+    action(job, space, dataset, display)
 
 
-def _target(cfg: DictConfig, name: str) -> Path:
+def _target(job: Job, name: str) -> Path:
     """Where a result is written: `to`, or in the run's folder."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return Path(cfg.to or Path(HydraConfig.get().runtime.output_dir) / name).expanduser()
+    return Path(job.cfg.to or job.folder / name).expanduser()
 
 
-def _keep(cfg: DictConfig, profile: Profile, display: Display) -> None:
-    path = _target(cfg, "profile.json")
+def _keep(job: Job, profile: Profile, display: Display) -> None:
+    path = _target(job, "profile.json")
     profile.save(path)
     display.say(profile.summary())
     display.say(f"profile: {path}")
     display.say(f"next: hwnas search device=profile device.path={path}; hwnas profile show {path}")
 
 
-def _settings(cfg: DictConfig) -> Any:
-
+def _settings(cfg: DictConfig) -> Settings:
     names = (
         *("backend", "provider", "threads", "batch_size"),
         *("rounds", "networks", "check", "noise", "seed"),
@@ -94,14 +92,14 @@ def _settings(cfg: DictConfig) -> Any:
     return Settings.of(**{name: cfg[name] for name in names})
 
 
-def _measure(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-
+def _measure(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
+    cfg = job.cfg
     settings = _settings(cfg)
-    _keep(cfg, measure(space, settings, device=cfg.name or "host", say=display.say), display)
+    _keep(job, measure(space, settings, device=cfg.name or "host", say=display.say), display)
 
 
-def _export(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-
+def _export(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
+    cfg = job.cfg
     folder = Path(cfg.to).expanduser()
     number = export(space, _settings(cfg), folder)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
@@ -112,23 +110,21 @@ def _export(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display)
     )
 
 
-def _import(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-
+def _import(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
+    cfg = job.cfg
     path = find_file(cfg.path)
     content = read_measurements(path)
     name = cfg.name or content["origin"].get("processor") or path.stem
     with consistent(path):
         profile = profile_of(space, content, device=name)
-    _keep(cfg, profile, display)
+    _keep(job, profile, display)
 
 
-def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-    from hydra.core.hydra_config import HydraConfig
-
+def _fit(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
+    cfg = job.cfg
     device = build(cfg.device, Evaluator, space=space, dataset=dataset, announce=display.say)
     if not isinstance(device, CostTable):
-        chosen = HydraConfig.get().runtime.choices["device"]
-        raise ValueError(f"device={chosen} has no table of measured networks to fit to")
+        raise ValueError(f"device={job.choices['device']} has no table of measured networks to fit to")
     profile = fit(
         space,
         device.genotypes,
@@ -138,23 +134,23 @@ def _fit(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) ->
         network=network_shape(space, 1),
         origin={"table": device.source.name, "dataset": dataset.name, "fitted": time.strftime("%Y-%m-%d")},
     )
-    _keep(cfg, profile, display)
+    _keep(job, profile, display)
 
 
-def _show(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-
+def _show(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
+    cfg = job.cfg
     profile = _read(cfg.path, space)
     with consistent(find_file(cfg.path)):
         lines, values = table(profile, space), page(profile, space)
     for line in lines:
         display.say(line)
-    path = write_page("profile.html.j2", values, _target(cfg, "profile.html"))
+    path = write_page("profile.html.j2", values, _target(job, "profile.html"))
     display.say(profile.summary())
     display.say(f"page: {path}")
 
 
-def _compare(cfg: DictConfig, space: SearchSpace, dataset: Any, display: Display) -> None:
-
+def _compare(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
+    cfg = job.cfg
     a, b = _read(cfg.a, space), _read(cfg.b, space)
     with consistent(find_file(cfg.b)):
         lines = comparison(a, b, space, seed=check_setting("seed", Seed, cfg.seed))

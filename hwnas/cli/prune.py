@@ -6,9 +6,8 @@ import json
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from hwnas.build import read_yaml
+from hwnas.cli.job import Job
 from hwnas.core import Interrupted
 from hwnas.files import (
     read_json,
@@ -22,17 +21,12 @@ from hwnas.runs.folder import choices
 from hwnas.runs.tracking import Tracker
 
 
-def main(cfg: DictConfig) -> float:
+def main(job: Job) -> float:
     """The command; returns what `_returned` says."""
-    from hydra.core.hydra_config import HydraConfig
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    cfg, folder = job.cfg, job.folder
     display = Display()
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    settings = {
-        str(key): value for key, value in config.items() if key not in ("logger", "resume", "experiment")
-    }
+    ignored = ("logger", "resume", "experiment")
+    settings = {key: value for key, value in job.settings.items() if key not in ignored}
     stored = folder / "settings.json"
     if stored.is_file() and read_json(stored) != json.loads(json.dumps(settings)):
         raise ValueError(f"{folder} holds a run with other settings; choose another folder")
@@ -40,14 +34,14 @@ def main(cfg: DictConfig) -> float:
     if finished.is_file():
         result = read_pruned(finished)
         display.say(f"this run is finished already; see {finished}")
-        _leave(folder, display)
-        return _returned(result)
+        _leave(folder, display, swept=job.swept)
+        return _returned(result, swept=job.swept)
     run = _Run(cfg, folder, display)
     write_json(stored, settings)
     tracker = Tracker(
         folder,
         cfg.logger,
-        {str(key): value for key, value in config.items()},
+        job.settings,
         run_id=f"{folder.parent.name}-{folder.name}".replace("_", "-"),
         job="prune",
         warn=display.warn,
@@ -67,12 +61,12 @@ def main(cfg: DictConfig) -> float:
         }
         write_json(finished, result)
         completed = True
-        _leave(folder, display)
+        _leave(folder, display, swept=job.swept)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on: hwnas prune resume={folder}") from None
     finally:
         tracker.finish(failed=not completed)
-    return _returned(result)
+    return _returned(result, swept=job.swept)
 
 
 def after_sweep(folder: Path) -> None:

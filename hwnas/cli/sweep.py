@@ -13,14 +13,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from hwnas import __version__
 from hwnas.build import conf_folder
 from hwnas.files import printable, write_text
-from hwnas.runs.jobs import JOB, Jobs, _read
+from hwnas.runs.jobs import Jobs, _read
+from hwnas.runs.lock import JOB
 
 COMPLETE = "sweep.json"
 """Says in a sweep's folder which commands came to their end, and the jobs that it had then."""
@@ -94,12 +94,11 @@ def _quoted(key: str) -> str:
     return "'" + key.replace("'", "\\'") + "'"
 
 
-def once(main: Callable[[DictConfig], Any], cfg: DictConfig, folder: Path) -> Any:
+def once(run: Callable[[], object], folder: Path) -> object:
     """Run a job of a sweep unless it finished before; returns what it returned.
 
     Args:
-        main: The command.
-        cfg: The job's configuration.
+        run: Runs it.
         folder: The job's folder, which keeps how it ended.
     """
     path = folder / JOB
@@ -107,7 +106,7 @@ def once(main: Callable[[DictConfig], Any], cfg: DictConfig, folder: Path) -> An
     if known is not None and known.get("status") == "finished":
         return known.get("returned")
     path.unlink(missing_ok=True)
-    returned = main(cfg)
+    returned = run()
     write_text(path, json.dumps({"status": "finished", "returned": returned}) + "\n")
     return returned
 

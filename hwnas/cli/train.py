@@ -6,10 +6,11 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from hwnas.build import build
-from hwnas.core import Interrupted, SearchSpace, Seed, check_setting
+from hwnas.cli.job import Job, space_of
+from hwnas.core import Interrupted, Seed, check_setting
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images, check_batch
 from hwnas.files import read_json, shaped, write_json
@@ -22,7 +23,7 @@ from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.presets import architecture
 from hwnas.training.checkpoint import Session
 from hwnas.training.final import train_network
-from hwnas.training.recipe import forget_checkpoint
+from hwnas.training.recipe import Recipe, forget_checkpoint
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -43,11 +44,9 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
         cfg.arch, cfg.run = best_of(run), None
 
 
-def main(cfg: DictConfig) -> float:
+def main(job: Job) -> float:
     """The command; returns the test accuracy in 0..1."""
-    from hydra.core.hydra_config import HydraConfig
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    cfg, folder = job.cfg, job.folder
     display = Display()
     finished = folder / "result.json"
     if finished.is_file():
@@ -56,33 +55,29 @@ def main(cfg: DictConfig) -> float:
         shaped(result := read_json(finished), {"test_acc": float})
         return float(result["test_acc"])
     seed = check_setting("seed", Seed, cfg.seed)
-    dataset = build(cfg.dataset)
+    space, dataset = space_of(cfg)
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
         display.warn(dataset.protocol)
-    space = build(
-        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
-    )
     if not isinstance(space, HasNetworks):
         raise ValueError(f"the {space.name} space has no networks to train")
     if space.note:
         display.doubt(space.note)
-    recipe = build(cfg.trainer)
+    recipe = build(cfg.trainer, Recipe)
     if not recipe.epochs:
         raise ValueError("trainer.epochs must be at least 1 to train")
     recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
-    if isinstance(dataset, Images | ImageFolder):
-        check_batch("trainer.batch_size", recipe.batch_size, dataset.size("all"), recipe.devices)
+    if not isinstance(dataset, Images | ImageFolder):
+        raise ValueError(f"dataset={dataset.name} has no images to train on; choose another")
+    check_batch("trainer.batch_size", recipe.batch_size, dataset.size("all"), recipe.devices)
     text = str(cfg.arch)
     genotype = architecture(space, text)
     if not space.is_connected([genotype])[0]:
         raise ValueError(f"arch={text} has no path from input to output: it answers the same for all images")
 
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     tracker = Tracker(
         folder,
         cfg.logger,
-        {str(key): value for key, value in config.items()},
+        job.settings,
         run_id=folder.name.replace("_", "-"),
         job="train",
         warn=display.warn,
@@ -107,7 +102,7 @@ def main(cfg: DictConfig) -> float:
         forget_checkpoint(folder / "network")
         completed = True
         display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
-        if known := of_architecture(text, getattr(dataset, "benchmark", dataset.name)):
+        if known := of_architecture(text, dataset.benchmark if isinstance(dataset, Images) else dataset.name):
             display.say(known)
         display.say(f"weights: {folder / network['weights']}")
         display.say(f"next: hwnas export run={folder}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Unpack, cast
 from annotated_types import Len
 
 from hwnas.core import Count, Fraction, checked, seed_of
-from hwnas.data.images import Passes, Passing, word
+from hwnas.data.images import DataSet, Passes, Passing, word
 from hwnas.data.splits import SPLIT_SEED
 from hwnas.files import data_folder
 
@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-class ImageFolder:
+class ImageFolder(DataSet):
     """Image files in torchvision's layout: `train/<class>/<file>` and `val/<class>/<file>`.
 
     Training images get a random crop, size, flip and colour jitter; all others are resized and cropped at the

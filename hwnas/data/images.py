@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Required, TypedDict, Unpack
@@ -38,7 +39,27 @@ def word(name: str) -> str:
     return name
 
 
-class NoImages:
+class DataSet(ABC):
+    """What networks are for.
+
+    Attributes:
+        name: Part of the store's key.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (channels, height, width)."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+
+class NoImages(DataSet):
     """Takes the place of a data set where no network is built (the toy space).
 
     Args:
@@ -53,7 +74,7 @@ class NoImages:
         self.name = word(name)
 
 
-class Images:
+class Images(DataSet):
     """An image classification data set; its images are read on first use.
 
     Args:

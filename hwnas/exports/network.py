@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
+    from hwnas.data.folder import ImageFolder
     from hwnas.data.images import Images
     from hwnas.exports.deployed import Deployed
 
@@ -69,7 +70,7 @@ class _File:
 
 def export_network(
     module: Deployed,
-    dataset: Images,
+    dataset: Images | ImageFolder,
     folder: Path,
     settings: ExportSettings,
     *,
@@ -188,7 +189,7 @@ def _timed(timers: Sequence[board.Timer], rounds: int) -> list[dict[str, float]]
     ]
 
 
-def _calibration(dataset: Images, num: int) -> Iterator[np.ndarray]:
+def _calibration(dataset: Images | ImageFolder, num: int) -> Iterator[np.ndarray]:
     """Batches of the first training images, which are in random order."""
     for images, _ in dataset.batches("train", batch_size=BATCH, train=False):
         yield images[:num].numpy()
@@ -198,7 +199,7 @@ def _calibration(dataset: Images, num: int) -> Iterator[np.ndarray]:
 
 
 def _checked(
-    module: Deployed, files: Sequence[_File], dataset: Images, num: int | None
+    module: Deployed, files: Sequence[_File], dataset: Images | ImageFolder, num: int | None
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Figures of test images classified by torch, and of those classified by each file."""
     import torch

@@ -68,26 +68,18 @@ POINT = 0.01
 LIMITS = ("params", "flops", "latency_ms")
 
 
-def _returned(result: Mapping[str, Any]) -> float:
+def _returned(result: Mapping[str, Any], *, swept: bool) -> float:
     """The area, for sweepers; -inf, an exit code of 1, for a run alone whose limits nothing keeps."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if result["chosen"] is None and HydraConfig.get().mode == RunMode.RUN:
-        return -math.inf
-    return float(result["area"])
+    return -math.inf if result["chosen"] is None and not swept else float(result["area"])
 
 
-def _leave(folder: Path, display: Display) -> None:
+def _leave(folder: Path, display: Display, *, swept: bool) -> None:
     """Remove what a finished run needs no more, and draw its page, if an earlier session has not."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     for name in ("checkpoint.pt", CURVE):
         remove(folder / name)
     if (folder / KEPT).is_file():
         shutil.rmtree(folder / NETWORKS, ignore_errors=True)
-    if HydraConfig.get().mode == RunMode.RUN and not (folder / "report.html").is_file():
+    if not swept and not (folder / "report.html").is_file():
         display.say(f"report: {write_study(folder)[0]}")
 
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from omegaconf import OmegaConf
 
-from hwnas.core import Genotype, Limit, Trial, closest, costs, unique
+from hwnas.core import Genotype, Limit, SearchSpace, Trial, closest, costs, unique
 from hwnas.data import splits
 from hwnas.files import consistent, read_json
 from hwnas.reports import sections
@@ -27,7 +27,7 @@ from hwnas.reports.charts import LineChart, dots, line_chart
 from hwnas.reports.published import EXPERIMENTS, PAPERS, Paper
 from hwnas.reports.template import write_page
 from hwnas.reports.view import NUM_SHADES, Point, View
-from hwnas.runs.folder import Run, read_run
+from hwnas.runs.folder import Run, config_file, read_run
 from hwnas.runs.result import Result
 from hwnas.runs.units import SUFFIXES, count, difference, duration, listed, quantity, text
 from hwnas.searches.exact import YARDSTICKS, regret_in_words
@@ -47,18 +47,19 @@ PHASES = {
 }
 
 
-def write_report(folder: Path, result: Result | None = None) -> Path:
+def write_report(folder: Path, result: Result | None = None, space: SearchSpace | None = None) -> Path:
     """Draw the page of a run; returns the path of its report.html.
 
     Args:
         folder: The run's folder.
         result: The run's result; None reads result.json, without which the run is unfinished.
+        space: The search space; None sets it up as the folder says.
 
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
     """
     with consistent(folder) if result is None else nullcontext():
-        values = page(read_run(folder, result))
+        values = page(read_run(folder, result, space))
         return write_page("report.html.j2", values, folder / "report.html")
 
 
@@ -149,7 +150,7 @@ def _published(view: View) -> BesideThePaper | None:
         rows.append(("cost diversity of the last generation, ms²", of.diversity, f"{value:.0f}"))
     if not rows:
         return None
-    given = [o for o in run.overrides if not o.startswith(("experiment=", "logger=", "hydra", "seed="))]
+    given = [o for o in run.overrides or [] if not o.startswith(("experiment=", "logger=", "hydra", "seed="))]
     differs = [of.differs] if of.differs else []
     differs.append(f"This is one run, with seed {run.config.seed}.")
     if given:
@@ -469,6 +470,8 @@ def _next(view: View) -> str | None:
     """The next command for this run; None if nothing is left to do."""
     run = view.run
     if not run.result:
+        if run.overrides is None:  # begun from Python
+            return None
         return shlex.join(["hwnas", "search", f"resume={run.folder}"])
     if view.best is not None and isinstance(run.space, HasNetworks):
         return shlex.join(["hwnas", "train" if _trained(view) is None else "export", f"run={run.folder}"])
@@ -483,12 +486,12 @@ def _clock(view: View) -> str:
     return virtual_clock(view.run.result) if view.run.result else ""
 
 
-def _command(view: View) -> str:
-    return shlex.join(["hwnas", "search", *view.run.overrides])
+def _command(view: View) -> str | None:
+    return None if view.run.overrides is None else shlex.join(["hwnas", "search", *view.run.overrides])
 
 
 def _yaml(view: View) -> str:
-    return password.without((view.run.folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+    return password.without(config_file(view.run.folder).read_text(encoding="utf-8"))
 
 
 def _versions(view: View) -> dict[str, str]:

@@ -11,13 +11,12 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from hwnas.core import Trial, front
-from hwnas.files import plain_yaml
 from hwnas.reports.charts import Axis, axis, from_top, steps
+from hwnas.runs.folder import given_settings
 from hwnas.runs.jobs import Jobs
 from hwnas.runs.result import Result, read_result
 from hwnas.runs.units import difference, duration, quantity, text
 from hwnas.spaces.drawing import NUM_COLOURS
-from hwnas.store import password
 
 LIMITS = "limits."
 REPLICATE = "seed"
@@ -60,12 +59,10 @@ def read_jobs(folder: Path) -> list[Job]:
     for path in sorted(folder.glob("*/result.json")):
         try:
             result = read_result(path)
-            overrides = plain_yaml(path.parent / ".hydra" / "overrides.yaml")
-            pairs = [password.without(str(override)).lstrip("+").partition("=") for override in overrides]
             names = [objective.metric for objective in result.objectives]
             with (path.parent / "pareto.csv").open(newline="") as file:
                 rows = [{name: float(row[name]) for name in names} for row in csv.DictReader(file)]
-            jobs.append(Job(path.parent.name, {key: value for key, _, value in pairs}, result, rows))
+            jobs.append(Job(path.parent.name, given_settings(path.parent), result, rows))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path.parent} is corrupt: {error}") from None
     return jobs

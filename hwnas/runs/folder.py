@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -27,7 +26,8 @@ from hwnas.core import (
     unique,
     violations,
 )
-from hwnas.files import plain_yaml
+from hwnas.files import plain_yaml, read_json, shaped
+from hwnas.runs.lock import STORED
 from hwnas.runs.result import MOST_REPORTED, Comparison, Plan, Result, read_plan, read_result
 from hwnas.runs.units import quantity, text
 from hwnas.spaces.capabilities import drawing
@@ -35,38 +35,70 @@ from hwnas.spaces.drawing import picture
 from hwnas.store import password
 from hwnas.store.archive import PLAN, read_archive
 
+CONFIG, HYDRA = f"{STORED}/config.yaml", f"{STORED}/hydra.yaml"
+"""The configuration of a run of the command line, and what Hydra knows of it (choices, working folder)."""
+
+PROBLEM = "problem.json"
+"""In their place, the problem of a run that Python began."""
+
 MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
 
 RUN_GROUPS = ("search_space", "dataset")  # what `hwnas train run=` takes from the run
 
 
 def choices(folder: Path) -> dict[str, str]:
-    """Which option was chosen in each config group of the run in `folder`.
+    """Which option was chosen in each config group of the run in `folder`."""
+    return choices_in(_choices(folder), OmegaConf.select(read_yaml(config_file(folder)), "device"))
+
+
+def choices_in(chosen: Mapping[str, str], device: Mapping[str, object] | None) -> dict[str, str]:
+    """Which option was chosen in each config group.
 
     Several devices are one text, and a device that is read from a file has the file's name.
+
+    Args:
+        chosen: As Hydra has it: with the groups of its own node, and of each of several devices.
+        device: The device's node.
     """
-    names = _choices(folder)
+    names = dict(chosen)
     members = [group.removeprefix(MEMBER) for group in names if group.startswith(MEMBER)]
     if members:
         names["device"] = ", ".join(members)
     elif names.get("device") in FILES.values():
-        device = OmegaConf.select(read_yaml(folder / ".hydra" / "config.yaml"), "device") or {}
-        if own := device.get("device") or device.get("path"):
-            names["device"] = Path(str(own)).stem
+        own = (device or {}).get("device") or (device or {}).get("path")
+        names["device"] = Path(str(own)).stem if own else names["device"]
     return {group: option for group, option in names.items() if "/" not in group and "@" not in group}
 
 
+def config_file(folder: Path) -> Path:
+    """The file that has what a run's groups set up.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for name in (CONFIG, PROBLEM):
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
+
+
 def _choices(folder: Path) -> dict[str, str]:
-    """All that Hydra remembers of the choices of a run, with groups in other packages."""
+    """All that is known of the choices of a run, with groups in other packages."""
+    if (path := config_file(folder)).name == PROBLEM:
+        shaped(content := read_json(path), {"names": dict})
+        names = content["names"]
+        return {str(group): str(name) for group, name in names.items()}
     chosen = hydra_says(folder, "runtime", "choices")
     if not isinstance(chosen, dict):
-        raise ValueError(f"{folder / '.hydra' / 'hydra.yaml'} is corrupt: hydra.runtime.choices are missing")
+        raise ValueError(f"{folder / HYDRA} is corrupt: hydra.runtime.choices are missing")
     return {str(group): str(option) for group, option in chosen.items()}
 
 
-def hydra_says(folder: Path, *keys: str) -> Any:
+def hydra_says(folder: Path, *keys: str) -> object:
     """A value of Hydra's node in a run's folder, as it is written; None if there is none."""
-    found: Any = plain_yaml(folder / ".hydra" / "hydra.yaml")
+    if not (folder / HYDRA).is_file():
+        return None
+    found: object = plain_yaml(folder / HYDRA)
     for key in ("hydra", *keys):
         found = found.get(key) if isinstance(found, dict) else None
     return found
@@ -74,11 +106,7 @@ def hydra_says(folder: Path, *keys: str) -> Any:
 
 def check_command(folder: Path, command: str) -> None:
     """Raise ValueError if the run in `folder` is one of another command."""
-    stored = OmegaConf.to_container(read_yaml(folder / ".hydra" / "hydra.yaml"))
-    try:
-        name = stored["hydra"]["job"]["name"]  # type: ignore[call-overload, index]
-    except (KeyError, TypeError):
-        return  # a run's folder that was put together by hand
+    name = hydra_says(folder, "job", "name")  # None: a folder that was put together by hand
     if name != command and name in ("search", "train", "prune", "export", "profile"):
         raise ValueError(f"{folder} holds a run of `hwnas {name}`, not of `hwnas {command}`")
 
@@ -108,11 +136,50 @@ def check_links(folder: Path) -> None:
                 )
 
 
+def overrides(folder: Path) -> list[str]:
+    """What the user gave on the command line, without passwords."""
+    path = folder / STORED / "overrides.yaml"
+    return [password.without(str(override)) for override in plain_yaml(path)] if path.is_file() else []
+
+
+def given_settings(folder: Path) -> dict[str, str]:
+    """What tells the run in `folder` from others: settings of its command, or of its problem, by name."""
+    file = config_file(folder)
+    if file.name != PROBLEM:
+        pairs = [override.lstrip("+").partition("=") for override in overrides(folder)]
+        return {name: value for name, _, value in pairs}
+    problem = _flat(dict(plain_yaml(file)))
+    settings = {name.removeprefix("names."): str(value) for name, value in problem.items()}
+    return {name: value for name, value in settings.items() if not name.endswith("_target_")}
+
+
+def check_same(folder: Path, ours: Mapping[str, object], theirs: Mapping[str, object]) -> None:
+    """Raise ValueError unless the run in a folder has these settings; names the first difference."""
+    ours, theirs = _flat(ours), _flat(theirs)
+    for key in [*ours, *theirs]:
+        if ours.get(key) != theirs.get(key):
+            has = f"{key}={theirs[key]}" if key in theirs else f"no {key}"
+            wanted = f"{key}={ours[key]}" if key in ours else f"no {key}"
+            raise ValueError(f"{folder} holds a run with {has}, not {wanted}; choose another folder")
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Settings by dotted name."""
+    found: dict[str, object] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def working_folder(folder: Path) -> Path | None:
     """Where the run in `folder` was started, for its relative paths; None if that is gone."""
     cwd = hydra_says(folder, "runtime", "cwd")
-    given = isinstance(cwd, str) and Path(cwd).is_absolute() and Path(cwd).is_dir()
-    return Path(cwd) if given else None
+    if isinstance(cwd, str) and Path(cwd).is_absolute() and Path(cwd).is_dir():
+        return Path(cwd)
+    return None
 
 
 FILES = {".json": "profile", ".csv": "table", ".txt": "table", ".npz": "table"}
@@ -129,7 +196,7 @@ def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
         folder: The run's folder.
         overrides: Those of this command.
     """
-    stored = read_yaml(folder / ".hydra" / "config.yaml")
+    stored = read_yaml(config_file(folder))
     cwd = working_folder(folder)
     for group in RUN_GROUPS:
         options = [o.partition("=")[2] for o in overrides if o.startswith(f"{group}=")]
@@ -156,7 +223,7 @@ class Run:
         result: What was found; None for an unfinished run.
         names: Chosen option per config group.
         config: The composed configuration.
-        overrides: What the user gave.
+        overrides: What the user gave on the command line; None for a run that Python began.
         space: The search space.
         trials: Every evaluation, in order; at least one.
     """
@@ -166,7 +233,7 @@ class Run:
     result: Result | None
     names: Mapping[str, str]
     config: DictConfig
-    overrides: list[str]
+    overrides: list[str] | None
     space: SearchSpace
     trials: list[Trial]
 
@@ -231,33 +298,33 @@ class Run:
         return "<br>".join(lines)
 
 
-def read_run(folder: Path, result: Result | None = None) -> Run:
+def read_run(folder: Path, result: Result | None = None, space: SearchSpace | None = None) -> Run:
     """Everything that the page shows, from the run's folder.
 
     Args:
         folder: The run's folder.
         result: What was found; None reads it, where the run is finished.
+        space: The search space; None sets it up as the folder says.
 
     Raises:
         ValueError: There is no run in the folder, or one of its files is corrupt; says which.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    for name in ("archive.jsonl", PLAN, ".hydra/config.yaml", ".hydra/hydra.yaml"):
+    python = (folder / PROBLEM).is_file()
+    for name in ("archive.jsonl", PLAN, *((PROBLEM,) if python else (CONFIG, HYDRA))):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no search: {name} is missing")
     if result is None and (folder / "result.json").is_file():
         result = read_result(folder / "result.json")
-    stored = folder / ".hydra"
-    config, names = read_config(stored / "config.yaml"), choices(folder)
-    written = stored / "overrides.yaml"
-    overrides = (
-        [password.without(str(override)) for override in plain_yaml(written)] if written.is_file() else []
-    )
-    _require(config, ("search_space", "seed", "generations"), stored / "config.yaml")
-    _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), stored / "hydra.yaml")
+    file = config_file(folder)
+    config, names = read_config(file), choices(folder)
+    given = None if python else overrides(folder)
+    _require(config, ("search_space", "seed", "generations"), file)
+    _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), file)
     plan = result or read_plan(folder / PLAN)
-    space: SearchSpace = build(config.search_space, SearchSpace, **_image_sizes(config))
+    if space is None:
+        space = build(config.search_space, SearchSpace, "search_space", **_image_sizes(config))
 
     trials = read_archive(folder / "archive.jsonl")
     if not trials:
@@ -273,10 +340,10 @@ def read_run(folder: Path, result: Result | None = None) -> Run:
             _check_tables(result, space, len(unique(trials)))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from None
-    return Run(folder.absolute(), plan, result, names, config, overrides, space, trials)
+    return Run(folder.absolute(), plan, result, names, config, given, space, trials)
 
 
-def _image_sizes(config: DictConfig) -> dict[str, Any]:
+def _image_sizes(config: DictConfig) -> dict[str, object]:
     """What the space is told of the images; nothing where the images' file knows it alone."""
     try:
         shape, num_classes = (
@@ -302,7 +369,7 @@ def _check_tables(result: Result, space: SearchSpace, num: int) -> None:
             raise ValueError(f"reports has {len(values)} values of {metric} for {num} networks")
 
 
-def _require(content: Mapping[Any, Any], keys: Sequence[str], path: Path) -> None:
+def _require(content: Mapping[str, object] | DictConfig, keys: Sequence[str], path: Path) -> None:
     for key in keys:
         if key not in content:
             raise ValueError(f"{path} is corrupt: it has no {key}")

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas.files import read_json
-from hwnas.runs.lock import in_use
-
-JOB = "job.json"
-"""File in a job's folder: whether the job finished, and its result; or failed, and the reason."""
+from hwnas.runs.lock import JOB, in_use
 
 
 def _read(path: Path) -> dict[str, object] | None:

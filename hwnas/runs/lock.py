@@ -1,9 +1,14 @@
-"""The lock of a run's folder, which one process holds at a time."""
+"""A run's folder belongs to one run, and to one process at a time."""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+
+from omegaconf.errors import OmegaConfBaseException
 
 from hwnas.files import locked, take_lock
 
@@ -12,6 +17,10 @@ STORED = ".hydra"
 
 LOCK = "lock"
 """Locked while a process works in the folder; says which process it is or was."""
+
+
+JOB = "job.json"
+"""File in a job's folder: whether the job finished, and its result; or failed, and the reason."""
 
 
 def lock_folder(folder: Path, *, wait: bool) -> AbstractContextManager[None]:
@@ -28,6 +37,48 @@ def lock_folder(folder: Path, *, wait: bool) -> AbstractContextManager[None]:
         print(f"{folder} is in use by {owner}; waiting for it", flush=True)
 
     return locked(folder / STORED / LOCK, busy)
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path, log: str, begun: Sequence[str], *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a folder, which is created if needed; yields whether there is no run in it yet.
+
+    A run that is refused (ValueError, OSError) before it has written anything leaves no folder.
+
+    Args:
+        folder: A run's folder.
+        log: Name of the run's log file.
+        begun: Files that are there once a run has begun, relative to the folder.
+        wait: Whether to wait for another process that holds it; else that is a ValueError.
+
+    Raises:
+        ValueError: The folder is in use, or holds other files.
+    """
+    with lock_folder(folder, wait=wait):
+        others = _names(folder) - {STORED, log, JOB}
+        new = not all((folder / name).is_file() for name in begun)
+        try:
+            if new and others:
+                raise ValueError(f"{folder} holds no run, but other files; choose a new or an empty folder")
+            yield new
+        except (ValueError, OSError, OmegaConfBaseException):
+            ours = {STORED, log, *(Path(name).parts[0] for name in begun)}
+            if new and _names(folder) <= others | ours:
+                _remove(folder, ours)
+            raise
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _remove(folder: Path, names: set[str]) -> None:
+    """Remove what a refused command has written, and its folder if nothing else is in it."""
+    shutil.rmtree(folder / STORED)
+    for name in names - {STORED}:
+        (folder / name).unlink(missing_ok=True)
+    if not _names(folder) and folder.resolve() != Path.cwd():
+        folder.rmdir()
 
 
 def in_use(folder: Path) -> bool:

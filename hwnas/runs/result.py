@@ -406,7 +406,7 @@ def _made(kind: Any, value: Any, null: float = math.inf) -> Any:
 def _plain(value: Any) -> Any:
     """An object as JSON: mappings, lists and numbers."""
     if dataclasses.is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return {each.name: _plain(vars(value)[each.name]) for each in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
         return [[each if math.isfinite(each) else None for each in row] for row in value.tolist()]
     if isinstance(value, Mapping):

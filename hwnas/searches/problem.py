@@ -1,14 +1,13 @@
-"""What `hwnas search` works on: the objects that its configuration names, checked to fit each other."""
+"""What is searched: a problem as a user states it, and the task that a run makes of it."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig
+from typing import TypeVar, Union
 
 from hwnas.build import build
 from hwnas.core import (
@@ -23,25 +22,125 @@ from hwnas.core import (
     Seed,
     Strategy,
     check_setting,
+    checked,
     suggestion,
 )
 from hwnas.data.folder import ImageFolder
-from hwnas.data.images import Images, check_batch
+from hwnas.data.images import DataSet, Images, check_batch
+from hwnas.devices.energy import Meter
 from hwnas.devices.flops import Flops
 from hwnas.devices.profile import margin
 from hwnas.runs.display import Display
-from hwnas.runs.folder import choices, sweep_or_run
 from hwnas.runs.result import Plan
-from hwnas.searches.exact import quantile
+from hwnas.searches.exact import check_possible, quantile
 from hwnas.spaces.capabilities import HasNetworks
+from hwnas.training.recipe import Recipe
+
+T = TypeVar("T")
+
+Choice = Union[T, Callable[..., T], Mapping[str, object]]  # noqa: UP007 - mypy reads no alias with |
+"""An object; a class, a function or a partial that makes it; or a node of a configuration."""
+
+Bound = float | str
+"""A number, or "q0.3" for the 0.3 quantile over the space's networks."""
+
+Limits = Bound | Mapping[str, Bound | None] | None
+"""A bound, one by device, or none."""
+
+GROUPS = {
+    "space": "search_space",
+    "dataset": "dataset",
+    "evaluator": "evaluator",
+    "device": "device",
+    "strategy": "strategy",
+    "recipe": "trainer",
+}
+"""The parts of a problem, and the config groups that choose them."""
+
+
+@checked
+@dataclass(frozen=True)
+class Problem:
+    """A search as a user states it.
+
+    A part is an object, or what makes one: a class, a function or a `functools.partial` is given those of
+    the run's objects that its parameters name. These are `dataset`, `space`, `seed`, `folder` (of the run),
+    `kept` (a folder for what the run began with), `store_dir`, `announce` and `warn` (functions that take a
+    sentence); for a space `image_shape` and `num_classes`; for a strategy also `objectives`, `limits` and
+    `generations`.
+
+    Attributes:
+        space: Which networks there are.
+        dataset: Images, or the name that stands for them where a table has the accuracies.
+        evaluator: Says how good networks are.
+        device: Says what networks cost.
+        strategy: Asks for populations, and observes what they are worth.
+        recipe: How the best network is trained in the end; 0 epochs leave it out.
+        limits: Bound per metric: costs at most, qualities at least. Where several devices report a metric, a
+            bound counts for each of them, or is a mapping by device. None is no limit.
+        confidence: In 0..1; limits on predicted costs are lowered so that this fraction of the networks that
+            a profile is tested on keeps them. None: as they are.
+        generations: Populations to ask for.
+        seed: Of the strategy, the evaluator and the final training.
+        names: What pages and files call the parts, by config group; the others are called by their own name,
+            or that of their class.
+
+    Raises:
+        ValueError: A number out of range.
+    """
+
+    space: Choice[SearchSpace]
+    dataset: Choice[DataSet]
+    evaluator: Choice[Evaluator]
+    device: Choice[Evaluator]
+    strategy: Choice[Strategy]
+    recipe: Choice[Recipe] = field(default_factory=lambda: Recipe(epochs=0))
+    limits: Mapping[str, Limits] = field(default_factory=dict)
+    confidence: float | None = None
+    generations: Count = 20
+    seed: Seed = 0
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run offers to the objects that are made for it.
+
+    Attributes:
+        folder: The run's folder.
+        kept: Folder of what the run, or the sweep that it belongs to, began with.
+        store_dir: Folder of profiles and reference networks that all runs share.
+        display: Where notes go.
+        began: When the session began, on the clock `time.perf_counter`.
+        meter: Counters of the energy that is used since.
+    """
+
+    folder: Path
+    kept: Path
+    store_dir: Path
+    display: Display
+    began: float = field(default_factory=time.perf_counter)
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def offered(self) -> dict[str, object]:
+        """The arguments that constructors may name."""
+        return {
+            "folder": self.folder,
+            "kept": self.kept,
+            "store_dir": self.store_dir,
+            "announce": self.display.say,
+            "warn": self.display.doubt,
+        }
 
 
 @dataclass(frozen=True)
 class Task:
-    """A search before it begins.
+    """A problem whose objects are made, and checked to fit each other.
 
     Attributes:
-        names: Which option was chosen, by config group.
+        problem: What was stated.
+        names: What pages and files call the parts, by config group.
         dataset: Images, or what stands for them.
         space: The search space.
         evaluators: Quality, device, and what every report can tell; none of them cached.
@@ -50,25 +149,30 @@ class Task:
         quantiles: Bounds that were given as quantiles, e.g. "q0.3", by metric.
         strategy: Asks for populations.
         recipe: How the final network is trained; 0 epochs leave it out.
-        generations: Populations to ask for.
-        seed: Of the strategy and the final network.
-        offered: Objects of the run for what is built later.
         margins: By how much limits on predicted costs were lowered, relative, by metric.
     """
 
+    problem: Problem
     names: Mapping[str, str]
-    dataset: Any
+    dataset: DataSet
     space: SearchSpace
     evaluators: tuple[Evaluator, ...]
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...]
     quantiles: Mapping[str, str]
     strategy: Strategy
-    recipe: Any
-    generations: int
-    seed: int
-    offered: Mapping[str, Any]
-    margins: Mapping[str, float] = field(default_factory=dict)
+    recipe: Recipe
+    margins: Mapping[str, float]
+
+    @property
+    def generations(self) -> int:
+        """Populations to ask for."""
+        return self.problem.generations
+
+    @property
+    def seed(self) -> int:
+        """Of the strategy and the final network."""
+        return self.problem.seed
 
     @property
     def quality(self) -> Evaluator:
@@ -97,82 +201,93 @@ class Task:
         limits = {limit.metric: limit.bound for limit in self.limits}
         return Plan(objectives=self.objectives, limits=limits, goals={**self.goals, **self.quality.reported})
 
+    def prepare_device(self) -> None:
+        """Get the costs ready."""
+        for evaluator in self.evaluators[1:]:
+            evaluator.prepare(self.space, [])
 
-def set_up(cfg: DictConfig, folder: Path, display: Display) -> Task:
-    """Build and check what a configuration names.
+    def check_limits(self) -> None:
+        """Raise ValueError if no network can keep the limits; says what would help."""
+        sized = [f"search_space.{name}" for name in ("num_cells", "channels") if name in vars(self.space)]
+        follows = sized and self.names["device"] in ("host", "flops")  # the costs follow the networks' size
+        check_possible(
+            self.space,
+            self.evaluators,
+            self.limits,
+            f", or search smaller networks ({', '.join(sized)})" if follows else "",
+        )
+
+
+def set_up(problem: Problem, context: RunContext) -> Task:
+    """Make and check the objects of a problem.
 
     Args:
-        cfg: Of `hwnas search`.
-        folder: The run's folder, with Hydra's record of what was chosen.
-        display: Where notes go.
+        problem: What is searched.
+        context: The run.
 
     Raises:
         ValueError: A setting of the wrong kind, or choices that do not fit each other.
     """
-    generations = check_setting("generations", Count, cfg.generations)
-    seed = check_setting("seed", Seed, cfg.seed)
-    if not isinstance(cfg.store, DictConfig) or not isinstance(cfg.store.dir, str):
-        raise ValueError(f"store.dir must be a folder; the configuration has store={cfg.store}")
-    if cfg.limits is not None and not isinstance(cfg.limits, DictConfig):
-        raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={cfg.limits}")
-    dataset = build(cfg.dataset)
+    warn = context.display.warn
+    dataset = build(problem.dataset, DataSet, "dataset")
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
-        display.warn(dataset.protocol)
-    offered: dict[str, Any] = {
-        "dataset": dataset,
-        "store_dir": Path(cfg.store.dir).expanduser(),
-        "folder": folder,
-        "kept": sweep_or_run(folder) / ".hydra",
-        "announce": display.say,
-        "warn": display.doubt,
-        "seed": seed,
-    }
-    space: SearchSpace = build(
-        cfg.search_space, SearchSpace, image_shape=dataset.image_shape, num_classes=dataset.num_classes
-    )
-    offered["space"] = space
+        warn(dataset.protocol)
+    shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
+    space = build(problem.space, SearchSpace, "search_space", **shape)
     if space.note:
-        display.doubt(space.note)
-    recipe = build(cfg.trainer)
+        context.display.doubt(space.note)
+    recipe = build(problem.recipe, Recipe, "trainer")
     if recipe.epochs and isinstance(space, HasNetworks):
         recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
-    quality: Evaluator = build(cfg.evaluator, Evaluator, **offered)
+    offered = {**context.offered, "dataset": dataset, "space": space, "seed": problem.seed}
+    quality = build(problem.evaluator, Evaluator, "evaluator", **offered)
     trains = recipe.epochs and isinstance(space, HasNetworks) and not quality.reported
-    if trains and isinstance(dataset, Images | ImageFolder):  # where accuracies are known nobody reads images
+    if trains:  # where accuracies are known nobody reads images
+        if not isinstance(dataset, Images | ImageFolder):
+            raise ValueError(
+                f"dataset={dataset.name} has no images to train on; trainer=none leaves that out"
+            )
         check_batch("trainer.batch_size", recipe.batch_size, dataset.size("all"), recipe.devices)
-    device: Evaluator = build(cfg.device, Evaluator, **offered)
+    device = build(problem.device, Evaluator, "device", **offered)
     evaluators = [quality, device]
     if space.static_metrics([]) and "flops" not in device.metrics:
         evaluators.append(Flops(space))  # every report can tell, and limits.params works on any device
     _check_owners(evaluators)
-    asked: Mapping[str, Any] = cfg.limits or {}
     limits, margins = with_margins(
-        parse_limits(asked, space, evaluators), space, evaluators, cfg.get("confidence"), display.warn
+        parse_limits(problem.limits, space, evaluators), space, evaluators, problem.confidence, warn
     )
     metrics = _metrics(evaluators)
     objectives = tuple(Objective(name, metrics[name]) for name in (*quality.objectives, *device.objectives))
-    strategy: Strategy = build(
-        cfg.strategy,
+    strategy = build(
+        problem.strategy,
         Strategy,
+        "strategy",
         space=space,
         objectives=objectives,
         limits=limits,
-        seed=seed,
-        generations=generations,
+        seed=problem.seed,
+        generations=problem.generations,
     )
+    own = {
+        "search_space": space.name,
+        "dataset": dataset.name,
+        "evaluator": quality.name,
+        "device": device.name,
+        "strategy": type(strategy).__name__,
+    }
     return Task(
-        names=choices(folder),
+        problem=problem,
+        names={**own, **problem.names},
         dataset=dataset,
         space=space,
         evaluators=tuple(evaluators),
         objectives=objectives,
         limits=limits,
-        quantiles={name: bound for name, bound in _by_device(asked, metrics) if isinstance(bound, str)},
+        quantiles={
+            name: bound for name, bound in _by_device(problem.limits, metrics) if isinstance(bound, str)
+        },
         strategy=strategy,
         recipe=recipe,
-        generations=generations,
-        seed=seed,
-        offered=offered,
         margins=margins,
     )
 
@@ -181,7 +296,7 @@ def with_margins(
     limits: Sequence[Limit],
     space: SearchSpace,
     evaluators: Sequence[Evaluator],
-    confidence: Any,
+    confidence: float | None,
     warn: Callable[[str], None],
 ) -> tuple[tuple[Limit, ...], dict[str, float]]:
     """Limits on predicted costs, lowered so that the real costs keep them with a confidence; and by how much.
@@ -213,7 +328,7 @@ def with_margins(
 
 
 def parse_limits(
-    limits: Mapping[str, Any], space: SearchSpace, evaluators: Sequence[Evaluator]
+    limits: Mapping[str, Limits], space: SearchSpace, evaluators: Sequence[Evaluator]
 ) -> tuple[Limit, ...]:
     """The limits of a configuration; null means none.
 
@@ -248,7 +363,7 @@ def parse_limits(
     return tuple(parsed)
 
 
-def _by_device(limits: Mapping[str, Any], metrics: Mapping[str, Goal]) -> Iterator[tuple[str, Any]]:
+def _by_device(limits: Mapping[str, Limits], metrics: Mapping[str, Goal]) -> Iterator[tuple[str, Bound]]:
     """The limits that are set, with one of `<metric>@<device>` for each device where several report it."""
     for name, bound in limits.items():
         devices = [metric.partition("@")[2] for metric in metrics if metric.startswith(f"{name}@")]
