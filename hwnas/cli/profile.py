@@ -114,7 +114,7 @@ def _import(job: Job, space: SearchSpace, dataset: DataSet, display: Display) ->
     cfg = job.cfg
     path = find_file(cfg.path)
     content = read_measurements(path)
-    name = cfg.name or content["origin"].get("processor") or path.stem
+    name = str(cfg.name or content["origin"].get("processor") or path.stem)
     with consistent(path):
         profile = profile_of(space, content, device=name)
     _keep(job, profile, display)

@@ -1,4 +1,4 @@
-"""Time ONNX models with nothing but onnxruntime and numpy (Python 3.8 or newer).
+"""Time ONNX models with nothing but onnxruntime and numpy (Python 3.9 or newer).
 
 `hwnas profile export` puts this file beside models and their `plan.json`. Copy the folder to a board, then
 
@@ -18,7 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -28,6 +28,60 @@ Timer = Callable[[int], float]
 
 Figures = dict[str, list[float]]
 """Milliseconds per forward pass, one figure per round, by model."""
+
+
+class Settings(TypedDict):
+    """How models are timed.
+
+    Attributes:
+        provider: What runs them, here onnxruntime's execution provider.
+        threads: Processor threads of a model.
+        rounds: Timing rounds per model.
+        noise: Coefficient of variation above which a model is measured again.
+    """
+
+    provider: str
+    threads: int
+    rounds: int
+    noise: float
+
+
+class _Named(TypedDict):
+    name: str
+    input: list[int]
+
+
+class Model(_Named, total=False):
+    """A model and the shape of its input: a block, or a network, which has a genotype; the file of either."""
+
+    genotype: list[int]
+    file: str
+
+
+class Plan(TypedDict):
+    """What is to be timed: blocks and networks of a space; `fitted` of the networks are fitted to."""
+
+    space: str
+    network: dict[str, object]
+    fitted: int
+    models: list[Model]
+
+
+class _Measured(TypedDict):
+    schema: int
+    plan: Plan
+    settings: Settings
+    origin: dict[str, object]
+    complete: bool
+    latency_ms: Figures
+    passes: dict[str, int]
+
+
+class Measurements(_Measured, total=False):
+    """The content of measurements.json."""
+
+    energy_mj: Figures
+
 
 ROUND_MS = 5.0
 """Approximate time of a model in a round, in which its pass is repeated, at least once."""
@@ -182,7 +236,7 @@ def clock_mhz() -> int | None:
     return None
 
 
-def host(threads: int) -> dict[str, Any]:
+def host(threads: int) -> dict[str, object]:
     """This machine: processor, clock, threads, versions, time."""
     return {
         "processor": processor(),
@@ -196,7 +250,7 @@ def host(threads: int) -> dict[str, Any]:
     }
 
 
-def write_json(path: str, content: Any) -> None:
+def write_json(path: str, content: object) -> None:
     """Write a JSON file whole or not at all."""
     partial = f"{path}.{os.getpid()}.tmp"
     with open(partial, "w") as stream:
@@ -208,26 +262,20 @@ def write_json(path: str, content: Any) -> None:
 
 def measure_folder(
     folder: str,
+    settings: Settings,
     *,
-    provider: str,
-    threads: int,
-    rounds: int,
-    noise: float,
     say: Callable[[str], None],
     resume: str | None = None,
     energy: Callable[[dict[str, Timer], Figures], Figures | None] | None = None,
-) -> dict[str, Any]:
+) -> Measurements:
     """Time all models of an exported folder; returns the content of measurements.json.
 
     Args:
         folder: Has plan.json and the models.
-        provider: onnxruntime's execution provider.
-        threads: Processor threads of a model.
-        rounds: Timing rounds per model.
-        noise: Coefficient of variation above which a model is measured again.
+        settings: How they are timed.
         say: Called with a sentence about the progress.
         resume: A file that is written after every round, and read if it is there.
-        energy: Returns the energy of all models in mJ; or None.
+        energy: Returns the energy of all models in mJ, or None.
 
     Raises:
         ValueError: The provider is missing, cannot run a model (named with its shape), or `resume` is of
@@ -235,51 +283,31 @@ def measure_folder(
     """
     import onnxruntime
 
-    check_provider(provider)
+    check_provider(settings["provider"])
     with open(os.path.join(folder, "plan.json")) as stream:
-        plan = json.load(stream)
-    content = {
+        plan: Plan = json.load(stream)
+    runs_by = {"backend": "onnxruntime", "provider": settings["provider"]}
+    content: Measurements = {
         "schema": SCHEMA_VERSION,
         "plan": plan,
-        "settings": {"provider": provider, "threads": threads, "rounds": rounds, "noise": noise},
-        "origin": dict(
-            host(threads), backend="onnxruntime", provider=provider, onnxruntime=onnxruntime.__version__
-        ),
+        "settings": settings,
+        "origin": {**host(settings["threads"]), **runs_by, "onnxruntime": onnxruntime.__version__},
         "complete": False,
         "latency_ms": {},
         "passes": {},
     }
-    known: Figures = {}
-    if resume and os.path.exists(resume):
-        try:
-            with open(resume) as stream:
-                before = json.load(stream)
-            same = before["plan"] == plan and before["settings"] == content["settings"]
-            known = before["latency_ms"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{resume} is not readable; delete it to start anew") from None
-        if not same:
-            raise ValueError(f"{resume} is of other models or settings; delete it to start anew")
-        if before["complete"]:
-            return before
-    timers: dict[str, Timer] = {}
-    for number, model in enumerate(plan["models"]):
-        try:
-            timers[model["name"]] = onnx_timer(
-                os.path.join(folder, model["file"]), model["input"], provider, threads
-            )
-        except RuntimeError as error:
-            shape = "x".join(map(str, model["input"]))
-            raise ValueError(f"{provider} cannot run {model['name']} with input {shape} ({error})") from None
-        if (number + 1) % 20 == 0:
-            say(f"{number + 1} of {len(plan['models'])} models loaded")
+    before = _interrupted(resume, content) if resume and os.path.exists(resume) else content
+    if before["complete"]:
+        return before
+    timers = _loaded(folder, plan, settings, say)
 
     def save(figures: Figures, passes: dict[str, int]) -> None:
-        content.update(latency_ms=figures, passes=passes)
+        content["latency_ms"], content["passes"] = figures, passes
         if resume:
             write_json(resume, content)
 
-    save(*time_rounds(timers, rounds, noise, save=save, say=say, known=known))
+    known = before["latency_ms"]
+    save(*time_rounds(timers, settings["rounds"], settings["noise"], save=save, say=say, known=known))
     measured = energy(timers, content["latency_ms"]) if energy else None
     if measured:
         content["energy_mj"] = measured
@@ -287,6 +315,37 @@ def measure_folder(
     if resume:
         write_json(resume, content)
     return content
+
+
+def _interrupted(path: str, content: Measurements) -> Measurements:
+    """What an interrupted measurement of the same models has written."""
+    try:
+        with open(path) as stream:
+            before: Measurements = json.load(stream)
+        same = before["plan"] == content["plan"] and before["settings"] == content["settings"]
+        before["latency_ms"], before["complete"]  # are there
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not readable; delete it to start anew") from None
+    if not same:
+        raise ValueError(f"{path} is of other models or settings; delete it to start anew")
+    return before
+
+
+def _loaded(folder: str, plan: Plan, settings: Settings, say: Callable[[str], None]) -> dict[str, Timer]:
+    """The timers of all models."""
+    timers: dict[str, Timer] = {}
+    provider = settings["provider"]
+    for number, model in enumerate(plan["models"]):
+        try:
+            timers[model["name"]] = onnx_timer(
+                os.path.join(folder, model["file"]), model["input"], provider, settings["threads"]
+            )
+        except RuntimeError as error:
+            shape = "x".join(map(str, model["input"]))
+            raise ValueError(f"{provider} cannot run {model['name']} with input {shape} ({error})") from None
+        if (number + 1) % 20 == 0:
+            say(f"{number + 1} of {len(plan['models'])} models loaded")
+    return timers
 
 
 def main() -> int:
@@ -304,10 +363,12 @@ def main() -> int:
             raise ValueError("--threads must be at least 1, --rounds at least 3")
         content = measure_folder(
             folder,
-            provider=arguments.provider,
-            threads=arguments.threads,
-            rounds=arguments.rounds,
-            noise=arguments.noise,
+            {
+                "provider": arguments.provider,
+                "threads": arguments.threads,
+                "rounds": arguments.rounds,
+                "noise": arguments.noise,
+            },
             say=lambda text: print(text, flush=True),
             resume=path,
         )

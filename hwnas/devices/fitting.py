@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -60,8 +59,8 @@ def fit(
     *,
     device: str,
     seed: int,
-    network: Mapping[str, Any],
-    origin: Mapping[str, Any],
+    network: Mapping[str, object],
+    origin: Mapping[str, object],
 ) -> Profile:
     """Fit a profile to measured networks.
 
@@ -93,20 +92,8 @@ def fit(
     for metric, y in Y.items():
         if np.ptp(y[:MOST_FITTED]) == 0:
             raise ValueError(f"device {device}: all networks have the same {metric}; there is nothing to fit")
-    everything = np.arange(len(G))
     costs, live = _fitted(space, G[:MOST_FITTED], {metric: y[:MOST_FITTED] for metric, y in Y.items()})
-    held_out = everything[MOST_FITTED:]
-    predicted = {metric: np.full(len(G), np.nan) for metric in Y}
-    if len(held_out) >= FEWEST:
-        for metric, cost in costs.items():
-            predicted[metric][held_out] = _predicted(space, cost, live, G[held_out])
-    else:
-        held_out = everything[:MOST_FITTED]
-        for fold in (held_out[k::NUM_FOLDS] for k in range(NUM_FOLDS)):
-            rest = np.setdiff1d(held_out, fold)
-            parts, without = _fitted(space, G[rest], {metric: y[rest] for metric, y in Y.items()})
-            for metric, cost in parts.items():
-                predicted[metric][fold] = _predicted(space, cost, without, G[fold])
+    held_out, predicted = _held_out(space, G, Y, costs, live)
     shown = held_out[:MOST_SHOWN]
     return Profile(
         schema=SCHEMA_VERSION,
@@ -127,6 +114,25 @@ def fit(
             predicted={metric: values[shown].tolist() for metric, values in predicted.items()},
         ),
     )
+
+
+def _held_out(
+    space: SearchSpace, G: np.ndarray, Y: Mapping[str, FloatArray], costs: Mapping[str, Additive], live: bool
+) -> tuple[np.ndarray, dict[str, FloatArray]]:
+    """The rows of a fit's check, and predictions for them, (n,) per metric; NaN in all other rows."""
+    predicted = {metric: np.full(len(G), np.nan) for metric in Y}
+    rows = np.arange(len(G))
+    if len(rows) - MOST_FITTED >= FEWEST:
+        for metric, cost in costs.items():
+            predicted[metric][MOST_FITTED:] = _predicted(space, cost, live, G[MOST_FITTED:])
+        return rows[MOST_FITTED:], predicted
+    rows = rows[:MOST_FITTED]
+    for fold in (rows[k::NUM_FOLDS] for k in range(NUM_FOLDS)):
+        rest = np.setdiff1d(rows, fold)
+        parts, without = _fitted(space, G[rest], {metric: y[rest] for metric, y in Y.items()})
+        for metric, cost in parts.items():
+            predicted[metric][fold] = _predicted(space, cost, without, G[fold])
+    return rows, predicted
 
 
 def _predicted(space: SearchSpace, cost: Additive, live: bool, G: np.ndarray) -> FloatArray:
@@ -183,14 +189,18 @@ def _solved(space: SearchSpace, G: np.ndarray, y: FloatArray, choice: _Choice) -
     edges = by_edge * np.einsum("n,neo->eo", weights, onehot) + by_count * (weights @ onehot.sum(axis=1))
     pairs = {}
     for a, b in itertools.combinations(range(num_edges), 2) if by_pair else ():
-        pairs[f"{a},{b}"] = _rounded(2 * by_pair * onehot[:, a].T @ (weights[:, None] * onehot[:, b]))
+        pairs[f"{a},{b}"] = _all_rounded(2 * by_pair * onehot[:, a].T @ (weights[:, None] * onehot[:, b]))
     nothing = y[~connected]
     floor = float(np.median(nothing)) if choice.live and len(nothing) else float(y.min())
-    return Additive(_rounded(mean + CONSTANT * weights.sum()), _rounded(edges), pairs, floor)
+    return Additive(_rounded(mean + CONSTANT * weights.sum()), _all_rounded(edges), pairs, floor)
 
 
-def _rounded(values: Any) -> Any:
-    return np.vectorize(lambda value: float(f"{value:.6g}"))(values).tolist()
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _all_rounded(values: FloatArray) -> list[list[float]]:
+    return [[_rounded(value) for value in row] for row in values.tolist()]
 
 
 def _standardised(y: FloatArray) -> tuple[FloatArray, float, float]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge
@@ -118,7 +118,9 @@ class Host(Evaluator):
 
         Every repetition thus has half the load of the last one, so that a machine that is always noisy stops.
         """
-        return profile.num_noisy > 0 and _load() < profile.origin.get("load", 1.0) / 2
+        then = profile.origin.get("load", 1.0)
+        assert isinstance(then, int | float)
+        return profile.num_noisy > 0 and _load() < then / 2
 
     def path(self) -> Path:
         """Path of the profile of this machine and these networks."""
@@ -136,7 +138,7 @@ class Host(Evaluator):
         """Path of the run's copy."""
         return self._kept / f"host-{self._space.name}-{_digest(self._networks())}.json"
 
-    def _networks(self) -> list[Any]:
+    def _networks(self) -> list[object]:
         """The networks and settings of the measurement."""
         settings = self.settings
         shape = network_shape(self._space, settings.batch_size)
@@ -155,7 +157,7 @@ class Host(Evaluator):
         return [{"latency_ms": value} for value in predicted.tolist()]
 
 
-def _digest(key: Sequence[Any]) -> str:
+def _digest(key: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 from annotated_types import Ge
@@ -21,6 +21,7 @@ from hwnas.devices.onnx_models import write_models
 from hwnas.devices.profile import (
     SCHEMA_VERSION,
     Additive,
+    Operation,
     Profile,
     checked_on,
     network_shape,
@@ -71,6 +72,16 @@ class Settings:
     check: Annotated[int, Ge(5)]
     noise: Positive
     seed: Seed
+
+    @property
+    def timing(self) -> board.Settings:
+        """What a board's script needs of them."""
+        return {
+            "provider": self.provider,
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "noise": self.noise,
+        }
 
     @staticmethod
     def of(*, backend: Backend, provider: str | None, **others: Any) -> Settings:
@@ -124,7 +135,7 @@ def require_blocks(space: SearchSpace) -> HasCosts:
     return space
 
 
-def plan_of(space: HasCosts, settings: Settings) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+def plan_of(space: HasCosts, settings: Settings) -> tuple[board.Plan, dict[str, nn.Module]]:
     """The plan of a measurement as JSON, and the modules by name.
 
     The weights are drawn so that activations neither vanish nor overflow: numbers too small for the usual
@@ -142,14 +153,14 @@ def plan_of(space: HasCosts, settings: Settings) -> tuple[dict[str, Any], dict[s
         modules.update({f"network {i}": space.network(genotype) for i, genotype in enumerate(genotypes)})
         for module in modules.values():
             draw_weights(module)
-    models: list[dict[str, Any]] = [
+    models: list[board.Model] = [
         {"name": name, "input": [batch_size, *shape]} for name, (_, shape) in blocks.modules.items()
     ]
     models += [
         {"name": f"network {i}", "input": [batch_size, *space.image_shape], "genotype": list(genotype)}
         for i, genotype in enumerate(genotypes)
     ]
-    plan = {
+    plan: board.Plan = {
         "space": space.name,
         "network": network_shape(space, batch_size),
         "fitted": fitted,
@@ -179,7 +190,7 @@ def draw_weights(module: nn.Module) -> None:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
 
 
-def _measure_torch(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+def _measure_torch(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> board.Measurements:
     """Measure by torch, in the form of a board's script."""
     import torch
 
@@ -209,7 +220,16 @@ def _measure_torch(space: HasCosts, settings: Settings, say: Callable[[str], Non
     origin["torch"] = torch.__version__
     if cuda:
         origin["gpu"] = torch.cuda.get_device_name()
-    return _content(plan, settings, origin, latency, passes, energy)
+    content: board.Measurements = {
+        "schema": board.SCHEMA_VERSION,
+        "plan": plan,
+        "settings": settings.timing,
+        "origin": origin,
+        "complete": True,
+        "latency_ms": latency,
+        "passes": passes,
+    }
+    return content if energy is None else {**content, "energy_mj": energy}
 
 
 def time_modules(
@@ -256,7 +276,7 @@ def _torch_timer(name: str, module: nn.Module, shape: Sequence[int], cuda: bool)
     return _cuda_timer(module, x) if cuda else cpu_timer(module, x)
 
 
-def cpu_timer(module: Callable[[Tensor], Any], x: Tensor) -> board.Timer:
+def cpu_timer(module: Callable[[Tensor], object], x: Tensor) -> board.Timer:
     """The timer of a module on this machine's CPU."""
 
     def timer(passes: int) -> float:
@@ -301,27 +321,7 @@ def _energy(
     return figures
 
 
-def _content(
-    plan: Mapping[str, Any],
-    settings: Settings,
-    origin: Mapping[str, Any],
-    latency: board.Figures,
-    passes: Mapping[str, int],
-    energy: board.Figures | None,
-) -> dict[str, Any]:
-    content = {
-        "schema": board.SCHEMA_VERSION,
-        "plan": plan,
-        "settings": {name: getattr(settings, name) for name in ("provider", "threads", "rounds", "noise")},
-        "origin": dict(origin),
-        "complete": True,
-        "latency_ms": latency,
-        "passes": passes,
-    }
-    return content if energy is None else {**content, "energy_mj": energy}
-
-
-def _measure_onnx(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+def _measure_onnx(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> board.Measurements:
     try:
         board.check_provider(settings.provider)
     except ImportError:
@@ -331,10 +331,7 @@ def _measure_onnx(space: HasCosts, settings: Settings, say: Callable[[str], None
         say("models written")
         return board.measure_folder(
             folder,
-            provider=settings.provider,
-            threads=settings.threads,
-            rounds=settings.rounds,
-            noise=settings.noise,
+            settings.timing,
             say=say,
             energy=lambda timers, latency: _energy(timers, latency, settings.provider, say),
         )
@@ -382,7 +379,7 @@ MEASURED_SHAPE = {
 """Shape of a board's measurements.json, for `files.shaped`."""
 
 
-def read_measurements(path: Path) -> dict[str, Any]:
+def read_measurements(path: Path) -> board.Measurements:
     """The measurements of a board's script.
 
     Raises:
@@ -395,21 +392,22 @@ def read_measurements(path: Path) -> dict[str, Any]:
         if content.get("schema") != board.SCHEMA_VERSION:
             raise ValueError(f"schema version {content.get('schema')}, not {board.SCHEMA_VERSION}")
         shaped(content, MEASURED_SHAPE)
+        measured = cast(board.Measurements, content)
         names = [model["name"] for model in content["plan"]["models"]]
         missing = [name for name in names if not content["latency_ms"].get(name)]
         if missing or not content["complete"]:
             raise ValueError("the measurement is unfinished; start its script again")
-        for metric in ("latency_ms", "energy_mj"):
-            for name, figures in content.get(metric, {}).items():
+        for metric in METRICS:
+            for name, figures in measured.get(metric, {}).items():
                 wrong = [value for value in figures if not (math.isfinite(value) and value > 0)]
                 if wrong:
                     raise ValueError(f"{metric} of {name} is {wrong[0]}; it must be above 0")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} holds no measurements ({error})") from None
-    return content
+    return measured
 
 
-def profile_of(space: SearchSpace, content: Mapping[str, Any], *, device: str) -> Profile:
+def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) -> Profile:
     """The profile of measurements.
 
     Args:
@@ -440,9 +438,9 @@ def profile_of(space: SearchSpace, content: Mapping[str, Any], *, device: str) -
     live = origin["backend"] in LEAVES_OUT
     fitted = int(plan["fitted"])
     costs: dict[str, Additive] = {}
-    operations: dict[str, dict[str, Any]] = {name: {"input": inputs[name]} for name in blocks.modules}
+    operations: dict[str, Operation] = {name: {"input": inputs[name]} for name in blocks.modules}
     measured: dict[str, list[float]] = {}
-    for metric in ("latency_ms", "energy_mj"):
+    for metric in METRICS:
         if metric not in content:
             continue
         least = {name: board.settled(figures) for name, figures in content[metric].items()}
@@ -461,12 +459,13 @@ def profile_of(space: SearchSpace, content: Mapping[str, Any], *, device: str) -
         unit = metric.rpartition("_")[2]
         for name, weight in zip(blocks.modules, weights.tolist(), strict=True):
             low, middle, high = np.percentile(content[metric][name], [25, 50, 75])
-            row = {f"median_{unit}": float(middle), f"iqr_{unit}": float(high - low)}
-            operations[name].update(row, **{f"network_{unit}": weight})
+            figures = (float(middle), float(high - low), weight)
+            names = (f"{figure}_{unit}" for figure in ("median", "iqr", "network"))
+            operations[name].update(cast(Operation, dict(zip(names, figures, strict=True))))
     for name, row in operations.items():
         spread = board.variation(content["latency_ms"][name])
-        row.update(rounds=len(content["latency_ms"][name]), passes=content["passes"][name])
-        row.update(variation=spread, noisy=spread > settings["noise"])
+        row["rounds"], row["passes"] = len(content["latency_ms"][name]), content["passes"][name]
+        row["variation"], row["noisy"] = spread, spread > settings["noise"]
     profile = Profile(
         schema=SCHEMA_VERSION,
         device=device,
@@ -480,6 +479,9 @@ def profile_of(space: SearchSpace, content: Mapping[str, Any], *, device: str) -
     )
     return checked_on(profile, space, G, measured, fitted)
 
+
+METRICS: tuple[Literal["latency_ms"], Literal["energy_mj"]] = ("latency_ms", "energy_mj")
+"""What a device may be measured for."""
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 """Ridge penalties on deviations of blocks that a fit tries; infinite: one factor for all."""

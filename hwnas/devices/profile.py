@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,22 @@ class Networks:
     predicted: dict[str, list[float]]
 
 
+class Operation(TypedDict, total=False):
+    """What was measured of a block, as `Profile.operations` says."""
+
+    input: list[int]
+    rounds: int
+    passes: int
+    variation: float
+    noisy: bool
+    median_ms: float
+    iqr_ms: float
+    network_ms: float
+    median_mj: float
+    iqr_mj: float
+    network_mj: float
+
+
 @dataclass(frozen=True)
 class Profile:
     """Costs of a space's networks on a device, as sums over operations.
@@ -127,11 +143,11 @@ class Profile:
     schema: int
     device: str
     space: str
-    network: dict[str, Any]
-    origin: dict[str, Any]
+    network: dict[str, object]
+    origin: dict[str, object]
     costs: dict[str, Additive]
     check: dict[str, dict[str, float]]
-    operations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    operations: dict[str, Operation] = field(default_factory=dict)
     live: bool = False
     networks: Networks | None = None
 
@@ -394,7 +410,7 @@ def agreement(
     }
 
 
-def network_shape(space: SearchSpace, batch_size: int) -> dict[str, Any]:
+def network_shape(space: SearchSpace, batch_size: object) -> dict[str, object]:
     """All that the latency of a space's networks depends on, besides the architecture and the machine.
 
     Empty for a space without networks.

@@ -8,13 +8,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, checked, suggestion
 from hwnas.data.tables import SIZE, has_order, official_order, read_table
 from hwnas.files import find_file
+from hwnas.spaces.capabilities import HasNetworks
 
 Cost = Literal["latency_ms", "energy_mj"]
 """Costs of devices; a name ends with the unit."""
@@ -193,7 +194,7 @@ def benchmark_name(dataset: object) -> str:
     return str(getattr(dataset, "benchmark", getattr(dataset, "name", "")))
 
 
-def note_networks(device: Evaluator, space: Any, announce: Callable[[str], None]) -> None:
+def note_networks(device: Evaluator, space: SearchSpace, announce: Callable[[str], None]) -> None:
     """Note beside a device's answers that its costs are of other networks than the run's.
 
     Args:
@@ -201,6 +202,7 @@ def note_networks(device: Evaluator, space: Any, announce: Callable[[str], None]
         space: NAS-Bench-201, with the run's images and classes.
         announce: Called with the note.
     """
+    assert isinstance(space, HasNetworks)
     size = "x".join(map(str, space.image_shape))
     device.note = (
         f"costs and limits of {device.name} are those of the CIFAR-10 networks (3x32x32 images, 10 classes, "
@@ -245,7 +247,7 @@ def _genotypes(
     for name, values in columns.items():
         key = name.lower()
         if key == "arch_ops":
-            named[name] = _rows(file, values, space.check)
+            named[name] = _rows(file, values, lambda row: space.check(cast(Genotype, row)))
         elif key in ARCH_KEYS:
             named[name] = _rows(file, values, lambda text: space.from_str(str(text)))
         elif key in INDEX_KEYS and space.name == "nasbench201":
@@ -342,7 +344,7 @@ def _indices(file: Path, name: str, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64).astype(np.intp)
 
 
-def _rows(file: Path, values: np.ndarray, parse: Callable[[Any], Genotype]) -> np.ndarray:
+def _rows(file: Path, values: np.ndarray, parse: Callable[[object], Genotype]) -> np.ndarray:
     """The genotypes of a column, shape (n, edges)."""
     genotypes = []
     for row, value in enumerate(values.tolist()):

@@ -216,8 +216,8 @@ def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list
         width = max(map(len, ratios))
         lines.append(f"{'operation':{width}}      a ms      b ms   b / a")
         for name in sorted(ratios, key=ratios.__getitem__):
-            first, second = a.operations[name]["median_ms"], b.operations[name]["median_ms"]
-            lines.append(f"{name:{width}}  {first:8.4f}  {second:8.4f}  {ratios[name]:6.2f}")
+            alone = (f"{profile.operations[name]['median_ms']:8.4f}" for profile in (a, b))
+            lines.append(f"{name:{width}}  {'  '.join(alone)}  {ratios[name]:6.2f}")
         typical = float(np.median(list(ratios.values())))
         far = sorted(ratios, key=lambda name: -abs(np.log(ratios[name] / typical)))[:NUM_FURTHEST]
         lines.append(
