@@ -22,6 +22,7 @@ from hwnas.cli.overrides import resume_arguments
 from hwnas.core import Evaluator, Strategy
 from hwnas.files import MAX_YAML_VALUES, parse_json, plain_yaml
 from hwnas.runs.folder import working_folder
+from hwnas.runs.lock import own_folder
 
 NEUTRAL = {"search_space": {"_target_": "hwnas.spaces.toy.Toy", "num_edges": 4, "num_ops": 5}}
 
@@ -290,6 +291,18 @@ def test_a_resumed_run_writes_nothing_through_links(
     )
     assert {path: path.read_bytes() for path in [secret, *secret.rglob("*")] if path.is_file()} == before
     assert not (foreign / "result.json").exists()
+
+
+def test_neither_does_one_from_python(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    (folder := tmp_path / "run").mkdir()
+    (folder / "archive.jsonl").symlink_to(tmp_path / "secret")
+    with (
+        pytest.raises(ValueError, match=r"archive\.jsonl is a link that leads out of the run's folder"),
+        own_folder(folder, "search.log", ["problem.json"]),
+    ):
+        pass
+    assert not (folder / ".hydra").exists()
 
 
 def test_a_folder_behind_a_link_and_links_within_it_are_fine(foreign: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hwnas.cli.sweep import HOW, failed, once
 from hwnas.core import SearchSpace
 from hwnas.data.images import DataSet
 from hwnas.files import write_text
-from hwnas.runs.folder import CONFIG, HYDRA, check_command, check_links, check_same
+from hwnas.runs.folder import CONFIG, HYDRA, check_command, check_same
 from hwnas.runs.lock import STORED, own_folder
 from hwnas.runs.log import writing
 
@@ -102,7 +102,6 @@ def run(main: Callable[[Job], object], job: Job, arguments: Sequence[str]) -> ob
     command, cfg, folder, swept = job.command, job.cfg, job.folder, job.swept
     log = f"{command}.log"
     settle = getattr(importlib.import_module(f"hwnas.cli.{command}"), "settle", None)
-    check_links(folder)
     with own_folder(folder, log, (HYDRA, CONFIG), wait=swept) as new:
         if new:
             check_settings(cfg, command)

@@ -111,31 +111,6 @@ def check_command(folder: Path, command: str) -> None:
         raise ValueError(f"{folder} holds a run of `hwnas {name}`, not of `hwnas {command}`")
 
 
-OF_WANDB = "wandb/*/logs/debug-core.log"
-"""A link of Weights & Biases' own, to its cache; each session writes another."""
-
-
-def check_links(folder: Path) -> None:
-    """Raise ValueError if a link in a run's folder leads out of it: whoever resumes there would write there.
-
-    The folder itself may lie behind a link.
-    """
-    inside = folder.resolve()
-    for place, folders, files in os.walk(folder):
-        for path in (Path(place, name) for name in (*folders, *files)):
-            if not path.is_symlink() or path.relative_to(folder).match(OF_WANDB):
-                continue
-            try:
-                leads = path.resolve()
-            except (OSError, RuntimeError):  # in a circle
-                continue
-            if not leads.is_relative_to(inside):
-                raise ValueError(
-                    f"{path} is a link that leads out of the run's folder, to {leads}; a run writes only in "
-                    "its own folder, so put there what belongs there"
-                )
-
-
 def overrides(folder: Path) -> list[str]:
     """What the user gave on the command line, without passwords."""
     path = folder / STORED / "overrides.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,9 +19,11 @@ STORED = ".hydra"
 LOCK = "lock"
 """Locked while a process works in the folder; says which process it is or was."""
 
-
 JOB = "job.json"
 """File in a job's folder: whether the job finished, and its result; or failed, and the reason."""
+
+OF_WANDB = "wandb/*/logs/debug-core.log"
+"""A link of Weights & Biases' own, to its cache; each session writes another."""
 
 
 def lock_folder(folder: Path, *, wait: bool) -> AbstractContextManager[None]:
@@ -52,8 +55,9 @@ def own_folder(folder: Path, log: str, begun: Sequence[str], *, wait: bool = Fal
         wait: Whether to wait for another process that holds it; else that is a ValueError.
 
     Raises:
-        ValueError: The folder is in use, or holds other files.
+        ValueError: The folder is in use, holds other files, or a link that leads out of it.
     """
+    _check_links(folder)
     with lock_folder(folder, wait=wait):
         others = _names(folder) - {STORED, log, JOB}
         new = not all((folder / name).is_file() for name in begun)
@@ -66,6 +70,27 @@ def own_folder(folder: Path, log: str, begun: Sequence[str], *, wait: bool = Fal
             if new and _names(folder) <= others | ours:
                 _remove(folder, ours)
             raise
+
+
+def _check_links(folder: Path) -> None:
+    """Raise ValueError if a link in a run's folder leads out of it: whoever resumes there would write there.
+
+    The folder itself may lie behind a link.
+    """
+    inside = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if not path.is_symlink() or path.relative_to(folder).match(OF_WANDB):
+                continue
+            try:
+                leads = path.resolve()
+            except (OSError, RuntimeError):  # in a circle
+                continue
+            if not leads.is_relative_to(inside):
+                raise ValueError(
+                    f"{path} is a link that leads out of the run's folder, to {leads}; a run writes only in "
+                    "its own folder, so put there what belongs there"
+                )
 
 
 def _names(folder: Path) -> set[str]:
