@@ -136,7 +136,7 @@ def test_a_job_of_a_sweep_waits_for_another_process(here: Path, capsys) -> None:
     at_work = used(first)
     at_work.__enter__()
     assert Jobs.read(here / "sweep").running == {first.name}
-    assert not Jobs.read(here / "sweep").torn
+    assert not Jobs.read(here / "sweep").unfinished
     thread = threading.Thread(target=work)
     thread.start()
     capsys.readouterr()
