@@ -32,10 +32,10 @@ def main(job: Job) -> float:
         raise ValueError(f"{folder} holds a run with other settings; choose another folder")
     finished = folder / "result.json"
     if finished.is_file():
-        result = read_pruned(finished)
+        earlier = read_pruned(finished)
         display.say(f"this run is finished already; see {finished}")
         _leave(folder, display, swept=job.swept)
-        return _returned(result, swept=job.swept)
+        return _returned(earlier, swept=job.swept)
     run = _Run(cfg, folder, display)
     write_json(stored, settings)
     tracker = Tracker(
@@ -49,13 +49,13 @@ def main(job: Job) -> float:
     completed = False
     start = time.perf_counter()
     try:
-        result = run.everything(tracker)
+        figures = run.everything(tracker)
         result = {
             "status": "finished",
             "model": choices(folder)["model"],
             "dataset": run.dataset.name,
             "seed": run.seed,
-            **result,
+            **figures,
             "settings": settings,
             "seconds": {"total": time.perf_counter() - start, **display.seconds},
         }

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,17 @@ class Training:
     precision: Precision
 
 
+class Arguments(TypedDict):
+    """What a deployed network is built from."""
+
+    image_shape: list[int]
+    channels: list[int]
+    hidden: int
+    latent: int
+    num_classes: int
+    norm: bool
+
+
 class Deployed(nn.Module):
     """Images to logits: convolutions, a hidden layer, the mean of the code, a linear classifier.
 
@@ -160,7 +171,7 @@ class Deployed(nn.Module):
         self.hidden = nn.Linear(self.map_shape[0] * self.map_shape[1] * self.map_shape[2], hidden)
         self.mean = nn.Linear(hidden, latent)
         self.classifier = nn.Linear(latent, num_classes)
-        self.arguments: dict[str, Any] = {
+        self.arguments: Arguments = {
             "image_shape": list(image_shape),
             "channels": list(channels),
             "hidden": hidden,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +118,8 @@ def scores(
                 shape = weight.shape[:1] if filters else weight.shape
                 values[name] = torch.rand(shape, generator=generator).to(weight.device)
     for name, layer in layers.items():
-        mask = getattr(layer, "weight_mask", None)
-        if mask is not None:
+        if prune.is_pruned(layer):
+            mask = cast(Tensor, layer.weight_mask)
             alive = mask.flatten(1).any(1) if filters else mask.bool()
             values[name] = values[name].masked_fill(~alive, -torch.inf)
     return values
@@ -230,7 +230,8 @@ def apply(network: Deployed, found: Mapping[str, Tensor]) -> None:
             cast(Tensor, layer.weight_mask).copy_(found[name])
         else:
             prune.custom_from_mask(layer, "weight", found[name])
-        cast(Any, layer).weight = _weight(layer)  # what others see, which else is the old one until a pass
+        # What others see, which else is the old one until a pass.
+        layer.weight = _weight(layer)
 
 
 def make_permanent(network: Deployed) -> None:

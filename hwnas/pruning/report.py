@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,7 +34,11 @@ PROXIES = {
 }
 
 
-def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tuple[Path, Study]:
+Colour = str | tuple[float, float, float, float]
+"""A name, or red, green, blue and opacity in 0..1."""
+
+
+def write_study(folder: Path, *, logger: Mapping[str, object] | None = None) -> tuple[Path, Study]:
     """Write the page of all finished pruning runs below a folder, with study.csv, study.json and figures.
 
     Args:
@@ -51,7 +55,7 @@ def write_study(folder: Path, *, logger: Mapping[str, Any] | None = None) -> tup
         return _write_study(folder, read_study(folder), logger)
 
 
-def _write_study(folder: Path, study: Study, logger: Mapping[str, Any] | None) -> tuple[Path, Study]:
+def _write_study(folder: Path, study: Study, logger: Mapping[str, object] | None) -> tuple[Path, Study]:
     figures: list[dict[str, str]] = []
     pictures: dict[str, Path] = {}
     for number, family in enumerate(study.families):
@@ -102,7 +106,7 @@ def _write_study(folder: Path, study: Study, logger: Mapping[str, Any] | None) -
     return path, study
 
 
-def _track(folder: Path, study: Study, pictures: Mapping[str, Path], logger: Mapping[str, Any]) -> None:
+def _track(folder: Path, study: Study, pictures: Mapping[str, Path], logger: Mapping[str, object]) -> None:
     """The study as a run of Weights & Biases: figures, pictures of every beta, conclusion."""
     tracker = Tracker(
         folder, logger, {"study": str(folder)}, run_id=f"study-{folder.name}", job="study", warn=print
@@ -119,7 +123,7 @@ def _track(folder: Path, study: Study, pictures: Mapping[str, Path], logger: Map
         tracker.finish()
 
 
-def row(group: Group) -> dict[str, Any]:
+def row(group: Group) -> dict[str, object]:
     """A line of the table: the group's accuracies in percent, mean and standard deviation over seeds."""
     return {
         "label": group.first.label,
@@ -132,7 +136,7 @@ def row(group: Group) -> dict[str, Any]:
     }
 
 
-def costs(group: Group) -> dict[str, Any]:
+def costs(group: Group) -> dict[str, object]:
     """A line of the table of costs at every sparsity, means over seeds, of the group's first."""
     table = {
         name: group.curve(name).mean(axis=0) for name in ("params", "flops", "bytes", "bytes_compressed")
@@ -290,7 +294,7 @@ def proxies(family: Family) -> Figure:
     return figure
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
+def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(
@@ -305,7 +309,7 @@ def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _colours(num: int) -> list[Any]:
+def _colours(num: int) -> list[Colour]:
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.92 * i / max(1, num - 1)) for i in range(num)]
@@ -315,14 +319,16 @@ def _deviation(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def _band(axis: Axes, x: np.ndarray, values: np.ndarray, colour: Any, label: str) -> None:
+def _band(axis: Axes, x: np.ndarray, values: np.ndarray, colour: Colour, label: str) -> None:
     mean = values.mean(axis=0)
     reach = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
     axis.plot(x, mean, "o-", color=colour, ms=3, lw=1.4, label=label)
     axis.fill_between(x, mean - reach, mean + reach, color=colour, alpha=0.15, lw=0)
 
 
-def _points(axis: Axes, x: np.ndarray, values: Sequence[Any], colour: Any, label: str | None) -> None:
+def _points(
+    axis: Axes, x: np.ndarray, values: Sequence[np.ndarray], colour: Colour, label: str | None
+) -> None:
     means, reach = [one.mean() for one in values], [_deviation(one) for one in values]
     axis.errorbar(x, means, reach, fmt="o-", ms=3, lw=1.2, capsize=2, color=colour, label=label)
 

@@ -11,9 +11,10 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
 
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from hwnas.build import build
 from hwnas.core import Count, Positive, Seed, check_setting, suggestion
@@ -36,6 +37,7 @@ from hwnas.files import (
 )
 from hwnas.pruning import masks
 from hwnas.pruning.beta_vae import (
+    BetaVAE,
     Deployed,
     Steps,
     accuracy,
@@ -47,9 +49,10 @@ from hwnas.pruning.beta_vae import (
 from hwnas.pruning.disentanglement import dci, kl_per_dimension, mig, proxies, sap
 from hwnas.pruning.report import write_study
 from hwnas.pruning.study import retained_area, trained_enough
-from hwnas.pruning.surgery import costs, export_onnx, latency_ms, smaller
+from hwnas.pruning.surgery import Costs, costs, export_onnx, latency_ms, smaller
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices
+from hwnas.runs.tracking import Tracker
 from hwnas.training.checkpoint import Session
 from hwnas.training.progress import progress
 
@@ -68,9 +71,9 @@ POINT = 0.01
 LIMITS = ("params", "flops", "latency_ms")
 
 
-def _returned(result: Mapping[str, Any], *, swept: bool) -> float:
+def _returned(result: Mapping[str, object], *, swept: bool) -> float:
     """The area, for sweepers; -inf, an exit code of 1, for a run alone whose limits nothing keeps."""
-    return -math.inf if result["chosen"] is None and not swept else float(result["area"])
+    return -math.inf if result["chosen"] is None and not swept else cast(float, result["area"])
 
 
 def _leave(folder: Path, display: Display, *, swept: bool) -> None:
@@ -81,6 +84,30 @@ def _leave(folder: Path, display: Display, *, swept: bool) -> None:
         shutil.rmtree(folder / NETWORKS, ignore_errors=True)
     if not swept and not (folder / "report.html").is_file():
         display.say(f"report: {write_study(folder)[0]}")
+
+
+class Row(Costs):
+    """A network of the curve: what it was pruned to, what is left of it, what it costs, and its file."""
+
+    target: float
+    sparsity: float
+    zeros: int
+    weights: int
+    val_acc: float
+    test_acc: float
+    one_shot_test_acc: float
+    channels: list[int]
+    hidden: int
+    kept_one: list[str]
+    sha256: str | None
+    seconds: float
+    latency_ms: NotRequired[float]
+    unpruned_latency_ms: NotRequired[float]
+
+
+def _figures(row: Row) -> dict[str, float]:
+    """The numbers of a row."""
+    return {name: value for name, value in row.items() if isinstance(value, int | float)}
 
 
 class _Run:
@@ -122,7 +149,7 @@ class _Run:
         self.batches = self.dataset.batches("train", batch_size=self.training.batch_size, seed=self.seed)
         self.parts = {part: self.dataset.split(part) for part in ("valid", "test")}
 
-    def everything(self, tracker: Any) -> dict[str, Any]:
+    def everything(self, tracker: Tracker) -> dict[str, object]:
         """Train, prune, measure, draw; what result.json says of it."""
         history = self.train()
         trained = self.read_out()
@@ -232,7 +259,7 @@ class _Run:
             ** 0.5,
         }
 
-    def prune(self, tracker: Any) -> list[dict[str, Any]]:
+    def prune(self, tracker: Tracker) -> list[Row]:
         """The curve: a row per sparsity. Rows of an earlier session of the run are read.
 
         All networks are timed at the end, in turns: times of different sessions cannot be compared.
@@ -280,7 +307,7 @@ class _Run:
         """Where the network that is pruned to a sparsity lies until one is chosen."""
         return self.folder / NETWORKS / f"{target:g}.pt"
 
-    def pruned(self, target: float) -> dict[str, Any]:
+    def pruned(self, target: float) -> Row:
         """Prune the trained network to a sparsity, train on, measure; the network goes to networks/."""
         pruning, start = self.pruning, time.perf_counter()
         network = copy.deepcopy(self.network)
@@ -328,7 +355,7 @@ class _Run:
         small = smaller(deployed) if pruning.structure == "filters" else deployed
         path = self.network_file(target)
         write_torch(path, {"arguments": small.arguments, "network": small.state_dict()})
-        row: dict[str, Any] = {
+        row: Row = {
             "target": float(target),
             "sparsity": num_zeros / num_weights,
             "zeros": num_zeros,
@@ -349,11 +376,11 @@ class _Run:
         )
         return row
 
-    def keep(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    def keep(self, chosen: Row) -> dict[str, object]:
         """Put the chosen network into network/, as ONNX too if asked."""
         path = self.folder / KEPT
         write_bytes(path, self.network_file(chosen["target"]).read_bytes())
-        kept: dict[str, Any] = {
+        kept: dict[str, object] = {
             "weights": str(path.relative_to(self.folder)),
             "file_bytes": path.stat().st_size,
         }
@@ -372,14 +399,14 @@ class _Run:
 
     def say(
         self,
-        curve: Sequence[Mapping[str, Any]],
-        chosen: Mapping[str, Any] | None,
-        read_outs: Mapping[str, Any],
+        curve: Sequence[Row],
+        chosen: Row | None,
+        read_outs: Mapping[str, float | None],
         enough: bool,
     ) -> None:
         """The answer in the terminal, with a reserve unless it is trained enough; the curve as a file."""
-        names = [name for name, value in curve[0].items() if isinstance(value, int | float)]
-        rows = ([row[name] for name in names] for row in curve)
+        names = list(_figures(curve[0]))
+        rows = ([_figures(row)[name] for name in names] for row in curve)
         write_csv(self.folder / "curve.csv", [names, *rows])
         at = read_outs["sparsity_at_1_percent"]
         self.display.say(
@@ -387,7 +414,7 @@ class _Run:
             "sparsity at a loss of 1 point " + ("beyond the last one" if at is None else f"{at:.3f}")
         )
         if chosen is None:
-            near = min(curve, key=lambda row: _excess(row, self.limits))
+            near = _figures(min(curve, key=lambda row: _excess(row, self.limits)))
             self.display.warn(
                 f"no sparsity keeps limits {' and '.join(f'{k}={v:g}' for k, v in self.limits.items())}; the "
                 f"closest is {near['target']:g}: " + ", ".join(f"{k} {near[k]:.4g}" for k in self.limits)
@@ -405,7 +432,7 @@ class _Run:
             )
 
 
-def limits(given: Any) -> dict[str, float]:
+def limits(given: object) -> dict[str, float]:
     """The limits of a configuration; null means none.
 
     Raises:
@@ -423,7 +450,7 @@ def limits(given: Any) -> dict[str, float]:
     }
 
 
-def choose(curve: Sequence[Mapping[str, Any]], bounds: Mapping[str, float]) -> Mapping[str, Any] | None:
+def choose(curve: Sequence[Row], bounds: Mapping[str, float]) -> Row | None:
     """The row to keep: with limits the best validation accuracy within them, else the sparsest that is good.
 
     Good is a validation accuracy of at most a point below the least sparse row's.
@@ -441,9 +468,9 @@ def choose(curve: Sequence[Mapping[str, Any]], bounds: Mapping[str, float]) -> M
     return [row for row in curve if row["val_acc"] >= curve[0]["val_acc"] - POINT][-1]
 
 
-def _excess(row: Mapping[str, Any], bounds: Mapping[str, float]) -> float:
+def _excess(row: Row, bounds: Mapping[str, float]) -> float:
     """By how much a row breaks limits, relative, summed."""
-    return sum(max(0.0, row[name] - bound) / bound for name, bound in bounds.items())
+    return sum(max(0.0, _figures(row)[name] - bound) / bound for name, bound in bounds.items())
 
 
 def area(sparsities: Sequence[float], accuracies: Sequence[float]) -> float:
@@ -465,7 +492,7 @@ def sparsity_at_loss(sparsities: Sequence[float], accuracies: Sequence[float], l
     return None
 
 
-def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
+def draw(network: BetaVAE, x_NCHW: Tensor, folder: Path, num: int = 10) -> list[Path]:
     """Reconstructions of the first images, and traversals of the code, as PNG; none without a decoder.
 
     A row of traversals shows one dimension from -3 to 3, the others as in the first image; those with the
@@ -501,7 +528,7 @@ def draw(network: Any, x_NCHW: Any, folder: Path, num: int = 10) -> list[Path]:
     return paths
 
 
-def _deployed(path: Path) -> Any:
+def _deployed(path: Path) -> Deployed:
     """The network in a file, in evaluation mode."""
     stored = read_torch(path)
     network = Deployed(**stored["arguments"])
@@ -514,12 +541,12 @@ def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[Row]:
     """Rows of the journal up to the first that was cut off or damaged; what follows is taken away."""
     if not path.is_file():
         return []
     data, size = path.read_bytes(), 0
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for line in data.splitlines(keepends=True):
         try:
             row = parse_json(line)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,28 @@ IRRELEVANT = ("seed", "checkpoint", "limits", "host", "onnx")
 """Settings that do not tell the networks of a family apart."""
 
 
+class PrunedSettings(TypedDict):
+    """Settings of a run, of its network and of its training, with those of its pruning beside them."""
+
+    model: Mapping[str, object]
+    training: Mapping[str, object]
+
+
+class PrunedResult(TypedDict):
+    """What a study reads of a finished run's result.json, as `PRUNED_SHAPE` checks it."""
+
+    kind: str
+    seed: int
+    dataset: str
+    num_classes: int
+    area: float
+    sparsity_at_1_percent: float | None
+    pictures: list[str]
+    curve: list[dict[str, float]]
+    trained: dict[str, float]
+    settings: PrunedSettings
+
+
 @dataclass(frozen=True)
 class Arm:
     """One finished run.
@@ -60,7 +82,7 @@ class Arm:
     """
 
     folder: Path
-    result: Mapping[str, Any]
+    result: PrunedResult
 
     @property
     def kind(self) -> str:
@@ -70,12 +92,12 @@ class Arm:
     @property
     def beta(self) -> float:
         """Weight of the KL divergence."""
-        return float(self.result["settings"]["model"]["beta"])
+        return cast(float, self.result["settings"]["model"]["beta"])
 
     @property
     def weight_decay(self) -> float:
         """Of the training."""
-        return float(self.result["settings"]["training"]["weight_decay"])
+        return cast(float, self.result["settings"]["training"]["weight_decay"])
 
     @property
     def seed(self) -> int:
@@ -273,7 +295,7 @@ def trained_enough(accuracy: float, num_classes: int) -> bool:
     return accuracy >= (1 + 1 / num_classes) / 2
 
 
-def read_pruned(path: Path) -> dict[str, Any]:
+def read_pruned(path: Path) -> PrunedResult:
     """The result.json of a finished pruning run.
 
     Raises:
@@ -284,7 +306,7 @@ def read_pruned(path: Path) -> dict[str, Any]:
         shaped(result, PRUNED_SHAPE)
     except ValueError as error:
         raise ValueError(f"{path} is not the result of a finished pruning run ({error})") from None
-    return dict(result)
+    return cast(PrunedResult, result)
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -333,19 +355,20 @@ def _families(arms: Sequence[Arm]) -> list[Family]:
     ]
 
 
-def _settings(arm: Arm, *, control: bool) -> dict[str, Any]:
+def _settings(arm: Arm, *, control: bool) -> dict[str, object]:
     """What an arm shares with the others of its family, or also with its controls."""
-    settings = {key: value for key, value in arm.result["settings"].items() if key not in IRRELEVANT}
+    settings = arm.result["settings"]
+    relevant = {key: value for key, value in settings.items() if key not in IRRELEVANT}
     model = {key: value for key, value in settings["model"].items() if key != "beta"}
     training = dict(settings["training"])
     if control:
         for name in ("likelihood", "noise", "capacity", "capacity_epochs"):
             del model[name]
         del training["weight_decay"]
-    return {**settings, "model": model, "training": training}
+    return {**relevant, "model": model, "training": training}
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -362,7 +385,7 @@ def _names(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [" ".join(f"{key}={one.get(key)}" for key in differing) for one in settings]
 
 
-def _grouped(arms: Sequence[Arm], key: Any) -> dict[float, Group]:
+def _grouped(arms: Sequence[Arm], key: Callable[[Arm], float]) -> dict[float, Group]:
     found: dict[float, dict[int, Arm]] = {}
     for arm in arms:
         group = found.setdefault(key(arm), {})
@@ -425,8 +448,6 @@ def conclude(family: Family) -> Conclusion:
     "Contradicted": (0), and every beta above 0 has a significantly smaller area than beta = 0. Anything else
     is "inconclusive".
     """
-    from scipy.stats import spearmanr
-
     words: list[str] = []
     zero = family.betas.get(0.0)
     positive = {beta: group for beta, group in family.betas.items() if beta > 0}
@@ -445,54 +466,21 @@ def conclude(family: Family) -> Conclusion:
     best = max(able or positive, key=lambda beta: positive[beta].retained("val_acc").mean())
     top = by_beta[best]
     enough = _trained_enough((zero, positive[best]), words)
-    helps = top.better
     interior = best != max(positive)
+    beyond = ", but it is the largest that was tried, so that no optimum was seen."
     words.append(
         f"The best beta above 0 by validation images is {best:g}: {_points(top)} of the retained area "
         f"against beta = 0 ({top.num} seeds, corrected p {top.p:.2g}), which is "
-        f"{'' if helps else 'not '}significant"
-        + (
-            "."
-            if not helps or interior
-            else ", but it is the largest that was tried, so that no optimum was seen."
-        )
+        f"{'' if top.better else 'not '}significant{beyond if top.better and not interior else '.'}"
     )
     worse = [beta for beta, one in by_beta.items() if one.worse]
     if worse:
         words.append(f"Significantly worse than beta = 0: {', '.join(f'{beta:g}' for beta in worse)}.")
-
-    later = compare(
-        f"β {best:g} - β 0, sparsity at a loss of 1 point", positive[best], zero, Group.at_1_percent
-    )
-    assert later is not None, "the areas could be compared"
-    words.append(
-        f"The sparsity at which it loses a point of its own accuracy is {_points(later)} from that of "
-        f"beta = 0 (p {later.p:.2g})."
-    )
-    plainly = compare(f"β {best:g} - β 0, plain area", positive[best], zero, Group.area)
-    gain = positive[best].trained("test_acc").mean() - zero.trained("test_acc").mean()
-    assert plainly is not None
-    words.append(
-        f"Its plain area is {_points(plainly)} from that of beta = 0 (p {plainly.p:.2g}), its accuracy "
-        f"before pruning {100 * gain:+.2f} points."
-    )
-
-    correlation = correlation_p = None
-    tracks = False
-    if len(family.betas) >= 4:
-        told, name = entanglement(family)
-        if np.ptp(told) > 0:
-            area = np.array([group.retained().mean() for group in family.betas.values()])
-            answer = spearmanr(told, area)
-            correlation, correlation_p = float(answer.statistic), float(answer.pvalue)
-            tracks = correlation < 0 and correlation_p < ALPHA
-            words.append(
-                f"Over betas, retained area and {name} have a rank correlation of {correlation:.2f} (p "
-                f"{correlation_p:.2g}): what prunes better is {'' if tracks else 'not significantly '}less "
-                "entangled."
-            )
+    later, plainly = _beside(best, positive[best], zero, words)
+    correlation, correlation_p = _tracking(family, words)
+    tracks = _tracks(correlation, correlation_p)
     controls, specific = _controls(family, best, words)
-    if enough and helps and interior and later.better and tracks and specific:
+    if enough and top.better and interior and later.better and tracks and specific:
         verdict = "supported"
     elif enough and len(worse) == len(positive):
         verdict = "contradicted"
@@ -500,6 +488,48 @@ def conclude(family: Family) -> Conclusion:
         verdict = "inconclusive"
     beside = (later, plainly, *controls)
     return Conclusion(verdict, tuple(words), comparisons, beside, correlation, correlation_p)
+
+
+def _beside(beta: float, group: Group, zero: Group, words: list[str]) -> tuple[Comparison, Comparison]:
+    """The best beta's sparsity at a loss of a point and its plain area against beta = 0's; adds sentences."""
+    later = compare(f"β {beta:g} - β 0, sparsity at a loss of 1 point", group, zero, Group.at_1_percent)
+    plainly = compare(f"β {beta:g} - β 0, plain area", group, zero, Group.area)
+    assert later is not None, "the areas could be compared"
+    assert plainly is not None
+    gain = group.trained("test_acc").mean() - zero.trained("test_acc").mean()
+    words.append(
+        f"The sparsity at which it loses a point of its own accuracy is {_points(later)} from that of "
+        f"beta = 0 (p {later.p:.2g})."
+    )
+    words.append(
+        f"Its plain area is {_points(plainly)} from that of beta = 0 (p {plainly.p:.2g}), its accuracy "
+        f"before pruning {100 * gain:+.2f} points."
+    )
+    return later, plainly
+
+
+def _tracking(family: Family, words: list[str]) -> tuple[float | None, float | None]:
+    """Spearman's correlation of retained area and entanglement over betas, and its p; adds a sentence."""
+    from scipy.stats import spearmanr
+
+    if len(family.betas) < 4:
+        return None, None
+    values, name = entanglement(family)
+    if np.ptp(values) == 0:
+        return None, None
+    area = np.array([group.retained().mean() for group in family.betas.values()])
+    answer = spearmanr(values, area)
+    correlation, p = float(answer.statistic), float(answer.pvalue)
+    words.append(
+        f"Over betas, retained area and {name} have a rank correlation of {correlation:.2f} (p {p:.2g}): "
+        f"what prunes better is {'' if _tracks(correlation, p) else 'not significantly '}less entangled."
+    )
+    return correlation, p
+
+
+def _tracks(correlation: float | None, p: float | None) -> bool:
+    """Whether the area falls significantly with entanglement."""
+    return correlation is not None and p is not None and correlation < 0 and p < ALPHA
 
 
 def _trained_enough(groups: Sequence[Group], words: list[str]) -> bool:

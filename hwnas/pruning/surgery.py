@@ -6,6 +6,7 @@ import copy
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def smaller(network: Deployed) -> Deployed:
         for name, layer in network.layers().items()
         if name not in ("mean", "classifier")
     }
-    arguments = {**network.arguments}
+    arguments = network.arguments.copy()
     arguments["channels"] = [len(kept[name]) for name in kept if name != "hidden"]
     arguments["hidden"] = len(kept["hidden"])
     found = Deployed(**arguments)
@@ -61,7 +62,16 @@ def _copy(module: nn.Module, values: dict[str, Tensor]) -> None:
         own[name].copy_(value)
 
 
-def costs(network: Deployed) -> dict[str, float]:
+class Costs(TypedDict):
+    """What `costs` returns."""
+
+    params: float
+    flops: float
+    bytes: float
+    bytes_compressed: float
+
+
+def costs(network: Deployed) -> Costs:
     """What a network costs, zeros left out.
 
     Returns:
