@@ -1,4 +1,4 @@
-"""What the site has beside docs/: README, CONTRIBUTING and CHANGELOG, and a reference page per module."""
+"""Pages of the site besides docs/: README, CONTRIBUTING and CHANGELOG, and a reference page per module."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Adds the pages that do not lie in docs/."""
+    """Adds the pages from outside of docs/."""
     for path, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / path).read_text()))
     for name in rooms():

@@ -93,6 +93,11 @@ def page(run: Run) -> dict[str, object]:
         "max_figures": sections.MAX_FIGURES,
         "count": count,
         "last_generation": max(trial.generation for trial in run.trials),
+        "limits": [_phrase(limit) for limit in run.limits],
+        "remarks": remarks(run.result) if run.result else [],
+        "clock": virtual_clock(run.result) if run.result else "",
+        "command": None if run.overrides is None else shlex.join(["hwnas", "search", *run.overrides]),
+        "yaml": password.without(config_file(run.folder).read_text(encoding="utf-8")),
         **{name: section(view) for name, section in SECTIONS.items()},
     }
 
@@ -168,10 +173,6 @@ def _test_accuracy(result: Result, trained: FinalNetwork | None) -> str:
 def _phrase(limit: Limit) -> str:
     sign = "≤" if limit.goal == "min" else "≥"
     return f"{quantity(limit.metric).name} {sign} {text(limit.metric, limit.bound, exact=True)}"
-
-
-def _limits(view: View) -> list[str]:
-    return [_phrase(limit) for limit in view.run.limits]
 
 
 def _closest(view: View) -> str:
@@ -478,22 +479,6 @@ def _next(view: View) -> str | None:
     return None
 
 
-def _remarks(view: View) -> list[str]:
-    return remarks(view.run.result) if view.run.result else []
-
-
-def _clock(view: View) -> str:
-    return virtual_clock(view.run.result) if view.run.result else ""
-
-
-def _command(view: View) -> str | None:
-    return None if view.run.overrides is None else shlex.join(["hwnas", "search", *view.run.overrides])
-
-
-def _yaml(view: View) -> str:
-    return password.without(config_file(view.run.folder).read_text(encoding="utf-8"))
-
-
 def _versions(view: View) -> dict[str, str]:
     """Versions of the software that draws the page, and of each evaluator's answers."""
     known = view.run.result.versions if view.run.result else {}
@@ -511,9 +496,7 @@ def _version(package: str) -> str:
 SECTIONS: dict[str, Callable[[View], object]] = {
     "protocol": _protocol,
     "headline": _headline,
-    "limits": _limits,
     "closest": _closest,
-    "remarks": _remarks,
     "optimum": _optimum,
     "controls": sections.controls,
     "deciles": sections.decile_lines,
@@ -532,12 +515,9 @@ SECTIONS: dict[str, Callable[[View], object]] = {
     "transfer": _transfer,
     "trained": _trained,
     "phases": _phases,
-    "clock": _clock,
     "evaluations": _evaluations,
     "ledger": _ledger,
-    "command": _command,
     "next": _next,
-    "yaml": _yaml,
     "versions": _versions,
     "data": sections.data,
 }

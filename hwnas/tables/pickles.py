@@ -201,13 +201,7 @@ def read_pickle(file: Path) -> object:
         ValueError: As `loads`.
         OSError: The file cannot be read.
     """
-    with file.open("rb") as stream:
-        if stream.read(3) == b"BZh":
-            stream.seek(0)
-            return loads(stream.read(), str(file))
-        stream.seek(0)
-        with _explained(str(file)), _bounded(file.stat().st_size):
-            return _Unpickler(stream).load()
+    return loads(file.read_bytes(), str(file))
 
 
 def read_torch(file: Path) -> object:
