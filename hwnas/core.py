@@ -97,7 +97,7 @@ def trials_of(
 
 
 def checked_population(strategy: Strategy, population: object) -> list[Genotype]:
-    """What a strategy asked for, as genotypes of its space.
+    """The population that a strategy asked for, checked, as genotypes of its space.
 
     Raises:
         ValueError: It is something else; names the strategy's class and the rule.
@@ -140,7 +140,7 @@ def checked_result(strategy: Strategy) -> list[Trial]:
 def checked_answers(
     evaluator: Evaluator, genotypes: Sequence[Genotype], rows: object
 ) -> list[dict[str, float]]:
-    """What an evaluator answered for `genotypes`: its metrics, a float each.
+    """The answers of an evaluator for `genotypes`, checked: a float per metric.
 
     Raises:
         ValueError: It answered something else; names the evaluator's class and the rule.
@@ -342,13 +342,13 @@ def checked(target: _Checked) -> _Checked:
 
 
 def settings_of(made: object) -> dict[str, object]:
-    """What the `checked` constructor of an object was given, by name; empty for others."""
+    """The settings that an object's `checked` constructor got, by name; empty for other objects."""
     return dict(made.__dict__.get("_settings", {})) if hasattr(made, "__dict__") else {}
 
 
 @functools.cache
 def _kinds(target: Callable[..., object]) -> dict[str, object]:
-    """The type of each setting of a constructor."""
+    """Types of a constructor's settings by name."""
     kinds = {}
     for name, parameter in inspect.signature(target).parameters.items():
         kind = parameter.annotation
@@ -363,15 +363,15 @@ def _kinds(target: Callable[..., object]) -> dict[str, object]:
 
 
 def check_setting(name: str, kind: object, value: object) -> Any:
-    """A value as a setting of a type: itself, a whole number as an int, a list as a tuple where one is due.
+    """A value as a setting of a type: a whole number as an int, a list as a tuple if needed.
 
     Args:
-        name: What the message calls it.
-        kind: As `checked` takes them.
+        name: Name of the setting, for the message.
+        kind: A type, as for `checked`.
         value: Anything.
 
     Raises:
-        ValueError: It does not fit; says what would.
+        ValueError: The value does not fit; says which values do.
     """
     from pydantic import ValidationError  # a tenth of a second
 
@@ -770,7 +770,7 @@ NUM_SAMPLED = 20_000
 
 
 def listed(space: SearchSpace) -> list[Genotype]:
-    """All architectures of a space that can be listed; of a larger one a seeded sample of `NUM_SAMPLED`."""
+    """All architectures of a space that can be listed, or a seeded sample of `NUM_SAMPLED`."""
     return space.all() if space.size <= MOST_LISTED else space.sample(np.random.default_rng(0), NUM_SAMPLED)
 
 

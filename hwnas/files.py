@@ -74,16 +74,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def take_lock(file: IO[str] | IO[bytes], *, wait: bool = False, shared: bool = False) -> bool:
-    """Lock an open file for this process until the file is closed or the process ends, however it ends.
+    """Lock an open file for this process, until the file is closed or the process ends.
 
     Args:
-        file: Open; the file itself is locked, whatever it holds.
-        wait: Whether to wait while another process has the lock.
-        shared: Whether others may share it.
+        file: An open file.
+        wait: Whether to wait for another process that has the lock.
+        shared: Whether other processes can hold the lock, too, if theirs are shared.
 
     Returns:
-        False if another process has it. Always True on Windows, which has no such locks: two writers are the
-        user's care there.
+        False if another process has the lock. Always True on Windows, which has no such locks: there the user
+        must avoid two writers.
     """
     if sys.platform == "win32":
         return True
@@ -266,7 +266,7 @@ def write_torch(path: Path, content: object) -> None:
 
 
 def read_torch(path: Path, *names: str, advice: str = "") -> dict[str, Any]:
-    """What `write_torch` wrote, or another file of tensors and plain types by name, on the CPU; runs no code.
+    """The content of a file of tensors and plain types, as of `write_torch`, on the CPU; runs no code.
 
     Args:
         path: The file.
@@ -496,18 +496,18 @@ def _check_depth(value: object) -> None:
 
 
 def shaped(value: object, shape: object, place: str = "") -> None:
-    """Check what JSON holds against the shape that it should have.
+    """Check the content of JSON against a shape.
 
     Args:
-        value: What was read.
+        value: The content.
         shape: `str`, `int`, `bool`, or `float` (any finite number, `Real` NaN too); `object` is anything;
             a text or None is that value; a tuple, one of several shapes; `[shape]`, a list of any length;
             `{name: shape}`, a mapping that has these names (those that end in "?" may be missing) and may
             have others, whose shape is that of the name `str`, if there is one.
-        place: Where the value stands, for messages.
+        place: Place of the value, for messages.
 
     Raises:
-        ValueError: Another shape; says where, and what is there.
+        ValueError: The content has another shape; says where, and how.
     """
     if isinstance(shape, tuple):
         if value is not None and len(rest := [one for one in shape if one is not None]) == 1:

@@ -40,7 +40,7 @@ def word(name: str) -> str:
 
 
 class DataSet(ABC):
-    """What networks are for.
+    """A data set: images and classes that networks are built for.
 
     Attributes:
         name: Part of the store's key.
