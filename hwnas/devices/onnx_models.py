@@ -16,6 +16,7 @@ import numpy as np
 from hwnas.files import replacing, temporary_folder, write_bytes
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
     from torch.export import ExportedProgram
 
@@ -77,7 +78,7 @@ def write_models(models: Mapping[str, tuple[nn.Module, Sequence[int], str]], fol
         write_bytes(folder / models[name][2], proto.SerializeToString())
 
 
-def _kernels(proto: Any) -> list[Any]:
+def _kernels(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The tensors of a model that are weights of convolutions and linear layers."""
     return [tensor for tensor in proto.graph.initializer if len(tensor.dims) >= 2]
 

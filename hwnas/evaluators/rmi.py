@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -33,6 +33,7 @@ from hwnas.data.images import Images, augment, check_batch
 from hwnas.evaluators.table import Lookup
 from hwnas.spaces.capabilities import HasSimilarity, fingerprint
 from hwnas.training.checkpoint import Session
+from hwnas.training.classifier import Classifier
 from hwnas.training.progress import progress
 from hwnas.training.recipe import Recipe
 from hwnas.training.reference import reference_model
@@ -214,7 +215,7 @@ class RMI(Evaluator):
             self._version = digest.hexdigest()[:16]
         return self._version
 
-    def _choose_batch(self, model: Any, seed: int) -> tuple[Tensor, Tensor]:
+    def _choose_batch(self, model: Classifier, seed: int) -> tuple[Tensor, Tensor]:
         import torch
         import torch.nn.functional as F
 

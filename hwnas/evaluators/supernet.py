@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 from annotated_types import Ge
@@ -23,10 +23,7 @@ from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.spaces.capabilities import HasSupernet
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
-from hwnas.training.shared_weights import SharedWeights, inherit, repeatable
-
-if TYPE_CHECKING:
-    from hwnas.training.shared_weights import Population, SharedWeights
+from hwnas.training.shared_weights import Judges, Population, SharedWeights, State, inherit, repeatable
 
 WEIGHTS_VERSION = 1  # increased when the same settings begin to give other weights or accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -69,20 +66,20 @@ class _Checkpoint:
     """
 
     path: Path
-    names: dict[str, Any]
+    names: Mapping[str, object]
     first_epoch: int
     shared: bool
     seconds: float
     written: float = field(default_factory=time.monotonic)
 
-    def write(self, state: Mapping[str, Any], epochs: int) -> None:
+    def write(self, state: State, epochs: int) -> None:
         """Write weights after `epochs` of the link, atomically."""
         if not self.shared and self.path.is_file():
             os.replace(self.path, self.path.with_suffix(".previous.pt"))
         write_torch(self.path, {**self.names, "epochs": epochs, **state})
         self.written = time.monotonic()
 
-    def keep(self, state: Callable[[], Mapping[str, Any]], next_epoch: int) -> None:
+    def keep(self, state: Callable[[], State], next_epoch: int) -> None:
         """Write the result of `state`, before epoch `next_epoch` of the stage, if the last one is old."""
         if time.monotonic() - self.written > self.seconds:
             self.write(state(), next_epoch - self.first_epoch)
@@ -235,8 +232,8 @@ class Supernet(Evaluator):
         Every call with a population is a generation, also if its answers are known. A call without a
         population trains at once what depends on none.
         """
-        whole: Any = space
-        resized = whole.resized(channels=self.channels, num_cells=self.num_cells)
+        assert isinstance(space, HasSupernet)
+        resized = space.resized(channels=self.channels, num_cells=self.num_cells)
         if not self._links or resized.choices != self._links[-1].space.choices:
             stage = self._links[-1].stage + 1 if self._links else 0
             parent = self._links[-1].chain if self._links and self.inherit else self._rooted(resized)
@@ -246,7 +243,7 @@ class Supernet(Evaluator):
         if population and self.epochs_per_generation:
             last, sampling = self._links[-1], self.training.sampling
             trained: Population = tuple(population)
-            members: Any = trained if sampling == "population" else ()
+            members: object = trained if sampling == "population" else ()
             if alphas is not None and sampling == "population_alpha":
                 trained, members = alphas, alphas.tolist()
             chain = _hash(last.chain, "generation", members, self.epochs_per_generation)
@@ -283,7 +280,7 @@ class Supernet(Evaluator):
             )
         return self._root
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> dict[str, object]:
         """The part of the recipe that weights depend on; a single device is left out, as in old versions."""
         recipe = asdict(self.training)
         del recipe["strategy"]
@@ -307,7 +304,7 @@ class Supernet(Evaluator):
             )
         return [{"val_acc": accuracy} for accuracy in accuracies]
 
-    def _images(self) -> dict[str, Any]:
+    def _images(self) -> Judges:
         """The validation images, in the form of `SharedWeights`."""
         seed = (
             int(_hash(self._links[-1].chain, "augment")[:12], 16) if self.valid_transform == "train" else None
@@ -319,7 +316,7 @@ class Supernet(Evaluator):
         self._train()
         return [genotypes[i : i + GROUP_SIZE] for i in range(0, len(genotypes), GROUP_SIZE)]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """The state that a worker needs: trained weights and validation images."""
         weights = None if self._weights is None else self._weights.for_evaluation(**self._images())
         return {**self.__dict__, "_weights": weights}
@@ -428,7 +425,7 @@ class Supernet(Evaluator):
             return self._store_dir / "supernets" / f"{self._links[index].chain}.pt"
         return self._own_path
 
-    def _made_for(self, link: _Link) -> dict[str, Any]:
+    def _made_for(self, link: _Link) -> dict[str, object]:
         """Description of the weights, which a checkpoint must match."""
         space = link.space
         return {
@@ -469,7 +466,7 @@ class Supernet(Evaluator):
             return 0
         self._begin(link, None)
         assert self._weights is not None
-        self._weights.load(state)
+        self._weights.load(cast(State, state))
         self._announce(f"supernet after {link.first_epoch + epochs} epochs from {path}")
         return int(epochs)
 
@@ -487,9 +484,9 @@ class Supernet(Evaluator):
             ) from None
 
 
-def _said(made_for: Any) -> str:
+def _said(made_for: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in dict(made_for).items())
 
 
-def _hash(*values: Any) -> str:
+def _hash(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

@@ -26,7 +26,7 @@ class Deployed(nn.Module):
 
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        if hasattr(network, "auxiliary"):
+        if "auxiliary" in dict(network.named_children()):
             network.auxiliary = None  # type: ignore[assignment]
         self.network = network
         self.register_buffer("mean", mean)

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,14 @@ class Dataset(Protocol):
         """How training images are changed at random, JSON-able."""
 
 
+@runtime_checkable
+class HasDropPath(Protocol):
+    """A network with drop-path."""
+
+    def set_drop_path(self, prob: float) -> None:
+        """Set its probability."""
+
+
 class Classifier(Resumable):
     """Normalises images, classifies them with a network, and trains it by a recipe.
 
@@ -90,8 +98,8 @@ class Classifier(Resumable):
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
     ) -> None:
         recipe.check(
-            auxiliary=getattr(network, "auxiliary", None) is not None,
-            drop_path=hasattr(network, "set_drop_path"),
+            auxiliary="auxiliary" in dict(network.named_children()),
+            drop_path=isinstance(network, HasDropPath),
         )
         super().__init__(network, steps_per_epoch=steps_per_epoch, start=start, on_epoch=on_epoch)
         self.recipe = recipe
@@ -113,7 +121,7 @@ class Classifier(Resumable):
         """Set drop-path and its seed at the start of a pass."""
         epoch, batch_in_epoch = divmod(self.step, self.steps_per_epoch)
         if batch_in_epoch == 0 and self.recipe.drop_path:
-            self.network.set_drop_path(self.recipe.drop_path_at(epoch))  # type: ignore[operator]
+            cast(HasDropPath, self.network).set_drop_path(self.recipe.drop_path_at(epoch))
             torch.manual_seed(seed_of(self.seed, epoch * 1_009 + self.global_rank))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

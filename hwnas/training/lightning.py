@@ -6,12 +6,14 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from hwnas.training.progress import progress
@@ -23,7 +25,7 @@ logging.getLogger("pytorch_lightning").propagate = True
 class _Progress(pl.Callback):
     """Tells how many steps are done."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         """Called after every step."""
         steps = trainer.max_steps
         if steps < 0:
@@ -49,7 +51,7 @@ FORKING = ("fork", "notebook")
 
 def fit_by_lightning(
     module: pl.LightningModule,
-    batches: Any = None,
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     *,
     folder: Path,
     devices: int = 1,

@@ -24,7 +24,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -91,7 +91,23 @@ def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
 Population = Sequence[Genotype] | FloatArray
 """Whom an epoch trains: architectures, or undecoded alphas, shape (n, edges, ops)."""
 
-Keep = Callable[[Callable[[], dict[str, Any]], int], None]
+
+class Judges(TypedDict):
+    """Which validation images judge, as `SharedWeights.accuracies` takes it."""
+
+    num_images: int | None
+    batch_size: int
+    transform_seed: int | None
+
+
+class State(TypedDict):
+    """Weights and buffers by name, and momenta by the number of their parameter, on the CPU."""
+
+    weights: dict[str, Tensor]
+    momenta: dict[int, Tensor]
+
+
+Keep = Callable[[Callable[[], State], int], None]
 """Gets what gives the state, and the number of the next epoch."""
 
 
@@ -154,7 +170,7 @@ class SharedWeights(pl.LightningModule):
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
         self._figures: list[Tensor] = []  # loss and fraction of right answers of the epoch's steps
         self.told: dict[str, float] = {}
-        self._resident: tuple[Any, list[tuple[Tensor, Tensor]]] | None = None
+        self._resident: tuple[tuple[int | None, int, int | None], list[tuple[Tensor, Tensor]]] | None = None
         if recipe.devices == 1:  # else processes take them from the CPU
             self._move(_fastest())
 
@@ -179,7 +195,7 @@ class SharedWeights(pl.LightningModule):
             nesterov=recipe.nesterov and recipe.momentum > 0,
         )
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> torch.optim.SGD:
         """SGD with its momenta; for a Trainer. Epochs set the learning rate themselves."""
         return self.optimizer
 
@@ -329,10 +345,10 @@ class SharedWeights(pl.LightningModule):
                 max_epochs=num_epochs,
                 gradient_clip_val=self.recipe.grad_clip,
             )
-            state = read_torch(handed)
+            stored = read_torch(handed)
         self.trainer = None  # it refers to all that it had
-        self.load(state)
-        return dict(state["figures"])
+        self.load(cast(State, stored))
+        return dict(stored["figures"])
 
     @property
     def _autocasts(self) -> bool:
@@ -413,21 +429,20 @@ class SharedWeights(pl.LightningModule):
             self._resident = wanted, [(self._normalised(part), labels) for part, labels in parts]
         return self._resident[1]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Weights, buffers and momenta, on the CPU."""
         momenta = self.optimizer.state_dict()["state"]
-        return copy.deepcopy(
-            {
-                "weights": {name: tensor.cpu() for name, tensor in self.supernet.state_dict().items()},
-                "momenta": {
-                    index: values["momentum_buffer"].cpu()
-                    for index, values in momenta.items()
-                    if values["momentum_buffer"] is not None
-                },
-            }
-        )
+        state: State = {
+            "weights": {name: tensor.cpu() for name, tensor in self.supernet.state_dict().items()},
+            "momenta": {
+                index: values["momentum_buffer"].cpu()
+                for index, values in momenta.items()
+                if values["momentum_buffer"] is not None
+            },
+        }
+        return copy.deepcopy(state)
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Go on from a state."""
         self.supernet.load_state_dict(state["weights"])
         stored = self.optimizer.state_dict()
