@@ -441,8 +441,8 @@ def test_wrong_input_gets_one_line(
 
 def test_from_python(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings: dict[str, Any] = {"format": ["onnx"], "rounds": 3, "check_images": 5, "show": False}
-    outcome = export(f"run={run}", to="mine", **settings)
+    words = (f"run={run}", "format=[onnx]", "rounds=3", "check_images=5")
+    outcome = export(*words, "to=mine", show=False)
     assert outcome.folder == tmp_path / "mine"
     assert outcome.result["arch"] == ARCH
     assert sorted(path.name for path in outcome.folder.iterdir()) == [
@@ -451,7 +451,7 @@ def test_from_python(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "network.onnx",
     ]
     with pytest.raises(ValueError, match="format=tflite is not known"):
-        export(f"run={run}", format="tflite", show=False)
+        export(f"run={run}", "format=tflite", show=False)
 
 
 def test_a_training_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -150,10 +150,10 @@ def main(job: Job) -> None:
     if run is not None:
         take_from_run(cfg, run, words)
     space, dataset = space_of(cfg)
-    if not isinstance(dataset, Images | ImageFolder):
-        raise ValueError(f"dataset={dataset.name} has no images to export a network for; choose another")
     if not isinstance(space, HasNetworks):
         raise ValueError(f"the {space.name} space has no networks to export")
+    if not isinstance(dataset, Images | ImageFolder):
+        raise ValueError(f"dataset={dataset.name} has no images to export a network for; choose another")
     if facts and facts.get("search_space") != space.name:
         raise ValueError(f"run={run} trained a network of {facts.get('search_space')}, not of {space.name}")
     genotype = space.check(facts["genotype"]) if facts else architecture(space, str(cfg.arch))
