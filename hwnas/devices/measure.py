@@ -407,6 +407,16 @@ def read_measurements(path: Path) -> board.Measurements:
     return measured
 
 
+def _check_networks(space: HasCosts, plan: board.Plan) -> None:
+    """Raise ValueError unless a plan is of the space's networks."""
+    shape = network_shape(space, plan["network"].get("batch_size", 1))
+    if plan["space"] != space.name or plan["network"] != shape:
+        raise ValueError(
+            f"measurements of {plan['space']} networks {plan['network']} do not fit "
+            f"search_space={space.name} with {shape}"
+        )
+
+
 def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) -> Profile:
     """The profile of measurements.
 
@@ -421,13 +431,8 @@ def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) 
     import torch
 
     space = require_blocks(space)
-    plan, origin, settings = content["plan"], dict(content["origin"]), content["settings"]
-    shape = network_shape(space, plan["network"].get("batch_size", 1))
-    if plan["space"] != space.name or plan["network"] != shape:
-        raise ValueError(
-            f"measurements of {plan['space']} networks {plan['network']} do not fit "
-            f"search_space={space.name} with {shape}"
-        )
+    plan = content["plan"]
+    _check_networks(space, plan)
     with torch.random.fork_rng(devices=[]):
         blocks: Blocks = space.blocks()
     inputs = {model["name"]: model["input"] for model in plan["models"] if "genotype" not in model}
@@ -435,7 +440,7 @@ def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) 
         raise ValueError(f"measurements of other blocks than those of this version's {space.name} space")
     networks = [model for model in plan["models"] if "genotype" in model]
     G = np.array([space.check(model["genotype"]) for model in networks])
-    live = origin["backend"] in LEAVES_OUT
+    live = content["origin"]["backend"] in LEAVES_OUT
     fitted = int(plan["fitted"])
     costs: dict[str, Additive] = {}
     operations: dict[str, Operation] = {name: {"input": inputs[name]} for name in blocks.modules}
@@ -465,13 +470,13 @@ def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) 
     for name, row in operations.items():
         spread = board.variation(content["latency_ms"][name])
         row["rounds"], row["passes"] = len(content["latency_ms"][name]), content["passes"][name]
-        row["variation"], row["noisy"] = spread, spread > settings["noise"]
+        row["variation"], row["noisy"] = spread, spread > content["settings"]["noise"]
     profile = Profile(
         schema=SCHEMA_VERSION,
         device=device,
         space=space.name,
         network=plan["network"],
-        origin={**origin, "noise": settings["noise"]},
+        origin={**content["origin"], "noise": content["settings"]["noise"]},
         costs=costs,
         check={},
         operations=operations,

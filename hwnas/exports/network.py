@@ -117,13 +117,9 @@ def export_network(
     say("classifying test images with every file")
     with torch.inference_mode():
         compared, rows = _checked(module, files, dataset, settings.check_images)
-    allowed = TOLERANCE * max(1.0, compared["largest"])
     for file, row in zip(files, rows, strict=True):
-        if file.path.name != INT8 and not row["difference"] <= allowed:
-            raise ValueError(
-                f"{file.path} does not compute what torch does: its logits differ by up to "
-                f"{row['difference']:.2g}, more than {allowed:.2g}"
-            )
+        if file.path.name != INT8:
+            _check_difference(file.path, row["difference"], compared["largest"])
     own, *times = _timed([cpu_timer(module, image), *(file.timer for file in files)], settings.rounds)
     return {
         **compared,
@@ -140,6 +136,16 @@ def export_network(
         ],
         "torch": {"runtime": f"torch {torch.__version__}", **own},
     }
+
+
+def _check_difference(path: Path, difference: float, largest: float) -> None:
+    """Raise ValueError if a file's logits are not torch's, whose largest is given."""
+    allowed = TOLERANCE * max(1.0, largest)
+    if not difference <= allowed:
+        raise ValueError(
+            f"{path} does not compute what torch does: its logits differ by up to {difference:.2g}, more "
+            f"than {allowed:.2g}"
+        )
 
 
 def _torch_file(program: ExportedProgram, folder: Path, image: Tensor, metadata: Mapping[str, str]) -> _File:

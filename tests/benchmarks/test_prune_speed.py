@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from hwnas.build import build, conf_folder
 from hwnas.data.images import Images
 from hwnas.files import data_folder
-from hwnas.pruning.beta_vae import BetaVAE, Training, divergence, train
+from hwnas.pruning.beta_vae import BetaVAE, Steps, Training, divergence, train
+from hwnas.training.checkpoint import Session
 
 pytestmark = pytest.mark.benchmark
 
@@ -66,7 +67,7 @@ def test_an_epoch_of_mnist(mnist: Images, tmp_path: Path, benchmark) -> None:  #
 
     def epoch() -> BetaVAE:
         net = network()
-        train(net, batches, training, seed=0, folder=tmp_path, num_steps=num_steps)
+        train(net, batches, training, Session(tmp_path), seed=0, steps=Steps(num_steps))
         return net
 
     net = benchmark.pedantic(epoch, rounds=3, warmup_rounds=int(benchmark.enabled))
@@ -88,11 +89,12 @@ def test_memory_of_an_epoch_of_mnist(mnist: Images, tmp_path: Path) -> None:
     """All of MNIST as tensors and a training, in a process of its own, below 2 GB."""
     code = (
         "import sys, resource; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
-        "import test_prune_speed as t; from hwnas.pruning.beta_vae import Training, train;"
+        "import test_prune_speed as t; from hwnas.pruning.beta_vae import Steps, Training, train;"
+        "from hwnas.training.checkpoint import Session;"
         "from omegaconf import OmegaConf; from hwnas.build import build, conf_folder;"
         "data = build(OmegaConf.load(conf_folder() / 'dataset' / 'mnist.yaml'));"
-        "train(t.network(), data.batches('all', batch_size=256), Training(1, 256, 1e-3, 0.0, 'bf16'), seed=0,"
-        " folder=Path(sys.argv[2]), num_steps=20);"
+        "train(t.network(), data.batches('all', batch_size=256), Training(1, 256, 1e-3, 0.0, 'bf16'),"
+        " Session(Path(sys.argv[2])), seed=0, steps=Steps(20));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(
