@@ -295,7 +295,7 @@ class Supernet(Evaluator):
         with self._within_memory("evaluation", "valid_batch_size"):
             accuracies = self._weights.accuracies(
                 genotypes,
-                **self._images(),
+                self._images(),
                 batch_statistics=self.eval_mode == "batch",
                 decoding=self.decoding,
                 alphas=np.array([self._judged[genotype] for genotype in genotypes])
@@ -309,7 +309,7 @@ class Supernet(Evaluator):
         seed = (
             int(_hash(self._links[-1].chain, "augment")[:12], 16) if self.valid_transform == "train" else None
         )
-        return {"num_images": self.num_valid, "batch_size": self.valid_batch_size, "transform_seed": seed}
+        return Judges(self.num_valid, self.valid_batch_size, seed)
 
     def for_workers(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
         """Complete the training; returns small groups, because networks are evaluated one by one."""
@@ -318,7 +318,7 @@ class Supernet(Evaluator):
 
     def __getstate__(self) -> dict[str, object]:
         """The state that a worker needs: trained weights and validation images."""
-        weights = None if self._weights is None else self._weights.for_evaluation(**self._images())
+        weights = None if self._weights is None else self._weights.for_evaluation(self._images())
         return {**self.__dict__, "_weights": weights}
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:

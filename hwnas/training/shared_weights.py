@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -92,10 +93,17 @@ Population = Sequence[Genotype] | FloatArray
 """Whom an epoch trains: architectures, or undecoded alphas, shape (n, edges, ops)."""
 
 
-class Judges(TypedDict):
-    """Which validation images judge, as `SharedWeights.accuracies` takes it."""
+@dataclass(frozen=True)
+class Judges:
+    """The validation images that judge architectures.
 
-    num_images: int | None
+    Args:
+        num: How many, the first of a fixed shuffle; None takes all.
+        batch_size: Images per batch.
+        transform_seed: Seed of the training augmentation, drawn once for all architectures; None: none.
+    """
+
+    num: int | None
     batch_size: int
     transform_seed: int | None
 
@@ -170,7 +178,7 @@ class SharedWeights(pl.LightningModule):
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
         self._figures: list[Tensor] = []  # loss and fraction of right answers of the epoch's steps
         self.told: dict[str, float] = {}
-        self._resident: tuple[tuple[int | None, int, int | None], list[tuple[Tensor, Tensor]]] | None = None
+        self._resident: tuple[Judges, list[tuple[Tensor, Tensor]]] | None = None
         if recipe.devices == 1:  # else processes take them from the CPU
             self._move(_fastest())
 
@@ -357,31 +365,27 @@ class SharedWeights(pl.LightningModule):
     def accuracies(
         self,
         genotypes: Sequence[Genotype],
+        judges: Judges,
         *,
-        num_images: int | None,
-        batch_size: int,
-        transform_seed: int | None,
         batch_statistics: bool,
         decoding: str,
         alphas: FloatArray | None = None,
     ) -> list[float]:
-        """Share of validation images that each architecture gets right, in 0..1.
+        """Fraction of validation images that each architecture gets right, in 0..1.
 
         Args:
             genotypes: The architectures.
-            num_images: How many validation images, the first of a fixed shuffle; None takes all.
-            batch_size: Images per batch.
-            transform_seed: Seed of the training augmentation, drawn once for all architectures; None: none.
+            judges: The images.
             batch_statistics: Whether BatchNorm uses the batch's statistics, not the running ones.
             decoding: "soft" or "hard".
             alphas: Judged as they are, put through the softmax, instead of `genotypes` and whatever
                 `decoding` says; shape (len(genotypes), edges, ops).
 
         Raises:
-            ValueError: Fewer validation images than `num_images`.
+            ValueError: Fewer validation images than `judges.num`.
         """
         self._move(_fastest())
-        batches = self._validation(num_images, batch_size, transform_seed)
+        batches = self._validation(judges)
         self.supernet.eval()
         right = torch.zeros(len(genotypes), dtype=torch.long, device=self.device)
         mixtures = (
@@ -397,36 +401,31 @@ class SharedWeights(pl.LightningModule):
         num = sum(len(labels) for _, labels in batches)
         return [count / num for count in right.tolist()]
 
-    def for_evaluation(
-        self, *, num_images: int | None, batch_size: int, transform_seed: int | None
-    ) -> SharedWeights:
+    def for_evaluation(self, judges: Judges) -> SharedWeights:
         """These weights and their validation images, without what trains them; for other processes.
 
-        The arguments are those of `accuracies`, which can be called with no others of them.
+        Its `accuracies` can be called with these images only.
         """
         self._move(_fastest())
-        self._validation(num_images, batch_size, transform_seed)
+        self._validation(judges)
         other: Any = copy.copy(self)
         other.optimizer = other._batches = None
         other._mixtures, other._figures = [], []
         return other
 
-    def _validation(
-        self, num_images: int | None, batch_size: int, transform_seed: int | None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _validation(self, judges: Judges) -> list[tuple[Tensor, Tensor]]:
         """Batches of normalised validation images and their labels; they stay on the device."""
-        wanted = (num_images, batch_size, transform_seed)
-        if self._resident is None or self._resident[0] != wanted:
+        if self._resident is None or self._resident[0] != judges:
             x, y = self._dataset.split("valid")
-            if num_images is not None and num_images > len(x):
+            if judges.num is not None and judges.num > len(x):
                 raise ValueError(
-                    f"evaluator.num_valid {num_images} is more than the {len(x)} validation images"
+                    f"evaluator.num_valid {judges.num} is more than the {len(x)} validation images"
                 )
-            x, y = x[:num_images].to(self.device), y[:num_images].to(self.device)
-            if transform_seed is not None:
-                x = augment(x, self._dataset, torch.Generator().manual_seed(transform_seed))
-            parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-            self._resident = wanted, [(self._normalised(part), labels) for part, labels in parts]
+            x, y = x[: judges.num].to(self.device), y[: judges.num].to(self.device)
+            if judges.transform_seed is not None:
+                x = augment(x, self._dataset, torch.Generator().manual_seed(judges.transform_seed))
+            parts = zip(x.split(judges.batch_size), y.split(judges.batch_size), strict=True)
+            self._resident = judges, [(self._normalised(part), labels) for part, labels in parts]
         return self._resident[1]
 
     def state(self) -> State:

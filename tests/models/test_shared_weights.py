@@ -15,7 +15,7 @@ from torch import nn
 from hwnas.data.images import Images
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.recipe import SupernetRecipe
-from hwnas.training.shared_weights import SharedWeights, inherit, mixing_weights, mixture
+from hwnas.training.shared_weights import Judges, SharedWeights, inherit, mixing_weights, mixture
 
 SPACE = NasBench201(2, 1, image_shape=(1, 8, 8))
 POPULATION = [(3, 1, 2, 0, 4, 3), (1,) * 6, (2, 3, 0, 1, 1, 1)]
@@ -174,7 +174,7 @@ def test_an_epoch_depends_on_nothing_but_its_number_and_the_state(sampling: str)
 def test_training_learns() -> None:
     space = NasBench201(4, 1, image_shape=(1, 8, 8))
     weights = shared(space, sampling="population", batch_size=32, lr=0.1)
-    judge = {"num_images": 300, "batch_size": 100, "transform_seed": None, "decoding": "soft"}
+    judge = {"judges": Judges(300, 100, None), "decoding": "soft"}
     population = [(3,) * 6]
     before = weights.accuracies(population, batch_statistics=True, **judge)
     losses = [weights.train_epoch(epoch, population)["loss"] for epoch in range(4)]
@@ -190,9 +190,7 @@ def test_accuracies_do_not_depend_on_the_company() -> None:
     for decoding in ("soft", "hard"):
         for batch_statistics in (True, False):
             judge = {
-                "num_images": None,
-                "batch_size": 256,
-                "transform_seed": 3,
+                "judges": Judges(None, 256, 3),
                 "batch_statistics": batch_statistics,
                 "decoding": decoding,
             }
@@ -205,16 +203,16 @@ def test_accuracies_do_not_depend_on_the_company() -> None:
     with torch.no_grad():
         logits = plain.plain((x - weights._mean) / weights._std, row)
     expected = (logits.argmax(1) == y).double().mean().item()
-    judge |= {"decoding": "soft", "transform_seed": None}
+    judge |= {"decoding": "soft", "judges": Judges(None, 256, None)}
     assert weights.accuracies(POPULATION[:1], **judge) == pytest.approx([expected], rel=1e-9)
 
 
 def test_what_is_cut_out_is_0_in_training_and_where_validation_images_are_augmented() -> None:
     weights = shared(cutout=20, crop=0)
     assert all((weights._normalised(x) == 0).double().mean() > 0.5 for x, _ in weights._batches)
-    ((x, _),) = weights._validation(None, 1000, transform_seed=1)
+    ((x, _),) = weights._validation(Judges(None, 1000, 1))
     assert (x == 0).double().mean() > 0.5
-    ((x, _),) = weights._validation(None, 1000, transform_seed=None)
+    ((x, _),) = weights._validation(Judges(None, 1000, None))
     assert (x != 0).all()
 
 
