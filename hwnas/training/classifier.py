@@ -23,7 +23,7 @@ from hwnas.training.checkpoint import (
     Session,
     read_checkpoint,
 )
-from hwnas.training.lightning import fit_by_lightning
+from hwnas.training.lightning import Devices, fit_by_lightning
 from hwnas.training.recipe import PRECISIONS, Recipe
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
@@ -220,9 +220,11 @@ def fit(
                 module,
                 InOrder(batches, module),
                 folder=session.folder,
-                devices=recipe.devices,
-                strategy=recipe.strategy,
-                unused=recipe.devices > 1 and _leaves_unused(network, dataset, recipe),
+                devices=Devices(
+                    recipe.devices,
+                    recipe.strategy,
+                    unused=recipe.devices > 1 and _leaves_unused(network, dataset, recipe),
+                ),
                 keep=session.keep(),
                 max_steps=num_steps - module.step,
                 precision=PRECISIONS[str(recipe.precision)],

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +50,50 @@ FORKING = ("fork", "notebook")
 """Parts of the names of Lightning's strategies that fork."""
 
 
+@dataclass(frozen=True)
+class Devices:
+    """GPUs, or processes on a CPU, that share a training.
+
+    Args:
+        number: How many.
+        strategy: Lightning's name of how they work together. "auto" forks a process for each, with one
+            thread; on GPUs that needs a CUDA that is not initialised yet.
+        unused: Whether a step may leave parameters unused, for strategies of the DDP family.
+    """
+
+    number: int = 1
+    strategy: str = "auto"
+    unused: bool = False
+
+    def lightning(self) -> str:
+        """The strategy's whole name."""
+        strategy = "ddp_fork" if self.number > 1 and self.strategy == "auto" else self.strategy
+        finds = self.unused and strategy.startswith("ddp")
+        return f"{strategy}_find_unused_parameters_true" if finds else strategy
+
+
+ONE_DEVICE = Devices()
+
+
 def fit_by_lightning(
     module: pl.LightningModule,
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     *,
     folder: Path,
-    devices: int = 1,
-    strategy: str = "auto",
-    unused: bool = False,
+    devices: Devices = ONE_DEVICE,
     keep: pl.callbacks.Checkpoint | None = None,
     **settings: Any,
 ) -> None:
     """Let a Trainer fit a module.
 
-    Several devices are GPUs, or processes on a CPU. "auto" forks one for each, with one thread; on GPUs that
-    needs a CUDA that is not initialised yet. What they learn is in the module's weights and buffers
-    afterwards; its other attributes are those from before.
+    What several devices learn is in the module's weights and buffers afterwards; its other attributes are
+    those from before.
 
     Args:
         module: Trained in place.
         batches: What it is trained on, sharded among the devices by itself; None: the module has them.
         folder: Lightning's working folder.
-        devices: How many.
-        strategy: Lightning's name of how they work together.
-        unused: Whether a step may leave parameters unused, for strategies of the DDP family.
+        devices: On what it is trained.
         keep: Writes checkpoints.
         settings: Further arguments of the Trainer.
 
@@ -82,17 +103,14 @@ def fit_by_lightning(
         RuntimeError: Anything else that fails in a process.
         KeyboardInterrupt: Ctrl-C.
     """
-    if devices > 1 and strategy == "auto":
-        strategy = "ddp_fork"
-    if unused and strategy.startswith("ddp"):
-        strategy += "_find_unused_parameters_true"
+    strategy = devices.lightning()
     forks = any(part in strategy for part in FORKING)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
         try:
             trainer = pl.Trainer(
                 accelerator="auto",
-                devices=devices,
+                devices=devices.number,
                 strategy=strategy,
                 callbacks=[_Progress(), *([keep] if keep else []), *([_OneThread()] if forks else [])],
                 use_distributed_sampler=False,  # the batches share the images among devices themselves

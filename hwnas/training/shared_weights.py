@@ -37,7 +37,7 @@ from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.data.images import Batches, Images, augment
 from hwnas.files import read_torch, temporary_folder, write_torch
 from hwnas.spaces.capabilities import HasSupernet
-from hwnas.training.lightning import fit_by_lightning
+from hwnas.training.lightning import Devices, fit_by_lightning
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
 
@@ -346,9 +346,7 @@ class SharedWeights(pl.LightningModule):
             fit_by_lightning(
                 self,
                 folder=Path(folder),
-                devices=self.recipe.devices,
-                strategy=strategy,
-                unused=hard or not self.space.allowed.all(),
+                devices=Devices(self.recipe.devices, strategy, unused=hard or not self.space.allowed.all()),
                 keep=_Hand(handed, keep),
                 max_epochs=num_epochs,
                 gradient_clip_val=self.recipe.grad_clip,

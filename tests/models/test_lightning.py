@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from hwnas.training.lightning import fit_by_lightning
+from hwnas.training.lightning import Devices, fit_by_lightning
 
 
 class Failing(pl.LightningModule):
@@ -41,7 +41,9 @@ def test_errors_are_raised_as_what_they_were(
     tmp_path: Path, devices: int, error: Exception, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message) as raised:
-        fit_by_lightning(Failing(error), [torch.zeros(1, 1)], folder=tmp_path, devices=devices, max_steps=1)
+        fit_by_lightning(
+            Failing(error), [torch.zeros(1, 1)], folder=tmp_path, devices=Devices(devices), max_steps=1
+        )
     if isinstance(error, OSError):
         assert raised.value.errno == errno.ENOSPC
         assert raised.value.strerror == "No space left on device"
