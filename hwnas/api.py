@@ -40,7 +40,7 @@ from hwnas.store.workers import Processes, Workers
 from hwnas.training.recipe import forget_checkpoint
 
 LOG = "search.log"
-"""What a run says, in its folder."""
+"""File of a run's messages, in its folder."""
 
 VERSIONS = "versions.json"
 """The evaluators' versions when a run began, in its folder."""

@@ -104,7 +104,7 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
         path: The file, created if needed with its folder.
         busy: Called with the name of another owner; if it does not raise, this process waits for the owner.
     """
-    told = False
+    announced = False
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         if sys.platform == "win32":  # has no locks, and would not let the owner delete the open file
@@ -113,9 +113,9 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
         with path.open("a+") as file:
             if not take_lock(file):
                 file.seek(0)
-                if not told:
+                if not announced:
                     busy(file.read().strip() or "another process")
-                told = True
+                announced = True
                 take_lock(file, wait=True)
             if not _is_at(file.fileno(), path):  # its last owner removed it
                 continue

@@ -187,7 +187,7 @@ def test_a_killed_study_does_nothing_twice(folder: Path, capsys: pytest.CaptureF
 
     run(*study)
     told = capsys.readouterr().out
-    assert "going on after epoch 1" in told
+    assert "resuming after epoch 1" in told
     assert told.count("trained: test accuracy") == 2
     assert "4 jobs finished, 2 of them before" in told
     assert "report: killed/report.html" in told

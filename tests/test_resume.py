@@ -195,7 +195,7 @@ def test_a_killed_real_run_resumes(tmp_path: Path) -> None:
         killed(tmp_path, place, 1, *common, f"store.url=sqlite:///{name}.sqlite", "hydra.run.dir=run")
         said = search(tmp_path, "resume=run")
         assert outcome(tmp_path / "run") == expected, place
-        assert ("going on after epoch 1" in said) == (place == "before the report")  # no final training twice
+        assert ("resuming after epoch 1" in said) == (place == "before the report")  # no final training twice
         assert not (tmp_path / "run" / "network" / "checkpoint.pt").exists()
         (tmp_path / "run").rename(tmp_path / name)
 

@@ -93,7 +93,7 @@ def test_a_killed_training_resumes_to_the_same_weights(folder: Path, capsys: pyt
     run("resume=killed", "search_space.channels=5", code=1)
     assert "search_space.channels=5 contradicts the run in killed, which has" in capsys.readouterr().err
     run("resume=killed")
-    assert "going on after epoch 1" in capsys.readouterr().out
+    assert "resuming after epoch 1" in capsys.readouterr().out
 
     whole, resumed = weights(folder / "whole"), weights(folder / "killed")
     assert whole.keys() == resumed.keys()
@@ -129,7 +129,7 @@ def test_a_finished_training_is_not_thrown_away(
     before = torch.load(folder / "killed/network/checkpoint.pt", weights_only=True)["network"]
     run("resume=killed")
     said = capsys.readouterr().out
-    assert "going on after epoch 1" in said
+    assert "resuming after epoch 1" in said
     assert "  epoch 1/1" not in said
     after = weights(folder / "killed")
     assert after.keys() == before.keys()

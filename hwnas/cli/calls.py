@@ -29,7 +29,7 @@ from hwnas.searches.problem import GROUPS, Problem
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `train`, `prune` and `export` leave.
+    """The outcome of `train`, `prune` and `export`.
 
     Attributes:
         folder: The run's folder, of `export` the folder with the files; absolute.

@@ -13,7 +13,7 @@ USAGE = "usage: hwnas {command}\n\n{what}\n"
 
 @dataclass(frozen=True)
 class Finding:
-    """What `doctor` found.
+    """A finding of `doctor`.
 
     Args:
         state: "ok"; "hint", a first search runs without it; or "error", it does not.

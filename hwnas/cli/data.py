@@ -28,7 +28,7 @@ usage: hwnas data <command> [setting=value ...]
                                 .tar or its folder), or NAS-Bench-201-v1_1-096897.pth (takes 9 GB of memory)
                                 partial=true: with NaN for architectures that the source lacks
   hwnasbench source=<file>      convert HW-NAS-Bench-v1_0.pickle
-  <either> download             fetch the official file beside the tables first; goes on where it broke off
+  <either> download             fetch the official file beside the tables first; resumes where it stopped
   splits                        check NAS-Bench-201's index lists of images, for dataset.split=benchmark;
                                 splits download: fetch those that are missing (0.6 MB)
 

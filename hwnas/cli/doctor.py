@@ -60,7 +60,7 @@ def packages() -> Iterator[Finding]:
 
 
 def _lacking(requirement: Any) -> str:
-    """What is wrong with an installed package; empty if nothing is."""
+    """The fault of an installed package; empty if it has none."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:

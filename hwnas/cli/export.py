@@ -52,7 +52,7 @@ def predicted(
     kept: Path,
     warn: Callable[[str], None],
 ) -> dict[str, object] | None:
-    """What a profile of this machine predicts for a network, at batch 1 and one thread.
+    """The prediction of a profile of this machine for a network, at batch 1 and one thread.
 
     Args:
         space: The space, with the width and depth of the network.
@@ -221,7 +221,7 @@ def _described(
     module: Deployed,
     weights: Path | None,
 ) -> dict[str, object]:
-    """What the network is, for the card and the files."""
+    """Description of the network, for the card and the files."""
     presets = {space.from_str(text): name for name, text in space.presets.items()}
     return {
         **identity(space, genotype, dataset),

@@ -61,7 +61,7 @@ def _say_all() -> None:
 
 
 def checks() -> list[Finding]:
-    """What `hwnas doctor` finds besides packages."""
+    """Findings of `hwnas doctor` besides packages."""
     found = [*_imports(), *folders(Path.cwd(), os.environ), *_tables(), *_settings(os.environ)]
     return [Finding(each.state, printable(each.text), printable(each.mend)) for each in found]
 

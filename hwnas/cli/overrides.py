@@ -314,7 +314,7 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
         raise ValueError("hydra.output_subdir cannot be changed: a run's configuration is in .hydra")
     if any(argument.startswith("--experimental-rerun") for argument in arguments):
         raise ValueError(
-            "--experimental-rerun reads a pickle, which may run anything; resume=<folder> goes on"
+            "--experimental-rerun reads a pickle, which may run anything; resume=<folder> resumes a run"
         )
     if any(argument.startswith("resume=") for argument in arguments):
         arguments = resume_arguments(arguments, command)
@@ -357,8 +357,8 @@ def profile_arguments(given: list[str]) -> list[str]:
         (settings[name].strip("'\"") for name in PROFILE_FILES.get(action, ()) if name in settings), None
     )
     if file:
-        told = _networks_of(find_file(file))
-        prepared += [f"{name}={value}" for name, value in told.items() if name not in settings]
+        known = _networks_of(find_file(file))
+        prepared += [f"{name}={value}" for name, value in known.items() if name not in settings]
     if action == "fit" and "dataset" not in settings:
         prepared.append("dataset=cifar10")  # the networks that most tables are of
     return prepared
@@ -431,7 +431,7 @@ def check_experiment(command: str, arguments: Sequence[str]) -> None:
 
 
 def _resolved(config: DictConfig, name: str, text: str) -> object:
-    """What a text with interpolations is as the setting `name`; itself where they name nothing."""
+    """The value of a text with interpolations as the setting `name`; the text where they name nothing."""
     changed = OmegaConf.create(OmegaConf.to_container(config))
     try:
         OmegaConf.update(changed, name, text)

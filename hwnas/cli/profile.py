@@ -55,8 +55,8 @@ def main(job: Job) -> None:
     if cfg.action == "compare" and cfg.to is not None:
         raise ValueError(f"hwnas profile compare only prints and takes no to={cfg.to}; show draws a page")
     dataset = build(cfg.dataset, DataSet)
-    told = _images_of(cfg) if cfg.action == "import" else None
-    image_shape, num_classes = told or (dataset.image_shape, dataset.num_classes)
+    known = _images_of(cfg) if cfg.action == "import" else None
+    image_shape, num_classes = known or (dataset.image_shape, dataset.num_classes)
     space: SearchSpace = build(
         cfg.search_space, SearchSpace, image_shape=tuple(image_shape), num_classes=num_classes
     )

@@ -63,7 +63,7 @@ def main(job: Job) -> float:
         completed = True
         _leave(folder, display, swept=job.swept)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; go on: hwnas prune resume={folder}") from None
+        raise Interrupted(f"interrupted; resume with: hwnas prune resume={folder}") from None
     finally:
         tracker.finish(failed=not completed)
     return _returned(result, swept=job.swept)

@@ -19,7 +19,7 @@ from hwnas.searches.problem import Problem, RunContext, set_up
 from hwnas.training.recipe import forget_checkpoint
 
 Returned = float | list[float]
-"""What a sweeper gets of a run: a metric of its best network, or several."""
+"""The values that a sweeper gets of a run: a metric of its best network, or several."""
 
 
 def main(job: Job) -> Returned:
@@ -85,14 +85,14 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
 
 
 def _returned_before(cfg: DictConfig, result: Result) -> Returned:
-    """What a finished run returned to its sweeper."""
+    """The values that a finished run returned to its sweeper."""
     reached = result.best.metrics if result.best else {}
     names = dict.fromkeys([*(o.metric for o in result.objectives), *result.goals, *reached])
     return for_sweeper(cfg.get("returns"), {name: result.goal(name) for name in names}, reached)
 
 
 def for_sweeper(names: object, goals: Mapping[str, Goal], metrics: Mapping[str, float]) -> Returned:
-    """What a sweeper gets: the metrics that `names` names, where missing the worst there can be.
+    """Values for a sweeper: the metrics that `names` names; infinitely bad ones where there is no network.
 
     Args:
         names: A metric or several; None is the first that has a goal.

@@ -67,7 +67,7 @@ def _open(settings: Mapping[str, str]) -> EvaluationStore:
 
 
 def _chosen(store: EvaluationStore, settings: Mapping[str, str]) -> list[Stored]:
-    """What the settings choose of the store's contents.
+    """The selection that settings make of the store's contents.
 
     Raises:
         ValueError: Nothing; says which values there are.

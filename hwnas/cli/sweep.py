@@ -33,7 +33,7 @@ LAUNCH = ("hydra/launcher=", "hydra.launcher.", "hydra.verbose=")
 """Settings of who runs the jobs."""
 
 OPTIONAL = (*LAUNCH, "workers=", "cluster=", "cluster.")
-"""How a sweep is run, not what: with others it goes on in the same folder."""
+"""How a sweep is run, not what: with others it resumes in the same folder."""
 
 OTHER_JOBS = ("-", "hydra/sweeper=", "hydra.sweeper.", "hydra.searchpath=")
 """Arguments that let something else than the shipped configuration say which jobs there are."""

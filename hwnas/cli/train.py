@@ -107,7 +107,7 @@ def main(job: Job) -> float:
         display.say(f"weights: {folder / network['weights']}")
         display.say(f"next: hwnas export run={folder}")
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; go on: hwnas train resume={folder}") from None
+        raise Interrupted(f"interrupted; resume with: hwnas train resume={folder}") from None
     finally:
         tracker.finish(failed=not completed)
     return float(network["test_acc"])

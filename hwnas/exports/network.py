@@ -247,11 +247,11 @@ TRAINED_SHAPE = {
     "seed?": int,
     "test_acc?": float,
 }
-"""What the architecture.json of a trained network holds, as `files.shaped` reads it."""
+"""Shape of the architecture.json of a trained network, for `files.shaped`."""
 
 
 def metadata_of(what: Mapping[str, Any]) -> dict[str, str]:
-    """What every file says about itself."""
+    """Metadata that every file contains."""
     shape = "x".join(map(str, what["image_shape"]))
     texts = {
         "input": f"{INPUT}: float32, batch x {shape} (channels x height x width), 0..1",

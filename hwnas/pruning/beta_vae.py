@@ -78,7 +78,7 @@ class BetaVAESettings:
 
     @property
     def kind(self) -> str:
-        """What the settings are: "beta-VAE", "bottleneck" (no decoder), "classifier" (no code either)."""
+        """The kind of network: "beta-VAE", "bottleneck" (no decoder), "classifier" (no code either)."""
         if self.likelihood != "none":
             return "beta-VAE"
         return "bottleneck" if self.noise else "classifier"
@@ -116,7 +116,7 @@ class Training:
 
 
 class Arguments(TypedDict):
-    """What a deployed network is built from."""
+    """The settings that a deployed network is built from."""
 
     image_shape: list[int]
     channels: list[int]
@@ -201,7 +201,7 @@ class Deployed(nn.Module):
 
 
 class BetaVAE(nn.Module):
-    """What is deployed, and what training adds to it: the log-variance and the decoder.
+    """The deployed network, and the parts that only training needs: log-variance and decoder.
 
     Args:
         settings: Its widths and parts.
@@ -462,7 +462,7 @@ def keep_freed_memory() -> None:
 def identity_of(
     settings: BetaVAESettings, training: Training, dataset: Images, seed: int, part: str
 ) -> dict[str, object]:
-    """What a trained network depends on, JSON-able."""
+    """All that a trained network depends on, as JSON."""
     return {
         "model": {**asdict(settings), "channels": list(settings.channels)},
         "training": asdict(training),

@@ -20,7 +20,7 @@ NUM_BINS = 20
 
 
 def proxies(mean_NL: FloatArray, log_variance_NL: FloatArray | None) -> dict[str, float]:
-    """What can be said without factor labels.
+    """Scores that need no factor labels.
 
     Args:
         mean_NL: Means of the code.

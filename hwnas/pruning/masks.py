@@ -25,7 +25,7 @@ Layer = nn.Conv2d | nn.Linear
 @checked
 @dataclass(frozen=True)
 class Pruning:
-    """What is pruned, how far, and how the network is trained meanwhile; no paper says.
+    """Settings of pruning: what is pruned, how far, and how the network is trained meanwhile; no paper says.
 
     Args:
         sparsities: Shares of weights (or of filters) to remove, each in [0, 1), rising; every one starts from

@@ -262,7 +262,7 @@ def single(family: Family) -> Figure:
 
 
 def proxies(family: Family) -> Figure:
-    """What the codes of the trained networks are like, against beta, and area against entanglement."""
+    """Figures of the trained networks' codes against beta, and area against entanglement."""
     groups = list(family.betas.values())
     known = [name for name in PROXIES if name in groups[0].first.result["trained"]]
     columns = 5 if len(known) > 4 else len(known) + 1

@@ -234,7 +234,7 @@ class _Run:
         return history
 
     def read_out(self) -> dict[str, Any]:
-        """What can be said of the trained network: accuracies, proxies, scores where factors are known."""
+        """Figures of the trained network: accuracies, proxies, scores where factors are known."""
         means, log_variances = codes(self.network, self.parts["test"][0])
         mean = means.double().numpy()
         log_variance = None if log_variances is None else log_variances.double().numpy()

@@ -24,7 +24,7 @@ ALPHA = 0.05
 """Level of all tests, two-sided; comparisons of several betas are corrected by Holm's method."""
 
 PROXY = "mean_correlation"
-"""What stands for entanglement where no factors are known; where they are, it is 1 - DCI disentanglement."""
+"""The measure of entanglement where no factors are known; where they are, it is 1 - DCI disentanglement."""
 
 _TRAINED = ("test_acc", "val_acc", "active_units", "kl", "total_correlation", PROXY, "weight_norm")
 _MEASURED = (
@@ -44,7 +44,7 @@ PRUNED_SHAPE = {
     "trained": dict.fromkeys(_TRAINED, float),
     "settings": {"model": {"beta": float}, "training": {"weight_decay": float}},
 }
-"""What the result.json of a finished pruning run holds, as `files.shaped` reads it."""
+"""Shape of the result.json of a finished pruning run, for `files.shaped`."""
 
 IRRELEVANT = ("seed", "checkpoint", "limits", "host", "onnx")
 """Settings that do not tell the networks of a family apart."""
@@ -58,7 +58,7 @@ class PrunedSettings(TypedDict):
 
 
 class PrunedResult(TypedDict):
-    """What a study reads of a finished run's result.json, as `PRUNED_SHAPE` checks it."""
+    """The part of a finished run's result.json that a study reads, as `PRUNED_SHAPE` checks it."""
 
     kind: str
     seed: int
@@ -86,7 +86,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """What it is: "beta-VAE", "bottleneck" or "classifier"."""
+        """The kind of network: "beta-VAE", "bottleneck" or "classifier"."""
         return str(self.result["kind"])
 
     @property
@@ -228,7 +228,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a family says.
+    """The evidence of a family.
 
     Args:
         verdict: "supported", "contradicted" or "inconclusive".
@@ -356,7 +356,7 @@ def _families(arms: Sequence[Arm]) -> list[Family]:
 
 
 def _settings(arm: Arm, *, control: bool) -> dict[str, object]:
-    """What an arm shares with the others of its family, or also with its controls."""
+    """Settings that an arm has in common with its family, or also with its controls."""
     settings = arm.result["settings"]
     relevant = {key: value for key, value in settings.items() if key not in IRRELEVANT}
     model = {key: value for key, value in settings["model"].items() if key != "beta"}
@@ -379,7 +379,7 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def _names(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """What differs among families, as the command line writes it; empty if nothing does."""
+    """Settings in which families differ, as on the command line; empty if there are none."""
     keys = dict.fromkeys(key for one in settings for key in one)
     differing = [key for key in keys if len({one.get(key) for one in settings}) > 1]
     return [" ".join(f"{key}={one.get(key)}" for key in differing) for one in settings]

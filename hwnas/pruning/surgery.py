@@ -63,7 +63,7 @@ def _copy(module: nn.Module, values: dict[str, Tensor]) -> None:
 
 
 class Costs(TypedDict):
-    """What `costs` returns."""
+    """Costs of a network, as `costs` returns them."""
 
     params: float
     flops: float
@@ -72,7 +72,7 @@ class Costs(TypedDict):
 
 
 def costs(network: Deployed) -> Costs:
-    """What a network costs, zeros left out.
+    """Costs of a network without its zeros.
 
     Returns:
         "params": values other than pruned weights; "flops": multiply-adds of one image with weights that are

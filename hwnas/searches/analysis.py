@@ -1,4 +1,4 @@
-"""What a run teaches, as numbers: which operations matter, where networks come from, what sets them apart."""
+"""Analyses of a run: which operations matter, where networks may come from, how they differ."""
 
 from __future__ import annotations
 

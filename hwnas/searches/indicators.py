@@ -35,7 +35,7 @@ class Hypervolume:
         self._span: FloatArray = np.ones(len(objectives))
 
     def forget(self) -> None:
-        """Start anew, in the same units: what was told before cannot be compared with what comes."""
+        """Start anew, in the same units: earlier trials cannot be compared with later ones."""
         self._front = []
 
     def add(self, trials: Sequence[Trial]) -> float:

@@ -23,7 +23,7 @@ def search(
 ) -> None:
     """Run the loop; `archive` holds every trial, in order, when it returns, and on disk if it is killed.
 
-    A generation that the archive already holds is told to the strategy again instead of evaluated: that is
+    A generation that the archive already holds is observed again instead of evaluated: that is
     how a run resumes.
 
     Args:

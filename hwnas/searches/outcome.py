@@ -1,4 +1,4 @@
-"""What a search found: the answer, the front, and their distance to the exact optimum where that is known."""
+"""The outcome of a search: answer, front, and their distance to the exact optimum where it is known."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Conclusion:
         self._reports = {trial.genotype: row for trial, row in zip(shown, self._reported(shown), strict=True)}
 
     def _reported(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
-        """What only reports may show, per trial.
+        """Metrics that only reports may show, per trial.
 
         Raises:
             ValueError: The evaluator does not say the goal of a metric that it reports.
@@ -103,7 +103,7 @@ class Conclusion:
         return exact_optimum(task.space, task.evaluators, task.objectives, task.limits)
 
     def figures(self, evaluations: Evaluations, seconds: Mapping[str, float]) -> Result:
-        """What was found; what depends on more than the task and its trials is put in with `replace`."""
+        """The result, without what depends on more than the task and its trials."""
         task, evaluators = self.task, self.task.evaluators
         return Result(
             strategy=task.names["strategy"],
@@ -171,7 +171,7 @@ class Conclusion:
     def _risk(self) -> dict[str, Risk]:
         """Per limit on a predicted cost how probably the answer exceeds it in fact.
 
-        By the share of the networks that the profile was not fitted to whose cost was as much above its
+        By the fraction of the networks that the profile was not fitted to whose cost was as much above its
         prediction, the answer itself counted among them.
         """
         found: dict[str, Risk] = {}
@@ -206,7 +206,7 @@ class Conclusion:
         }
 
     def _transfer(self) -> Transfer | None:
-        """What becomes of each device's best network on the others."""
+        """Each device's best network on the other devices."""
         device, optimum = self.task.device, self._optimum
         if not isinstance(device, Multi):
             return None
@@ -228,7 +228,7 @@ class Conclusion:
         )
 
     def _columns(self) -> dict[str, tuple[float | None, ...]]:
-        """What only reports may show of at most `MOST_REPORTED` networks, evenly spread, as columns."""
+        """Report-only metrics of at most `MOST_REPORTED` networks, evenly spread, as columns."""
         trials = unique(self.trials)
         rows = self._reported([trials[row] for row in spread(len(trials), MOST_REPORTED)])
         names = dict.fromkeys(name for row in rows for name in row)

@@ -1,4 +1,4 @@
-"""What is searched: a problem as a user states it, and the task that a run makes of it."""
+"""A search as a user states it (`Problem`), and with its objects made (`Task`)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run offers to the objects that are made for it.
+    """The run, for the objects that are made for it.
 
     Attributes:
         folder: The run's folder.
@@ -350,9 +350,9 @@ def parse_limits(
                 f"limits.{name}: no evaluator or device of this run reports {name}"
                 f"{suggestion(name, list(metrics))}"
             )
-        share = re.fullmatch(r"q(-?\d*\.?\d+)", bound) if isinstance(bound, str) else None
-        if share is not None:
-            value = quantile(space, owners[name], name, float(share[1]))
+        given = re.fullmatch(r"q(-?\d*\.?\d+)", bound) if isinstance(bound, str) else None
+        if given is not None:
+            value = quantile(space, owners[name], name, float(given[1]))
         else:
             if isinstance(bound, str):
                 raise ValueError(

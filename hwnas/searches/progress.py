@@ -65,8 +65,8 @@ class Progress:
             self.seconds += spent
             values["virtual_hours"] = self.seconds / 3600
         for objective in objectives:
-            told = [trial.metrics[objective.metric] for trial in trials]
-            values[f"mean_{objective.metric}"] = sum(told) / len(told)
+            values_of = [trial.metrics[objective.metric] for trial in trials]
+            values[f"mean_{objective.metric}"] = sum(values_of) / len(values_of)
             values[f"best_{objective.metric}"] = None if leader is None else leader.metrics[objective.metric]
         self._meter.read()  # its counters start over
         saved = self._quality.saved

@@ -22,7 +22,7 @@ SCHEMA = 1
 """Version of problem.json."""
 
 Plain = None | bool | int | float | str | Sequence["Plain"] | Mapping[str, "Plain"]
-"""What JSON holds."""
+"""A value of JSON."""
 
 OF_THE_RUN = (
     "space",
@@ -68,7 +68,7 @@ def keep(folder: Path, content: Mapping[str, Plain]) -> None:
 
 
 def _node(given: object) -> Plain:
-    """What makes a part of a problem."""
+    """A part of a problem, as a node of a configuration."""
     if isinstance(given, functools.partial):
         return {"_target_": name_of(given.func), **_settings(given.keywords)}
     if isinstance(given, type) or inspect.isroutine(given):

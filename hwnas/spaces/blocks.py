@@ -265,7 +265,7 @@ def count(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, int]:
 
 
 class Addition(nn.Module):
-    """What a node costs for each input after its first: keeps (B, C, H, W)."""
+    """The addition of each input of a node after its first; keeps (B, C, H, W)."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Twice the input."""
@@ -273,7 +273,7 @@ class Addition(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """What it costs to lay tensors side by side: (B, C, H, W) to (B, times * C, H, W)."""
+    """The concatenation of tensors: (B, C, H, W) to (B, times * C, H, W)."""
 
     def __init__(self, times: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a search space can do besides encoding architectures, as types to inherit from.
+"""Capabilities of search spaces besides encoding architectures, as types to inherit from.
 
 Encodings need numpy only. What builds networks imports torch when it is called, not before.
 """
@@ -24,7 +24,7 @@ SIZES = ("channels", "num_cells", "variant")
 
 
 class Named(Protocol):
-    """What has a name, e.g. a data set."""
+    """An object with a name, e.g. a data set."""
 
     @property
     def name(self) -> str:
@@ -140,7 +140,7 @@ def fingerprint(space: SearchSpace) -> str:
 
 
 def identity(space: HasNetworks, genotype: Genotype, dataset: Named) -> dict[str, object]:
-    """What a trained network is, and is rebuilt from, JSON-able; the first part of architecture.json."""
+    """All that a trained network is rebuilt from, as JSON; the first part of architecture.json."""
     return {
         "arch": space.to_str(genotype),
         "genotype": list(genotype),

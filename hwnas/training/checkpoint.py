@@ -82,11 +82,11 @@ class Session:
         if self.identity is None or not self.path.is_file():
             return None
         found = read_checkpoint(self.path, self.identity)
-        self.announce(f"going on after epoch {len(found['history'])}")
+        self.announce(f"resuming after epoch {len(found['history'])}")
         return found
 
     def keep(self) -> KeepLast | None:
-        """What writes the checkpoint, if one is kept."""
+        """The callback that writes the checkpoint; None if none is kept."""
         return None if self.identity is None else KeepLast(self.path, self.identity)
 
 
@@ -161,7 +161,7 @@ class Resumable(pl.LightningModule):
             self._on_epoch(self.history[-1])
 
     def epoch_settings(self) -> dict[str, float]:
-        """What else is written down of an epoch."""
+        """Further figures of an epoch."""
         return {}
 
     def checkpoint(self, identity: Mapping[str, object]) -> Checkpoint:
@@ -207,7 +207,7 @@ class KeepLast(pl.callbacks.Checkpoint):
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, object]) -> Checkpoint:
-    """What `KeepLast` wrote.
+    """The checkpoint that `KeepLast` wrote.
 
     Raises:
         ValueError: It is damaged, or of another training; says in what they differ.

@@ -35,7 +35,7 @@ class DivergedError(ValueError):
 
 
 class Dataset(Protocol):
-    """What training needs of a data set."""
+    """The part of a data set that training needs."""
 
     def batches(
         self, part: str, *, batch_size: int, seed: int = 0, train: bool = True, num_shards: int = 1
@@ -263,7 +263,7 @@ def _leaves_unused(network: nn.Module, dataset: Dataset, recipe: Recipe) -> bool
 
 
 def _explained(error: Exception, module: Classifier, session: Session) -> ValueError | None:
-    """What went wrong while training, with what can be done; None where the error says it."""
+    """A sentence on an error of training and its remedy; None where the error says it."""
     text = str(error)
     if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {text}"):
         return ValueError(

@@ -22,7 +22,7 @@ class Dataset(Named, classifier.Dataset, Protocol):
 
 
 class Figures(TypedDict):
-    """What became of a training: its test accuracy in 0..1, epochs, file of weights, and seconds."""
+    """The result of a training: test accuracy in 0..1, epochs, file of weights, and seconds."""
 
     test_acc: float
     epochs: int

@@ -135,10 +135,10 @@ def fit_by_lightning(
 
 
 def _as_here(traceback: str) -> Exception:
-    """What a process raised, as this one would have raised it."""
+    """The error of another process, as this one would have raised it."""
     lines = [line for line in traceback.splitlines() if line.strip()]
     text = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
     if failed := re.fullmatch(r"(?:[\w.]+\.)?\w*Error: \[Errno (\d+)\] (.*?)(?:: '(.*)')?", text):
         return OSError(int(failed[1]), failed[2], failed[3])
-    told = re.fullmatch(r"(?:[\w.]+\.)?(?:Value|Diverged|Memory)Error: (.*)", text)
-    return ValueError(told[1]) if told else RuntimeError(text)
+    known = re.fullmatch(r"(?:[\w.]+\.)?(?:Value|Diverged|Memory)Error: (.*)", text)
+    return ValueError(known[1]) if known else RuntimeError(text)

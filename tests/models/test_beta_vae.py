@@ -175,7 +175,7 @@ def test_a_training_goes_on_where_it_stopped(digits: Images, tmp_path: Path) -> 
             Session(tmp_path, identity, announce=told.append),
             seed=1,
         )
-        assert told == (["going on after epoch 2"] if epochs == 3 and identity else [])
+        assert told == (["resuming after epoch 2"] if epochs == 3 and identity else [])
         return net, history
 
     whole, history = run(3, None)

@@ -30,7 +30,7 @@ from hwnas.spaces.darts.network import FactorizedReduce
 
 
 class _Context(FunctionCtx):
-    """What a forward pass keeps for the backward pass."""
+    """Values that a forward pass keeps for the backward pass."""
 
     saved_tensors: tuple[Tensor, ...]
     relu: bool
@@ -285,7 +285,7 @@ class _Statistics:
 
     @property
     def small(self) -> tuple[Tensor, ...]:
-        """What the gradients need besides Z and W."""
+        """Values that the gradients need besides Z and W."""
         return self.mean_in, self.covariance, self.mean, self.rstd
 
 

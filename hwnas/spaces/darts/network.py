@@ -317,7 +317,7 @@ class DartsNetwork(nn.Module):
         self.keep.fill_(1 - prob)
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Copy this architecture's share of `initial_weights` into the network."""
+        """Copy this architecture's part of `initial_weights` into the network."""
         load(self, weights, skip=("cells", "auxiliary"))
         for index, cell in enumerate(self.cells):
             assert isinstance(cell, Cell)
@@ -363,7 +363,7 @@ def initial_weights(
 ) -> dict[str, Tensor]:
     """Random weights for every operation on every edge of every cell, by torch's default rule.
 
-    Architectures share the draw of an operation that they share, so that they are compared with common
+    Architectures get the same draw for an operation that they have in common: they are compared with common
     random numbers.
 
     Args:

@@ -302,7 +302,7 @@ class _Stacked:
 
 
 class _FoldedSource:
-    """What a source gives to the nodes under running statistics.
+    """Contributions of a source to the nodes, under running statistics.
 
     Args:
         cell: Its cell.
@@ -483,7 +483,7 @@ def _norm(module: nn.Module) -> nn.BatchNorm2d:
 
 
 def _pixels(module: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """What the matrix of a module is multiplied with."""
+    """The input that the matrix of a module multiplies."""
     return shifted(x_BCHW) if isinstance(module, FactorizedReduce) else x_BCHW
 
 

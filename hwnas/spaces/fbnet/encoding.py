@@ -51,7 +51,7 @@ have no first convolution, those of HW-NAS-Bench have one; the head of their FBN
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs between the published networks.
+    """Sizes in which the published networks differ.
 
     Attributes:
         strides: Stride of each stage's first layer.

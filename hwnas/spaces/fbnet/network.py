@@ -80,7 +80,7 @@ class FBNetNetwork(nn.Module):
         self.head = head(space)
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Copy this architecture's share of `initial_weights` into the network."""
+        """Copy this architecture's part of `initial_weights` into the network."""
         load(self, weights, skip=("layers",))
         for index, (op, layer) in enumerate(zip(self.genotype, self.layers, strict=True)):
             load(layer, weights, f"layers.{index}.{OPS[op]}.")
@@ -115,7 +115,7 @@ def initial_weights(
 ) -> dict[str, Tensor]:
     """Random weights for every operation in every layer, by torch's default rule.
 
-    Architectures share the draw of an operation that they share, so that they are compared with common
+    Architectures get the same draw for an operation that they have in common: they are compared with common
     random numbers.
 
     Args:

@@ -158,7 +158,7 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 class _Context(FunctionCtx):
-    """What a forward pass keeps for the backward pass."""
+    """Values that a forward pass keeps for the backward pass."""
 
     skips: list[float]
     pools: list[float]
@@ -167,7 +167,7 @@ class _Context(FunctionCtx):
 
 
 class _Sums(torch.autograd.Function):
-    """What a node gives to its targets, added up in place: convolutions, itself, and its pool.
+    """Contributions of a node to its targets, added in place: convolutions, itself, and its pool.
 
     Target t gets its former sum (if any), its channels of the stacks that name it, skips[t] x and
     pools[t] mean(x); None if all of these are missing. Equal to plain sums; in neither direction there is a
