@@ -37,7 +37,7 @@ RESUMED = "resumed"
 
 
 def resume_arguments(arguments: Sequence[str], command: str) -> list[str]:
-    """Hydra's arguments for going on with `resume=<folder>`: the folder's own configuration.
+    """Hydra's arguments for `resume=<folder>`: the folder's own configuration.
 
     Other overrides may only repeat what the folder's configuration says, or say how many workers it has.
 
