@@ -254,7 +254,8 @@ def locate(name: object, group: str) -> Callable[..., object]:
             f"if you trust it, set {ALLOW_VARIABLE}={name.partition('.')[0]}"
         )
     target = _imported(name)
-    if not callable(target) or not _within(getattr(target, "__module__", ""), ALLOWED):
+    made = isinstance(target, type) or inspect.isroutine(target)
+    if not made or not _within(target.__module__, ALLOWED):
         raise ValueError(f"_target_ {name!r} is no class of the allowed packages ({', '.join(ALLOWED)})")
     return target
 
@@ -272,9 +273,11 @@ def _made_by(target: Callable[..., object]) -> type | None:
     if isinstance(target, type):
         return target
     target = inspect.unwrap(target)
-    returned = getattr(target, "__annotations__", {}).get("return")
+    if not inspect.isfunction(target):
+        return None
+    returned = target.__annotations__.get("return")
     if isinstance(returned, str):
-        returned = getattr(target, "__globals__", {}).get(returned)
+        returned = target.__globals__.get(returned)
     return returned if isinstance(returned, type) else None
 
 

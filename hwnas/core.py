@@ -343,7 +343,10 @@ def checked(target: _Checked) -> _Checked:
 
 def settings_of(made: object) -> dict[str, object]:
     """The settings that an object's `checked` constructor got, by name; empty for other objects."""
-    return dict(made.__dict__.get("_settings", {})) if hasattr(made, "__dict__") else {}
+    try:
+        return dict(vars(made).get("_settings", {}))
+    except TypeError:  # an object without attributes of its own
+        return {}
 
 
 @functools.cache

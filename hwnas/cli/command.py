@@ -117,7 +117,7 @@ def _after_sweep(folder: Path, command: str, arguments: Sequence[str], *, whole:
 
     If no job failed (`whole`), the sweep's folder then keeps that the command came to its end.
     """
-    draw: Callable[[Path], None] | None = getattr(module_of(command), "after_sweep", None)
+    draw: Callable[[Path], None] | None = vars(module_of(command)).get("after_sweep")
     try:
         if draw is not None:
             draw(folder)

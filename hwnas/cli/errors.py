@@ -43,16 +43,16 @@ def _explained(error: BaseException, config_name: str, arguments: Sequence[str])
         return f"{' '.join(null) or 'a config group'} is no choice: a config group needs one of its options"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror}"
-    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {lines[0]}"
     if incomplete := re.search(r"Error parsing override '(.*)'\s+missing EQUAL", str(error)):
         return f"{incomplete[1]!r} is not setting=value (hwnas {config_name} --help)"
-    missing = getattr(error, "missing_cfg_file", None)
+    missing = vars(error).get("missing_cfg_file")  # of Hydra's MissingConfigException
     if missing is not None and "/" in str(missing):
         group, option = str(missing).split("/", 1)
         if group == "hydra":
             group, option = str(missing).rsplit("/", 1)
-        options = list(getattr(error, "options", None) or [])
+        options = list(vars(error)["options"] or [])
         near = suggestion(option, options).partition("; known")[0]
         if group == "dataset" and ("/" in option or Path(option).suffix):
             near = f"; your own images are dataset=npz dataset.path={option}"

@@ -101,7 +101,7 @@ def run(main: Callable[[Job], object], job: Job, arguments: Sequence[str]) -> ob
     """
     command, cfg, folder, swept = job.command, job.cfg, job.folder, job.swept
     log = f"{command}.log"
-    settle = getattr(importlib.import_module(f"hwnas.cli.{command}"), "settle", None)
+    settle = vars(importlib.import_module(f"hwnas.cli.{command}")).get("settle")
     with own_folder(folder, log, (HYDRA, CONFIG), wait=swept) as new:
         if new:
             check_settings(cfg, command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from hwnas.build import read_yaml
 from hwnas.cli.job import Job
 from hwnas.core import Interrupted
 from hwnas.files import (
-    read_json,
     write_json,
 )
 from hwnas.pruning.report import write_study
@@ -28,8 +26,6 @@ def main(job: Job) -> float:
     ignored = ("logger", "resume", "experiment")
     settings = {key: value for key, value in job.settings.items() if key not in ignored}
     stored = folder / "settings.json"
-    if stored.is_file() and read_json(stored) != json.loads(json.dumps(settings)):
-        raise ValueError(f"{folder} holds a run with other settings; choose another folder")
     finished = folder / "result.json"
     if finished.is_file():
         earlier = read_pruned(finished)
