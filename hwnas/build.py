@@ -18,11 +18,13 @@ from hwnas.core import suggestion
 from hwnas.files import plain_yaml
 
 MOVED = {
+    "hwnas.models.beta_vae.Training": "hwnas.pruning.beta_vae.BetaVAERecipe",
+    "hwnas.pruning.beta_vae.Training": "hwnas.pruning.beta_vae.BetaVAERecipe",
     "hwnas.models.beta_vae.": "hwnas.pruning.beta_vae.",
     "hwnas.models.recipe.": "hwnas.training.recipe.",
     "hwnas.workers.": "hwnas.store.workers.",
 }
-"""Modules of classes that configurations of earlier versions name, and where they are now."""
+"""Beginnings of class names in configurations of earlier versions, and their names now; the first counts."""
 
 LACKED = {
     "hwnas.devices.host.Host": {"backend": "torch"},
@@ -45,7 +47,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: As `plain_yaml`, or no configuration; names the file.
     """
     try:
-        return OmegaConf.create(_moved(plain_yaml(path)))
+        return OmegaConf.create(moved(plain_yaml(path)))
     except OmegaConfBaseException as error:
         raise ValueError(f"{path} is no configuration ({str(error).splitlines()[0]})") from None
 
@@ -59,7 +61,7 @@ def read_config(path: Path) -> DictConfig:
     Raises:
         ValueError: As `read_yaml`, or it is no mapping.
     """
-    values = _moved(plain_yaml(path))
+    values = moved(plain_yaml(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not the configuration of a run")
     try:
@@ -68,17 +70,18 @@ def read_config(path: Path) -> DictConfig:
         raise ValueError(f"{path} is no configuration ({str(error).splitlines()[0]})") from None
 
 
-def _moved(value: Any) -> Any:
+def moved(value: Any) -> Any:
     """A stored configuration in today's terms."""
     if isinstance(value, list):
-        return [_moved(inner) for inner in value]
+        return [moved(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    value = {key: _moved(inner) for key, inner in value.items()}
+    value = {key: moved(inner) for key, inner in value.items()}
     target = value.get("_target_")
     for before, now in MOVED.items() if isinstance(target, str) else ():
         if target.startswith(before):
             value["_target_"] = now + target.removeprefix(before)
+            break
     return {**LACKED.get(str(target), {}), **value}
 
 

@@ -94,7 +94,7 @@ class BetaVAESettings:
 
 @checked
 @dataclass(frozen=True)
-class Training:
+class BetaVAERecipe:
     """How a Beta-VAE is trained: Adam with decoupled weight decay (AdamW), at a constant learning rate.
 
     Args:
@@ -319,7 +319,7 @@ class BetaVAETraining(Resumable):
     def __init__(
         self,
         network: BetaVAE,
-        training: Training,
+        training: BetaVAERecipe,
         *,
         steps_per_epoch: int,
         seed: int,
@@ -398,7 +398,7 @@ ALL_STEPS = Steps()
 def train(
     network: BetaVAE,
     batches: Passes,
-    training: Training,
+    training: BetaVAERecipe,
     session: Session,
     *,
     seed: int,
@@ -460,7 +460,7 @@ def keep_freed_memory() -> None:
 
 
 def identity_of(
-    settings: BetaVAESettings, training: Training, dataset: Images, seed: int, part: str
+    settings: BetaVAESettings, training: BetaVAERecipe, dataset: Images, seed: int, part: str
 ) -> dict[str, object]:
     """All that a trained network depends on, as JSON."""
     return {

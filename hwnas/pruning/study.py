@@ -18,6 +18,7 @@ from typing import TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.build import moved
 from hwnas.files import consistent, read_json, shaped
 
 ALPHA = 0.05
@@ -296,7 +297,7 @@ def trained_enough(accuracy: float, num_classes: int) -> bool:
 
 
 def read_pruned(path: Path) -> PrunedResult:
-    """The result.json of a finished pruning run.
+    """The result.json of a finished pruning run, with today's names of classes.
 
     Raises:
         ValueError: It is not that; names the file.
@@ -306,7 +307,7 @@ def read_pruned(path: Path) -> PrunedResult:
         shaped(result, PRUNED_SHAPE)
     except ValueError as error:
         raise ValueError(f"{path} is not the result of a finished pruning run ({error})") from None
-    return cast(PrunedResult, result)
+    return cast(PrunedResult, moved(result))
 
 
 def result_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from hwnas.build import build, conf_folder
 from hwnas.data.images import Images
 from hwnas.files import data_folder
-from hwnas.pruning.beta_vae import BetaVAE, Steps, Training, divergence, train
+from hwnas.pruning.beta_vae import BetaVAE, BetaVAERecipe, Steps, divergence, train
 from hwnas.training.checkpoint import Session
 
 pytestmark = pytest.mark.benchmark
@@ -63,7 +63,7 @@ def test_an_epoch_of_mnist(mnist: Images, tmp_path: Path, benchmark) -> None:  #
     """60,000 images at the settings of `beta_vae_mnist_small`; without --benchmark-enable, a tenth."""
     batches = mnist.batches("all", batch_size=BATCH_SIZE, seed=0)
     num_steps = None if benchmark.enabled else 23
-    training = Training(epochs=1, batch_size=BATCH_SIZE, lr=1e-3, weight_decay=0.0, precision="bf16")
+    training = BetaVAERecipe(epochs=1, batch_size=BATCH_SIZE, lr=1e-3, weight_decay=0.0, precision="bf16")
 
     def epoch() -> BetaVAE:
         net = network()
@@ -89,11 +89,11 @@ def test_memory_of_an_epoch_of_mnist(mnist: Images, tmp_path: Path) -> None:
     """All of MNIST as tensors and a training, in a process of its own, below 2 GB."""
     code = (
         "import sys, resource; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
-        "import test_prune_speed as t; from hwnas.pruning.beta_vae import Steps, Training, train;"
+        "import test_prune_speed as t; from hwnas.pruning.beta_vae import Steps, BetaVAERecipe, train;"
         "from hwnas.training.checkpoint import Session;"
         "from omegaconf import OmegaConf; from hwnas.build import build, conf_folder;"
         "data = build(OmegaConf.load(conf_folder() / 'dataset' / 'mnist.yaml'));"
-        "train(t.network(), data.batches('all', batch_size=256), Training(1, 256, 1e-3, 0.0, 'bf16'),"
+        "train(t.network(), data.batches('all', batch_size=256), BetaVAERecipe(1, 256, 1e-3, 0.0, 'bf16'),"
         " Session(Path(sys.argv[2])), seed=0, steps=Steps(20));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

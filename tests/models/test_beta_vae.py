@@ -12,10 +12,10 @@ from hwnas.data.images import Images
 from hwnas.files import write_torch
 from hwnas.pruning.beta_vae import (
     BetaVAE,
+    BetaVAERecipe,
     BetaVAESettings,
     BetaVAETraining,
     Deployed,
-    Training,
     accuracy,
     codes,
     divergence,
@@ -38,7 +38,7 @@ SMALL = BetaVAESettings(
     capacity=None,
     capacity_epochs=2,
 )
-TRAINING = Training(epochs=3, batch_size=64, lr=1e-3, weight_decay=0.0, precision="32")
+TRAINING = BetaVAERecipe(epochs=3, batch_size=64, lr=1e-3, weight_decay=0.0, precision="32")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hwnas.data.images import Images
-from hwnas.pruning.beta_vae import BetaVAE, BetaVAESettings, Deployed, Steps, Training, train
+from hwnas.pruning.beta_vae import BetaVAE, BetaVAERecipe, BetaVAESettings, Deployed, Steps, train
 from hwnas.pruning.masks import (
     Pruning,
     apply,
@@ -191,7 +191,7 @@ def test_masks_stay_zero_through_fine_tuning(tmp_path: Path, structure: str, wei
     pruned(net.deployed, pruning, 0.5)
     gone = {name: layer.weight == 0 for name, layer in net.deployed.layers().items()}
     before = copy.deepcopy({name: layer.weight for name, layer in net.deployed.layers().items()})
-    training = Training(epochs=1, batch_size=100, lr=1e-2, weight_decay=weight_decay, precision="32")
+    training = BetaVAERecipe(epochs=1, batch_size=100, lr=1e-2, weight_decay=weight_decay, precision="32")
     raised: list[int] = []
 
     def before_step(step: int) -> None:

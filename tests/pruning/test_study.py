@@ -32,7 +32,7 @@ def result(
     criterion: str = "l1",
     trained: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What a finished run's result.json holds: two sparsities between which a mean of `area` is retained."""
+    """The result.json of a finished run: two sparsities between which a mean of `area` is retained."""
     row = {"params": 10.0, "flops": 20.0, "bytes": 40.0, "bytes_compressed": 30.0, "latency_ms": 1.0}
     return {
         "status": "finished",
@@ -337,3 +337,15 @@ def test_weights_and_biases_gets_figures_and_pictures(tmp_path: Path) -> None:
         *(f"reconstructions_β {beta:g}" for beta in study.families[0].betas),
     ]
     assert path.read_text().count("data:image/png;base64,") == 4
+
+
+def test_runs_of_earlier_versions_are_of_the_same_family(tmp_path: Path) -> None:
+    """Classes had other names then."""
+    now = [result(beta=beta, seed=seed, area=0.5) for beta in (0.0, 1.0) for seed in SEEDS]
+    for one in now:
+        one["settings"]["training"]["_target_"] = "hwnas.pruning.beta_vae.BetaVAERecipe"
+    for one, name in zip(
+        now, ("hwnas.models.beta_vae.Training", "hwnas.pruning.beta_vae.Training"), strict=False
+    ):
+        one["settings"]["training"]["_target_"] = name
+    assert len(read_study(write(tmp_path, now)).families) == 1
