@@ -173,11 +173,6 @@ def carry_out(task: Task, context: RunContext, how: How) -> Result:
             progress = Progress(task, evaluators[0], tracker, display, context.meter)
             with display.generations(task.generations):
                 loop(task.strategy, evaluators, archive, task.generations, progress.log)
-            if not task.quality.stationary:
-                display.say(
-                    f"{task.quality.name}: values of different generations are of different weights; "
-                    "the answer is among what the strategy returns"
-                )
             end = Conclusion(task, archive.trials)
             network = _trained(end, folder / "network", display)
             asked = len(archive.trials)
@@ -311,7 +306,12 @@ def _write(
 
 def _say_end(context: RunContext, end: Conclusion, result: Result) -> None:
     """Say what was found, what it took, where it is and what comes next."""
-    folder, display = context.folder, context.display
+    folder, display, quality = context.folder, context.display, end.task.quality
+    if not quality.stationary:
+        display.say(
+            f"{quality.name}: values of different generations are of different weights; "
+            "the answer is among what the strategy returns"
+        )
     say_conclusion(display, end, result)
     evaluations, network = result.evaluations, result.network
     display.say(

@@ -268,16 +268,11 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         seed=problem.seed,
         generations=problem.generations,
     )
-    own = {
-        "search_space": space.name,
-        "dataset": dataset.name,
-        "evaluator": quality.name,
-        "device": device.name,
-        "strategy": type(strategy).__name__,
-    }
+    names = {"search_space": space.name, "dataset": dataset.name, "evaluator": quality.name}
+    names |= {"device": device.name, "strategy": type(strategy).__name__}
     return Task(
         problem=problem,
-        names={**own, **problem.names},
+        names={**names, **problem.names},
         dataset=dataset,
         space=space,
         evaluators=tuple(evaluators),
