@@ -218,6 +218,14 @@ def test_report_of_runs_that_are_side_by_side(here: Path) -> None:
     assert "strategy.population_size" in page
 
 
+def test_settings_that_come_with_a_choice_are_no_difference(here: Path) -> None:
+    for strategy in ("random", "local_search"):
+        words = (*TOY, "generations=1", f"strategy={strategy}", "strategy.population_size=4")
+        search(compose(*words), f"both/{strategy}", show=False)
+    (page,) = report("both")
+    assert "Runs that differ in <b>strategy</b>.</p>" in page.read_text()
+
+
 def test_a_run_in_a_notebook(here: Path) -> None:
     run = search(compose(*TOY, generations=2, space=Toy(3, 2)), "a run", show=False)
     html = run._repr_html_()

@@ -146,10 +146,10 @@ def _additivity(profile: Profile, metric: str) -> Additivity:
     both = [*measured, *predicted]
     scale = axis(metric, both, allow_log=min(both) > 0)
     check = profile.check[metric]
-    error = np.mean([abs(p - m) / m for m, p in zip(measured, predicted, strict=True) if m > 0])
+    mean = f", mean error {check['mean_error']:.1%}" if "mean_error" in check else ""
     note = (
-        f"R² {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error {check['median_error']:.1%} "
-        f"on {check['networks']:,} networks outside the fit; mean error of all networks drawn {error:.1%}"
+        f"R² {check['r2']:.4f}, Spearman {check['spearman']:.3f}, median error {check['median_error']:.1%}"
+        f"{mean} on {check['networks']:,} networks outside the fit; errors are of networks with a path"
     )
     points = [
         (scale.at(m), from_top(scale.at(p)), number < profile.networks.fitted, arch)

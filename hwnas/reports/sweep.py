@@ -69,11 +69,18 @@ def read_jobs(folder: Path) -> list[Job]:
 
 
 def varied(jobs: Sequence[Job]) -> list[str]:
-    """Names of the settings in which the runs differ, except the seed, in the order of the overrides."""
+    """Names of the settings in which the runs differ, except the seed, in the order of the overrides.
+
+    A setting of a group (`strategy.num_candidates`) counts where runs with the same choice differ in it.
+    """
+
+    def differs(name: str) -> bool:
+        group, dot, _ = name.rpartition(".")
+        values = {(job.settings.get(group, "") if dot else "", job.settings.get(name, "")) for job in jobs}
+        return len(values) > len({choice for choice, _ in values})
+
     names = dict.fromkeys(name for job in jobs for name in job.settings)
-    return [
-        name for name in names if name != REPLICATE and len({job.settings.get(name, "") for job in jobs}) > 1
-    ]
+    return [name for name in names if name != REPLICATE and differs(name)]
 
 
 def grouped(jobs: Iterable[Job], key: Callable[[Job], K]) -> dict[K, list[Job]]:
