@@ -148,7 +148,7 @@ SUPERNET = (  # noqa: SIM905
 
 @pytest.mark.parametrize(
     "arguments",
-    [TRAIN, pytest.param(RMI, marks=pytest.mark.slow), SUPERNET],
+    [TRAIN, *(pytest.param(words, marks=pytest.mark.slow) for words in (RMI, SUPERNET))],
     ids=["train", "rmi", "supernet"],
 )
 def test_whole_searches_are_the_same(run_hwnas, tmp_path: Path, arguments: list[str]) -> None:

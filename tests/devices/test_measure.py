@@ -148,7 +148,11 @@ def test_every_space_is_measured_by_torch(space: Any, tmp_path: Path) -> None:
     assert Profile.load(tmp_path / "profile.json") == profile
 
 
-@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
+@pytest.mark.parametrize(
+    "space",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each.name.startswith("fbnet"))) for each in SPACES],
+    ids=lambda space: space.name,
+)
 def test_every_space_is_measured_by_onnxruntime(space: Any) -> None:
     pytest.importorskip("onnxruntime")
     said: list[str] = []

@@ -258,6 +258,7 @@ def test_what_goes_wrong_on_two_devices_is_one_line(folders: Folders) -> None:
         folders.evaluator("training.devices=2", "training.batch_size=360").prepare(SPACE, [])
 
 
+@pytest.mark.slow
 def test_a_search_on_two_devices(run_hwnas, tmp_path: Path) -> None:
     """Supernet and final network; with threads, which processes that are forked must not wait for."""
     done = run_hwnas(
