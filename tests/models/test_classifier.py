@@ -74,7 +74,7 @@ def test_a_training_that_stopped_goes_on_to_the_same_weights(images: Images, tmp
         with pytest.raises(StopError):
             train(images, tmp_path, recipe, on_epoch=stop, announce=said.append)
     resumed = train(images, tmp_path, recipe, network=new(seed=99), announce=said.append)
-    assert said == ["resuming after epoch 1", "going on after epoch 3"]
+    assert said == ["resuming after epoch 1", "resuming after epoch 3"]
     assert same(states(resumed), states(whole))
     assert resumed.history == whole.history
     assert [row["epoch"] for row in whole.history] == [1, 2, 3, 4]
