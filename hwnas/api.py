@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
 from hwnas.build import build
-from hwnas.core import Count, Interrupted, check_setting, extent, unique
+from hwnas.core import Count, Interrupted, SearchSpace, check_setting, extent, unique
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
 from hwnas.files import consistent, read_json, shaped, write_json, write_text
@@ -50,22 +51,22 @@ CSV: Mapping[str, object] = MappingProxyType({"wandb": False})
 
 
 @dataclass(frozen=True)
-class How:
-    """How a search is carried out; none of it changes what is found.
+class Execution:
+    """Settings of how a search is carried out; none of them changes what is found.
 
     Attributes:
         url: Database of the evaluations that runs share, e.g. "sqlite:///evaluations.sqlite".
         workers: Parts of a population that are evaluated at once.
-        cluster: Makes the workers, where there are several.
         logger: {"wandb": False}, or with "wandb": True also "project" and "mode"; "tensorboard": True.
-        config: What the loggers show of the run's settings.
+        config: Settings of the run that loggers show.
+        cluster: Makes the workers, where there are several.
     """
 
     url: str | None
-    workers: int = 1
+    workers: int
+    logger: Mapping[str, object]
+    config: Mapping[str, object]
     cluster: Choice[Workers] = Processes
-    logger: Mapping[str, object] = field(default_factory=lambda: CSV)
-    config: Mapping[str, object] = field(default_factory=dict)
 
 
 def search(
@@ -85,7 +86,7 @@ def search(
             problem in it is resumed.
         store: Folder of what runs share: evaluations, profiles, reference networks.
         workers: Parts of a population that processes of this machine evaluate at once.
-        logger: As for `How`.
+        logger: As for `Execution`.
         show: Whether to print what happens; the run's log file has it either way.
 
     Returns:
@@ -93,28 +94,40 @@ def search(
 
     Raises:
         ValueError: What does not fit, in one line; the folder holds another run, or is in use.
+        OSError: Of the disk, e.g. a full one.
     """
     if folder is None:
         folder = Path("multirun/runs/search", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     folder, store = Path(folder).expanduser().absolute(), Path(store).expanduser()
-    url = f"sqlite:///{store / 'evaluations.sqlite'}"
     if (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds a run of the command line; resume it: hwnas search resume={folder}")
     silence = contextlib.nullcontext() if show else contextlib.redirect_stdout(io.StringIO())
     with silence, own_folder(folder, LOG, [PROBLEM]), writing(folder / LOG):
-        display = Display()
-        context = RunContext(folder, folder / STORED, store, display)
-        task = set_up(problem, context)
-        content = described(problem, task.names)
-        keep(folder, content)
-        if (folder / "result.json").is_file():
-            display.say(f"this run is finished already; see {folder / 'report.html'}")
-        else:
-            with display.phase("device", f"preparing device {task.names['device']}"):
-                task.prepare_device()
-            task.check_limits()
-            carry_out(task, context, How(url, workers=workers, logger=logger, config=content))
-    return read(folder, space=task.space)
+        try:
+            space = _searched(problem, RunContext(folder, folder / STORED, store, Display()), workers, logger)
+        except (Exception, KeyboardInterrupt) as error:
+            logging.getLogger("hwnas").error(str(error), exc_info=error)
+            raise
+    return read(folder, space=space)
+
+
+def _searched(
+    problem: Problem, context: RunContext, workers: int, logger: Mapping[str, object]
+) -> SearchSpace:
+    """Search a problem in the folder of a run, unless it is finished already; returns its space."""
+    folder, display = context.folder, context.display
+    task = set_up(problem, context)
+    content = described(problem, task.names)
+    keep(folder, content)
+    if (folder / "result.json").is_file():
+        display.say(f"this run is finished already; see {folder / 'report.html'}")
+        return task.space
+    with display.phase("device", f"preparing device {task.names['device']}"):
+        task.prepare_device()
+    task.check_limits()
+    url = f"sqlite:///{context.store_dir / 'evaluations.sqlite'}"
+    carry_out(task, context, Execution(url, workers, logger, content))
+    return task.space
 
 
 def read_run(folder: str | Path) -> Run:
@@ -126,7 +139,7 @@ def read_run(folder: str | Path) -> Run:
     return read(Path(folder).expanduser())
 
 
-def carry_out(task: Task, context: RunContext, how: How) -> Result:
+def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
     """Search a task, train the answer, write the files of the run's folder.
 
     Args:

@@ -186,6 +186,10 @@ def test_a_folder_holds_one_run(here: Path) -> None:
     assert (here / "run/result.json").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="run holds a run with generations=2, not generations=3; "):
         search(replace(problem, generations=3), "run", show=False)
+    (here / "run/problem.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"problem\.json is corrupt"):
+        search(problem, "run", show=False)
+    assert "problem.json is corrupt" in (here / "run/search.log").read_text()
 
 
 def test_a_call_that_was_wrong_leaves_its_folder_usable(here: Path) -> None:
@@ -248,6 +252,8 @@ def test_a_run_in_a_notebook(here: Path) -> None:
         ([], {"limits": {"latency": 3}}, r"limits\.latency: no evaluator .* did you mean latency_ms"),
         ([], {"strategy": Toy()}, r"strategy must set up a Strategy, not a Toy"),
         ([], {"strategy": "random"}, r"strategy must set up a Strategy, not 'random'"),
+        ([], {"limits": [3]}, r"limits takes metrics, e\.g\. limits\.latency_ms=5, not limits=\[3\]"),
+        (["strategy=random"], {"strategy": FirstOps}, r"strategy=random has no effect on the object"),
         (["strategy.population_size=3"], {"strategy": FirstOps}, r"has no effect on the object .* strategy"),
         ([], {"strategy": functools.partial(FirstOps, 3)}, r"strategy: a partial takes settings by keyword"),
         (["resume=nowhere"], {}, r"resume='?nowhere'? is not a folder"),

@@ -7,7 +7,7 @@ import copy
 import importlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import yaml
@@ -58,13 +58,15 @@ def compose(*words: str, **parts: object) -> Problem:
     resolve(cfg)
     chosen = choices_in(hydra.runtime.choices, cfg.device)
     names = {group: chosen[group] for group in (*GROUPS.values(), "experiment") if group in chosen}
+    known = [field.name for field in fields(Problem)]
     for part in parts:
-        if part not in Problem.__dataclass_fields__:
-            raise ValueError(f"a problem has no {part}; it has {', '.join(Problem.__dataclass_fields__)}")
-        if own := [word for word in words if word.lstrip("+").startswith(f"{GROUPS.get(part, part)}.")]:
+        if part not in known:
+            raise ValueError(f"a problem has no {part}; it has {', '.join(known)}")
+        group = GROUPS.get(part, part)
+        if own := [word for word in words if word.lstrip("+").startswith((f"{group}.", f"{group}="))]:
             raise ValueError(f"{own[0]} has no effect on the object that is given as {part}")
-        for group in (GROUPS.get(part, part), "experiment"):  # what is published is of its own parts
-            names.pop(group, None)
+        for name in (group, "experiment"):  # what is published is of its own parts
+            names.pop(name, None)
     return replace(problem_of(cfg, names), **parts)  # type: ignore[arg-type]
 
 

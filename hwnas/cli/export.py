@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from hwnas import __version__
 from hwnas.build import build, read_yaml
-from hwnas.cli.job import Job, space_of
+from hwnas.cli.job import Job, space_and_images
 from hwnas.core import Count, Genotype, SearchSpace, Seed, check_setting, suggestion
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
@@ -149,7 +149,7 @@ def main(job: Job) -> None:
     facts = {} if run is None else trained(run)
     if run is not None:
         take_from_run(cfg, run, words)
-    space, dataset = space_of(cfg)
+    space, dataset = space_and_images(cfg)
     if not isinstance(space, HasNetworks):
         raise ValueError(f"the {space.name} space has no networks to export")
     if not isinstance(dataset, Images | ImageFolder):

@@ -76,7 +76,7 @@ class Job:
         return dict(self.hydra.runtime.choices)
 
 
-def space_of(cfg: DictConfig) -> tuple[SearchSpace, DataSet]:
+def space_and_images(cfg: DictConfig) -> tuple[SearchSpace, DataSet]:
     """The search space that a configuration names, for the images of its data set, and the data set."""
     dataset = build.build(cfg.dataset, DataSet)
     shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from hwnas.api import How, carry_out
+from hwnas.api import Execution, carry_out
 from hwnas.cli.job import Job
 from hwnas.core import Goal, suggestion
 from hwnas.runs.display import Display
@@ -52,7 +52,7 @@ def main(job: Job) -> Returned:
             raise
         display.warn(str(error))  # one of many settings, and as bad as can be
         return for_sweeper(cfg.get("returns"), task.goals, {})
-    how = How(cfg.store.url, cfg.workers, cfg.cluster, cfg.logger, job.settings)
+    how = Execution(cfg.store.url, cfg.workers, cfg.logger, job.settings, cfg.cluster)
     best = carry_out(task, context, how).best
     return for_sweeper(cfg.get("returns"), task.goals, {} if best is None else best.metrics)
 
@@ -67,8 +67,6 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
     Raises:
         ValueError: A setting of the wrong kind.
     """
-    if cfg.limits is not None and not isinstance(cfg.limits, DictConfig):
-        raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={cfg.limits}")
     return Problem(
         space=cfg.search_space,
         dataset=cfg.dataset,
@@ -76,7 +74,7 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
         device=cfg.device,
         strategy=cfg.strategy,
         recipe=cfg.trainer,
-        limits=cfg.limits or {},
+        limits={} if cfg.limits is None else cfg.limits,
         confidence=cfg.get("confidence"),
         generations=cfg.generations,
         seed=cfg.seed,

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hwnas.build import build
-from hwnas.cli.job import Job, space_of
+from hwnas.cli.job import Job, space_and_images
 from hwnas.core import Interrupted, Seed, check_setting
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images, check_batch
@@ -55,7 +55,7 @@ def main(job: Job) -> float:
         shaped(result := read_json(finished), {"test_acc": float})
         return float(result["test_acc"])
     seed = check_setting("seed", Seed, cfg.seed)
-    space, dataset = space_of(cfg)
+    space, dataset = space_and_images(cfg)
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
         display.warn(dataset.protocol)
     if not isinstance(space, HasNetworks):

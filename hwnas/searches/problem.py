@@ -86,7 +86,7 @@ class Problem:
             or that of their class.
 
     Raises:
-        ValueError: A number out of range.
+        ValueError: A number out of range, or limits that are no mapping.
     """
 
     space: Choice[SearchSpace]
@@ -100,6 +100,10 @@ class Problem:
     generations: Count = 20
     seed: Seed = 0
     names: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.limits, Mapping):
+            raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={self.limits}")
 
 
 @dataclass(frozen=True)

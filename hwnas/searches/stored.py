@@ -11,11 +11,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from hwnas.build import name_of
+from hwnas.build import moved, name_of
 from hwnas.core import settings_of
-from hwnas.files import read_json, write_json
+from hwnas.files import consistent, read_json, shaped, write_json
 from hwnas.runs.folder import PROBLEM, check_same
-from hwnas.searches.problem import GROUPS, Problem, RunContext
+from hwnas.searches.problem import GROUPS, Problem
 from hwnas.store import password
 
 SCHEMA = 1
@@ -24,13 +24,7 @@ SCHEMA = 1
 Plain = None | bool | int | float | str | Sequence["Plain"] | Mapping[str, "Plain"]
 """A value of JSON."""
 
-OF_THE_RUN = (
-    "space",
-    "dataset",
-    *(field.name for field in dataclasses.fields(RunContext)),
-    "announce",
-    "warn",
-)
+OF_THE_RUN = ("space", "dataset", "folder", "kept", "store_dir", "announce", "warn")
 """Arguments of constructors that are objects of the run, and no settings."""
 
 
@@ -58,11 +52,14 @@ def keep(folder: Path, content: Mapping[str, Plain]) -> None:
     """Write what a run in a folder is of, or see that the run that is there is of the same.
 
     Raises:
-        ValueError: It is another run.
+        ValueError: It is another run, or its file is corrupt.
     """
     path = folder / PROBLEM
     if path.is_file():
-        check_same(folder, content, read_json(path))
+        known = read_json(path)
+        with consistent(path):
+            shaped(known, {"schema": int})
+        check_same(folder, content, moved(known))
     else:
         write_json(path, content)
 

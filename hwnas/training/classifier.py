@@ -34,7 +34,7 @@ class DivergedError(ValueError):
     """A loss that is not finite."""
 
 
-class Dataset(Protocol):
+class TrainingData(Protocol):
     """The part of a data set that training needs."""
 
     def batches(
@@ -169,7 +169,7 @@ class Classifier(Resumable):
 
 
 def fit(
-    network: nn.Module, dataset: Dataset, recipe: Recipe, session: Session, *, part: str, seed: int
+    network: nn.Module, dataset: TrainingData, recipe: Recipe, session: Session, *, part: str, seed: int
 ) -> Classifier:
     """Train a network; returns the module in evaluation mode, on the CPU.
 
@@ -239,7 +239,7 @@ def fit(
     return module.cpu().eval()
 
 
-def _leaves_unused(network: nn.Module, dataset: Dataset, recipe: Recipe) -> bool:
+def _leaves_unused(network: nn.Module, dataset: TrainingData, recipe: Recipe) -> bool:
     """Whether a network has parameters that its answers do not depend on, e.g. of branches of a cell.
 
     Processes that share the work must know: those that look for them in vain at every step say so loudly.
@@ -277,13 +277,13 @@ def _explained(error: Exception, module: Classifier, session: Session) -> ValueE
     return DivergedError(text)
 
 
-def accuracy(module: Classifier, dataset: Dataset, part: str) -> float:
+def accuracy(module: Classifier, dataset: TrainingData, part: str) -> float:
     """Share of correct answers on a part of the data set, in 0..1; the module ends on the CPU."""
     return accuracy_and_chance(module, dataset, part)[0]
 
 
 @torch.inference_mode()
-def accuracy_and_chance(module: Classifier, dataset: Dataset, part: str) -> tuple[float, float]:
+def accuracy_and_chance(module: Classifier, dataset: TrainingData, part: str) -> tuple[float, float]:
     """As `accuracy`, and the fraction of the most frequent class, which a guess would reach."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)

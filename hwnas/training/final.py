@@ -17,7 +17,7 @@ from hwnas.training.classifier import accuracy_and_chance, fit
 from hwnas.training.recipe import Recipe
 
 
-class Dataset(Named, classifier.Dataset, Protocol):
+class NamedData(Named, classifier.TrainingData, Protocol):
     """Images with a name."""
 
 
@@ -31,7 +31,7 @@ class Figures(TypedDict):
 
 
 def train_network(
-    space: HasNetworks, genotype: Genotype, dataset: Dataset, recipe: Recipe, session: Session, *, seed: int
+    space: HasNetworks, genotype: Genotype, dataset: NamedData, recipe: Recipe, session: Session, *, seed: int
 ) -> Figures:
     """Train an architecture on all training images and test it; writes the folder, returns the figures.
 
