@@ -191,7 +191,9 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             asked = len(archive.trials)
             counts = Evaluations(asked, len(unique(archive.trials)), asked - store.paid(task.quality.name))
             result = replace(
-                end.figures(counts, {"total": time.perf_counter() - context.began}),
+                end.figures(
+                    counts, {"total": time.perf_counter() - context.began}, evaluators[0].seconds_per_new
+                ),
                 virtual_seconds=None if task.quality.seconds([]) is None else progress.seconds,
                 hypervolume=tuple(progress.hypervolumes),
                 versions={evaluator.name: evaluator.version for evaluator in evaluators},

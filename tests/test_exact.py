@@ -7,15 +7,13 @@ import pytest
 
 from hwnas.core import Genotype, Limit, Objective, Trial
 from hwnas.devices.flops import Flops
+from hwnas.searches.blind import known_networks
 from hwnas.searches.exact import (
     Optimum,
-    best_reported,
     check_possible,
     cost_deciles,
     exact_effects,
     exact_optimum,
-    largest_reported,
-    reported,
     separable_sums,
     yardsticks,
 )
@@ -145,20 +143,32 @@ def test_best_that_only_reports_know() -> None:
     limit = Limit("latency_ms", 1.8, "min")
     kept = (latency <= 1.8) & (np.arange(81) > 0)
     assert 0 < kept.sum() < 80
-    assert best_reported(reported(space, [reporter, cost], [limit])) == {"test_acc": 2 * quality[kept].max()}
-    assert best_reported(reported(space, [reporter, cost], []))["test_acc"] == 2 * quality[1:].max()
-    assert best_reported(reported(space, [reporter, cost], [Limit("latency_ms", 1e-9)])) == {}
-    assert best_reported(reported(space, [reporter, cost], [Limit("val_acc", 0.5, "max")])) == {}
-    assert best_reported(reported(space, [cost, reporter], [])) == {}
+    known = known_networks(space, [reporter, cost])
+    assert known is not None
+    assert known.highest([limit]) == {"test_acc": 2 * quality[kept].max()}
+    assert known.highest([])["test_acc"] == 2 * quality[1:].max()
+    assert known.highest([Limit("latency_ms", 1e-9)]) == {}
+    assert (
+        known.highest([Limit("latency_ms", latency.max(), "max")])["test_acc"]
+        == 2 * quality[latency.argmax()]
+    )
+    assert known.highest([Limit("val_acc", 0.5, "max")]) == {}
+    assert known.largest([]) == {}
+    assert known_networks(space, [cost, reporter]) is None
     flops = ToyCost(space, metric="latency_ms")
     flops.name, flops.metrics = "flops", {"flops": "min"}
     flops.evaluate = lambda genotypes: [{"flops": float(sum(g))} for g in genotypes]  # type: ignore[method-assign]
     (largest,) = (row for row in reporter.report([(2,) * 4]))
-    known = largest_reported(reported(space, [reporter, flops], []))
-    assert known["test_acc"] == largest["test_acc"]
+    known = known_networks(space, [reporter, flops])
+    assert known is not None
+    assert known.largest([]) == largest
+    # Within two multiply-adds, the ten networks with two have the most.
+    two = [2 * q for q, g in zip(quality, space.all(), strict=True) if sum(g) == 2]
+    assert len(two) == 10
+    assert known.largest([Limit("flops", 2.0)]) == pytest.approx({"test_acc": np.mean(two)})
     cost.exhaustive = False
-    assert best_reported(reported(space, [reporter, cost], [])) == {}
-    assert best_reported(reported(Toy(), [Reporter(Toy(), metric="val_acc")], [])) == {}
+    assert known_networks(space, [reporter, cost]) is None
+    assert known_networks(Toy(), [Reporter(Toy(), metric="val_acc")]) is None
 
 
 def test_yardsticks_of_a_large_space() -> None:

@@ -25,6 +25,14 @@ OLD: dict[str, Any] = {
     "best": None,
 }
 """What the first version wrote."""
+BLIND = {
+    "cost": "latency_ms",
+    "limits": [1.0, 2.0],
+    "regret": {"estimate": [2.0, 0.0], "random": [9.0, 4.0]},
+    "tau": {"all": 0.5, "top_tenth": None},
+    "networks": 4,
+    "seconds_per_new": None,
+}
 NEW = {
     **OLD,
     "schema": 2,
@@ -35,6 +43,8 @@ NEW = {
     "reports": {"test_acc": [0.5, None]},
     "transfer": None,
     "population": {"size": 3, "different": 2},
+    "blind_regret": 1.0,
+    "blind": BLIND,
 }
 
 
@@ -45,6 +55,7 @@ def test_an_older_file_is_read() -> None:
     assert result.evaluations.new == 3
     assert result.result == (Network("ab", (0, 1), {"val_acc": 0.5, "latency_ms": math.inf}),)
     assert (result.best, result.truth, result.stationary, dict(result.effects)) == (None, None, True, {})
+    assert (result.blind_regret, result.blind) == (None, None)
 
 
 def test_what_a_file_says_wins_over_the_name_of_a_metric() -> None:
@@ -80,6 +91,12 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ({"limits": {"rmi": None}}, r"limits\.rmi is null, not a number"),
         ({"population": {"size": 1, "different": 2}}, "population has 2 different networks among 1"),
         ({"sums": {"a": {"base": 1.0, "added": [[1.0], []]}}}, "a table has rows of different lengths"),
+        ({"blind": BLIND | {"limits": []}}, "blind has no limits, or no regret of the estimate"),
+        ({"blind": BLIND | {"regret": {}}}, "blind has no limits, or no regret of the estimate"),
+        (
+            {"blind": BLIND | {"regret": {"estimate": [2.0]}}},
+            "blind has 2 limits and 1 regrets of estimate",
+        ),
         ({"schema": 3}, "schema is 3, and this version of hwnas reads 1 and 2"),
         ({"schema": 2, "limits": {"f1": 1.0}}, "goals do not say in which direction f1 is better"),
         ({"status": "running"}, 'status is "running"'),

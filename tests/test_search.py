@@ -317,6 +317,7 @@ def test_truth_of_a_benchmark_beside_an_estimate(run_hwnas, tmp_path: Path) -> N
         ops=np.array(space.ops),
         cifar10_valid_200=valid,
         cifar10_test_200=valid + 1,
+        cifar10_valid_12=-valid,  # an estimate that is always wrong
     )
     rng = np.random.default_rng(0)
     images = {
@@ -327,7 +328,7 @@ def test_truth_of_a_benchmark_beside_an_estimate(run_hwnas, tmp_path: Path) -> N
         for what in ("x", "y")
     }
     np.savez(tmp_path / "cifar10_16x16.npz", **images)
-    run_hwnas(
+    done = run_hwnas(
         *("search", "experiment=mo_hdnas_small", "trainer=quick", "device=flops", "generations=2"),
         *("dataset.image_shape=[3,4,4]", "strategy.population_size=4", "logger=csv", "hydra.run.dir=run"),
         *("evaluator.reference.epochs=0", "evaluator.steps=1", "evaluator.channels=2"),
@@ -345,6 +346,27 @@ def test_truth_of_a_benchmark_beside_an_estimate(run_hwnas, tmp_path: Path) -> N
     highest = (10 + 0.5 * 4 * 21 + 1) / 100
     assert result["looked_up"]["test_acc"]["regret"] == pytest.approx(highest - (true + 1) / 100)
     assert "Looked up in a benchmark" in (tmp_path / "run" / "report.html").read_text()
+
+    # Blind regret, by a plain second implementation over the nine deciles of the multiply-adds.
+    accuracy = {genotype: 10 + 0.5 * np.dot(genotype, [1, 2, 3, 4, 5, 6]) for genotype in space.all()}
+    flops = dict(zip(space.all(), space.static_metrics(space.all())["flops"], strict=True))
+    archive = map(json.loads, (tmp_path / "run" / "archive.jsonl").read_text().splitlines())
+    asked = {tuple(row["genotype"]): row["metrics"]["rmi"] for row in archive if "genotype" in row}
+    regrets: dict[str, list[float]] = {"estimate": [], "early": [], "random": []}
+    for limit in np.quantile(list(flops.values()), np.arange(1, 10) / 10):
+        within = [accuracy[genotype] for genotype in accuracy if flops[genotype] <= limit]
+        own = sorted((-asked[g], flops[g], accuracy[g]) for g in asked if flops[g] <= limit)
+        regrets["estimate"].append(max(within) - (own[0][2] if own else 10.0))
+        regrets["early"].append(max(within) - min(within))
+        regrets["random"].append(max(within) - np.mean(within))
+    blind = result["blind"]
+    assert (blind["cost"], blind["networks"]) == ("flops", len(asked))
+    assert result["blind_regret"] == pytest.approx(np.mean(regrets["estimate"]))
+    for name, by_limit in regrets.items():
+        assert blind["regret"][name] == pytest.approx(by_limit), name
+    assert 0 < blind["seconds_per_new"] * blind["networks"] < result["seconds"]["total"]
+    said = f"looked up: blind regret {result['blind_regret']:.2f} points, mean of nine limits on flops ("
+    assert said in done.stdout
 
 
 def test_real_networks_and_weights_and_biases(run_hwnas, wandb_records, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class RMI(Evaluator):
         self.batch_choice = batch_choice
         self.images = images
         self.reference = reference
-        self._lookup, self.reported = lookup, lookup.goals
+        self.lookup, self.reported = lookup, lookup.goals
         self._candidates = space.resized(
             channels=channels, num_cells=space.fewest_cells if num_cells == "fewest" else num_cells
         )
@@ -267,7 +267,7 @@ class RMI(Evaluator):
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self._lookup.report(genotypes)
+        return self.lookup.report(genotypes)
 
     def train_and_score(
         self, genotypes: Sequence[Genotype], weights: dict[str, Tensor], batch: _Batch

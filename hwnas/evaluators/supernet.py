@@ -200,7 +200,7 @@ class Supernet(Evaluator):
             dataset.cutout = cutout
         self._dataset = dataset
         self._store_dir, self._folder, self._announce = store_dir, folder, announce
-        self._lookup, self.reported = lookup, lookup.goals
+        self.lookup, self.reported = lookup, lookup.goals
         hard = training.sampling == "single_path" or decoding == "hard"
         if hard and eval_mode == "running" and track_running_stats:
             announce(
@@ -323,7 +323,7 @@ class Supernet(Evaluator):
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self._lookup.report(genotypes)
+        return self.lookup.report(genotypes)
 
     def _train(self) -> None:
         """Bring the weights in memory to the last link: from a checkpoint, by training, or both."""

@@ -30,6 +30,9 @@ from hwnas.files import find_file
 FULL_EPOCHS = 200
 """Epochs of the benchmark's full trainings."""
 
+TRUE_ACCURACY = "table_val_acc"
+"""The validation accuracy of a benchmark's table, beside an estimate."""
+
 
 class Table(Evaluator):
     """Look-up of metrics in an .npz with one row per architecture.
@@ -145,6 +148,8 @@ class Lookup:
         val_column: Column of the validation accuracy, reported as `table_val_acc`; None: there is none.
         test_column: Column of the test accuracy, reported as `test_acc`; None: there is none.
         scale: Factor from the columns to 0..1, e.g. 0.01 from percent.
+        early_column: Column of the validation accuracy after 12 epochs, another estimate to compare with;
+            None, or missing in the file: there is none.
 
     Attributes:
         goals: Goal per known metric.
@@ -162,23 +167,28 @@ class Lookup:
         val_column: str | None,
         test_column: str | None,
         scale: Positive,
+        early_column: str | None = None,
     ) -> None:
-        named = {"table_val_acc": val_column, "test_acc": test_column}
+        named = {TRUE_ACCURACY: val_column, "test_acc": test_column}
         columns = {metric: column for metric, column in named.items() if column is not None and path}
-        arrays = by_genotype(space, path, list(columns.values())) if path and columns else {}
+        early = [] if early_column is None else [early_column]
+        arrays = by_genotype(space, path, list(columns.values()), early) if path and columns else {}
         self._values = {metric: arrays[column] * scale for metric, column in columns.items()}
+        self._early = arrays[early_column] * scale if early_column in arrays else None
         self.goals: dict[str, Goal] = dict.fromkeys(columns, "max")
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """The known ones of `table_val_acc` and `test_acc` per genotype, for `Evaluator.report`."""
+        at = tuple(np.asarray(genotypes, dtype=np.intp).T)
+        columns = {metric: values[at].tolist() for metric, values in self._values.items()}
         return [
-            {
-                metric: float(values[genotype])
-                for metric, values in self._values.items()
-                if not math.isnan(values[genotype])
-            }
-            for genotype in genotypes
+            {metric: column[row] for metric, column in columns.items() if not math.isnan(column[row])}
+            for row in range(len(genotypes))
         ]
+
+    def early(self, genotypes: Sequence[Genotype]) -> FloatArray | None:
+        """Validation accuracy after 12 epochs in 0..1, shape (n,); NaN: unknown. None without the column."""
+        return None if self._early is None else self._early[tuple(np.asarray(genotypes).T)]
 
 
 def by_genotype(

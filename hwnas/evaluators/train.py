@@ -87,7 +87,7 @@ class Train(Evaluator):
         self._folder = store_dir / "trainings"
         self._announce = announce
         self._warn = warn
-        self._lookup, self.reported = lookup, lookup.goals
+        self.lookup, self.reported = lookup, lookup.goals
         self._said = self._warned = False
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
@@ -150,4 +150,4 @@ class Train(Evaluator):
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self._lookup.report(genotypes)
+        return self.lookup.report(genotypes)

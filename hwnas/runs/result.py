@@ -178,6 +178,51 @@ class LookedUp:
 
 
 @dataclass(frozen=True)
+class Blind:
+    """Blind regret: what choosing by an estimate costs in true validation accuracy, by a benchmark's table.
+
+    Within a limit, the network of the best estimate is behind the best network of the space by the regret.
+    The limits are the nine deciles of a cost over the supported networks of the space.
+
+    Attributes:
+        cost: Metric that is limited.
+        limits: Its 0.1, 0.2, ..., 0.9 quantiles, in its unit.
+        regret: At each limit, in points; by how the network is chosen: "estimate" is the run's, among its own
+            networks, "early" the benchmark's after 12 epochs, "params" and "flops" choose the largest
+            network and "random" any one, all among all networks. With equal estimates the run's cheapest
+            network is chosen; of the others it is the mean.
+        tau: Kendall's tau of the estimate with the truth over the run's networks: "all", the "better_half"
+            and the "top_tenth" by truth; None for fewer than ten networks, or where all are equal.
+        networks: How many of the run's networks are compared.
+        seconds_per_new: Seconds of the evaluator for a network that it computed in the run's last session;
+            None if it computed none. What it prepared is not in it, nor what other sessions computed.
+    """
+
+    cost: str
+    limits: tuple[float, ...]
+    regret: Mapping[str, tuple[float, ...]]
+    tau: Mapping[str, float | None]
+    networks: int
+    seconds_per_new: float | None = None
+
+    def __post_init__(self) -> None:
+        if "estimate" not in self.regret or not self.limits:
+            raise ValueError("blind has no limits, or no regret of the estimate")
+        for choice, regret in self.regret.items():
+            if len(regret) != len(self.limits):
+                raise ValueError(f"blind has {len(self.limits)} limits and {len(regret)} regrets of {choice}")
+
+    def mean_of(self, choice: str) -> float:
+        """The mean over the limits of a kind of choice, in points."""
+        return sum(self.regret[choice]) / len(self.limits)
+
+    @property
+    def mean(self) -> float:
+        """The run's blind regret, in points."""
+        return self.mean_of("estimate")
+
+
+@dataclass(frozen=True)
 class Effects:
     """What each operation does to a metric, against the average operation of its edge.
 
@@ -279,6 +324,8 @@ class Result(Plan):
         transfer: Of a search for several devices.
         yardsticks: Networks that are known without a search, by name.
         looked_up: Per metric of a benchmark's table.
+        blind_regret: What the run's estimate costs in validation accuracy, in points; None without a table.
+        blind: How that was found, beside other ways to choose.
         effects: Per objective, where they are known exactly.
         sums: Per metric that is a sum over operations.
         deciles: Per cost its 0, 0.1, ..., 1 quantiles over the space.
@@ -311,6 +358,8 @@ class Result(Plan):
     transfer: Transfer | None = None
     yardsticks: Mapping[str, Network] | None = None
     looked_up: Mapping[str, LookedUp] | None = None
+    blind_regret: float | None = None
+    blind: Blind | None = None
     effects: Mapping[str, Effects] = field(default_factory=dict)
     sums: Mapping[str, Sum] = field(default_factory=dict)
     deciles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -132,33 +132,6 @@ def exact_optimum(
     return Optimum(whole_front, answer, test_acc, objectives, trials)
 
 
-def reported(
-    space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit]
-) -> list[tuple[Trial, dict[str, float]]]:
-    """All networks that keep the limits, with their report-only metrics.
-
-    Empty if there are no such metrics, if the space is too large to list, or if limited metrics need a
-    search.
-
-    Args:
-        space: The space, which is listed completely.
-        evaluators: Prepared; the first one reports, the others must be exhaustive.
-        limits: Limits of the run.
-    """
-    reporter, *others = evaluators
-    if space.size > MOST_LISTED or not all(evaluator.exhaustive for evaluator in others):
-        return []
-    if any(limit.metric in reporter.metrics for limit in limits):
-        return []
-    genotypes = space.all()
-    reports = reporter.report(genotypes)
-    if not any(reports):
-        return []
-    trials = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in others], 0)
-    kept = violations(trials, limits) == 0
-    return [pair for pair, keeps in zip(zip(trials, reports, strict=True), kept, strict=True) if keeps]
-
-
 YARDSTICKS = {
     "cheapest": "the network of the lowest cost",
     "best": "the best network within the limit",
@@ -334,29 +307,6 @@ def transfers(
                     regret[other] = float(np.subtract(*costs([network, target], [quality])[:, 0]))
         rows.append(Transfer(device, network, regret, excess))
     return rows
-
-
-def best_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
-    """The highest value of each report-only metric over the networks of `reported`."""
-    found: dict[str, float] = {}
-    for _, report in known:
-        found |= {name: max(value, found.get(name, value)) for name, value in report.items()}
-    return found
-
-
-def largest_reported(known: Sequence[tuple[Trial, Mapping[str, float]]]) -> dict[str, float]:
-    """Report-only metrics of the network with the most multiply-adds, a simple baseline for estimates.
-
-    Means, if several networks have the most; empty without the metric `flops`.
-    """
-    sized = [(trial.metrics["flops"], report) for trial, report in known if "flops" in trial.metrics]
-    most = max((flops for flops, _ in sized), default=0.0)
-    largest = [report for flops, report in sized if flops == most]
-    values: dict[str, list[float]] = {}
-    for report in largest:
-        for name, value in report.items():
-            values.setdefault(name, []).append(value)
-    return {name: float(np.mean(many)) for name, many in values.items()}
 
 
 def check_possible(

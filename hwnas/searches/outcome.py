@@ -9,10 +9,12 @@ from pathlib import Path
 
 from hwnas.core import Trial, best, checked_result, closest, front, trials_of, unique
 from hwnas.devices.multi import Multi
+from hwnas.evaluators.table import TRUE_ACCURACY
 from hwnas.files import write_csv
 from hwnas.runs.display import Display
 from hwnas.runs.result import (
     MOST_REPORTED,
+    Blind,
     Comparison,
     Evaluations,
     LookedUp,
@@ -25,17 +27,15 @@ from hwnas.runs.result import (
 )
 from hwnas.runs.units import phrase, short
 from hwnas.searches.analysis import spread
+from hwnas.searches.blind import CHOICES, Known, blind, known_networks
 from hwnas.searches.exact import (
     YARDSTICKS,
     Optimum,
-    best_reported,
     cost_deciles,
     device_limits,
     exact_effects,
     exact_optimum,
-    largest_reported,
     regret_in_words,
-    reported,
     separable_sums,
     transfers,
     yardsticks,
@@ -102,9 +102,15 @@ class Conclusion:
         task = self.task
         return exact_optimum(task.space, task.evaluators, task.objectives, task.limits)
 
-    def figures(self, evaluations: Evaluations, seconds: Mapping[str, float]) -> Result:
+    @cached_property
+    def _known(self) -> Known | None:
+        return known_networks(self.task.space, self.task.evaluators)
+
+    def figures(
+        self, evaluations: Evaluations, seconds: Mapping[str, float], seconds_per_new: float | None = None
+    ) -> Result:
         """The result, without what depends on more than the task and its trials."""
-        task, evaluators = self.task, self.task.evaluators
+        task, evaluators, seen = self.task, self.task.evaluators, self._blind(seconds_per_new)
         return Result(
             strategy=task.names["strategy"],
             search_space=task.names["search_space"],
@@ -125,6 +131,8 @@ class Conclusion:
             transfer=self._transfer(),
             yardsticks=self._yardsticks() or None,
             looked_up=self._looked_up() or None,
+            blind_regret=None if seen is None else seen.mean,
+            blind=seen,
             effects=exact_effects(task.space, evaluators, task.objectives),
             sums=separable_sums(evaluators),
             deciles={name: tuple(of) for name, of in cost_deciles(task.space, evaluators).items()},
@@ -197,13 +205,28 @@ class Conclusion:
         """A benchmark's accuracies of the answer and of the best network; empty if the optimum is known."""
         if self._optimum is not None or self.answer is None:
             return {}
-        known = reported(self.task.space, self.task.evaluators, self.task.limits)
-        highest, largest = best_reported(known), largest_reported(known)
+        if (known := self._known) is None:
+            return {}
+        highest, largest = known.highest(self.task.limits), known.largest(self.task.limits)
         return {
             name: LookedUp(value, highest[name] - value, largest.get(name))
             for name, value in self._reports[self.answer.genotype].items()
             if name in highest
         }
+
+    def _blind(self, seconds_per_new: float | None) -> Blind | None:
+        """The search on its estimate beside other choices; None without true validation accuracies."""
+        task = self.task
+        if TRUE_ACCURACY not in task.quality.reported or self._known is None:
+            return None
+        classes = task.dataset.num_classes
+        return blind(
+            self._known,
+            self._comparable,
+            task.objectives,
+            chance=1 / classes if classes > 1 else 0.0,
+            seconds_per_new=seconds_per_new,
+        )
 
     def _transfer(self) -> Transfer | None:
         """Each device's best network on the other devices."""
@@ -280,6 +303,14 @@ def say_conclusion(display: Display, end: Conclusion, result: Result) -> None:
             f"{100 * figures.regret:.2f} points"
             + ("" if largest is None else f"; the one with the most multiply-adds has {largest:.4f}")
         )
+    if result.blind is not None:
+        display.say(f"looked up: {blind_in_words(result.blind)}")
+
+
+def blind_in_words(seen: Blind) -> str:
+    """Blind regret in a line: "blind regret 0.62 points, mean of nine limits on latency_ms (...)"."""
+    others = [f"{CHOICES[name]} {seen.mean_of(name):.2f}" for name in seen.regret if name != "estimate"]
+    return f"blind regret {seen.mean:.2f} points, mean of nine limits on {seen.cost} ({', '.join(others)})"
 
 
 def _in_words(metrics: Mapping[str, float]) -> str:

@@ -27,6 +27,8 @@ class CachedEvaluator(Evaluator):
     Attributes:
         version: Version of the answers, from the last `prepare`.
         saved: Number of answers that were not computed here.
+        computed: Number of answers that were.
+        spent: Seconds of the clock in which they were, e.g. by several workers at once.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class CachedEvaluator(Evaluator):
         self.metrics, self.reported = inner.metrics, inner.reported
         self.version = ""
         self.saved = 0
+        self.computed = 0
+        self.spent = 0.0
         self._store = store
         self._dataset = dataset
         self._workers = workers
@@ -122,6 +126,7 @@ class CachedEvaluator(Evaluator):
     def _evaluate(self, genotypes: list[Genotype]) -> None:
         """Compute answers and store them, all or none of a part."""
         assert self._key is not None
+        began = time.perf_counter()
         divide = self.inner.parts if self._workers is None else self.inner.for_workers
         parts = divide(genotypes)
         if self._workers is None or len(parts) == 1:
@@ -135,7 +140,14 @@ class CachedEvaluator(Evaluator):
                 progress("networks", answered, len(genotypes))
             answers = checked_answers(self.inner, part, rows)
             self._store.put(self._key, dict(zip(part, answers, strict=True)))
+        self.computed += len(genotypes)
+        self.spent += time.perf_counter() - began
         self._known.update(self._store.get(self._key, genotypes))  # another run may have been first
+
+    @property
+    def seconds_per_new(self) -> float | None:
+        """Seconds that an answer took that was computed here; None if none was."""
+        return self.spent / self.computed if self.computed else None
 
     @property
     def stationary(self) -> bool:

@@ -231,6 +231,18 @@ def test_lookup_tells_what_the_table_knows(tmp_path: Path) -> None:
     assert lookup(write(tmp_path, digits_test=values)).report([(1, 2)]) == [{"table_val_acc": 0.5}]
 
 
+def test_lookup_of_early_accuracies_which_a_table_may_lack(tmp_path: Path) -> None:
+    early = np.arange(9) * 10.0
+    early[5] = np.nan
+    path = write(tmp_path, digits_early=early)
+    known = lookup(path, early_column="digits_early").early([(0, 1), (2, 2), (1, 2)])
+    np.testing.assert_allclose(known, [0.1, 0.8, np.nan])
+    assert "digits_early" not in lookup(path, early_column="digits_early").report([(0, 1)])[0]
+    assert lookup(path, early_column="lost").early([(0, 1)]) is None
+    assert lookup(path).early([(0, 1)]) is None
+    assert lookup(None, early_column="lost").early([(0, 1)]) is None
+
+
 def test_lookup_in_a_table_that_has_not_the_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no column 'zzz'"):
         lookup(write(tmp_path), test_column="zzz")
