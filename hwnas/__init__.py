@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC
     from hwnas.evaluators.supernet import Supernet
     from hwnas.evaluators.table import Table
     from hwnas.evaluators.train import Train
+    from hwnas.evaluators.zero_cost import ZeroCost
     from hwnas.runs.folder import Run
     from hwnas.runs.result import Result
     from hwnas.searches.problem import Problem
@@ -106,6 +107,7 @@ _PUBLIC = {
     "hwnas.evaluators.supernet": ("Supernet",),
     "hwnas.evaluators.table": ("Table",),
     "hwnas.evaluators.train": ("Train",),
+    "hwnas.evaluators.zero_cost": ("ZeroCost",),
     "hwnas.runs.folder": ("Run",),
     "hwnas.runs.result": ("Result",),
     "hwnas.searches.problem": ("Problem",),

@@ -277,6 +277,24 @@ def is_near_chance(accuracy: float, chance: float) -> bool:
     return accuracy < min(1.5 * chance, chance + 0.1 * (1 - chance))
 
 
+def log_rank_sum(raw: FloatArray) -> FloatArray:
+    """Scores of a whole population in one: the sum over scores of ln(rank / n), shape (n,); at most 0.
+
+    Rank n is that of the largest score, and equal ones share the mean of their ranks.
+
+    Args:
+        raw: m scores of n networks, larger ones better, shape (n, m).
+
+    Source: Lee & Ham, AZ-NAS, CVPR 2024.
+    """
+    total = np.zeros(len(raw))
+    for scores in raw.T:
+        ordered = np.sort(scores)
+        below, up_to = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
+        total += np.log((below + 1 + up_to) / (2 * len(raw)))
+    return total
+
+
 MAX_WHOLE = 2**63 - 1
 """The largest integer of databases and torch, 64 bits with a sign."""
 

@@ -13,6 +13,7 @@ NAMES = {
     "table_val_acc": "true validation accuracy",
     "rmi": "representation similarity",
     "rmi_flops": "similarity and multiply-adds",
+    "zero_cost": "training-free scores, combined",
     "flops": "multiply-adds",
     "params": "parameters",
     "relative_cost": "relative cost, worst device",

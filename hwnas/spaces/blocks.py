@@ -5,7 +5,7 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import combinations
@@ -13,6 +13,7 @@ from itertools import combinations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import FlopCounterMode
 
 Norm = Callable[[int], nn.Module]
@@ -179,11 +180,49 @@ def folded_convolution(
     return partial(run, weight=weight, bias=norm.bias - norm.running_mean * scale)
 
 
-class Population(nn.Module):
-    """Several networks as one module."""
+def rectified(x: Tensor, num_networks: int, uses: Tensor | None = None) -> Tensor:
+    """ReLU of features of several networks; keeps the shape.
 
-    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features of all networks per stage, each (B, K, C, H, W), and logits (K, B, classes)."""
+    A `TorchFunctionMode` sees calls of this function like those of torch's, with all that it needs to
+    attribute them to networks.
+
+    Args:
+        x: Shape (B, networks * C, H, W) or (B, networks, C, H, W).
+        num_networks: K.
+        uses: Number of ReLUs in each network that this one stands for, shape (K,); None: one.
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(rectified, (x,), x, num_networks, uses)
+    return F.relu(x)
+
+
+class Population(nn.Module):
+    """Several networks as one module.
+
+    Attributes:
+        num_networks: K.
+    """
+
+    num_networks: int
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features of all networks per stage, each (B, K, C, H, W), and logits (K, B, classes).
+
+        Args:
+            x: Images (B, C, H, W) for all networks, or (B, K, C, H, W), some for each.
+        """
+        raise NotImplementedError
+
+    def layers(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        """Weights of convolutions and linear layers, and whose they are.
+
+        A weight holds those of a layer of each of the listed networks, one after another: as a view of shape
+        (networks, weights).
+        """
+        raise NotImplementedError
+
+    def cells(self) -> list[nn.Module]:
+        """The stem and every cell: modules that return features, (B, K * C, H, W) or (B, K, C, H, W)."""
         raise NotImplementedError
 
 
@@ -201,11 +240,16 @@ class SeparateNetworks(Population):
         self.networks = nn.ModuleList(network.to(example.device, example.dtype) for network in networks)
         for network in self.networks:
             network.load(weights)  # type: ignore[operator]
+        self.num_networks = len(self.networks)
         self.to(memory_format=torch.channels_last)
 
-    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features of all networks per stage, each (B, K, C, H, W), and logits (K, B, classes)."""
-        x = x_BCHW.contiguous(memory_format=torch.channels_last)
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features of all networks per stage, each (B, K, C, H, W), and logits (K, B, classes).
+
+        Args:
+            x: Images (B, C, H, W) for all networks.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
         taps, logits = zip(*(network.features(x) for network in self.networks), strict=True)  # type: ignore[operator]
         return [torch.stack(stage, dim=1) for stage in zip(*taps, strict=True)], torch.stack(logits)
 

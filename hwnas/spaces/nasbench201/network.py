@@ -6,7 +6,7 @@ Shapes: B images, K networks, P (network, edge) pairs, C channels, H height, W w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from hwnas.spaces.blocks import (
     SpatialMean,
     adjacent,
     box_mean,
+    rectified,
 )
 from hwnas.spaces.nasbench201.encoding import (
     AVG_POOL,
@@ -192,7 +193,7 @@ class _Norm(nn.Module):
 class _Plan:
     """Which (network, edge) pairs leave one source node, and where a target finds its inputs.
 
-    `convs` lists (kernel size, network per pair, edge per pair).
+    `convs` lists (kernel size, network per pair, edge per pair); `num_convs` has their number per network.
 
     The outputs of a source node are laid side by side: its 3x3 convolutions, its 1x1 convolutions, its
     pools, the node itself, and one slot of zeros. `gather[target]` holds the slot of each network.
@@ -201,6 +202,8 @@ class _Plan:
     def __init__(self, genotypes: Sequence[Genotype], source: int, device: torch.device) -> None:
         K = len(genotypes)
         edges = [edge for edge, (start, _) in enumerate(EDGES) if start == source]
+        convs = [sum(genotype[e] in (CONV_1X1, CONV_3X3) for e in edges) for genotype in genotypes]
+        self.num_convs = torch.tensor(convs, device=device)
         pairs = {op: [(k, e) for e in edges for k in range(K) if genotypes[k][e] == op] for op in range(5)}
         self.convs = [
             (kernel, torch.tensor([k for k, _ in pairs[op]], device=device), [e for _, e in pairs[op]])
@@ -244,7 +247,7 @@ class _Convolutions(nn.Module):
     def forward(self, x_BKCHW: Tensor) -> Tensor:
         """(B, K, C, H, W) to (B, P, C, H, W), one slot per (network, edge) pair."""
         B, _, C, H, W = x_BKCHW.shape
-        positive = F.relu(x_BKCHW)
+        positive = rectified(x_BKCHW, x_BKCHW.shape[1], self.plan.num_convs)
         stacks = []
         for (kernel, networks, edges), weight in zip(self.plan.convs, self.kernels, strict=True):
             inputs = positive.index_select(1, networks).view(B, -1, H, W)
@@ -302,8 +305,8 @@ class _ReductionPopulation(nn.Module):
         """(B, K, C, H, W) to (B, K, 2C, ceil(H / 2), ceil(W / 2))."""
         B, K, C, H, W = x_BKCHW.shape
         x = x_BKCHW.reshape(B, K * C, H, W)
-        main = self.norm_a(F.conv2d(F.relu(x), self.a, stride=2, padding=1, groups=K))
-        main = self.norm_b(F.conv2d(F.relu(main), self.b, padding=1, groups=K))
+        main = self.norm_a(F.conv2d(rectified(x, K), self.a, stride=2, padding=1, groups=K))
+        main = self.norm_b(F.conv2d(rectified(main, K), self.b, padding=1, groups=K))
         skip = F.conv2d(F.avg_pool2d(x, 2, 2, ceil_mode=True), self.skip, groups=K)
         return (main + skip).view(B, K, 2 * C, *main.shape[2:])
 
@@ -348,22 +351,44 @@ class NasBench201Population(Population):
         self.classifier_weight = nn.Parameter(weights["classifier.weight"].T.repeat(K, 1, 1))
         self.classifier_bias = nn.Parameter(weights["classifier.bias"].repeat(K, 1, 1))
 
-    def features(self, x_BCHW: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Stage outputs (B, K, C, H, W) at the taps of `NasBench201Network`, and logits (K, B, classes)."""
-        B, K = len(x_BCHW), self.num_networks
-        x = self.stem_norm(F.conv2d(x_BCHW, self.stem, padding=1))
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Stage outputs (B, K, C, H, W) at the taps of `NasBench201Network`, and logits (K, B, classes).
+
+        Args:
+            x: Images (B, C, H, W) for all networks, or (B, K, C, H, W), some for each.
+        """
+        B, K = len(x), self.num_networks
+        x, groups = (x.flatten(1, 2), K) if x.dim() == 5 else (x, 1)
+        x = self.stem_norm(F.conv2d(x, self.stem, padding=1, groups=groups))
         x = x.view(B, K, -1, *x.shape[2:])
         taps = []
         for stage in self.stages:
             x = stage(x)
             taps.append(x)
-        taps[-1] = F.relu(self.last_norm(x.reshape(B, -1, *x.shape[3:]))).view(x.shape)
+        taps[-1] = rectified(self.last_norm(x.reshape(B, -1, *x.shape[3:])), K).view(x.shape)
         pooled_KBC = taps[-1].mean(dim=(3, 4)).transpose(0, 1)
         return taps, torch.baddbmm(self.classifier_bias, pooled_KBC, self.classifier_weight)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (K, B, classes)."""
-        return self.features(x_BCHW)[1]
+        return self.features(x)[1]
+
+    def layers(self) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        """Weights of convolutions and of the classifier, and whose they are."""
+        everyone = range(self.num_networks)
+        yield self.stem, everyone
+        for module in self.modules():
+            if isinstance(module, _Convolutions):
+                for (_, networks, _), weight in zip(module.plan.convs, module.kernels, strict=True):
+                    yield weight, networks.tolist()
+            elif isinstance(module, _ReductionPopulation):
+                for weight in (module.a, module.b, module.skip):
+                    yield weight, everyone
+        yield self.classifier_weight, everyone
+
+    def cells(self) -> list[nn.Module]:
+        """The stem, then cells and residual blocks in order."""
+        return [self.stem_norm, *(module for stage in self.stages for module in stage.children())]
 
 
 def measurable_blocks(space: NasBench201Encoding) -> Blocks:
