@@ -19,9 +19,10 @@ import pytest
 
 from hwnas.cli.report import command
 from hwnas.core import Limit, Objective
+from hwnas.reports import sweep
 from hwnas.reports import view as report_view
 from hwnas.reports.charts import axis, scatter
-from hwnas.reports.page import write_report
+from hwnas.reports.page import write_report, write_sweep_report
 from hwnas.runs.result import read_result
 from hwnas.runs.units import quantity, text
 from hwnas.spaces.capabilities import drawing
@@ -629,6 +630,64 @@ def test_what_was_looked_up(tmp_path):
         "has 94.25 % and the one with the most multiply-adds 90.00 %."
     ) in limited.text
     assert "Looked up" not in page(make_run(tmp_path / "unknown", truth=None)).text
+
+
+BLIND = {
+    "cost": "latency_ms",
+    "limits": [1.0, 2.0],
+    "regret": {"estimate": [0.5, 1.0], "early": [0.125, 0.125], "random": [9.0, 4.0]},
+    "tau": {"all": 0.5, "better_half": 0.25, "top_tenth": None},
+    "networks": 1234,
+    "seconds_per_new": 0.125,
+}
+
+
+def test_blind_regret_beside_simpler_choices(tmp_path):
+    shown = page(make_run(tmp_path / "run", blind_regret=0.75, blind=BLIND, limits={"latency_ms": 3.0})).text
+    assert "this run's estimate 0.75 0.50 1.00 12 epochs of full training 0.12 0.12 0.12" in shown
+    assert "a random network 6.50 9.00 4.00" in shown
+    assert "q0.1 1.000 ms q0.2 2.000 ms" in shown
+    assert (
+        "of the run's 1,234 networks: over all of them 0.50, over their better half 0.25, over their top"
+        in shown
+    )
+    assert "The evaluator took 0.12 s per new network; the run took 2.0 min in all." in shown
+    assert "It searched under latency ≤ 3 ms; for other limits" in shown
+    without = page(make_run(tmp_path / "free", blind={**BLIND, "seconds_per_new": None})).text
+    assert "top tenth unknown. The run took 2.0 min in all." in without
+    assert "It searched under" not in without
+    assert "Blind regret" not in page(make_run(tmp_path / "unknown")).text
+
+
+def test_blind_regret_of_a_sweep(tmp_path):
+    """Seeds with 1, 2 and 3 points: Student's t for two degrees of freedom is 4.303, over 3^(1/2)."""
+    for seed, points in enumerate((1.0, 2.0, 3.0)):
+        seen = {**BLIND, "regret": {**BLIND["regret"], "estimate": [points, points]}}
+        settings = ("experiment=toy", "evaluator=rmi", f"seed={seed}")
+        make_run(tmp_path / f"rmi-{seed}", overrides=settings, blind=seen, hypervolume=[0.1, 0.2, 0.3])
+    alone = {**BLIND, "seconds_per_new": None, "tau": {"all": None}}
+    make_run(
+        tmp_path / "train-0",
+        overrides=("experiment=toy", "evaluator=train", "seed=0"),
+        blind=alone,
+        hypervolume=[0.1],
+    )
+    make_run(
+        tmp_path / "table-0", overrides=("experiment=toy", "evaluator=table", "seed=0"), hypervolume=[0.1]
+    )
+    for path in tmp_path.iterdir():
+        (path / "pareto.csv").write_text("arch,genotype,val_acc,latency_ms\naaaa,0 0 0 0,0.5,1.0\n")
+    found = sweep.page(tmp_path)["blind"]
+    assert found.choices == ["12 epochs of full training", "a random network"]
+    assert found.rows == [
+        (("rmi",), 3, "2.00 ± 2.48", ["0.12", "6.50"], "0.50", "0.12"),
+        (("train",), 1, "0.75", ["0.12", "6.50"], "", ""),
+    ]
+    assert "2.00 ± 2.48" in write_sweep_report(tmp_path).read_text()
+    shutil.rmtree(tmp_path / "train-0")
+    for path in tmp_path.glob("rmi-*"):
+        shutil.rmtree(path)
+    assert sweep.page(tmp_path)["blind"] is None
 
 
 def test_networks_of_the_front_show_what_only_reports_know(tmp_path):

@@ -511,6 +511,7 @@ SECTIONS: dict[str, Callable[[View], object]] = {
     "lineage": sections.lineage,
     "breakdown": sections.breakdown,
     "proxies": sections.proxies,
+    "blind_regret": sections.blind_regret,
     "yardsticks": _yardsticks,
     "transfer": _transfer,
     "trained": _trained,

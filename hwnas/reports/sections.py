@@ -17,7 +17,7 @@ from hwnas.reports.charts import Axis, Scatter, axis, dots, from_top
 from hwnas.reports.view import View
 from hwnas.runs.folder import Run
 from hwnas.runs.result import Effects
-from hwnas.runs.units import quantity, text
+from hwnas.runs.units import duration, quantity, text
 from hwnas.searches.analysis import (
     agreement,
     ancestry,
@@ -27,6 +27,7 @@ from hwnas.searches.analysis import (
     spread,
     surrogate,
 )
+from hwnas.searches.blind import CHOICES
 from hwnas.spaces.drawing import Drawing
 
 MAX_NEAREST = 4_000
@@ -526,6 +527,53 @@ def proxies(view: View) -> list[Proxy]:
             )
         )
     return found
+
+
+@dataclass(frozen=True)
+class BlindRegret:
+    """Blind regret of the run beside simpler choices, written out.
+
+    Attributes:
+        cost: Name of the cost that is limited.
+        columns: (name, value) of each limit.
+        rows: (choice, mean, regret at each limit), in points, the run's first.
+        taus: Rank correlations in words.
+        seconds: What the estimate took, in words.
+    """
+
+    cost: str
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, str, list[str]]]
+    taus: str
+    seconds: str
+
+
+def blind_regret(view: View) -> BlindRegret | None:
+    """Blind regret of the run; None without true accuracies."""
+    result = view.run.result
+    seen = None if result is None else result.blind
+    if result is None or seen is None:
+        return None
+    taus = [
+        f"{words} {'unknown' if (tau := seen.tau.get(name)) is None else f'{tau:.2f}'}"
+        for name, words in (
+            ("all", "over all of them"),
+            ("better_half", "over their better half"),
+            ("top_tenth", "over their top tenth"),
+        )
+    ]
+    each = seen.seconds_per_new
+    return BlindRegret(
+        quantity(seen.cost).name,
+        columns=[(f"q0.{tenth}", text(seen.cost, limit)) for tenth, limit in enumerate(seen.limits, 1)],
+        rows=[
+            (CHOICES.get(name, name), f"{seen.mean_of(name):.2f}", [f"{value:.2f}" for value in regret])
+            for name, regret in seen.regret.items()
+        ],
+        taus=f"Kendall's tau with the truth, of the run's {seen.networks:,} networks: {', '.join(taus)}.",
+        seconds=(f"The evaluator took {each:.2g} s per new network; t" if each is not None else "T")
+        + f"he run took {duration(result.seconds['total'])} in all.",
+    )
 
 
 @dataclass(frozen=True)

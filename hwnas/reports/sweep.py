@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, pstdev, stdev
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -14,8 +14,9 @@ from hwnas.core import Trial, front
 from hwnas.reports.charts import Axis, axis, from_top, steps
 from hwnas.runs.folder import given_settings
 from hwnas.runs.jobs import Jobs
-from hwnas.runs.result import Result, read_result
+from hwnas.runs.result import Blind, Result, read_result
 from hwnas.runs.units import difference, duration, quantity, text
+from hwnas.searches.blind import CHOICES
 from hwnas.spaces.drawing import NUM_COLOURS
 
 LIMITS = "limits."
@@ -158,6 +159,7 @@ def page(folder: Path) -> dict[str, object]:
         "kinds": list(colours.items()),
         "groups": _groups(jobs, names),
         "names": names,
+        "blind": _blind(jobs, names),
         "runs": [_run(job) for job in jobs],
         "failed": sorted(states.failed.items()),
     }
@@ -321,6 +323,57 @@ def _groups(jobs: Sequence[Job], names: Sequence[str]) -> list[Group]:
             )
         )
     return rows
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean, and half the width of its 95 % confidence interval (Student's t) for several values."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    from scipy.stats import t  # a second, and few sweeps need it
+
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.2f} ± {half:.2f}"
+
+
+@dataclass(frozen=True)
+class BlindRegrets:
+    """Blind regret by setting, in points.
+
+    Attributes:
+        choices: Simpler ways to choose a network, in words.
+        rows: (settings, number of runs, the runs' blind regret, that of each choice, mean tau, mean seconds
+            per new network) per combination of settings.
+    """
+
+    choices: list[str]
+    rows: list[tuple[tuple[str, ...], int, str, list[str], str, str]]
+
+
+def _blind(jobs: Sequence[Job], names: Sequence[str]) -> BlindRegrets | None:
+    """Blind regret per combination of settings, over its seeds; None if no run has it."""
+    known = [(job, seen) for job in jobs if (seen := job.result.blind) is not None]
+    if not known:
+        return None
+    choices = [name for name in CHOICES if name != "estimate" and any(name in s.regret for _, s in known)]
+    groups: dict[tuple[str, ...], list[Blind]] = {}
+    for job, seen in known:
+        groups.setdefault(tuple(job.settings.get(name, "") for name in names), []).append(seen)
+    rows = []
+    for settings, group in groups.items():
+        taus = [tau for seen in group if (tau := seen.tau.get("all")) is not None]
+        seconds = [each for seen in group if (each := seen.seconds_per_new) is not None]
+        by_choice = [[seen.mean_of(name) for seen in group if name in seen.regret] for name in choices]
+        rows.append(
+            (
+                settings,
+                len(group),
+                interval([seen.mean for seen in group]),
+                [f"{mean(values):.2f}" if values else "" for values in by_choice],
+                f"{mean(taus):.2f}" if taus else "",
+                f"{mean(seconds):.2g}" if seconds else "",
+            )
+        )
+    return BlindRegrets([CHOICES[name] for name in choices], rows)
 
 
 @dataclass(frozen=True)
