@@ -133,7 +133,7 @@ class ZeroCost(Evaluator):
         self.metrics = dict.fromkeys([*combined, *self._metrics.values()], "max")
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.group_size, self.num_reference = group_size, num_reference
-        self._lookup, self.reported = lookup, lookup.goals
+        self.lookup, self.reported = lookup, lookup.goals
         self._space = space
         self._networks = _resized(space, channels, num_cells)
         self._dataset = dataset
@@ -239,7 +239,7 @@ class ZeroCost(Evaluator):
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self._lookup.report(genotypes)
+        return self.lookup.report(genotypes)
 
     def raw(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """The scores of a group of networks, by their names.
