@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hwnas.build import build, conf_folder
 from hwnas.core import Genotype, Limit, Objective, Strategy, Trial
 from hwnas.devices.benchmark import benchmark_device
 from hwnas.evaluators.table import Table
+from hwnas.searches.blind import DECILES, best_within, blind_regret
 from hwnas.searches.loop import search
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.store.archive import Archive
@@ -34,7 +36,7 @@ class Case:
     """
 
     def __init__(self, dataset: str, device: str) -> None:
-        self.name = f"{dataset} {device}"
+        self.name, self.dataset = f"{dataset} {device}", dataset
         self.evaluators = [
             Table(
                 SPACE,
@@ -59,8 +61,8 @@ class Case:
         latency = np.array([row["latency_ms"] for row in cost])
         self.points = dict(zip(genotypes, points.tolist(), strict=True))
         self.latency = dict(zip(genotypes, latency.tolist(), strict=True))
-        self.bounds = np.quantile(latency[np.isfinite(latency)], np.arange(1, 10) / 10)
-        self.best = np.array([points[latency <= bound].max() for bound in self.bounds])
+        self.bounds = np.quantile(latency[np.isfinite(latency)], DECILES)
+        self.best = best_within(points, latency, self.bounds)
 
     def run(
         self,
@@ -113,6 +115,28 @@ class Case:
         latency = np.array([self.latency[genotype] for genotype in genotypes])
         found = [points[latency <= bound].max(initial=10.0) for bound in self.bounds]
         return self.best - np.array(found)
+
+    def blind_regrets(
+        self, genotypes: Sequence[Genotype], estimate: np.ndarray, ties: Literal["mean", "cheapest"] = "mean"
+    ) -> np.ndarray:
+        """Points of validation accuracy to the best network under each decile limit, shape (9,).
+
+        Of the one with the highest estimate among some networks; estimates have shape (n,).
+        """
+        points = np.array([self.points[genotype] for genotype in genotypes])
+        latency = np.array([self.latency[genotype] for genotype in genotypes])
+        return blind_regret(
+            points, latency, estimate, self.bounds, self.best, ties=ties, guess=self.points[(0,) * 6]
+        )
+
+    def among(self, genotypes: Sequence[Genotype]) -> Case:
+        """This case in a space of some networks: its limits and its best networks are theirs."""
+        points = np.array([self.points[genotype] for genotype in genotypes])
+        latency = np.array([self.latency[genotype] for genotype in genotypes])
+        part = copy.copy(self)
+        part.bounds = np.quantile(latency[np.isfinite(latency)], DECILES)
+        part.best = best_within(points, latency, part.bounds)
+        return part
 
 
 def interval(values: Sequence[float], digits: int = 2) -> str:
