@@ -640,7 +640,8 @@ def test_each_genotype_is_paid_once(store: EvaluationStore) -> None:
     assert inner.asked == [[(1, 1), (2, 2)]]
     assert answer(evaluator, [(3, 3), (2, 2)]) == [{"rmi": 6 / 7}, {"rmi": 4 / 7}]
     assert inner.asked == [[(1, 1), (2, 2)], [(3, 3)]]
-    assert evaluator.saved == 3
+    assert (evaluator.saved, evaluator.computed) == (3, 3)
+    assert evaluator.seconds_per_new == evaluator.spent / 3 > 0
     assert store.paid("counting") == 3
     assert answer(evaluator, []) == []
     assert evaluator.report([(4, 1)]) == [{"test_acc": 4.0}]
@@ -653,6 +654,7 @@ def test_second_evaluator_over_the_same_store_pays_nothing(store: EvaluationStor
     evaluator = CachedEvaluator(inner, store, "digits")
     assert answer(evaluator, [(2, 2), (1, 1)]) == [{"rmi": 4 / 7}, {"rmi": 2 / 7}]
     assert (inner.asked, evaluator.saved) == ([], 2)
+    assert (evaluator.computed, evaluator.seconds_per_new) == (0, None)
     store.close()
 
 

@@ -139,6 +139,17 @@ class Case:
         return part
 
 
+def random_cells(num: int, seed: int) -> list[Genotype]:
+    """Different cells with a path from input to output, drawn uniformly."""
+    rng = np.random.default_rng(seed)
+    found: dict[Genotype, None] = {}
+    while len(found) < num:
+        (cell,) = SPACE.sample(rng, 1)
+        if SPACE.is_connected([cell])[0]:
+            found[cell] = None
+    return list(found)
+
+
 def interval(values: Sequence[float], digits: int = 2) -> str:
     """Mean and half the width of its 95 % confidence interval (normal)."""
     half = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
-from study import Case, bootstrap, estimator, show, tau
+from study import Case, bootstrap, estimator, random_cells, show, tau
 
 from hwnas.core import FloatArray, Genotype
 from hwnas.evaluators.rmi import RMI, listed, quantiles, rmi_flops
@@ -39,13 +39,7 @@ FLOPS_WEIGHT = 1.5
 
 @pytest.fixture(scope="module")
 def cells() -> list[Genotype]:
-    space, rng = NasBench201(), np.random.default_rng(SEED)
-    found: dict[Genotype, None] = {}
-    while len(found) < NUM_CELLS:
-        (cell,) = space.sample(rng, 1)
-        if space.is_connected([cell])[0]:
-            found[cell] = None
-    return list(found)
+    return random_cells(NUM_CELLS, SEED)
 
 
 @pytest.fixture(scope="module")
