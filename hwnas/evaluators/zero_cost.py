@@ -28,25 +28,33 @@ from hwnas.core import (
     suggestion,
 )
 from hwnas.data.images import Images, check_batch
-from hwnas.evaluators.scores import PASSES, Data, OneNetwork, kaiming, measure
+from hwnas.evaluators.scores import (
+    MECO_SIDE,
+    PASSES,
+    ZICO_BATCHES,
+    Data,
+    OneNetwork,
+    kaiming,
+    measure,
+)
 from hwnas.evaluators.table import Lookup
 from hwnas.files import only_maker, read_json, shaped, write_json
-from hwnas.spaces.blocks import Population, SeparateNetworks, count
-from hwnas.spaces.capabilities import HasNetworks, HasSimilarity, Resizable, fingerprint
+from hwnas.spaces.blocks import Population, SeparateNetworks, count, depth
+from hwnas.spaces.capabilities import HasDepth, HasNetworks, HasSimilarity, Resizable, fingerprint
 from hwnas.training.progress import progress
 
 SCORE_VERSION = 1  # increased when the same settings begin to give other scores
 
-STATIC = ("params", "flops")
-"""Scores that are counted, not computed from images."""
+COUNTED = ("params", "flops", "az_complexity", "depth")
+"""Scores that are counted, not computed from images; AZ-NAS' complexity is the multiply-adds."""
 
-NAMES = (*PASSES, *STATIC)
+NAMES = (*PASSES, *COUNTED)
 """All scores."""
 
 WORST = -1e9
 """Score of a network without a path from input to output, where 0 is not the lowest value."""
 
-NOT_NEGATIVE = ("params", "flops")
+NOT_NEGATIVE = (*COUNTED, "swap", "az_expressivity", "meco")
 """Scores whose lowest value is 0."""
 
 TRIES = 20
@@ -64,8 +72,8 @@ class ZeroCost(Evaluator):
     `quantiles` for what is between and beyond the reference scores.
 
     A network without a path from input to output, or with a score of -inf, has the score `WORST`; 0 for the
-    scores that are not negative. Operations that lie on no such path do not count, except for `params` and
-    `flops`, which are those of the network in its full size.
+    scores that are not negative. Operations that lie on no such path do not count, except for `params`,
+    `flops` and `az_complexity`, which are those of the network in its full size.
 
     A group of networks is computed together where the space has populations of one module
     (`nasbench201`). In float32 the last digits of a score depend on the other architectures of its group. The
@@ -81,7 +89,7 @@ class ZeroCost(Evaluator):
         channels: C of the networks, as for `RMI`; null: the search space's.
         num_cells: N of the networks; "fewest": as few as the space allows; null: the search space's.
         image_size: Height and width that images are averaged to, in pixels; null: as they are.
-        batch_size: B, images that scores are computed on.
+        batch_size: B, images that scores are computed on; `zico` takes two batches.
         seed: Seed of images, weights and reference sample; not the run's seed, so that all runs use the same
             scores.
         group_size: Largest number of networks computed together; bounds memory.
@@ -125,6 +133,13 @@ class ZeroCost(Evaluator):
             raise ValueError(
                 f"image_size must be null: networks of the {space.name} space take images as they are"
             )
+        self._num_batches = ZICO_BATCHES if "zico" in scores else 1
+        num_images = dataset.size("train") // self._num_batches
+        if num_images < batch_size <= dataset.size("train"):
+            raise ValueError(
+                f"batch_size={batch_size}: zico needs two batches of the training images; it can "
+                f"be at most {num_images}"
+            )
         check_batch("batch_size", batch_size, dataset.size("train"))
         self.name = "zero_cost"
         self.scores = tuple(dict.fromkeys(scores))
@@ -134,7 +149,7 @@ class ZeroCost(Evaluator):
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.group_size, self.num_reference = group_size, num_reference
         self.lookup, self.reported = lookup, lookup.goals
-        self._space = space
+        self._space: HasNetworks = space
         self._networks = _resized(space, channels, num_cells)
         self._dataset = dataset
         self._folder = store_dir / "zero_cost"
@@ -147,7 +162,7 @@ class ZeroCost(Evaluator):
         """Choose the images and score the reference sample, once; the version hashes all that scores need."""
         if not self._version:
             self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self._data = Data(self._images().to(self._device), self.seed)
+            self._data = self._inputs()
             self._weights = self._draw_weights()
             settings = [
                 SCORE_VERSION,
@@ -161,23 +176,29 @@ class ZeroCost(Evaluator):
                 self._device.type,
             ]
             digest = hashlib.sha256(json.dumps(settings).encode())
-            digest.update(self._data.x.cpu().numpy().tobytes())
+            for x, y in self._data.batches:
+                digest.update(x.cpu().numpy().tobytes() + y.cpu().numpy().tobytes())
             version = digest.hexdigest()[:16]
             if self.num_reference:
                 self._reference = self._read_reference(version)
             self._version = version
         return self._version
 
-    def _images(self) -> Tensor:
-        """Images of a batch, normalised, (B, C, H, W)."""
-        x, _ = self._dataset.split("train")
+    def _inputs(self) -> Data:
+        """Batches of training images, drawn without replacement, and an image of noise."""
+        x, y = self._dataset.split("train")
         generator = torch.Generator().manual_seed(self.seed)
-        x = x[torch.randperm(len(x), generator=generator)[: self.batch_size]]
+        rows = torch.randperm(len(x), generator=generator)[: self._num_batches * self.batch_size]
         mean, std = self._dataset.normalisation()
-        x = (x - mean) / std
+        x, y = (x[rows] - mean) / std, y[rows]
         if self.image_size is not None:
             x = F.interpolate(x, (self.image_size, self.image_size), mode="area")
-        return x.contiguous()
+        # Networks of a space of one's own may take images of one size only.
+        sides = (MECO_SIDE, MECO_SIDE) if isinstance(self._networks, HasSimilarity) else x.shape[2:]
+        noise = torch.randn(1, x.shape[1], *sides, generator=generator)
+        x, y, noise = (tensor.to(self._device) for tensor in (x, y, noise))
+        batches = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+        return Data(list(batches), noise, self.seed)
 
     def _draw_weights(self) -> dict[str, Tensor]:
         """Weights of all networks, if the space has them."""
@@ -280,14 +301,25 @@ class ZeroCost(Evaluator):
 
     def _counted(self, genotypes: Sequence[Genotype]) -> dict[str, list[float]]:
         """Scores that are counted, of the space's networks in their full size."""
-        names = [name for name in STATIC if name in self.scores]
+        names = [name for name in COUNTED if name in self.scores]
         if not names:
             return {}
-        found = self._space.static_metrics(genotypes)
-        if not set(names) <= set(found):
+        found = dict(self._space.static_metrics(genotypes))
+        if not {"params", "flops"} <= set(found) and names != ["depth"]:
             counts = [count(self._space.network(g), self._space.image_shape) for g in genotypes]
-            found = {name: np.array([c[i] for c in counts], dtype=float) for i, name in enumerate(STATIC)}
+            found["params"], found["flops"] = np.array(counts, dtype=np.float64).reshape(-1, 2).T
+        if "az_complexity" in names:
+            found["az_complexity"] = found["flops"]
+        if "depth" in names:
+            found["depth"] = self._depths(genotypes)
         return {name: found[name].tolist() for name in names}
+
+    def _depths(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most convolutions on a path from input to output: in the space's own words, or of each network."""
+        space = self._space
+        if isinstance(space, HasDepth):
+            return space.depth(genotypes)
+        return np.array([depth(space.network(g), space.image_shape) for g in genotypes], dtype=np.float64)
 
     def _makers(
         self, genotypes: Sequence[Genotype]

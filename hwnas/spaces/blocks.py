@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 Norm = Callable[[int], nn.Module]
 """Makes the BatchNorm of so many channels; `nn.BatchNorm2d`, or that with other settings."""
@@ -306,6 +309,37 @@ def count(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, int]:
     )
     params = sum(parameter.numel() for parameter in network.parameters())
     return params, counter.get_total_flops() // 2 + biases
+
+
+def depth(network: nn.Module, image_shape: Sequence[int]) -> int:
+    """Most convolutions on a path from a network's input to its output, counted on `device="meta"`."""
+    network = network.to("meta").eval()
+    with torch.no_grad(), _Depths() as depths:
+        return depths.of(network(torch.empty(1, *image_shape, device="meta")))
+
+
+class _Depths(TorchFunctionMode):
+    """Most convolutions on a path to each tensor that is computed while this is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known = WeakIdKeyDictionary()
+
+    def of(self, values: object) -> int:
+        """The largest of all tensors in a structure."""
+        tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+        return max((self._known.get(tensor, 0) for tensor in tensors), default=0)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function, and count it if it is a convolution."""
+        number = self.of((args, kwargs)) + (func in (F.conv1d, F.conv2d, F.conv3d))
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._known[leaf] = number
+        return result
 
 
 class Addition(nn.Module):

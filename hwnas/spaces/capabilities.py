@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
-from hwnas.core import Genotype, SearchSpace
+from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.spaces.drawing import Drawing, strip
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ class HasNetworks(SearchSpace):
 
         It takes images (B, C, H, W) to logits (B, classes).
         """
+
+
+class HasDepth(SearchSpace):
+    """A space with a closed form of its networks' depth."""
+
+    @abstractmethod
+    def depth(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most convolutions on a path from input to output, of a cell or of the whole network, shape (n,)."""
 
 
 class Resizable(HasNetworks):

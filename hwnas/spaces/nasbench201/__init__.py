@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from hwnas.core import Genotype
-from hwnas.spaces.capabilities import Drawable, HasCosts, HasSimilarity, HasSupernet
+from hwnas.spaces.capabilities import Drawable, HasCosts, HasDepth, HasSimilarity, HasSupernet
 from hwnas.spaces.drawing import Drawing
 from hwnas.spaces.nasbench201.drawing import cell
 from hwnas.spaces.nasbench201.encoding import NasBench201Encoding
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
 
 
-class NasBench201(NasBench201Encoding, HasSimilarity, HasSupernet, HasCosts, Drawable):
+class NasBench201(NasBench201Encoding, HasSimilarity, HasSupernet, HasCosts, HasDepth, Drawable):
     """The NAS-Bench-201 cell: `NasBench201Encoding`, with networks, populations, a supernet and a picture."""
 
     def network(self, genotype: Genotype) -> NasBench201Network:

@@ -154,6 +154,16 @@ class NasBench201Encoding(SearchSpace):
             for name, of in values.items()
         }
 
+    def depth(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most live convolutions on a path from the input of the cell to its output, shape (n,), in 0..3."""
+        G = self.live(genotypes)
+        most = np.full((len(G), 4), -np.inf)
+        most[:, 0] = 0
+        for edge, (source, target) in enumerate(EDGES):
+            path = most[:, source] + np.isin(G[:, edge], (CONV_1X1, CONV_3X3))
+            most[:, target] = np.where(G[:, edge] == NONE, most[:, target], np.maximum(most[:, target], path))
+        return np.maximum(most[:, 3], 0)
+
     def is_connected(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
         """Whether a path of operations other than `none` leads from input to output, shape (n,)."""
         G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
