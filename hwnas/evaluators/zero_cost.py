@@ -43,7 +43,7 @@ from hwnas.spaces.blocks import Population, SeparateNetworks, count, depth
 from hwnas.spaces.capabilities import HasDepth, HasNetworks, HasSimilarity, Resizable, fingerprint
 from hwnas.training.progress import progress
 
-SCORE_VERSION = 1  # increased when the same settings begin to give other scores
+SCORE_VERSION = 2  # increased when the same settings begin to give other scores
 
 COUNTED = ("params", "flops", "az_complexity", "depth")
 """Scores that are counted, not computed from images; AZ-NAS' complexity is the multiply-adds."""
@@ -71,9 +71,10 @@ class ZeroCost(Evaluator):
     does not depend on the networks that a run has seen: values of different generations can be compared. See
     `quantiles` for what is between and beyond the reference scores.
 
-    A network without a path from input to output, or with a score of -inf, has the score `WORST`; 0 for the
-    scores that are not negative. Operations that lie on no such path do not count, except for `params`,
-    `flops` and `az_complexity`, which are those of the network in its full size.
+    All scores are those of a network's live operations (`SearchSpace.live`): what lies on no path from input
+    to output does not count. `params`, `flops` and `az_complexity` are those of the space's own networks, the
+    others those of networks of `channels` and `num_cells`. A network without a path, or with a score of -inf,
+    has the score `WORST`; 0 for the scores that are not negative.
 
     A group of networks is computed together where the space has populations of one module
     (`nasbench201`). In float32 the last digits of a score depend on the other architectures of its group. The
@@ -287,20 +288,20 @@ class ZeroCost(Evaluator):
 
     def _scores(self, genotypes: Sequence[Genotype]) -> dict[str, list[float]]:
         """Scores of connected networks: those of equal live operations are computed once."""
-        found = self._counted(genotypes)
+        if not genotypes:
+            return {name: [] for name in self.scores}
+        live = [tuple(row) for row in self._space.live(genotypes).tolist()]
+        different = list(dict.fromkeys(live))
+        found = self._counted(different)
         passes = [name for name in self.scores if name in PASSES]
-        if passes and genotypes:
-            live = [tuple(row) for row in self._space.live(genotypes).tolist()]
-            different = list(dict.fromkeys(live))
-            place = [different.index(genotype) for genotype in live]
+        if passes:
             parts = [measure(passes, make, self._data) for make in self._makers(different)]
-            for name in passes:
-                values = torch.cat([part[name] for part in parts])
-                found[name] = values[place].tolist()
-        return {name: found.get(name, []) for name in self.scores}
+            found |= {name: torch.cat([part[name] for part in parts]).numpy() for name in passes}
+        place = [different.index(genotype) for genotype in live]
+        return {name: found[name][place].tolist() for name in self.scores}
 
-    def _counted(self, genotypes: Sequence[Genotype]) -> dict[str, list[float]]:
-        """Scores that are counted, of the space's networks in their full size."""
+    def _counted(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
+        """Scores that are counted, of the space's networks in their own size."""
         names = [name for name in COUNTED if name in self.scores]
         if not names:
             return {}
@@ -312,7 +313,7 @@ class ZeroCost(Evaluator):
             found["az_complexity"] = found["flops"]
         if "depth" in names:
             found["depth"] = self._depths(genotypes)
-        return {name: found[name].tolist() for name in names}
+        return {name: found[name] for name in names}
 
     def _depths(self, genotypes: Sequence[Genotype]) -> FloatArray:
         """Most convolutions on a path from input to output: in the space's own words, or of each network."""

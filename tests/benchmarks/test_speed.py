@@ -130,6 +130,54 @@ def test_population_against_one_network_after_another(rmi: RMI, benchmark) -> No
         assert together == pytest.approx(alone, abs=0.1)
 
 
+def plain_jacov(
+    space: NasBench201, genotype: Genotype, weights: dict[str, torch.Tensor], x: torch.Tensor
+) -> float:
+    """The plain way: one network, its gradient, its correlations."""
+    network = space.network(genotype)
+    network.load(weights)
+    x = x.clone().requires_grad_()
+    network(x).sum().backward()
+    assert x.grad is not None
+    v = np.linalg.eigvalsh(np.corrcoef(x.grad.flatten(1).double().numpy())) + 1e-5
+    return float(-(np.log(v) + 1 / v).sum())
+
+
+def test_zero_cost_against_one_network_after_another(tmp_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """The default's shape: 8x8 images, C = 8, N = 1, batch 64, 64 networks without repetitions."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(
+        {
+            "dataset": OmegaConf.load(conf_folder() / "dataset" / "digits.yaml"),
+            "evaluator": OmegaConf.load(conf_folder() / "evaluator" / "zero_cost.yaml"),
+        }
+    )
+    config.evaluator.num_reference = 0
+    dataset = build(config.dataset)
+    space = NasBench201(image_shape=dataset.image_shape)
+    evaluator = build(
+        config.evaluator, space=space, dataset=dataset, store_dir=tmp_path, announce=pytest.fail
+    )
+    evaluator.prepare(space, [])
+    drawn = space.sample(np.random.default_rng(0), 100)
+    whole = np.array(drawn)[space.is_connected(drawn)]
+    cells = list(dict.fromkeys(map(tuple, space.live(whole).tolist())))[:64]
+    rows = benchmark.pedantic(evaluator.evaluate, (cells,), rounds=5, warmup_rounds=1)
+    (x, _), *_ = evaluator._data.batches
+    start = time.perf_counter()
+    alone = [plain_jacov(evaluator._networks, cell, evaluator._weights, x) for cell in cells]
+    seconds = time.perf_counter() - start
+    assert [row["score_jacov"] for row in rows] == pytest.approx(
+        alone, rel=0.1
+    )  # float32: eigenvalues that are 0 up to rounding
+    if benchmark.enabled:
+        print(
+            f"\nscores of 64 networks: {seconds / benchmark.stats.stats.median:.2f} times faster together, "
+            f"{1e3 * benchmark.stats.stats.median / 64:.1f} ms per network"
+        )
+
+
 class Arithmetic(Evaluator):
     """Two cheap metrics, so that what is left is the loop."""
 

@@ -78,11 +78,14 @@ def images(data: Data) -> Tensor:
     return data.batches[0][0].double().clone()
 
 
+def live(genotype: Genotype) -> Genotype:
+    return tuple(SPACE.live([genotype])[0].tolist())
+
+
 def plain_network(genotype: Genotype, change: Callable[[Tensor], Tensor] = lambda w: w) -> nn.Module:
     """The network of the live operations with the evaluator's weights, one by itself."""
-    (live,) = SPACE.live([genotype]).tolist()
     weights = kaiming(initial_weights(SPACE, 3, dtype=torch.float64), 3, torch.float64)
-    network = SPACE.network(tuple(live)).double()
+    network = SPACE.network(live(genotype)).double()
     network.load({name: change(weight) for name, weight in weights.items()})
     return network
 
@@ -211,10 +214,10 @@ PLAIN: dict[str, Callable[[Genotype, Data], float]] = {
     "az_expressivity": lambda genotype, data: sum(entropies(genotype, data)),
     "az_progressivity": lambda genotype, data: min(np.diff(entropies(genotype, data))),
     "az_trainability": plain_trainability,
-    "az_complexity": lambda genotype, data: count(SPACE.network(genotype), SPACE.image_shape)[1],
+    "az_complexity": lambda genotype, data: count(SPACE.network(live(genotype)), SPACE.image_shape)[1],
     "meco": plain_meco,
-    "params": lambda genotype, data: sum(p.numel() for p in SPACE.network(genotype).parameters()),
-    "flops": lambda genotype, data: count(SPACE.network(genotype), SPACE.image_shape)[1],
+    "params": lambda genotype, data: sum(p.numel() for p in SPACE.network(live(genotype)).parameters()),
+    "flops": lambda genotype, data: count(SPACE.network(live(genotype)), SPACE.image_shape)[1],
     "depth": plain_depth,
 }
 
