@@ -96,6 +96,8 @@ def test_what_is_unknown_is_left_out() -> None:
     assert blind(some, [], OBJECTIVES, chance=0.1) is not None
     assert blind(some, without, OBJECTIVES[:1], chance=0.1) is None
     assert blind(Known(some.genotypes, some.costs, {}), without, OBJECTIVES, chance=0.1) is None
+    unsupported = {"latency_ms": np.full(12, math.inf)}
+    assert blind(Known(some.genotypes, unsupported, some.reports), without, OBJECTIVES, chance=0.1) is None
 
 
 def test_an_estimate_may_be_better_when_it_is_lower_and_the_latest_counts() -> None:

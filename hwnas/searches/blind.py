@@ -195,7 +195,8 @@ def blind(
     """Blind regret of a run, in points of validation accuracy, and of simpler ways to choose a network.
 
     The limits are the nine deciles of the first cost among the objectives over the supported networks of the
-    space, whatever limit the run had. None without true validation accuracies or such a cost.
+    space, whatever limit the run had. None without true validation accuracies, such a cost, or a supported
+    network.
 
     Args:
         known: All networks of the space.
@@ -208,6 +209,8 @@ def blind(
     if TRUE_ACCURACY not in known.reports or not named:
         return None
     truth, cost = 100 * known.reports[TRUE_ACCURACY], known.costs[named[0]]
+    if not np.isfinite(cost).any():
+        return None
     limits = np.quantile(cost[np.isfinite(cost)], DECILES)
     usable = np.isfinite(truth) & known.within([])
     best = best_within(truth[usable], cost[usable], limits, 100 * chance)
