@@ -74,7 +74,7 @@ def by_dataset(cases: Sequence[Case]) -> dict[str, list[Case]]:
 
 
 def test_of_the_whole_space(cases: list[Case]) -> None:
-    """Operations that lead nowhere count as parameters: where they cost nothing, they mislead."""
+    """Also of cells with operations that lead nowhere, which count as parameters."""
     cells = SPACE.all()
     for name, of in by_dataset(cases).items():
         found = measured(of, cells, f"Blind regret, all {len(cells):,} cells, {name}")
