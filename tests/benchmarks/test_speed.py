@@ -144,7 +144,7 @@ def plain_jacov(
 
 
 def test_zero_cost_against_one_network_after_another(tmp_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
-    """The default's shape: 8x8 images, C = 8, N = 1, batch 64, 64 networks without repetitions."""
+    """The default's shape: 8x8 images, C = 8, N = 1, batch 32, 64 networks without repetitions."""
     from omegaconf import OmegaConf
 
     config = OmegaConf.create(
