@@ -123,6 +123,7 @@ def test_optuna_needs_a_setting_to_vary(here: Path, capsys) -> None:
     [
         ("evaluator=rmi evaluator.batch_size=49", "evaluator.batch_size=49", 48),
         ("evaluator=rmi", "evaluator.reference.batch_size=64", 48),
+        ("evaluator=zero_cost evaluator.batch_size=49", "evaluator.batch_size=49", 48),
         ("evaluator=train", "evaluator.training.batch_size=64", 48),
         ("evaluator=supernet", "evaluator.training.batch_size=64", 48),
         ("evaluator=train evaluator.training.batch_size=48", "trainer.batch_size=64", 60),

@@ -74,8 +74,8 @@ def naswot(agreement_KBB: Tensor) -> Tensor:
 def swap(patterns_DKn: Tensor) -> Tensor:
     """SWAP: how many different patterns of signs the ReLUs of a network have, mean over draws, shape (K,).
 
-    The pattern of a unit is on which of 16 images its input is positive. Not published: one batch is
-    computed, and the images are 32 draws from it.
+    The pattern of a unit is on which of 16 images its input is positive. Our choice: one batch is computed,
+    and the images are 32 draws from it.
 
     Args:
         patterns_DKn: Pattern of each unit in each of D draws, as a number; -1 does not count.
@@ -196,9 +196,8 @@ def gradient_norm(back_BKCHW: Tensor, signs_BCHW: Tensor) -> Tensor:
 def meco(outputs: Sequence[Layer], num_networks: int) -> Tensor:
     """MeCo: sum over convolutions of the smallest eigenvalue of the correlations among channels, shape (K,).
 
-    A channel that is the same everywhere has the correlation 0, also with itself. Not published: only outputs
-    of convolutions count, which BatchNorm does not change; the authors count all modules, those that contain
-    others once more.
+    A channel that is the same everywhere has the correlation 0, also with itself. Our choice: only outputs of
+    convolutions count; BatchNorm does not change correlations.
 
     Args:
         outputs: Outputs of each convolution for one random image, as channels of pixels, (networks, C, n).
