@@ -93,8 +93,9 @@ def swap(patterns_DKn: Tensor) -> Tensor:
 def zico(gradients: Sequence[Sequence[Layer]], num_networks: int) -> Tensor:
     """ZiCo: sum over layers of ln(sum over weights of mean |g| / std g), shape (K,).
 
-    Mean and standard deviation are over batches, that one by the number of batches (not by one less). As in
-    the authors' code, weights of equal gradients are left out, and so are layers without any other.
+    Mean and standard deviation are over batches; squares are divided by the number of batches. As in the
+    authors' code, weights with the same gradient in all batches are left out, and so are layers of only such
+    weights.
 
     Args:
         gradients: Gradients of the cross-entropy per batch and layer.

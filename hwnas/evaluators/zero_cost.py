@@ -129,7 +129,8 @@ class ZeroCost(Evaluator):
             raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
         for name in scores:
             if name not in NAMES:
-                raise ValueError(f"scores: {name!r} is unknown{suggestion(name, NAMES)}")
+                hint = suggestion(name, NAMES) or f"; known: {', '.join(NAMES)}"
+                raise ValueError(f"scores: {name!r} is unknown{hint}")
         if image_size is not None and not isinstance(space, HasSimilarity):
             raise ValueError(
                 f"image_size must be null: networks of the {space.name} space take images as they are"
@@ -269,27 +270,21 @@ class ZeroCost(Evaluator):
         Raises:
             ValueError: A score that is not a number; names it and the network.
         """
-        connected = [bool(whole) for whole in self._space.is_connected(genotypes)]
-        whole = [genotype for genotype, there in zip(genotypes, connected, strict=True) if there]
-        scores = self._scores(whole)
-        columns = iter(zip(*(scores[name] for name in self.scores), strict=True))
-        rows = []
-        for genotype, there in zip(genotypes, connected, strict=True):
-            row = dict(
-                zip(self.scores, next(columns) if there else [-np.inf] * len(self.scores), strict=True)
-            )
-            for name, value in row.items():
-                if value != value or value == np.inf:
-                    raise ValueError(f"{name} of {self._space.to_str(genotype)} is {value}, not a number")
-                if value == -np.inf:
-                    row[name] = 0.0 if name in NOT_NEGATIVE else WORST
-            rows.append(row)
-        return rows
+        columns = {name: np.full(len(genotypes), -np.inf) for name in self.scores}
+        connected = np.flatnonzero(self._space.is_connected(genotypes)).tolist()
+        if connected:
+            for name, values in self._scores([genotypes[row] for row in connected]).items():
+                columns[name][connected] = values
+        for name, values in columns.items():
+            for row in np.flatnonzero(np.isnan(values) | (values == np.inf)).tolist():
+                text = self._space.to_str(genotypes[row])
+                raise ValueError(f"{name} of {text} is {values[row]}, not a number")
+            values[values == -np.inf] = 0.0 if name in NOT_NEGATIVE else WORST
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
-    def _scores(self, genotypes: Sequence[Genotype]) -> dict[str, list[float]]:
-        """Scores of connected networks: those of equal live operations are computed once."""
-        if not genotypes:
-            return {name: [] for name in self.scores}
+    def _scores(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
+        """Scores of connected networks, at least one: those of equal live operations are computed once."""
         live = [tuple(row) for row in self._space.live(genotypes).tolist()]
         different = list(dict.fromkeys(live))
         found = self._counted(different)
@@ -298,7 +293,7 @@ class ZeroCost(Evaluator):
             parts = [measure(passes, make, self._data) for make in self._makers(different)]
             found |= {name: torch.cat([part[name] for part in parts]).numpy() for name in passes}
         place = [different.index(genotype) for genotype in live]
-        return {name: found[name][place].tolist() for name in self.scores}
+        return {name: found[name][place] for name in self.scores}
 
     def _counted(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
         """Scores that are counted, of the space's networks in their own size."""

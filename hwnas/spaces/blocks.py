@@ -200,7 +200,7 @@ def rectified(x: Tensor, num_networks: int, uses: Tensor | None = None) -> Tenso
 
 
 class Population(nn.Module):
-    """Several networks as one module.
+    """Several networks as one module, whose ReLUs are calls of `rectified`.
 
     Attributes:
         num_networks: K.

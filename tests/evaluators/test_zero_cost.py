@@ -400,6 +400,7 @@ def test_equal_images_are_worst_and_no_error(tmp_path: Path) -> None:
     [
         ({"space": Toy(4, 3)}, "evaluator=zero_cost: the toy space has no networks to score"),
         ({"scores": ["jacob"]}, "scores: 'jacob' is unknown; did you mean jacov?"),
+        ({"scores": ["qqqq"]}, "scores: 'qqqq' is unknown; known: jacov, naswot, swap, "),
         ({"scores": []}, "scores must be a list of at least 1, each text, not"),
         ({"batch_size": 2000}, "batch_size=2000 is more than the 1,150 training images"),
         (
