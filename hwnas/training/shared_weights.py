@@ -72,6 +72,18 @@ def mixing_weights(space: SearchSpace, genotypes: Sequence[Genotype], decoding: 
     return onehot if decoding == "hard" else mixture(space, onehot)
 
 
+def complexities(space: SearchSpace, genotypes: Sequence[Genotype]) -> FloatArray:
+    """Complexity of architectures, shape (n,): ln(parameters), from 0 (the smallest of the space) to 1.
+
+    Source: CaLR, arXiv 2503.10740 (code). Parameters of operations that lead nowhere count, as there.
+    """
+    params = space.static_sums()["params"]
+    lowest = params.base + np.where(space.allowed, params.added, np.inf).min(axis=1).sum()
+    highest = params.base + np.where(space.allowed, params.added, -np.inf).max(axis=1).sum()
+    values = np.log([params(genotype) for genotype in genotypes]) - np.log(lowest)
+    return values / (np.log(highest / lowest) or 1.0)
+
+
 def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
     """Copy every parameter that `former` has, too; returns the names of those that it has not.
 
@@ -130,7 +142,7 @@ class SharedWeights(pl.LightningModule):
         space: A space with `supernet`, of the supernet's width and depth.
         dataset: Trained on "train", judged on "valid"; its augmentation is used.
         recipe: How to train.
-        num_epochs: Epochs planned, for the cosine.
+        num_epochs: Epochs planned, for the schedule.
         affine: Whether BatchNorm in cells has a weight and a bias.
         track_running_stats: Whether BatchNorm in cells keeps running statistics.
         decoding: Of the population's members, "hard", or else soft.
@@ -176,6 +188,7 @@ class SharedWeights(pl.LightningModule):
         self.first_epoch = 0
         self._population: Population = ()  # whom a Trainer trains
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
+        self._lrs: list[float] = []  # learning rates of the epoch's steps
         self._figures: list[Tensor] = []  # loss and fraction of right answers of the epoch's steps
         self.told: dict[str, float] = {}
         self._resident: tuple[Judges, list[tuple[Tensor, Tensor]]] | None = None
@@ -204,7 +217,7 @@ class SharedWeights(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.SGD:
-        """SGD with its momenta; for a Trainer. Epochs set the learning rate themselves."""
+        """SGD with its momenta; for a Trainer. Steps set the learning rate themselves."""
         return self.optimizer
 
     def train_dataloader(self) -> Batches:
@@ -220,7 +233,7 @@ class SharedWeights(pl.LightningModule):
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
     def on_train_epoch_start(self) -> None:
-        """Draw the mixing weights of an epoch, the same in every process; for a Trainer."""
+        """Draw the architectures of an epoch, the same in every process; for a Trainer."""
         self._start(self.first_epoch + self.current_epoch, self._population)
 
     def on_train_epoch_end(self) -> None:
@@ -232,23 +245,24 @@ class SharedWeights(pl.LightningModule):
 
     def _start(self, epoch: int, population: Population) -> None:
         self.supernet.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(epoch, self.num_epochs)
         self._batches.epoch = epoch
         self._mixtures = list(self._sampled(epoch, population))
+        steps = np.zeros(len(self._batches))
+        if self.recipe.schedule == "complexity":
+            steps = complexities(self.space, self._paths(epoch))
+        self._lrs = [self.recipe.lr_at(epoch, self.num_epochs, step) for step in steps.tolist()]
         self._figures = []
 
     def _summary(self, epoch: int, figures: Tensor) -> dict[str, float]:
         """Figures of an epoch; raises ValueError where a loss was not finite."""
-        lr = self.recipe.lr_at(epoch, self.num_epochs)
         broken = (~figures[:, 0].isfinite()).nonzero().flatten().tolist()
         if broken:
             raise ValueError(
                 f"the supernet's loss became {figures[broken[0], 0].item()} in step {broken[0] + 1} of epoch "
-                f"{epoch + 1} at a learning rate of {lr:.3g}; try a smaller evaluator.training.lr"
+                f"{epoch + 1} at a learning rate of {self._lrs[broken[0]]:.3g}; try a smaller evaluator.training.lr"
             )
         loss, accuracy = figures.mean(0).tolist()
-        return {"loss": loss, "train_acc": accuracy, "lr": lr}
+        return {"loss": loss, "train_acc": accuracy, "lr": self._lrs[-1]}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch, with the step's mixing weights.
@@ -258,6 +272,8 @@ class SharedWeights(pl.LightningModule):
             batch_idx: Number of the step in its epoch.
         """
         x, y = batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lrs[batch_idx]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
             logits = self.supernet(self._normalised(x), self._mixtures[batch_idx])
         loss = F.cross_entropy(logits.float() if self._autocasts else logits, y)
@@ -271,12 +287,12 @@ class SharedWeights(pl.LightningModule):
     def _sampled(self, epoch: int, population: Population) -> Iterator[FloatArray]:
         """Mixing weights of each step of an epoch."""
         steps, recipe = len(self._batches), self.recipe
-        rng = np.random.default_rng([self.seed, epoch])
         if recipe.sampling == "random_alpha":
             shape = (steps, *self.space.alpha_shape)
-            yield from mixture(self.space, recipe.alpha_scale * rng.random(shape))
+            alphas = np.random.default_rng([self.seed, epoch]).random(shape)
+            yield from mixture(self.space, recipe.alpha_scale * alphas)
         elif recipe.sampling == "single_path":
-            yield from mixing_weights(self.space, self.space.sample(rng, steps), "hard")
+            yield from mixing_weights(self.space, self._paths(epoch), "hard")
         else:
             if isinstance(population, np.ndarray):
                 weights = mixture(self.space, population)
@@ -285,8 +301,14 @@ class SharedWeights(pl.LightningModule):
                 weights = mixing_weights(self.space, population, decoding)
             yield from (weights[step % len(weights)] for step in range(steps))
 
+    def _paths(self, epoch: int) -> list[Genotype]:
+        """The architecture of each step of an epoch, with sampling=single_path."""
+        return self.space.sample(np.random.default_rng([self.seed, epoch]), len(self._batches))
+
     def train_epoch(self, epoch: int, population: Population = ()) -> dict[str, float]:
         """One pass over the training images; returns "loss", "train_acc" (of augmented ones, 0..1) and "lr".
+
+        The learning rate is that of the last step.
 
         Args:
             epoch: Its number, from 0.
