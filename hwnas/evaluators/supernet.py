@@ -92,7 +92,7 @@ class Supernet(Evaluator):
 
     A stage begins with the first population, and whenever the choices of the strategy's space change. A
     supernet with these choices is built, inherits weights if asked to, and trains for `warmup_epochs` with
-    its own optimiser and schedule of the learning rate. Then every population trains it for `epochs_per_generation` epochs,
+    its own optimiser and learning rates. Then every population trains it for `epochs_per_generation` epochs,
     before the population is evaluated. Without these epochs, all answers of a stage can be compared.
 
     A state of the weights is identified by a chain of hashes over settings, images and training history.

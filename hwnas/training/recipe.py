@@ -175,8 +175,8 @@ class SupernetRecipe:
             raise ValueError(f"lr_min must be at most lr ({self.lr:g}), not {self.lr_min!r}")
         if self.schedule == "complexity" and self.sampling != "single_path":
             raise ValueError(
-                "schedule=complexity needs sampling=single_path: only a step of a single architecture has its "
-                f"parameters, not one of sampling={self.sampling}"
+                "schedule=complexity needs sampling=single_path: only a step of a single architecture has "
+                f"its parameters, not one of sampling={self.sampling}"
             )
 
     def lr_at(self, epoch: int, num_epochs: int, complexity: float = 0.0) -> float:

@@ -257,9 +257,10 @@ class SharedWeights(pl.LightningModule):
         """Figures of an epoch; raises ValueError where a loss was not finite."""
         broken = (~figures[:, 0].isfinite()).nonzero().flatten().tolist()
         if broken:
+            step, lr = broken[0], self._lrs[broken[0]]
             raise ValueError(
-                f"the supernet's loss became {figures[broken[0], 0].item()} in step {broken[0] + 1} of epoch "
-                f"{epoch + 1} at a learning rate of {self._lrs[broken[0]]:.3g}; try a smaller evaluator.training.lr"
+                f"the supernet's loss became {figures[step, 0].item()} in step {step + 1} of epoch "
+                f"{epoch + 1} at a learning rate of {lr:.3g}; try a smaller evaluator.training.lr"
             )
         loss, accuracy = figures.mean(0).tolist()
         return {"loss": loss, "train_acc": accuracy, "lr": self._lrs[-1]}
