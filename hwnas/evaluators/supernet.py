@@ -27,7 +27,7 @@ from hwnas.training.shared_weights import Judges, Population, SharedWeights, Sta
 
 WEIGHTS_VERSION = 1  # increased when the same settings begin to give other weights or accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
-OFF = (("devices", 1, ()), ("schedule", "cosine", ("power",)))
+OFF = (("devices", 1, ()), ("schedule", "cosine", ("power",)), ("importance", "none", ()))
 """Settings of the recipe that weights do not depend on at a value, and others that then mean nothing."""
 GROUP_SIZE = 5
 """Networks per call of a worker: few, so that workers finish together, but enough to be worth a call."""

@@ -134,6 +134,9 @@ class SupernetRecipe:
             (EvNAS, NEvoNAS); "population_alpha": the same, but their alphas put through the softmax as they
             are (EvNAS' ablations without decoding in training); "single_path": one architecture drawn
             uniformly, nothing else runs.
+        importance: What is drawn with probabilities that follow the norms of gradients in the last epoch,
+            instead of uniformly: "operations" of single paths, "images", "both" or "none". Their share rises
+            from 0 in the first epochs to 1 at the end.
         alpha_scale: Upper end of random alphas (pEvoNAS on the DARTS space: 1e-3).
         batch_size: Images per step, on each device.
         lr: Learning rate of the first epoch.
@@ -156,6 +159,7 @@ class SupernetRecipe:
     """
 
     sampling: Literal["random_alpha", "population", "population_alpha", "single_path"]
+    importance: Literal["none", "operations", "images", "both"] = "none"
     alpha_scale: Positive = 1.0
     batch_size: Annotated[int, Ge(2)] = 64
     lr: Positive = 0.025
@@ -178,6 +182,12 @@ class SupernetRecipe:
                 "schedule=complexity needs sampling=single_path: only a step of a single architecture has "
                 f"its parameters, not one of sampling={self.sampling}"
             )
+        if self.importance in ("operations", "both") and self.sampling != "single_path":
+            raise ValueError(
+                f"importance={self.importance} needs sampling=single_path, not sampling={self.sampling}"
+            )
+        if self.importance != "none" and self.devices > 1:
+            raise ValueError(f"importance={self.importance} needs devices=1, not {self.devices}")
 
     def lr_at(self, epoch: int, num_epochs: int, complexity: float = 0.0) -> float:
         """The learning rate of a step.

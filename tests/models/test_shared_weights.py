@@ -105,6 +105,11 @@ def test_the_cosine(epoch: int, lr: float) -> None:
             {"schedule": "complexity", "sampling": "random_alpha"},
             "schedule=complexity needs sampling=single_path: .* not one of sampling=random_alpha",
         ),
+        (
+            {"importance": "both", "sampling": "population"},
+            "importance=both needs sampling=single_path, not sampling=population",
+        ),
+        ({"importance": "images", "devices": 2}, "importance=images needs devices=1, not 2"),
     ],
 )
 def test_recipes_are_checked(settings: dict[str, Any], message: str) -> None:
@@ -145,6 +150,48 @@ def test_each_step_has_the_learning_rate_of_its_architecture() -> None:
     assert kappas[0] != kappas[1]
     assert rates == pytest.approx([0.001 + 0.024 * 0.5**kappa for kappa in kappas])
     assert figures["lr"] == rates[-1]
+
+
+def test_operations_are_drawn_by_their_probabilities() -> None:
+    pruned = SPACE.restrict([(0, 1), (3,), *[(0, 1, 2, 3, 4)] * 4])
+    weights = shared(pruned, sampling="single_path", importance="operations", batch_size=2)
+    assert weights._importance is not None
+    weights._importance.operations = np.array([0.0, 0.2, 0.3, 0.5, 0.0])
+    paths = np.array(weights._paths(1))
+    assert paths.shape == (359, 6)
+    assert set(paths[:, 0]) == {1}
+    assert set(paths[:, 1]) == {3}
+    counts = np.bincount(paths[:, 2:].ravel(), minlength=5) / (4 * 359)
+    assert counts == pytest.approx([0, 0.2, 0.3, 0.5, 0], abs=0.05)
+    assert weights._paths(1) == weights._paths(1) != weights._paths(2)
+
+
+def test_importance_by_hand() -> None:
+    """After an epoch of one step: half uniform, half in proportion to norms of gradients."""
+    weights = doubled(shared(seed=5, crop=0, batch_size=512, grad_clip=None, **IMPORTANCE))
+    net = copy.deepcopy(weights.supernet)
+    (path,) = weights._paths(2)
+    weights.train_epoch(2)
+    x, y = weights._batches.x, weights._batches.y
+    rows = weights._batches.rows
+    assert rows is not None
+    logits = net.plain((x[rows] - weights._mean) / weights._std, mixing_weights(SPACE, [path], "hard")[0])
+    F.cross_entropy(logits, y[rows]).backward()
+    norms = np.zeros(5)
+    for name, parameter in net.named_parameters():
+        if parameter.grad is not None and ".kernels." in name:
+            op = {"1x1": 2, "3x3": 3}[name.split("_from")[0].rpartition(".")[2]]
+            norms[op] += parameter.grad.norm().item() / path.count(op)
+    assert (norms > 0).sum() == 2
+    assert weights._importance is not None
+    expected = 0.1 + 0.5 * norms / norms.sum()
+    assert weights._importance.operations == pytest.approx(expected, rel=1e-6)  # kept in float32
+    images = np.zeros(719)
+    wrong = logits.detach().softmax(1)
+    wrong[range(512), y[rows]] -= 1
+    images[rows] = wrong.square().sum(1).sqrt()
+    expected = 0.5 / 719 + 0.5 * images / images.sum()
+    assert weights._importance.images == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_population_is_trained_in_turn() -> None:
@@ -200,11 +247,12 @@ def test_a_smaller_supernet_inherits() -> None:
 
 
 COMPLEXITY = {"sampling": "single_path", "schedule": "complexity"}
+IMPORTANCE = {"sampling": "single_path", "importance": "both"}
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [*({"sampling": name} for name in ("random_alpha", "population", "single_path")), COMPLEXITY],
+    [*({"sampling": name} for name in ("random_alpha", "population", "single_path")), COMPLEXITY, IMPORTANCE],
     ids=lambda recipe: "-".join(recipe.values()),
 )
 def test_an_epoch_depends_on_nothing_but_its_number_and_the_state(recipe: dict[str, Any]) -> None:
