@@ -28,6 +28,7 @@ from hwnas.runs.log import writing
 from hwnas.runs.result import Evaluations, Result, Trained
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
+from hwnas.searches.budget import paces, seconds_of
 from hwnas.searches.loop import search as loop
 from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
 from hwnas.searches.problem import Choice, Problem, RunContext, Task, set_up
@@ -37,7 +38,7 @@ from hwnas.spaces.capabilities import HasNetworks
 from hwnas.store.archive import PLAN, Archive
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import open_for_run
-from hwnas.store.workers import Processes, Workers
+from hwnas.store.workers import Processes, Workers, cores
 from hwnas.training.recipe import forget_checkpoint
 
 LOG = "search.log"
@@ -56,14 +57,14 @@ class Execution:
 
     Attributes:
         url: Database of the evaluations that runs share, e.g. "sqlite:///evaluations.sqlite".
-        workers: Parts of a population that are evaluated at once.
+        workers: Parts of a population that are evaluated at once; "auto": as many as this machine has cores.
         logger: {"wandb": False}, or with "wandb": True also "project" and "mode"; "tensorboard": True.
         config: Settings of the run that loggers show.
         cluster: Makes the workers, where there are several.
     """
 
     url: str | None
-    workers: int
+    workers: int | str
     logger: Mapping[str, object]
     config: Mapping[str, object]
     cluster: Choice[Workers] = Processes
@@ -74,7 +75,7 @@ def search(
     folder: str | Path | None = None,
     *,
     store: str | Path = "multirun/store",
-    workers: int = 1,
+    workers: int | str = 1,
     logger: Mapping[str, object] = CSV,
     show: bool = True,
 ) -> Run:
@@ -112,7 +113,7 @@ def search(
 
 
 def _searched(
-    problem: Problem, context: RunContext, workers: int, logger: Mapping[str, object]
+    problem: Problem, context: RunContext, workers: int | str, logger: Mapping[str, object]
 ) -> SearchSpace:
     """Search a problem in the folder of a run, unless it is finished already; returns its space."""
     folder, display = context.folder, context.display
@@ -156,9 +157,9 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
     with contextlib.ExitStack() as opened:
         store = open_for_run(how.url, run_id, folder, display.warn)
         opened.callback(store.close)
-        workers = None
-        if check_setting("workers", Count, how.workers) > 1:
-            workers = build(how.cluster, Workers, "cluster", workers=how.workers, **context.offered)
+        workers, num_workers = None, cores() if how.workers == "auto" else how.workers
+        if check_setting("workers", Count, num_workers) > 1:
+            workers = build(how.cluster, Workers, "cluster", workers=num_workers, **context.offered)
             opened.callback(workers.close)
         # Devices are not divided: what is measured on this machine is measured alone.
         evaluators = [
@@ -183,13 +184,17 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             for evaluator in evaluators[1:]:  # with their versions in the store
                 evaluator.prepare(task.space, [])
             _check_versions(folder / VERSIONS, task, evaluators, resumed=bool(archive.trials))
+            if task.problem.budget is not None:
+                budget = seconds_of(task.problem.budget)
+                each = paces(folder, budget, task.quality, task.space, int(num_workers), display.say)
+                task.strategy.plan(budget, each)
             progress = Progress(task, evaluators[0], tracker, display, context.meter)
             with display.generations(task.generations):
                 loop(task.strategy, evaluators, archive, task.generations, progress.log)
             end = Conclusion(task, archive.trials)
             network = _trained(end, folder / "network", display)
             asked = len(archive.trials)
-            counts = Evaluations(asked, len(unique(archive.trials)), asked - store.paid(task.quality.name))
+            counts = Evaluations(asked, len(unique(archive.trials)), asked - sum(map(store.paid, task.paid)))
             result = replace(
                 end.figures(
                     counts, {"total": time.perf_counter() - context.began}, evaluators[0].seconds_per_new

@@ -11,6 +11,7 @@ import functools
 import inspect
 import itertools
 import math
+import time
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -641,6 +642,17 @@ class SearchSpace(ABC):
         """
         return np.array(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
 
+    def features(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Structure in numbers, shape (n, features), from which models predict quality.
+
+        Here how often each operation is live, and the logarithms of `static_metrics`.
+        """
+        live = self.live(genotypes)
+        counts = [(live == op).sum(axis=1) for op in range(len(self.ops))]
+        return np.column_stack([*counts, *map(np.log1p, self.static_metrics(genotypes).values())]).astype(
+            float
+        )
+
     def is_connected(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
         """Whether a path leads from input to output, shape (n,); here always."""
         return np.ones(len(genotypes), dtype=bool)
@@ -669,6 +681,8 @@ class Evaluator(ABC):
         name: Identifies the evaluator in the store.
         metrics: Goal per metric; the first one is the evaluator's main metric.
         reported: Goal per metric that only `report` shows.
+        rungs: Evaluators of growing cost and reliability, for a strategy that chooses one per population
+            (`Strategy.rung`); empty: the evaluator itself answers.
         exhaustive: Whether it can answer for a whole space at once (a table, a formula, a profile).
         note: A sentence to show beside every answer, e.g. on the source of costs; may be empty.
         stationary: Whether answers of different generations can be compared. It is false if the weights
@@ -678,6 +692,7 @@ class Evaluator(ABC):
     name: str
     metrics: Mapping[str, Goal]
     reported: Mapping[str, Goal] = MappingProxyType({})
+    rungs: tuple[Evaluator, ...] = ()
     exhaustive: bool = False
     note: str = ""
 
@@ -700,6 +715,12 @@ class Evaluator(ABC):
 
         The version hashes everything that the answers depend on besides space, dataset and genotype.
         """
+
+    def at(self, rung: int | None) -> Evaluator | None:
+        """The evaluator of a rung; None if nothing evaluates at it. Without `rungs` the evaluator itself."""
+        if not self.rungs:
+            return self
+        return None if rung is None else self.rungs[rung]
 
     def see(self, alphas: FloatArray | None) -> None:  # noqa: B027 - few evaluators need it
         """Take `Strategy.alphas` of the next population, before `prepare`; most evaluators ignore them."""
@@ -737,6 +758,13 @@ class Evaluator(ABC):
         """Measured over predicted values of networks outside a fit; empty without predictions."""
         return np.empty(0)
 
+    def seconds_each(self, genotypes: Sequence[Genotype]) -> float:
+        """Seconds by the clock that an evaluation takes here, on average over some networks."""
+        self.evaluate(genotypes[:1])  # a first evaluation loads what it needs
+        start = time.perf_counter()
+        self.evaluate(genotypes)
+        return (time.perf_counter() - start) / len(genotypes)
+
     def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
         """Training time of the genotypes in a benchmark, in seconds; None if it is unknown."""
         return None
@@ -751,11 +779,14 @@ class Strategy(ABC):
         done: Whether the strategy has finished.
         alphas: Alphas of the last population, shape (n, edges, ops), for evaluators without decoding; None if
             the strategy has none.
+        rung: Which of `Evaluator.rungs` evaluates the last population; None: none of them, as for strategies
+            that know no rungs.
     """
 
     space: SearchSpace
     objectives: tuple[Objective, ...]
     done: bool = False
+    rung: int | None = None
     alphas: FloatArray | None = None
 
     @abstractmethod
@@ -773,6 +804,22 @@ class Strategy(ABC):
     @abstractmethod
     def result(self) -> list[Trial]:
         """The answer of the method: a front, an elite, a mean."""
+
+    def plan(self, seconds: float, each: Sequence[float]) -> None:
+        """Plan the populations of a run by a budget, before the first is asked for.
+
+        Args:
+            seconds: The budget.
+            each: Seconds per network of each of `Evaluator.rungs`.
+
+        Raises:
+            ValueError: The strategy cannot plan, as most, or the budget is too small.
+        """
+        raise ValueError(f"budget must be null: {type(self).__name__} does not plan; strategy=cascade does")
+
+    def judged(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Observed trials with the metrics that the strategy itself estimates by all that it has observed."""
+        return list(trials)
 
     def survivors(self) -> list[Trial]:
         """The population that is kept from one generation to the next; empty if there is none."""

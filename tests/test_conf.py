@@ -21,6 +21,8 @@ GROUPS = {
     "prune": ("model", "dataset", "training", "pruning"),
 }
 OFFERED = {
+    "evaluator",
+    "device",
     "space",
     "objectives",
     "limits",

@@ -18,6 +18,7 @@ from hwnas.cli.errors import plain
 from hwnas.devices.board import processor
 from hwnas.devices.table import CostTable
 from hwnas.files import data_folder, printable
+from hwnas.store.workers import cores
 from hwnas.tables.download import in_words
 from hwnas.tables.verify import TABLES as KNOWN
 
@@ -167,8 +168,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 def _machine() -> Iterator[tuple[str, str]]:
 
     yield "processor", processor()
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    yield "cores", str(cores)
+    yield "cores", str(cores())
     yield "GPU", _gpu()
 
 

@@ -251,6 +251,63 @@ class Images(DataSet):
         return self._normalisation
 
 
+class SmallerImages:
+    """The images of a data set averaged to fewer pixels, and a part of its validation images.
+
+    Short trainings see them; they stay in memory as they are needed.
+
+    Args:
+        dataset: The images.
+        image_size: Height and width, in pixels; None, or not below the data set's: as they are.
+        num_valid: Validation images, the first ones of the split; None, or more than there are: all.
+    """
+
+    def __init__(self, dataset: Images, image_size: int | None, num_valid: int | None) -> None:
+        self.dataset, self.num_valid = dataset, num_valid
+        height, width = dataset.image_shape[1:]
+        smaller = image_size is not None and image_size < min(height, width)
+        self.image_size = image_size if smaller else None
+        factor = image_size / height if smaller and image_size is not None else 1.0
+        self.crop, self.cutout = round(dataset.crop * factor), round(dataset.cutout * factor)
+        self.flip = dataset.flip
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """The state without images: a copy in another process reads them itself."""
+        return {**self.__dict__, "_parts": {}}
+
+    @property
+    def whole(self) -> bool:
+        """Whether the images are those of the data set, and all of them."""
+        return self.image_size is None and self.num_valid is None
+
+    @property
+    def augmentation(self) -> dict[str, object]:
+        """Random changes of training images, as JSON; those of the data set in proportion."""
+        return {"crop": self.crop, "flip": self.flip, "cutout": self.cutout}
+
+    def split(self, part: str) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) in 0..1 and labels (N,); see `Images.split`."""
+        if part not in self._parts:
+            import torch.nn.functional as F
+
+            x, y = self.dataset.split(part)
+            if part == "valid" and self.num_valid is not None:
+                x, y = x[: self.num_valid], y[: self.num_valid]
+            if self.image_size is not None:
+                x = F.interpolate(x, (self.image_size, self.image_size), mode="area")
+            self._parts[part] = x, y
+        return self._parts[part]
+
+    def batches(self, part: str, **passing: Unpack[Passing]) -> Batches:
+        """Passes over a part of the images; see `Passing`."""
+        return Batches(self.split(part), self, **passing)
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel of the data set, each (C, 1, 1)."""
+        return self.dataset.normalisation()
+
+
 def check_batch(setting: str, batch_size: int, num_images: int, devices: int = 1) -> None:
     """Raise ValueError if the training images do not fill one batch of each device.
 
@@ -293,9 +350,6 @@ class Passes:
 
     Attributes:
         epoch: Number of the next pass; its shuffle and augmentation depend on it.
-        weights: Probabilities of the images, shape (N,), by which training passes draw as many with
-            replacement; None: each once.
-        rows: Images of the latest training pass, in order.
 
     Raises:
         ValueError: While training, fewer images than one batch per process.
@@ -309,8 +363,6 @@ class Passes:
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.train, self.num_shards = train, num_shards
         self.epoch = 0
-        self.weights: Tensor | None = None
-        self.rows: Tensor | None = None
 
     def __len__(self) -> int:
         """Batches per pass."""
@@ -325,15 +377,11 @@ class Passes:
 
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         self.epoch += 1
-        if self.weights is None:
-            order = torch.randperm(self.num_images, generator=generator)
-        else:
-            order = torch.multinomial(self.weights, self.num_images, replacement=True, generator=generator)
+        order = torch.randperm(self.num_images, generator=generator)
         if self.num_shards > 1:
             order = order[(dist.get_rank() if dist.is_initialized() else 0) :: self.num_shards]
             generator.manual_seed(seed_of(int(order[0]), self.seed))
-        self.rows = order[: len(self) * self.batch_size]
-        return self.rows, generator
+        return order[: len(self) * self.batch_size], generator
 
 
 class Batches(Passes):
@@ -345,7 +393,9 @@ class Batches(Passes):
         passing: Settings of the passes.
     """
 
-    def __init__(self, images: tuple[Tensor, Tensor], dataset: Images, **passing: Unpack[Passing]) -> None:
+    def __init__(
+        self, images: tuple[Tensor, Tensor], dataset: Images | SmallerImages, **passing: Unpack[Passing]
+    ) -> None:
         (self.x, self.y), self.dataset = images, dataset
         super().__init__(len(self.x), **passing)
 
@@ -359,7 +409,7 @@ class Batches(Passes):
             yield augment(self.x[rows], self.dataset, generator), self.y[rows]
 
 
-def augment(x_BCHW: Tensor, dataset: Images, generator: torch.Generator) -> Tensor:
+def augment(x_BCHW: Tensor, dataset: Images | SmallerImages, generator: torch.Generator) -> Tensor:
     """Random crop, flip and cutout of a whole batch, as the data set asks; keeps (B, C, H, W).
 
     A crop's border is black. A cut square has the data set's mean colour, which normalisation turns into 0:

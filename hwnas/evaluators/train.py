@@ -7,22 +7,44 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from hwnas.core import Count, Evaluator, Genotype, SearchSpace, Seed, checked
-from hwnas.data.images import Images, check_batch
+from hwnas.data.images import Images, SmallerImages, check_batch
 from hwnas.evaluators.table import Lookup
-from hwnas.spaces.capabilities import HasNetworks, Resizable, fingerprint
+from hwnas.spaces.capabilities import HasNetworks, fingerprint, in_size
 from hwnas.training.checkpoint import Session
-from hwnas.training.classifier import MAY_CHANGE, DivergedError, accuracy, fit
+from hwnas.training.classifier import MAY_CHANGE, Classifier, DivergedError, answers, fit
 from hwnas.training.recipe import Recipe
 
+FEW_STEPS = 5
+"""Steps that a training's speed is measured by."""
+
 TRAIN_VERSION = 1  # increased when the same settings begin to give other accuracies
+
+FIGURES = ("val_acc", "val_likelihood", "train_likelihood", "likelihood_ahead")
+"""Figures of a training that a network may be judged by; each in 0..1, higher is better."""
+
+NUM_PARTS = 10
+"""Parts of a training whose mean losses are its learning curve."""
+
+AHEAD = 10.0
+"""Multiple of its length that a learning curve is extrapolated to."""
 
 
 class Train(Evaluator):
     """`val_acc`: validation accuracy in 0..1 of each network, trained alone on the training images.
+
+    A network may be judged by other figures, with `val_acc` beside it. A likelihood is the geometric mean of
+    the probabilities that a network gives to the right classes, exp(-cross-entropy): `val_likelihood` that of
+    validation images in the end, with less noise than the accuracy; `train_likelihood` that of training
+    images over all steps, the learning curve as one number (Ru et al., Speedy Performance Estimation for
+    Neural Architecture Search, NeurIPS 2021, sum the training losses); `likelihood_ahead` what a power law
+    that is fitted to the learning curve reaches after ten times as many steps (`extrapolated`).
 
     Initial weights, shuffles and augmentation of a network depend on `seed` and its architecture, not on its
     population. A network that diverges (an infinite loss) has the accuracy 0.
@@ -34,7 +56,13 @@ class Train(Evaluator):
         announce: Called once with a sentence on the time of a training.
         warn: Called with a sentence when a first training diverges.
         channels: Width of the trained networks; null: the search space's.
-        num_cells: Depth of the trained networks; null: the search space's. FBNet has a fixed depth.
+        num_cells: Depth of the trained networks; "fewest": as few cells as the space allows; null: the search
+            space's. FBNet has a fixed depth.
+        image_size: Height and width that larger images are averaged to, in pixels; null: as they are.
+        num_valid: Validation images that networks are judged on; null: all.
+        score: The metric that networks are judged by, of `FIGURES`.
+        label: Ending of the metrics' names, `val_acc_<label>`, where a run has trainings of several lengths;
+            null: none.
         training: Training of each network.
         seed: Seed of the trainings; not the run's seed, so that all runs use the same accuracies.
         lookup: Accuracies of a benchmark's table, for reports.
@@ -54,7 +82,11 @@ class Train(Evaluator):
         warn: Callable[[str], None],
         *,
         channels: Count | None,
-        num_cells: Count | None,
+        num_cells: Count | Literal["fewest"] | None,
+        image_size: Count | None = None,
+        num_valid: Count | None = None,
+        score: Literal["val_acc", "val_likelihood", "train_likelihood", "likelihood_ahead"] = "val_acc",
+        label: str | None = None,
         training: Recipe,
         seed: Seed,
         lookup: Lookup,
@@ -70,20 +102,16 @@ class Train(Evaluator):
         if not isinstance(lookup, Lookup):
             raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
         check_batch("training.batch_size", training.batch_size, dataset.size("train"), training.devices)
-        given = {"channels": channels, "num_cells": num_cells}
-        sizes = {name: size for name, size in given.items() if size is not None}
-        self._networks: HasNetworks = space
-        if sizes:
-            if not isinstance(space, Resizable):
-                raise ValueError(f"{next(iter(sizes))} must be null: {space.name} has one size only")
-            own = {name: int(space.sizes[name]) for name in ("channels", "num_cells") if name in space.sizes}
-            self._networks = space.resized(**{**own, **sizes})
+        self._networks = in_size(space, channels, num_cells)
         training.check(auxiliary=self._networks.auxiliary, drop_path=self._networks.drop_path)
         self.name = "train"
-        self.metrics = {"val_acc": "max"}
+        self._ending = "" if label is None else f"_{label}"
+        self._figures = tuple(dict.fromkeys([score, "val_acc"]))
+        self.metrics = {f"{name}{self._ending}": "max" for name in self._figures}
         self.training = training
         self.seed = seed
         self._dataset = dataset
+        self._images = SmallerImages(dataset, image_size, num_valid)
         self._folder = store_dir / "trainings"
         self._announce = announce
         self._warn = warn
@@ -95,6 +123,7 @@ class Train(Evaluator):
         import torch
 
         recipe = asdict(self.training)
+        images, metrics = self._images, list(self.metrics)
         settings = [
             TRAIN_VERSION,
             fingerprint(self._networks),
@@ -102,33 +131,55 @@ class Train(Evaluator):
             {name: value for name, value in recipe.items() if name not in MAY_CHANGE},
             self.seed,
             "cuda" if torch.cuda.is_available() else "cpu",
+            # Only what differs from the time when there was no such choice.
+            *([] if metrics == ["val_acc"] else [metrics]),
+            *([] if images.whole else [images.image_size, images.num_valid]),
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Validation accuracy per genotype, one training after another."""
+        """The figures of each genotype's training, one training after another."""
         import hwnas.training.classifier  # noqa: F401  # loading torch is not training
 
         start = time.perf_counter()
-        accuracies = [self.train(genotype) for genotype in genotypes]
+        figures = [self.train(genotype) for genotype in genotypes]
         seconds = time.perf_counter() - start
         if genotypes and not self._said:
             self._said = True
             self._announce(f"training takes {seconds / len(genotypes):.1f} s per network")
-        if any(map(math.isnan, accuracies)) and not self._warned:
+        if None in figures and not self._warned:
             self._warned = True
             self._warn(
                 f"the training of a network diverged (evaluator.training.lr={self.training.lr:g}); "
                 "its accuracy counts as 0, as that of any other whose training does"
             )
-        return [{"val_acc": 0.0 if math.isnan(accuracy) else accuracy} for accuracy in accuracies]
+        worst = dict.fromkeys(FIGURES, 0.0)
+        return [
+            {f"{name}{self._ending}": (found or worst)[name] for name in self._figures} for found in figures
+        ]
 
     def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
         """Networks one by one."""
         return [[genotype] for genotype in genotypes]
 
-    def train(self, genotype: Genotype) -> float:
-        """Train a network; returns its validation accuracy in 0..1, or NaN after a divergence."""
+    def train(self, genotype: Genotype) -> dict[str, float] | None:
+        """Train a network; returns its figures by the names of `FIGURES`, or None after a divergence."""
+        import torch.nn.functional as F
+
+        module = self._trained(genotype, self.training)
+        if module is None:
+            return None
+        steps = np.array([float(loss) for loss in module.losses])
+        losses = [float(part.mean()) for part in np.array_split(steps, min(NUM_PARTS, len(steps)))]
+        logits, y = answers(module, self._images, "valid")
+        return {
+            "val_acc": int((logits.argmax(1) == y).sum()) / len(y),
+            "val_likelihood": likelihood(float(F.cross_entropy(logits, y))),
+            "train_likelihood": likelihood(float(steps.mean())),
+            "likelihood_ahead": likelihood(extrapolated(losses)),
+        }
+
+    def _trained(self, genotype: Genotype, recipe: Recipe) -> Classifier | None:
         import torch
 
         seed = self.seed_of(genotype)
@@ -138,10 +189,34 @@ class Train(Evaluator):
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             session = Session(self._folder, settings="evaluator.training")
-            module = fit(network, self._dataset, self.training, session, part="train", seed=seed)
+            return fit(network, self._images, recipe, session, part="train", seed=seed)
         except DivergedError:
-            return math.nan
-        return accuracy(module, self._dataset, "valid")
+            return None
+
+    def seconds_each(self, genotypes: Sequence[Genotype]) -> float:
+        """Seconds that a training takes here, by the first steps of two networks' trainings."""
+        taken = []
+        for genotype in genotypes[:2]:
+            clock = []
+            for steps in (FEW_STEPS, 3 * FEW_STEPS):
+                start = time.perf_counter()
+                module = self._trained(genotype, replace(self.training, max_steps=steps))
+                clock.append(time.perf_counter() - start)
+            if module is None:
+                continue
+            start = time.perf_counter()
+            answers(module, self._images, "valid")
+            judging = time.perf_counter() - start
+            per_step = max(clock[1] - clock[0], 0.0) / (2 * FEW_STEPS)
+            taken.append(clock[0] + per_step * (self.num_steps - FEW_STEPS) + judging)
+        return sum(taken) / max(1, len(taken))
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of a training."""
+        recipe = self.training
+        steps = recipe.epochs * (self._dataset.size("train") // recipe.batch_size)
+        return min(steps, recipe.max_steps or steps)
 
     def seed_of(self, genotype: Genotype) -> int:
         """A network's own seed, below 2^31."""
@@ -151,3 +226,29 @@ class Train(Evaluator):
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Accuracies per genotype from the benchmark's table, if there is one."""
         return self.lookup.report(genotypes)
+
+
+def likelihood(loss: float) -> float:
+    """exp(-loss), at most 1; 0 for a loss that is no number."""
+    return math.exp(-max(loss, 0.0)) if loss == loss else 0.0
+
+
+def extrapolated(losses: Sequence[float]) -> float:
+    """The loss after `AHEAD` times as many steps, by a power law a + b t^-c that is fitted to a curve.
+
+    c is the best of 0.1, 0.2, ..., 1 by least squares, b at least 0; a curve that does not fall stays at its
+    mean.
+
+    Args:
+        losses: Mean losses of equal parts of a training, in order.
+    """
+    at = np.arange(1, len(losses) + 1) / len(losses)
+    fits = []
+    for exponent in np.arange(1, 11) / 10:
+        X = np.column_stack([np.ones_like(at), at**-exponent])
+        (level, fall), *_ = np.linalg.lstsq(X, np.asarray(losses), rcond=None)
+        if fall < 0:
+            level, fall = float(np.mean(losses)), 0.0
+        error = float(((X @ [level, fall] - losses) ** 2).sum())
+        fits.append((error, float(level + fall * AHEAD**-exponent)))
+    return min(fits)[1]

@@ -40,7 +40,7 @@ from hwnas.evaluators.scores import (
 from hwnas.evaluators.table import Lookup
 from hwnas.files import only_maker, read_json, shaped, write_json
 from hwnas.spaces.blocks import Population, SeparateNetworks, count, depth
-from hwnas.spaces.capabilities import HasDepth, HasNetworks, HasSimilarity, Resizable, fingerprint
+from hwnas.spaces.capabilities import HasDepth, HasNetworks, HasSimilarity, fingerprint, in_size
 from hwnas.training.progress import progress
 
 SCORE_VERSION = 2  # increased when the same settings begin to give other scores
@@ -152,7 +152,7 @@ class ZeroCost(Evaluator):
         self.group_size, self.num_reference = group_size, num_reference
         self.lookup, self.reported = lookup, lookup.goals
         self._space: HasNetworks = space
-        self._networks = _resized(space, channels, num_cells)
+        self._networks = in_size(space, channels, num_cells)
         self._dataset = dataset
         self._folder = store_dir / "zero_cost"
         self._announce = announce
@@ -349,20 +349,6 @@ class ZeroCost(Evaluator):
         network.to(self._device, next(iter(changed.values())).dtype)
         network.load_state_dict(changed, strict=False)
         return OneNetwork(network)
-
-
-def _resized(
-    space: HasNetworks, channels: int | None, num_cells: int | Literal["fewest"] | None
-) -> HasNetworks:
-    """The space with networks of the wanted size."""
-    given = {"channels": channels, "num_cells": space.fewest_cells if num_cells == "fewest" else num_cells}
-    sizes = {name: size for name, size in given.items() if size is not None}
-    if not sizes:
-        return space
-    if not isinstance(space, Resizable):
-        raise ValueError(f"{next(iter(sizes))} must be null: {space.name} has one size only")
-    own = {name: int(space.sizes[name]) for name in given if name in space.sizes}
-    return space.resized(**{**own, **sizes})
 
 
 def quantiles(reference: FloatArray, values: FloatArray) -> FloatArray:

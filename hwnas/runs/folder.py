@@ -240,7 +240,11 @@ class Run:
         names = self.trials[0].metrics
         asked = {trial.genotype: trial.generation for trial in self.trials}
         return [
-            Trial(row.genotype, {name: row.metrics[name] for name in names}, asked[row.genotype])
+            Trial(
+                row.genotype,
+                {name: value for name, value in row.metrics.items() if name in names},
+                asked[row.genotype],
+            )
             for row in self.result.result
         ]
 

@@ -35,16 +35,20 @@ def search(
     """
     for generation in range(generations):
         population = checked_population(strategy, strategy.ask())
-        for evaluator in evaluators:  # also for a replayed one: what they train may be a history
+        asked = [at for evaluator in evaluators if (at := evaluator.at(strategy.rung)) is not None]
+        for evaluator in asked:  # also for a replayed one: what they train may be a history
             evaluator.see(strategy.alphas)
             evaluator.prepare(strategy.space, population)
         trials = archive.recorded(generation, population)
         replayed = trials is not None
         if trials is None:
-            answers = [evaluator.evaluate(population) for evaluator in evaluators]
+            answers = [evaluator.evaluate(population) for evaluator in asked]
             trials = trials_of(population, answers, generation)
+            strategy.tell(trials)
+            trials = strategy.judged(trials)
             archive.extend(trials)
-        strategy.tell(trials)
+        else:
+            strategy.tell(trials)
         log(generation, trials, replayed)
         if strategy.done:
             break

@@ -32,6 +32,7 @@ from hwnas.devices.flops import Flops
 from hwnas.devices.profile import margin
 from hwnas.runs.display import Display
 from hwnas.runs.result import Plan
+from hwnas.searches.budget import seconds_of
 from hwnas.searches.exact import check_possible, quantile
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.training.recipe import Recipe
@@ -66,8 +67,8 @@ class Problem:
     A part is an object, or what makes one: a class, a function or a `functools.partial` is given those of
     the run's objects that its parameters name. These are `dataset`, `space`, `seed`, `folder` (of the run),
     `kept` (a folder for what the run began with), `store_dir`, `announce` and `warn` (functions that take a
-    sentence); for a space `image_shape` and `num_classes`; for a strategy also `objectives`, `limits` and
-    `generations`.
+    sentence); for a space `image_shape` and `num_classes`; for a strategy also `objectives`, `limits`,
+    `generations`, `evaluator` and `device`.
 
     Attributes:
         space: Which networks there are.
@@ -80,6 +81,7 @@ class Problem:
             bound counts for each of them, or is a mapping by device. None is no limit.
         confidence: In 0..1; limits on predicted costs are lowered so that this fraction of the networks that
             a profile is tested on keeps them. None: as they are.
+        budget: Time for the evaluations, e.g. "10min", for a strategy that plans by it; None: no plan.
         generations: Populations to ask for.
         seed: Of the strategy, the evaluator and the final training.
         names: What pages and files call the parts, by config group; the others are called by their own name,
@@ -97,6 +99,7 @@ class Problem:
     recipe: Choice[Recipe] = field(default_factory=lambda: Recipe(epochs=0))
     limits: Mapping[str, Limits] = field(default_factory=dict)
     confidence: float | None = None
+    budget: str | float | None = None
     generations: Count = 20
     seed: Seed = 0
     names: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +107,8 @@ class Problem:
     def __post_init__(self) -> None:
         if not isinstance(self.limits, Mapping):
             raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={self.limits}")
+        if self.budget is not None:
+            seconds_of(self.budget)
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,11 @@ class Task:
         return {o.metric: o.goal for o in self.objectives} | metrics
 
     @property
+    def paid(self) -> set[str]:
+        """Names of the evaluators whose answers are paid for, in the store."""
+        return {evaluator.name for evaluator in self.quality.rungs or (self.quality,)}
+
+    @property
     def has_networks(self) -> bool:
         """Whether an architecture of the space can be built and trained."""
         return isinstance(self.space, HasNetworks)
@@ -257,6 +267,10 @@ def set_up(problem: Problem, context: RunContext) -> Task:
     if space.static_metrics([]) and "flops" not in device.metrics:
         evaluators.append(Flops(space))  # every report can tell, and limits.params works on any device
     _check_owners(evaluators)
+    if problem.budget is not None and not quality.rungs:
+        raise ValueError(
+            f"budget={problem.budget} needs evaluator=cascade and strategy=cascade, which plan by it"
+        )
     limits, margins = with_margins(
         parse_limits(problem.limits, space, evaluators), space, evaluators, problem.confidence, warn
     )
@@ -271,7 +285,14 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         limits=limits,
         seed=problem.seed,
         generations=problem.generations,
+        evaluator=quality,
+        device=device,
     )
+    if quality.rungs and strategy.rung is None:
+        raise ValueError(
+            f"evaluator={quality.name} has rungs, of which strategy={type(strategy).__name__} chooses none; "
+            "strategy=cascade does"
+        )
     names = {"search_space": space.name, "dataset": dataset.name, "evaluator": quality.name}
     names |= {"device": device.name, "strategy": type(strategy).__name__}
     return Task(

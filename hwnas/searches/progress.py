@@ -44,13 +44,14 @@ class Progress:
     def log(self, generation: int, trials: list[Trial], replayed: bool) -> None:
         """Take a generation in; for `search`."""
         task, objectives = self._task, self._task.objectives
-        if self._version != self._quality.version:  # other weights: older values cannot be compared
-            self._hypervolume.forget()
+        judged = task.strategy.result() if self._quality.rungs else trials
+        if self._quality.rungs or self._version != self._quality.version:
+            self._hypervolume.forget()  # other weights, another model: older values cannot be compared
             self._version = self._quality.version
         self._evaluations += len(trials)
-        self.hypervolumes.append(self._hypervolume.add(trials))
+        self.hypervolumes.append(self._hypervolume.add(judged))
         pareto = self._hypervolume.front
-        leader = best([*pareto, *trials] if task.limits else pareto, objectives, task.limits)
+        leader = best([*pareto, *judged] if task.limits else pareto, objectives, task.limits)
         values: dict[str, float | None] = {
             "evaluations": float(self._evaluations),
             "hypervolume": self.hypervolumes[-1],
@@ -65,11 +66,11 @@ class Progress:
             self.seconds += spent
             values["virtual_hours"] = self.seconds / 3600
         for objective in objectives:
-            values_of = [trial.metrics[objective.metric] for trial in trials]
+            values_of = [trial.metrics[objective.metric] for trial in judged]
             values[f"mean_{objective.metric}"] = sum(values_of) / len(values_of)
             values[f"best_{objective.metric}"] = None if leader is None else leader.metrics[objective.metric]
         self._meter.read()  # its counters start over
-        saved = self._quality.saved
+        saved = sum(each.saved for each in self._quality.answering)
         self._tracker.log(generation, values, replayed=replayed, session={"from_store": float(saved)})
         shown = {
             "evaluations": f"{self._evaluations:,}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.spaces.drawing import Drawing, strip
@@ -77,6 +77,29 @@ class Resizable(HasNetworks):
         Raises:
             ValueError: A size that is too small.
         """
+
+
+def in_size(
+    space: HasNetworks, channels: int | None, num_cells: int | Literal["fewest"] | None
+) -> HasNetworks:
+    """A space with networks of another size.
+
+    Args:
+        space: The space.
+        channels: Width; None: the space's.
+        num_cells: Depth; "fewest": as little as the space allows; None: the space's.
+
+    Raises:
+        ValueError: The space has one size only, or a size is too small.
+    """
+    given = {"channels": channels, "num_cells": space.fewest_cells if num_cells == "fewest" else num_cells}
+    sizes = {name: size for name, size in given.items() if size is not None}
+    if not sizes:
+        return space
+    if not isinstance(space, Resizable):
+        raise ValueError(f"{next(iter(sizes))} must be null: {space.name} has one size only")
+    own = {name: int(space.sizes[name]) for name in given if name in space.sizes}
+    return space.resized(**{**own, **sizes})
 
 
 class HasSimilarity(Resizable):

@@ -29,6 +29,7 @@ class CachedEvaluator(Evaluator):
         saved: Number of answers that were not computed here.
         computed: Number of answers that were.
         spent: Seconds of the clock in which they were, e.g. by several workers at once.
+        rungs: Those of the inner evaluator, cached likewise.
     """
 
     def __init__(
@@ -37,6 +38,9 @@ class CachedEvaluator(Evaluator):
         self.inner = inner
         self.name = inner.name
         self.metrics, self.reported = inner.metrics, inner.reported
+        self.rungs: tuple[CachedEvaluator, ...] = tuple(
+            CachedEvaluator(rung, store, dataset, workers) for rung in inner.rungs
+        )
         self.version = ""
         self.saved = 0
         self.computed = 0
@@ -61,6 +65,11 @@ class CachedEvaluator(Evaluator):
             self._key = key
             self._known = {}
         return self.version
+
+    @property
+    def answering(self) -> tuple[CachedEvaluator, ...]:
+        """Those that compute: the rungs, or this one."""
+        return self.rungs or (self,)
 
     def see(self, alphas: FloatArray | None) -> None:
         """Pass alphas on to the inner evaluator."""
@@ -147,7 +156,8 @@ class CachedEvaluator(Evaluator):
     @property
     def seconds_per_new(self) -> float | None:
         """Seconds that an answer took that was computed here; None if none was."""
-        return self.spent / self.computed if self.computed else None
+        spent, computed = (sum(getattr(each, of) for each in self.answering) for of in ("spent", "computed"))
+        return spent / computed if computed else None
 
     @property
     def stationary(self) -> bool:

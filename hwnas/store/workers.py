@@ -26,6 +26,11 @@ Done = tuple[int, Answers, list[tuple[str, str]]]
 """Number of a part, its answers, and messages of the evaluator: ("announce" or "warn", sentence)."""
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 class Workers(ABC):
     """Evaluate parts of a population at once, with the answers of one process with as many threads.
 
@@ -104,7 +109,7 @@ class Processes(Workers):
         super().__init__(workers, announce, warn)
         self._folder = temporary_folder()
         given = os.environ.get("OMP_NUM_THREADS", "")
-        self._threads = int(given) if given.isdigit() else max(1, (os.cpu_count() or 1) // self.num)
+        self._threads = int(given) if given.isdigit() else max(1, cores() // self.num)
 
     def _run(self, copy: bytes, parts: Mapping[int, Part]) -> Iterator[Done]:
         from joblib import Parallel, delayed, parallel_config

@@ -74,6 +74,7 @@ class Classifier(Resumable):
         on_epoch: Called with the figures of each epoch.
 
     Attributes:
+        losses: Of each step of this session, of the main classifier.
         history: Per epoch "epoch", "loss" (of the main classifier), "train_acc" (of augmented batches, in
             0..1) and "lr".
 
@@ -105,6 +106,7 @@ class Classifier(Resumable):
         self.recipe = recipe
         self.num_steps = num_steps
         self.seed = seed
+        self.losses: list[Tensor] = []
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -140,6 +142,7 @@ class Classifier(Resumable):
                 f"the loss became {loss.item()} in step {self.step} at a learning rate of "
                 f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
             )
+        self.losses.append(main.detach())
         self.sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
         return loss
 
@@ -282,15 +285,18 @@ def accuracy(module: Classifier, dataset: TrainingData, part: str) -> float:
     return accuracy_and_chance(module, dataset, part)[0]
 
 
-@torch.inference_mode()
 def accuracy_and_chance(module: Classifier, dataset: TrainingData, part: str) -> tuple[float, float]:
     """As `accuracy`, and the fraction of the most frequent class, which a guess would reach."""
+    logits, y = answers(module, dataset, part)
+    return int((logits.argmax(1) == y).sum()) / len(y), int(y.bincount().max()) / len(y)
+
+
+@torch.inference_mode()
+def answers(module: Classifier, dataset: TrainingData, part: str) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,) of a part of the data set; the module ends on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
-    right, labels = 0, []
-    for x, y in dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False):
-        right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
-        labels.append(y)
+    batches = dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False)
+    logits, labels = zip(*((module(x.to(device)).float().cpu(), y) for x, y in batches), strict=True)
     module.cpu()
-    counts = torch.cat(labels).bincount()
-    return right / int(counts.sum()), int(counts.max()) / int(counts.sum())
+    return torch.cat(logits), torch.cat(labels)

@@ -122,7 +122,7 @@ def test_version_tells_apart_whatever_changes_accuracies(tmp_path: Path) -> None
         ({"training": Recipe(epochs=0)}, r"training\.epochs must be at least 1, not 0"),
         ({"lookup": "x"}, r"lookup must be true accuracies of a benchmark, not 'x'"),
         ({"channels": 0}, r"channels must be a whole number of at least 1 or null, not 0"),
-        ({"num_cells": 1.5}, r"num_cells must be a whole number of at least 1 or null, not 1.5"),
+        ({"num_cells": 1.5}, r"num_cells must be a whole number of at least 1 or fewest or null, not 1.5"),
         ({"seed": -1}, r"seed must be a whole number of at least 0, not -1"),
         ({"training": Recipe(epochs=1, drop_path=0.1)}, "drop_path=0.1 needs a network with drop-path"),
     ],

@@ -17,7 +17,8 @@ from hwnas.searches.indicators import Hypervolume
 from hwnas.spaces.toy import Toy, ToyCost
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
-YAMLS = sorted((conf_folder() / "strategy").glob("*.yaml"))
+# What cascade observes depends on the rung that it asks: test_cascade has its promises.
+YAMLS = sorted(path for path in (conf_folder() / "strategy").glob("*.yaml") if path.stem != "cascade")
 GENERATIONS = 6
 BUDGET = 30  # generations that a strategy is told the run has; no test below goes as far
 

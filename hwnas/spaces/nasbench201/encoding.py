@@ -21,6 +21,9 @@ NONE, SKIP, CONV_1X1, CONV_3X3, AVG_POOL = range(5)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """(source, target) node of every edge, in genotype order."""
 
+PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
+"""Edges of every path from input to output."""
+
 
 class NasBench201Encoding(SearchSpace):
     """The NAS-Bench-201 cell in its published network, for any width, depth, image size and class count.
@@ -172,6 +175,31 @@ class NasBench201Encoding(SearchSpace):
         for edge, (source, target) in enumerate(EDGES):
             reached[:, target] |= reached[:, source] & (G[:, edge] != NONE)
         return reached[:, 3]
+
+    def features(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Structure in numbers, shape (n, 37).
+
+        After those of every space: of each of the four paths from input to output whether it is live, and its
+        3x3 convolutions, all its convolutions, skips and pools; then over the live paths their number, the
+        most and the fewest convolutions and pools, and the sums of convolutions.
+        """
+        live = self.live(genotypes)
+        rows = []
+        for path in PATHS:
+            ops = live[:, path]
+            there = (ops != NONE).all(axis=1)
+            kinds = (ops == CONV_3X3, (ops == CONV_3X3) | (ops == CONV_1X1), ops == SKIP, ops == AVG_POOL)
+            rows.append(np.column_stack([there, *(of.sum(axis=1) * there for of in kinds)]))
+        paths = np.stack(rows)  # (paths, n, 5)
+        there, wide, convolutions, _, pools = paths.transpose(2, 0, 1)
+        most = len(EDGES)
+        over = [
+            there.sum(axis=0),
+            *(of.max(axis=0) for of in (wide, convolutions, pools)),
+            *(np.where(there, of, most).min(axis=0) for of in (convolutions, pools)),
+            *(of.sum(axis=0) for of in (wide, convolutions, pools)),
+        ]
+        return np.column_stack([super().features(genotypes), *paths, *over])
 
     def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
         """Genotypes (n, edges) as a compiler leaves them.

@@ -1,0 +1,377 @@
+"""A cascade of estimates: cheap scores of many networks, trainings of some, a model of what they tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Len
+from scipy.stats import rankdata
+
+from hwnas.core import (
+    MOST_LISTED,
+    Evaluator,
+    FloatArray,
+    Genotype,
+    Limit,
+    NotNegative,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    WholeNumber,
+    checked,
+    costs,
+    front,
+    non_dominated,
+    trials_of,
+    violations,
+)
+from hwnas.strategies.evolution import check_told
+from hwnas.strategies.predictor import Choice, best_choice, gaussian_process
+
+ESTIMATE, DEVIATION = "estimate", "estimate_std"
+"""Metrics that this strategy adds to trials: a network's estimated quality, and how unsure it is."""
+
+SCORED_IN = 4
+"""Populations in which networks of a space too large to list are scored; all but the first are children."""
+
+FEWEST = (100, 6)
+"""Networks that must be scored and trained, at least: fewer say nothing."""
+
+SHARES = (0.05, 0.6, 0.25)
+"""Fractions of a budget for scores, short and long trainings; the rest is for models."""
+
+FEW_LONG = 4
+"""Long trainings that a budget must suffice for, or their time is for short ones."""
+
+MOST_SCORED = 1000
+"""Networks that a budget has scored, at most: more are predicted as well."""
+
+BATCH = 4
+"""Networks of a batch of trainings, at least."""
+
+TRIES = 50
+"""Draws per network that is to be of a new form, at most."""
+
+LONG_WEIGHT = 3.0
+"""Weight of a long training's accuracy against that of a short one."""
+
+
+class Cascade(Strategy):
+    """Score many networks without training, train some of them shortly and a few of these longer.
+
+    The evaluator has three rungs (`evaluator=cascade`): zero-cost scores, short trainings, long trainings.
+
+    1. Score `networks[0]` networks: drawn uniformly in a space that can be listed; else the first quarter,
+       and then children of the front of scores and costs.
+    2. Train `networks[1]` in batches. Half of the first batch are drawn uniformly. Every other network is the
+       one of the highest estimate plus `curiosity` times its standard deviation under a bound on the
+       cost; the bounds are spread over the quantiles of the cost, so that one run serves every limit. With
+       limits only networks that keep them are trained. The estimate is that of a model that is fitted to all
+       trainings, `best_choice`, over the operations, `SearchSpace.features` and quantiles of the scores,
+       smoothed by a Gaussian process, which also predicts those of networks that were not scored.
+    3. Train the `networks[2]` best of them longer. Their accuracies, less the mean difference to those of the
+       short trainings, count `LONG_WEIGHT` times as much.
+    4. Return the front of estimate and cost of all networks that are known or can be listed.
+
+    Networks whose live operations are equal are one network to it. Before anything is trained the estimate is
+    the fraction of networks with a lower sum of the logarithms of these quantiles.
+
+    Args:
+        space: Search space.
+        objectives: The estimate, then costs.
+        limits: Limits of the run; those on costs restrict what is trained.
+        seed: Seed of the generator.
+        generations: Populations to ask for, at most; batches are larger if there are few.
+        evaluator: With three rungs.
+        device: Says what networks cost; if it is exhaustive, also of networks that were never asked for.
+        networks: Networks per rung, unless a budget plans them.
+        curiosity: Standard deviations that are added to an estimate when a network is chosen for training.
+
+    Raises:
+        ValueError: An evaluator without three rungs, no cost, too few generations or networks.
+
+    Source: this project; every number is a choice, measured in docs/measurements.md.
+    """
+
+    rung: int | None = 0
+
+    @checked
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        limits: tuple[Limit, ...],
+        seed: int,
+        generations: int,
+        evaluator: Evaluator,
+        device: Evaluator,
+        *,
+        networks: Annotated[Sequence[WholeNumber], Len(3, 3)],
+        curiosity: NotNegative,
+    ) -> None:
+        if len(evaluator.rungs) != 3 or objectives[0].metric != ESTIMATE:
+            raise ValueError(
+                f"strategy=cascade needs evaluator=cascade, with scores and trainings, not {evaluator.name}"
+            )
+        if not (networks[0] and networks[1]):
+            raise ValueError(f"networks must score and train at least one network, not {list(networks)}")
+        if len(objectives) < 2:
+            raise ValueError("strategy=cascade needs a device with a cost")
+        if generations < SCORED_IN + 4:
+            raise ValueError(
+                f"generations must be at least {SCORED_IN + 4} for strategy=cascade, not {generations}"
+            )
+        self.space, self.objectives, self.limits = space, objectives, limits
+        self.networks = tuple(networks)
+        self.curiosity = curiosity
+        self._seed, self._generations = seed, generations
+        self._rng = np.random.default_rng(seed)
+        self._evaluator, self._device = evaluator, device
+        self._costs = [objective for objective in objectives if objective.metric in device.metrics]
+        self._scores = tuple(evaluator.rungs[0].metrics)
+        known = {objective.metric for objective in self._costs}
+        self._bounds = [limit for limit in limits if limit.metric in known]
+        self._read = (*self._scores, *(next(iter(rung.metrics)) for rung in evaluator.rungs[1:]))
+        self._accuracies = tuple(next(iter(rung.metrics)) for rung in evaluator.rungs[1:])
+        self._schedule: Iterator[tuple[int | None, int]] | None = None
+        self._asked: list[Genotype] = []
+        self._pool: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # of every network its form and costs
+        self._known: dict[Genotype, dict[str, float]] = {}  # of every form its scores and accuracies
+        self._estimates: dict[Genotype, tuple[float, float]] = {}  # of every form, with its deviation
+        self._model: Choice | None = None
+        self._numbers_of = (0, 0)  # forms, and scored ones
+        self._matrix: FloatArray = np.empty((0, 0))
+        self._chosen_by = 0  # trained networks when the model was chosen
+        self._answer: list[Trial] = []
+
+    def plan(self, seconds: float, each: Sequence[float]) -> None:
+        """Set `networks` by a budget.
+
+        Args:
+            seconds: The budget.
+            each: Seconds per network and rung.
+
+        Raises:
+            ValueError: The budget does not suffice for the fewest networks; says what does.
+        """
+        needed = sum(least * one for least, one in zip(FEWEST, each, strict=False)) / sum(SHARES)
+        if seconds < needed:
+            raise ValueError(
+                f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: scores of "
+                f"{FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s, "
+                f"{FEWEST[1]} trainings {FEWEST[1] * each[1]:.0f} s"
+            )
+        long = int(SHARES[2] * seconds / each[2])
+        long = long if long >= FEW_LONG else 0
+        scored = min(MOST_SCORED, max(FEWEST[0], int(SHARES[0] * seconds / each[0])))
+        left = sum(SHARES) * seconds - scored * each[0] - long * each[2]
+        self.networks = (scored, max(FEWEST[1], int(left / each[1])), long)
+
+    def ask(self) -> list[Genotype]:
+        """The next networks to score or to train; at last those of the estimated front."""
+        if self._schedule is None:
+            self._schedule = self._populations()
+            if self._listed:
+                self._add(self.space.all())
+        self.rung, size = next(self._schedule)
+        if self.rung is None:
+            self._asked = [trial.genotype for trial in self.result()]
+        elif self.rung == 0:
+            self._asked = self._to_score(size)
+        else:
+            self._asked = self._to_train(size)
+        return list(self._asked)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take scores or accuracies in; the model is fitted to them when it is asked next."""
+        check_told(trials, len(self._asked))
+        genotypes = [trial.genotype for trial in trials]
+        if not self._listed:
+            self._add(genotypes, costs(trials, self._costs))
+        for trial, form in zip(trials, self._forms(genotypes), strict=True):
+            found = {name: trial.metrics[name] for name in self._read if name in trial.metrics}
+            self._known.setdefault(form, {}).update(found)
+        self._estimates = {} if self.rung is not None else self._estimates
+        self.done = self.rung is None
+        self._answer = list(trials) if self.done else []
+
+    def judged(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials with `estimate` and `estimate_std`."""
+        found = []
+        for trial, form in zip(trials, self._forms([t.genotype for t in trials]), strict=True):
+            estimate, deviation = self._estimated()[form]
+            metrics = {ESTIMATE: estimate, DEVIATION: deviation, **trial.metrics}
+            found.append(replace(trial, metrics=metrics))
+        return found
+
+    def result(self) -> list[Trial]:
+        """The front of estimate and costs over all networks that are known or can be listed."""
+        if self.done:
+            return front(self.judged(self._answer), self.objectives)
+        names, forms, cost = self._candidates()
+        estimate = np.array([self._estimated()[form][0] for form in forms])
+        rows = non_dominated(np.column_stack([-estimate, cost]))
+        return self.judged([Trial(names[row], self._metrics(cost[row]), 0) for row in rows])
+
+    @property
+    def _listed(self) -> bool:
+        """Whether all networks and their costs are known before they are asked for."""
+        return self.space.size <= MOST_LISTED and self._device.exhaustive
+
+    def _populations(self) -> Iterator[tuple[int | None, int]]:
+        """Rung and size of every population."""
+        scored, short, long = self.networks
+        rounds = 1 if self._listed else SCORED_IN
+        yield from ((0, size) for size in _divided(scored, rounds))
+        yield from (
+            (1, size) for size in _divided(short, min(-(-short // BATCH), self._generations - rounds - 2))
+        )
+        if long:
+            yield 2, long
+        yield None, 0
+
+    def _add(self, genotypes: Sequence[Genotype], given: FloatArray | None = None) -> None:
+        """Know of networks, with their costs (n, costs), or with those that the device answers."""
+        if given is None:
+            given = costs(trials_of(genotypes, [self._device.evaluate(genotypes)], 0), self._costs)
+        for genotype, form, cost in zip(genotypes, self._forms(genotypes), given, strict=True):
+            self._pool[genotype] = form, cost
+
+    def _forms(self, genotypes: Sequence[Genotype]) -> list[Genotype]:
+        """The live operations of networks: those of equal ones compute the same."""
+        return [tuple(row) for row in self.space.live(genotypes).tolist()]
+
+    def _candidates(self) -> tuple[list[Genotype], list[Genotype], FloatArray]:
+        """Supported networks with a path, the cheapest of each form: genotypes, forms, costs (n, costs)."""
+        names = list(self._pool)
+        cost = np.array([cost for _, cost in self._pool.values()])
+        kept = np.isfinite(cost).all(axis=1) & self.space.is_connected(names)
+        found: dict[Genotype, int] = {}
+        for row in np.lexsort(cost.T[::-1]):
+            if kept[row]:
+                found.setdefault(self._pool[names[row]][0], int(row))
+        rows = list(found.values())
+        return [names[row] for row in rows], list(found), cost[rows]
+
+    def _to_score(self, size: int) -> list[Genotype]:
+        """Networks of new forms: uniform ones at first, then children of the front."""
+        if self._listed:
+            names, forms, _ = self._candidates()
+            new = [name for name, form in zip(names, forms, strict=True) if form not in self._known]
+            return [new[row] for row in self._rng.permutation(len(new))[:size]]
+        parents = [trial.genotype for trial in self.result()] if self._known else []
+        chosen: dict[Genotype, Genotype] = {}
+        for _ in range(TRIES * size):
+            child = self._child(parents[self._rng.integers(len(parents))]) if parents else self._stranger()
+            (form,) = self._forms([child])
+            if form not in self._known and self.space.is_connected([child])[0]:
+                chosen.setdefault(form, child)
+            if len(chosen) == size:
+                break
+        return list(chosen.values()) or [self._stranger()]
+
+    def _stranger(self) -> Genotype:
+        return self.space.sample(self._rng, 1)[0]
+
+    def _child(self, parent: Genotype) -> Genotype:
+        """The parent with one operation changed, or two or three."""
+        for _ in range(self._rng.integers(1, 4)):
+            parent = self.space.mutate(parent, self._rng)
+        return parent
+
+    def _to_train(self, size: int) -> list[Genotype]:
+        """Networks of the highest estimates under bounds on the cost, which were not trained so long."""
+        accuracy = self._accuracies[(self.rung or 1) - 1]
+        names, forms, cost = self._candidates()
+        within = violations(
+            [Trial(g, self._metrics(row), 0) for g, row in zip(names, cost, strict=True)], self._bounds
+        )
+        allowed = within == 0 if (within == 0).any() else within == within.min()
+        first = not any(self._accuracies[0] in known for known in self._known.values())
+        if self.rung == 2:
+            allowed &= [self._accuracies[0] in self._known.get(form, {}) for form in forms]
+        estimates = np.array([self._estimated()[form] for form in forms])
+        value = estimates @ [1.0, self.curiosity if self.rung == 1 else 0.0]
+        open_ = allowed & [accuracy not in self._known.get(form, {}) for form in forms]
+        chosen: list[int] = []
+        for place in range(size):
+            if not open_.any():
+                break
+            column = cost[:, self._rng.integers(cost.shape[1])]
+            bound = np.quantile(column[allowed], (place + self._rng.random()) / size)
+            under = np.flatnonzero(open_ & (column <= bound))
+            under = under if len(under) else np.flatnonzero(open_)
+            drawn = first and place % 2 == 1
+            row = int(self._rng.choice(under) if drawn else under[value[under].argmax()])
+            open_[row] = False
+            chosen.append(row)
+        return [names[row] for row in chosen] or names[:1]
+
+    def _metrics(self, cost: FloatArray) -> dict[str, float]:
+        return dict(zip([objective.metric for objective in self._costs], cost.tolist(), strict=True))
+
+    def _estimated(self) -> dict[Genotype, tuple[float, float]]:
+        """Estimate and its deviation of every form."""
+        if not self._estimates:
+            forms = list(dict.fromkeys(form for form, _ in self._pool.values()))
+            numbers, choices = self._numbers(forms)
+            trained, accuracies = self._trained()
+            if len(trained) < FEWEST[1]:
+                mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
+            else:
+                place = {form: row for row, form in enumerate(forms)}
+                X = numbers[[place[form] for form in trained]]
+                if len(trained) >= 1.5 * self._chosen_by or self.rung is None:
+                    self._model = best_choice(X, accuracies, choices, self._seed)
+                    self._chosen_by = len(trained)
+                assert self._model is not None
+                mean, std = self._model.fitted(X, accuracies, self._seed)(numbers)
+            self._estimates = dict(zip(forms, zip(mean.tolist(), std.tolist(), strict=True), strict=True))
+        return self._estimates
+
+    def _trained(self) -> tuple[list[Genotype], FloatArray]:
+        """Forms that were trained, and their accuracies, of short and long trainings together."""
+        short, long = self._accuracies
+        both = [known for known in self._known.values() if long in known and short in known]
+        shift = float(np.mean([known[long] - known[short] for known in both])) if both else 0.0
+        found = {}
+        for form, known in self._known.items():
+            if short in known:
+                found[form] = known[short]
+                if long in known:
+                    longer = LONG_WEIGHT * (known[long] - shift)
+                    found[form] = (known[short] + longer) / (1 + LONG_WEIGHT)
+        return list(found), np.array(list(found.values()))
+
+    def _numbers(self, forms: Sequence[Genotype]) -> tuple[FloatArray, list[Choice]]:
+        """Numbers that models look at, (forms, d), and the models to choose from.
+
+        The first number is the prior, the sum of the logarithms of the scores' quantiles, which follow. A
+        Gaussian process over the structure predicts the quantiles, also those of networks that were scored:
+        scores are noisy, and the highest of many are mostly so by luck.
+        """
+        scored = [row for row, form in enumerate(forms) if self._scores[0] in self._known.get(form, {})]
+        if self._numbers_of != (len(forms), len(scored)):
+            self._numbers_of = (len(forms), len(scored))
+            every = np.column_stack(
+                [self.space.features(forms), self.space.onehot(forms).reshape(len(forms), -1)]
+            )
+            raw = np.array([[self._known[forms[row]][name] for name in self._scores] for row in scored])
+            quantiles = (rankdata(raw, axis=0) - 0.5) / len(raw)
+            smooth = gaussian_process(every[scored], quantiles, self._seed)(every)[0]
+            smooth = smooth.reshape(len(forms), -1).clip(0.5 / len(raw), 1.0)
+            self._matrix = np.column_stack([np.log(smooth).sum(axis=1), smooth, every])
+        everything = np.arange(self._matrix.shape[1])
+        models = ("prior and Gaussian process", "prior", "Gaussian process", "random forest")
+        return self._matrix, [Choice(model, "scores and structure", everything) for model in models]
+
+
+def _divided(total: int, parts: int) -> list[int]:
+    """A number as a sum of about equal ones, without zeros."""
+    sizes = [total * (part + 1) // parts - total * part // parts for part in range(parts)]
+    return [size for size in sizes if size]

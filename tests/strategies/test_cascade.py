@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace, Trial, front
+from hwnas.devices.flops import Flops
+from hwnas.searches.loop import search
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.store.archive import Archive
+from hwnas.strategies.cascade import Cascade
+
+OBJECTIVES = (Objective("estimate", "max"), Objective("flops", "min"))
+CONV = 3
+"""Operation of NAS-Bench-201 that the made-up qualities count."""
+
+
+class Counted(Evaluator):
+    """A quality to be worked out by hand: the fraction of an operation among live ones, times a factor."""
+
+    def __init__(self, space: SearchSpace, metric: str, factor: float = 1.0, op: int = CONV) -> None:
+        self.name, self.metrics, self.space = metric, {metric: "max"}, space
+        self.metric, self.factor, self.op = metric, factor, op
+        self.asked: list[Genotype] = []
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        return "1"
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        self.asked += genotypes
+        shares = (self.space.live(genotypes) == self.op).mean(axis=1)
+        return [{self.metric: self.factor * share} for share in shares.tolist()]
+
+
+class Rungs(Evaluator):
+    name, metrics = "cascade", {"estimate": "max"}
+
+    def __init__(self, *rungs: Evaluator) -> None:
+        self.rungs = rungs
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        return "1"
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        raise AssertionError("a rung evaluates")
+
+
+def create(
+    space: SearchSpace | None = None,
+    networks: Sequence[int] = (60, 12, 3),
+    limits: tuple[Limit, ...] = (),
+    seed: int = 0,
+    generations: int = 20,
+    objectives: tuple[Objective, ...] = OBJECTIVES,
+    long: float = 1.0,
+) -> tuple[Cascade, list[Evaluator]]:
+    space = space or NasBench201(image_shape=(3, 8, 8))
+    device = Flops(space)
+    evaluator = Rungs(Counted(space, "score", op=2), Counted(space, "short"), Counted(space, "long", long))
+    strategy = Cascade(
+        space, objectives, limits, seed, generations, evaluator, device, networks=networks, curiosity=0.5
+    )
+    return strategy, [evaluator, device]
+
+
+def run(strategy: Cascade, evaluators: Sequence[Evaluator], archive: Archive | None = None) -> list[Trial]:
+    archive = archive or Archive()
+    search(strategy, evaluators, archive, 20)
+    return archive.trials
+
+
+def test_many_are_scored_some_trained_and_few_trained_longer() -> None:
+    strategy, evaluators = create()
+    trials = run(strategy, evaluators)
+    scored, short, long = (
+        [t.genotype for t in trials if name in t.metrics] for name in ("score", "short", "long")
+    )
+    assert (len(scored), len(short), len(long)) == (60, 12, 3)
+    assert set(long) < set(short)
+    assert strategy.done
+    # Four trainings at a time, then the long ones, then the front.
+    assert list(Counter(trial.generation for trial in trials).values())[:5] == [60, 4, 4, 4, 3]
+
+
+def test_live_operations_are_trained_once_and_connected() -> None:
+    strategy, evaluators = create(networks=(200, 40, 5))
+    run(strategy, evaluators)
+    space, asked = strategy.space, evaluators[0].rungs[1].asked  # type: ignore[attr-defined]
+    assert space.is_connected(asked).all()
+    assert len({tuple(row) for row in space.live(asked).tolist()}) == len(asked) == 40
+
+
+def test_the_model_learns_what_scores_do_not_know() -> None:
+    """Scores count 1x1 convolutions, accuracies 3x3 convolutions: the answer has many of these."""
+    strategy, evaluators = create(networks=(60, 24, 3))
+    trials = run(strategy, evaluators)
+    found = strategy.result()
+    best = max(found, key=lambda trial: trial.metrics["estimate"])
+    assert best.genotype.count(CONV) >= 5
+    assert best.metrics["estimate"] > max(trial.metrics.get("short", 0.0) for trial in trials)
+    assert best.metrics["estimate_std"] >= 0
+    assert found == front(found, OBJECTIVES)
+
+
+def test_estimates_are_those_of_the_last_model_and_of_equal_networks_equal() -> None:
+    strategy, evaluators = create()
+    trials = run(strategy, evaluators)
+    assert all("estimate" in trial.metrics for trial in trials)
+    a, b = (0, 3, 0, 3, 1, 0), (0, 3, 2, 3, 1, 0)  # the edge 1-2 leads to what 2-3, none, does not use
+    twins = strategy.judged([Trial(genotype, {}, 0) for genotype in (a, b)])
+    assert len({trial.metrics["estimate"] for trial in twins}) == 1
+
+
+def test_long_trainings_count_by_their_differences() -> None:
+    """Long accuracies of 1.5 times the short ones are no better ones of all networks."""
+    strategy, evaluators = create(long=1.5)
+    run(strategy, evaluators)
+    known = strategy._known
+    both = [of for of in known.values() if "long" in of]
+    shift = np.mean([of["long"] - of["short"] for of in both])
+    forms, accuracies = strategy._trained()
+    for form, accuracy in zip(forms, accuracies, strict=True):
+        of = known[form]
+        expected = (of["short"] + 3 * (of["long"] - shift)) / 4 if "long" in of else of["short"]
+        assert accuracy == pytest.approx(expected)
+
+
+def test_only_networks_within_the_limits_are_trained() -> None:
+    bound = 5e6
+    strategy, evaluators = create(limits=(Limit("flops", bound),))
+    trials = run(strategy, evaluators)
+    assert max(t.metrics["flops"] for t in trials if "short" in t.metrics) <= bound
+    assert max(t.metrics["flops"] for t in trials if "score" in t.metrics) > bound
+
+
+def test_a_limit_that_no_network_keeps_leaves_the_nearest() -> None:
+    strategy, evaluators = create(limits=(Limit("flops", 1.0),))
+    trials = run(strategy, evaluators)
+    assert sum("short" in trial.metrics for trial in trials) >= 1
+
+
+def test_spaces_too_large_to_list_are_scored_in_rounds() -> None:
+    strategy, evaluators = create(Darts(4, 3, image_shape=(3, 8, 8)), networks=(40, 8, 2))
+    trials = run(strategy, evaluators)
+    sizes = Counter(trial.generation for trial in trials if "score" in trial.metrics)
+    assert list(sizes.values()) == [10, 10, 10, 10]
+    assert sum("short" in trial.metrics for trial in trials) == 8
+    assert {trial.genotype for trial in strategy.result()} <= {trial.genotype for trial in trials}
+
+
+def test_the_same_seed_asks_the_same_and_a_replay_too() -> None:
+    archive, again = Archive(), Archive()
+    first = run(*create(seed=3), archive)
+    assert run(*create(seed=3), again) == first
+    strategy, evaluators = create(seed=3)
+    search(strategy, evaluators, archive, 20)  # replayed as a whole
+    assert archive.trials == first
+    assert evaluators[0].rungs[1].asked == []  # type: ignore[attr-defined]
+    assert run(*create(seed=4)) != first
+
+
+def test_a_budget_plans_the_networks() -> None:
+    strategy, _ = create()
+    strategy.plan(600, [0.01, 5.0, 20.0])
+    scored, short, long = strategy.networks
+    assert scored * 0.01 + short * 5 + long * 20 <= 600
+    assert min(scored / 100, short / 6) >= 1
+    assert long > 0
+    strategy.plan(1200, [0.01, 5.0, 20.0])
+    assert strategy.networks[1] > short
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
+    strategy, _ = create()
+    with pytest.raises(
+        ValueError, match=r"budget must be at least (\d+)s here, not 10s: .* 6 trainings 30 s"
+    ) as error:
+        strategy.plan(10, [0.01, 5.0, 20.0])
+    needed = float(str(error.value).split("least ")[1].split("s ")[0])
+    strategy.plan(needed, [0.01, 5.0, 20.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"networks": (60, 12)}, "networks must be a list of 3, each a whole number of at least 0"),
+        ({"networks": (60, 0, 3)}, r"networks must score and train at least one network, not \[60, 0, 3\]"),
+        ({"objectives": OBJECTIVES[:1]}, "needs a device with a cost"),
+        ({"objectives": (Objective("rmi", "max"), OBJECTIVES[1])}, "needs evaluator=cascade"),
+        ({"generations": 3}, "generations must be at least 8 for strategy=cascade, not 3"),
+    ],
+)
+def test_bad_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(**settings)  # type: ignore[arg-type]
