@@ -350,6 +350,9 @@ class Passes:
 
     Attributes:
         epoch: Number of the next pass; its shuffle and augmentation depend on it.
+        weights: Probabilities of the images, shape (N,), by which training passes draw as many with
+            replacement; None: each once.
+        rows: Images of the latest training pass, in order.
 
     Raises:
         ValueError: While training, fewer images than one batch per process.
@@ -363,6 +366,8 @@ class Passes:
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.train, self.num_shards = train, num_shards
         self.epoch = 0
+        self.weights: Tensor | None = None
+        self.rows: Tensor | None = None
 
     def __len__(self) -> int:
         """Batches per pass."""
@@ -377,11 +382,15 @@ class Passes:
 
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         self.epoch += 1
-        order = torch.randperm(self.num_images, generator=generator)
+        if self.weights is None:
+            order = torch.randperm(self.num_images, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.num_images, replacement=True, generator=generator)
         if self.num_shards > 1:
             order = order[(dist.get_rank() if dist.is_initialized() else 0) :: self.num_shards]
             generator.manual_seed(seed_of(int(order[0]), self.seed))
-        return order[: len(self) * self.batch_size], generator
+        self.rows = order[: len(self) * self.batch_size]
+        return self.rows, generator
 
 
 class Batches(Passes):

@@ -27,6 +27,8 @@ from hwnas.training.shared_weights import Judges, Population, SharedWeights, Sta
 
 WEIGHTS_VERSION = 1  # increased when the same settings begin to give other weights or accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+OFF = (("devices", 1, ()), ("schedule", "cosine", ("power",)), ("importance", "none", ()))
+"""Settings of the recipe that weights do not depend on at a value, and others that then mean nothing."""
 GROUP_SIZE = 5
 """Networks per call of a worker: few, so that workers finish together, but enough to be worth a call."""
 
@@ -90,7 +92,7 @@ class Supernet(Evaluator):
 
     A stage begins with the first population, and whenever the choices of the strategy's space change. A
     supernet with these choices is built, inherits weights if asked to, and trains for `warmup_epochs` with
-    its own optimiser and cosine schedule. Then every population trains it for `epochs_per_generation` epochs,
+    its own optimiser and learning rates. Then every population trains it for `epochs_per_generation` epochs,
     before the population is evaluated. Without these epochs, all answers of a stage can be compared.
 
     A state of the weights is identified by a chain of hashes over settings, images and training history.
@@ -111,7 +113,7 @@ class Supernet(Evaluator):
         track_running_stats: Whether BatchNorm in cells keeps running statistics; else it uses the batch's.
         warmup_epochs: Epochs of training before the first population of a stage.
         epochs_per_generation: Epochs of training on every population.
-        planned_generations: Number of populations for the cosine schedule.
+        planned_generations: Number of populations for the schedule of the learning rate.
         training: Training of the supernet.
         decoding: "soft": architectures are evaluated as mixtures, by the softmax of one-hot alphas, and
             trained so if sampled from the population; "hard": alone. "none": the softmax gets the strategy's
@@ -170,6 +172,11 @@ class Supernet(Evaluator):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not isinstance(lookup, Lookup):
             raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        if training.schedule == "complexity" and "params" not in space.static_sums():
+            raise ValueError(
+                "training.schedule=complexity needs a space that adds up parameters by operation: "
+                f"nasbench201, not {space.name}"
+            )
         check_batch("training.batch_size", training.batch_size, dataset.size("train"), training.devices)
         self.name = "supernet"
         self.metrics = {"val_acc": "max"}
@@ -281,11 +288,13 @@ class Supernet(Evaluator):
         return self._root
 
     def _recipe(self) -> dict[str, object]:
-        """The part of the recipe that weights depend on; a single device is left out, as in old versions."""
+        """The part of the recipe that weights depend on; what is off is left out, as in old versions."""
         recipe = asdict(self.training)
         del recipe["strategy"]
-        if recipe["devices"] == 1:
-            del recipe["devices"]
+        for setting, off, others in OFF:
+            if recipe[setting] == off:
+                for name in (setting, *others):
+                    del recipe[name]
         return recipe
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:

@@ -65,6 +65,13 @@ class Supernet(nn.Module):
             nn.Conv2d(image_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         )
 
+    def kernels(self) -> dict[int, list[nn.Parameter]]:
+        """Kernels of each operation that has some, on all edges of all cells; empty if the space has no say.
+
+        For spaces whose edges choose among the same operations, independently of each other.
+        """
+        return {}
+
     def plain(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
         """Logits (B, classes), operation by operation.
 

@@ -126,7 +126,7 @@ class Recipe:
 @checked
 @dataclass(frozen=True)
 class SupernetRecipe:
-    """How a supernet is trained: SGD with one cosine from `lr` to `lr_min`, stepped per epoch.
+    """How a supernet is trained: SGD with a learning rate that falls from `lr` to `lr_min`.
 
     Args:
         sampling: What each step trains. "random_alpha": alphas drawn anew from U[0, alpha_scale), put through
@@ -134,10 +134,17 @@ class SupernetRecipe:
             (EvNAS, NEvoNAS); "population_alpha": the same, but their alphas put through the softmax as they
             are (EvNAS' ablations without decoding in training); "single_path": one architecture drawn
             uniformly, nothing else runs.
+        importance: What is drawn with probabilities that follow the norms of gradients in the last epoch,
+            instead of uniformly: "operations" of single paths, "images", "both" or "none". Their share rises
+            from 0 in the first epochs to 1 at the end.
         alpha_scale: Upper end of random alphas (pEvoNAS on the DARTS space: 1e-3).
         batch_size: Images per step, on each device.
         lr: Learning rate of the first epoch.
-        lr_min: Where the cosine ends.
+        lr_min: Learning rate after the last one.
+        schedule: "cosine", the same for all architectures of an epoch; "complexity": each step has a learning
+            rate that depends on the parameters of its architecture, larger ones keep a high one for longer.
+        power: With schedule=complexity the exponent of the smallest architecture; that of the largest one is
+            1 / power.
         momentum: SGD's momentum, in 0..1.
         weight_decay: Of all parameters.
         nesterov: Whether the momentum is Nesterov's.
@@ -152,10 +159,13 @@ class SupernetRecipe:
     """
 
     sampling: Literal["random_alpha", "population", "population_alpha", "single_path"]
+    importance: Literal["none", "operations", "images", "both"] = "none"
     alpha_scale: Positive = 1.0
     batch_size: Annotated[int, Ge(2)] = 64
     lr: Positive = 0.025
     lr_min: Fraction = 0.001
+    schedule: Literal["cosine", "complexity"] = "cosine"
+    power: Annotated[float, Ge(1)] = 3.0
     momentum: Fraction = 0.9
     weight_decay: Fraction = 3e-4
     nesterov: bool = True
@@ -167,10 +177,35 @@ class SupernetRecipe:
     def __post_init__(self) -> None:
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min must be at most lr ({self.lr:g}), not {self.lr_min!r}")
+        if self.schedule == "complexity" and self.sampling != "single_path":
+            raise ValueError(
+                "schedule=complexity needs sampling=single_path: only a step of a single architecture has "
+                f"its parameters, not one of sampling={self.sampling}"
+            )
+        if self.importance in ("operations", "both") and self.sampling != "single_path":
+            raise ValueError(
+                f"importance={self.importance} needs sampling=single_path, not sampling={self.sampling}"
+            )
+        if self.importance != "none" and self.devices > 1:
+            raise ValueError(f"importance={self.importance} needs devices=1, not {self.devices}")
 
-    def lr_at(self, epoch: int, num_epochs: int) -> float:
-        """The learning rate of an epoch, from 0, of `num_epochs` planned; beyond those `lr_min`."""
+    def lr_at(self, epoch: int, num_epochs: int, complexity: float = 0.0) -> float:
+        """The learning rate of a step.
+
+        With schedule=complexity it is `lr_min` + (`lr` - `lr_min`) (1 - epoch / num_epochs) ** kappa, where
+        kappa falls from `power` (complexity 0) to 1 / `power` (complexity 1).
+
+        Args:
+            epoch: Number of its epoch, from 0.
+            num_epochs: Epochs planned; beyond those the learning rate is `lr_min`.
+            complexity: Of the step's architecture, in 0..1; only for schedule=complexity.
+
+        Source: CaLR, arXiv 2503.10740 (code).
+        """
         progress = min(epoch / num_epochs, 1.0)
+        if self.schedule == "complexity":
+            kappa = self.power + (1 / self.power - self.power) * complexity
+            return self.lr_min + (self.lr - self.lr_min) * (1 - progress) ** kappa
         return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -37,6 +37,7 @@ from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.data.images import Batches, Images, augment
 from hwnas.files import read_torch, temporary_folder, write_torch
 from hwnas.spaces.capabilities import HasSupernet
+from hwnas.training.importance import Importance
 from hwnas.training.lightning import Devices, fit_by_lightning
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
@@ -70,6 +71,18 @@ def mixing_weights(space: SearchSpace, genotypes: Sequence[Genotype], decoding: 
     """
     onehot = space.onehot(genotypes)
     return onehot if decoding == "hard" else mixture(space, onehot)
+
+
+def complexities(space: SearchSpace, genotypes: Sequence[Genotype]) -> FloatArray:
+    """Complexity of architectures, shape (n,): ln(parameters), from 0 (the smallest of the space) to 1.
+
+    Source: CaLR, arXiv 2503.10740 (code). Parameters of operations that lead nowhere count, as there.
+    """
+    params = space.static_sums()["params"]
+    lowest = params.base + np.where(space.allowed, params.added, np.inf).min(axis=1).sum()
+    highest = params.base + np.where(space.allowed, params.added, -np.inf).max(axis=1).sum()
+    values = np.log([params(genotype) for genotype in genotypes]) - np.log(lowest)
+    return values / (np.log(highest / lowest) or 1.0)
 
 
 def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
@@ -109,10 +122,14 @@ class Judges:
 
 
 class State(TypedDict):
-    """Weights and buffers by name, and momenta by the number of their parameter, on the CPU."""
+    """Weights and buffers by name, and momenta by the number of their parameter, on the CPU.
+
+    With the recipe's `importance` also the probabilities that the next epoch draws by.
+    """
 
     weights: dict[str, Tensor]
     momenta: dict[int, Tensor]
+    importance: NotRequired[dict[str, Tensor]]
 
 
 Keep = Callable[[Callable[[], State], int], None]
@@ -122,15 +139,15 @@ Keep = Callable[[Callable[[], State], int], None]
 class SharedWeights(pl.LightningModule):
     """A supernet in training, with its optimiser and its images on the device.
 
-    An epoch is a function of the weights, the momenta, the seed, the epoch's number and the population: there
-    is no other state. `train_epoch` is the loop for one device, `train_epochs` for several; a Lightning
-    Trainer with the recipe's `grad_clip` ends with the same weights where nobody has to know a population.
+    An epoch is a function of the state, the seed, the epoch's number and the population. `train_epoch` is the
+    loop for one device, `train_epochs` for several; a Lightning Trainer with the recipe's `grad_clip` ends
+    with the same weights where nobody has to know a population or the importance of anything.
 
     Args:
         space: A space with `supernet`, of the supernet's width and depth.
         dataset: Trained on "train", judged on "valid"; its augmentation is used.
         recipe: How to train.
-        num_epochs: Epochs planned, for the cosine.
+        num_epochs: Epochs planned, for the schedule.
         affine: Whether BatchNorm in cells has a weight and a bias.
         track_running_stats: Whether BatchNorm in cells keeps running statistics.
         decoding: Of the population's members, "hard", or else soft.
@@ -141,7 +158,8 @@ class SharedWeights(pl.LightningModule):
         told: What a Trainer's last epoch came to, as `train_epoch` returns it.
 
     Raises:
-        ValueError: Fewer training images than a batch on every device.
+        ValueError: Fewer training images than a batch on every device, or importance of operations in a space
+            whose supernet does not name their kernels.
     """
 
     def __init__(
@@ -176,11 +194,30 @@ class SharedWeights(pl.LightningModule):
         self.first_epoch = 0
         self._population: Population = ()  # whom a Trainer trains
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
+        self._lrs: list[float] = []  # learning rates of the epoch's steps
         self._figures: list[Tensor] = []  # loss and fraction of right answers of the epoch's steps
+        self._operation_norms: list[Tensor] = []  # norms of gradients (ops,) of the epoch's steps
+        self._image_norms: list[Tensor] = []  # norms of gradients (B,) of the epoch's steps
+        self._importance: Importance | None = None
+        if recipe.importance != "none":
+            self._importance = Importance(len(space.ops), self._batches.num_images)
+        if self._draws_operations and not supernet.kernels():
+            raise ValueError(
+                f"evaluator.training.importance={recipe.importance} needs a space whose edges choose their "
+                f"operations independently: nasbench201, not {space.name}"
+            )
         self.told: dict[str, float] = {}
         self._resident: tuple[Judges, list[tuple[Tensor, Tensor]]] | None = None
         if recipe.devices == 1:  # else processes take them from the CPU
             self._move(_fastest())
+
+    @property
+    def _draws_operations(self) -> bool:
+        return self.recipe.importance in ("operations", "both")
+
+    @property
+    def _draws_images(self) -> bool:
+        return self.recipe.importance in ("images", "both")
 
     def _move(self, device: torch.device) -> None:
         """Weights, momenta and images to a device."""
@@ -204,7 +241,7 @@ class SharedWeights(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> torch.optim.SGD:
-        """SGD with its momenta; for a Trainer. Epochs set the learning rate themselves."""
+        """SGD with its momenta; for a Trainer. Steps set the learning rate themselves."""
         return self.optimizer
 
     def train_dataloader(self) -> Batches:
@@ -220,7 +257,7 @@ class SharedWeights(pl.LightningModule):
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
     def on_train_epoch_start(self) -> None:
-        """Draw the mixing weights of an epoch, the same in every process; for a Trainer."""
+        """Draw the architectures of an epoch, the same in every process; for a Trainer."""
         self._start(self.first_epoch + self.current_epoch, self._population)
 
     def on_train_epoch_end(self) -> None:
@@ -232,23 +269,28 @@ class SharedWeights(pl.LightningModule):
 
     def _start(self, epoch: int, population: Population) -> None:
         self.supernet.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(epoch, self.num_epochs)
         self._batches.epoch = epoch
         self._mixtures = list(self._sampled(epoch, population))
-        self._figures = []
+        steps = np.zeros(len(self._batches))
+        if self.recipe.schedule == "complexity":
+            steps = complexities(self.space, self._paths(epoch))
+        self._lrs = [self.recipe.lr_at(epoch, self.num_epochs, step) for step in steps.tolist()]
+        self._figures, self._operation_norms, self._image_norms = [], [], []
+        if self._importance is not None and self._draws_images:
+            images = self._importance.images
+            self._batches.weights = None if images is None else torch.tensor(images)
 
     def _summary(self, epoch: int, figures: Tensor) -> dict[str, float]:
         """Figures of an epoch; raises ValueError where a loss was not finite."""
-        lr = self.recipe.lr_at(epoch, self.num_epochs)
         broken = (~figures[:, 0].isfinite()).nonzero().flatten().tolist()
         if broken:
+            step, lr = broken[0], self._lrs[broken[0]]
             raise ValueError(
-                f"the supernet's loss became {figures[broken[0], 0].item()} in step {broken[0] + 1} of epoch "
+                f"the supernet's loss became {figures[step, 0].item()} in step {step + 1} of epoch "
                 f"{epoch + 1} at a learning rate of {lr:.3g}; try a smaller evaluator.training.lr"
             )
         loss, accuracy = figures.mean(0).tolist()
-        return {"loss": loss, "train_acc": accuracy, "lr": lr}
+        return {"loss": loss, "train_acc": accuracy, "lr": self._lrs[-1]}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch, with the step's mixing weights.
@@ -258,9 +300,14 @@ class SharedWeights(pl.LightningModule):
             batch_idx: Number of the step in its epoch.
         """
         x, y = batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lrs[batch_idx]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
             logits = self.supernet(self._normalised(x), self._mixtures[batch_idx])
         loss = F.cross_entropy(logits.float() if self._autocasts else logits, y)
+        if self._draws_images:
+            onehot = F.one_hot(y, self.space.num_classes)
+            self._image_norms.append((logits.detach().float().softmax(1) - onehot).norm(dim=1))
         # Nothing waits for the device: figures are read when the epoch is over.
         self._figures.append(torch.stack([loss.detach(), (logits.detach().argmax(1) == y).float().mean()]))
         return loss
@@ -271,12 +318,12 @@ class SharedWeights(pl.LightningModule):
     def _sampled(self, epoch: int, population: Population) -> Iterator[FloatArray]:
         """Mixing weights of each step of an epoch."""
         steps, recipe = len(self._batches), self.recipe
-        rng = np.random.default_rng([self.seed, epoch])
         if recipe.sampling == "random_alpha":
             shape = (steps, *self.space.alpha_shape)
-            yield from mixture(self.space, recipe.alpha_scale * rng.random(shape))
+            alphas = np.random.default_rng([self.seed, epoch]).random(shape)
+            yield from mixture(self.space, recipe.alpha_scale * alphas)
         elif recipe.sampling == "single_path":
-            yield from mixing_weights(self.space, self.space.sample(rng, steps), "hard")
+            yield from mixing_weights(self.space, self._paths(epoch), "hard")
         else:
             if isinstance(population, np.ndarray):
                 weights = mixture(self.space, population)
@@ -285,8 +332,21 @@ class SharedWeights(pl.LightningModule):
                 weights = mixing_weights(self.space, population, decoding)
             yield from (weights[step % len(weights)] for step in range(steps))
 
+    def _paths(self, epoch: int) -> list[Genotype]:
+        """The architecture of each step of an epoch, with sampling=single_path."""
+        rng, steps = np.random.default_rng([self.seed, epoch]), len(self._batches)
+        if self._importance is None or not self._draws_operations:
+            return self.space.sample(rng, steps)
+        columns = []
+        for ops in self.space.choices:
+            probabilities = self._importance.operations[list(ops)]
+            columns.append(rng.choice(ops, size=steps, p=probabilities / probabilities.sum()))
+        return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
+
     def train_epoch(self, epoch: int, population: Population = ()) -> dict[str, float]:
         """One pass over the training images; returns "loss", "train_acc" (of augmented ones, 0..1) and "lr".
+
+        The learning rate is that of the last step.
 
         Args:
             epoch: Its number, from 0.
@@ -303,9 +363,39 @@ class SharedWeights(pl.LightningModule):
             loss.backward()
             if self.recipe.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
+            if self._draws_operations:
+                self._operation_norms.append(self._kernel_norms(self._mixtures[step]))
             self.optimizer.step()
             progress("steps", step + 1, len(self._batches))
-        return self._summary(epoch, torch.stack(self._figures))
+        summary = self._summary(epoch, torch.stack(self._figures))
+        self._learn_importance(epoch)
+        return summary
+
+    def _kernel_norms(self, weights: FloatArray) -> Tensor:
+        """Norms of the gradients of each operation, shape (ops,): the sum over its kernels, per edge.
+
+        Args:
+            weights: Mixing weights of the step's single architecture, (edges, ops).
+        """
+        norms = torch.zeros(weights.shape[1], device=self.device)
+        for op, kernels in self.supernet.kernels().items():
+            grads = [kernel.grad for kernel in kernels if kernel.grad is not None]
+            if grads:
+                norms[op] = torch.stack([grad.norm() for grad in grads]).sum() / weights[:, op].sum()
+        return norms
+
+    def _learn_importance(self, epoch: int) -> None:
+        """Probabilities of the next epoch, from what this one has seen."""
+        if self._importance is None:
+            return
+        if self._draws_operations:
+            for norms in torch.stack(self._operation_norms).double().cpu().numpy():
+                self._importance.see_operations(norms)
+        if self._draws_images:
+            assert self._batches.rows is not None
+            self._importance.see_images(self._batches.rows.tolist(), torch.cat(self._image_norms).tolist())
+        # After the last planned epoch, too, some of it stays uniform.
+        self._importance.end(min(epoch, self.num_epochs - 1) / self.num_epochs)
 
     def train_epochs(
         self,
@@ -407,7 +497,7 @@ class SharedWeights(pl.LightningModule):
         self._move(_fastest())
         self._validation(judges)
         other: Any = copy.copy(self)
-        other.optimizer = other._batches = None
+        other.optimizer = other._batches = other._importance = None
         other._mixtures, other._figures = [], []
         return other
 
@@ -437,6 +527,8 @@ class SharedWeights(pl.LightningModule):
                 if values["momentum_buffer"] is not None
             },
         }
+        if self._importance is not None:
+            state["importance"] = self._importance.state()
         return copy.deepcopy(state)
 
     def load(self, state: State) -> None:
@@ -445,6 +537,8 @@ class SharedWeights(pl.LightningModule):
         stored = self.optimizer.state_dict()
         stored["state"] = {index: {"momentum_buffer": tensor} for index, tensor in state["momenta"].items()}
         self.optimizer.load_state_dict(stored)
+        if self._importance is not None:
+            self._importance.load(state["importance"])
 
 
 class _Hand(pl.callbacks.Checkpoint):

@@ -333,6 +333,7 @@ def test_versions_name_all_that_answers_depend_on(folders: Folders) -> None:
             "seed=1",
         ),
         *("training.lr=0.05", "training.batch_size=64", "training.sampling=random_alpha", "cutout=2"),
+        *("training.schedule=complexity", "training.importance=images", "training.importance=both"),
         *(
             "decoding=soft",
             "num_valid=10",
@@ -346,6 +347,8 @@ def test_versions_name_all_that_answers_depend_on(folders: Folders) -> None:
     assert len(set(versions)) == len(versions)
     assert version(population=POPULATIONS[1]) == version() == versions[0]
     assert version("planned_generations=9") == version("inherit=true") == versions[0]
+    assert version("training.power=2") == versions[0]  # of a schedule that is off
+    assert version("training.power=2", "training.schedule=complexity") not in versions
     every = [version(*EVERY_GENERATION, *more) for more in ([], ["planned_generations=9"], ["decoding=soft"])]
     assert len({*every, version(*EVERY_GENERATION, population=POPULATIONS[1])}) == 4
 
@@ -430,6 +433,12 @@ def test_settings_are_checked(folders: Folders, overrides: list[str], message: s
 def test_spaces_and_images_are_needed(folders: Folders) -> None:
     with pytest.raises(ValueError, match="the toy space has no supernet"):
         folders.evaluator(space=Toy())
+    with pytest.raises(ValueError, match=r"training\.schedule=complexity needs .*: nasbench201, not darts"):
+        folders.evaluator("training.schedule=complexity", space=Darts(4, 5))
+    with pytest.raises(ValueError, match=r"training\.importance=both needs .*: nasbench201, not darts"):
+        folders.evaluator("training.importance=both", space=Darts(2, 3, image_shape=(1, 8, 8))).prepare(
+            Darts(2, 3, image_shape=(1, 8, 8)), []
+        )
     with pytest.raises(ValueError, match="evaluator=supernet needs images; choose a dataset"):
         folders.evaluator(dataset=NoImages("none"))
     evaluator = folders.evaluator("num_valid=720", "warmup_epochs=1")

@@ -15,7 +15,14 @@ from torch import nn
 from hwnas.data.images import Images
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.recipe import SupernetRecipe
-from hwnas.training.shared_weights import Judges, SharedWeights, inherit, mixing_weights, mixture
+from hwnas.training.shared_weights import (
+    Judges,
+    SharedWeights,
+    complexities,
+    inherit,
+    mixing_weights,
+    mixture,
+)
 
 SPACE = NasBench201(2, 1, image_shape=(1, 8, 8))
 POPULATION = [(3, 1, 2, 0, 4, 3), (1,) * 6, (2, 3, 0, 1, 1, 1)]
@@ -93,11 +100,98 @@ def test_the_cosine(epoch: int, lr: float) -> None:
         ({"alpha_scale": -1}, "alpha_scale must be a number above 0"),
         ({"nesterov": 1}, "nesterov must be true or false, not 1"),
         ({"grad_clip": 0}, "grad_clip must be a number above 0"),
+        ({"power": 0.5}, "power must be a number of at least 1, not 0.5"),
+        (
+            {"schedule": "complexity", "sampling": "random_alpha"},
+            "schedule=complexity needs sampling=single_path: .* not one of sampling=random_alpha",
+        ),
+        (
+            {"importance": "both", "sampling": "population"},
+            "importance=both needs sampling=single_path, not sampling=population",
+        ),
+        ({"importance": "images", "devices": 2}, "importance=images needs devices=1, not 2"),
     ],
 )
 def test_recipes_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SupernetRecipe(**{"sampling": "single_path", **settings})
+
+
+@pytest.mark.parametrize(
+    ("complexity", "lr"),
+    # Half-way: 1/2 to the power of 3, 1/3 and 5/3, of 0.09 above 0.01.
+    [(0.0, 0.02125), (1.0, 0.0814331), (0.5, 0.0383482)],
+)
+def test_the_schedule_of_a_complexity(complexity: float, lr: float) -> None:
+    recipe = SupernetRecipe("single_path", lr=0.1, lr_min=0.01, schedule="complexity", power=3)
+    assert recipe.lr_at(2, 4, complexity) == pytest.approx(lr, abs=1e-7)
+    assert recipe.lr_at(0, 4, complexity) == pytest.approx(0.1)
+    assert recipe.lr_at(5, 4, complexity) == 0.01
+
+
+def test_complexities_by_hand() -> None:
+    """1296 parameters without convolutions, 112 more per 1x1 and 784 per 3x3."""
+    cells = [(0, 1, 4, 0, 1, 1), (2,) * 6, (3,) * 6]
+    expected = [0, np.log(1968 / 1296) / np.log(6000 / 1296), 1]
+    assert complexities(SPACE, cells) == pytest.approx(expected)
+    pruned = SPACE.restrict([(2,), *[(1, 3)] * 5])  # 1408 to 5328
+    expected = [0, np.log(2192 / 1408) / np.log(5328 / 1408)]
+    assert complexities(pruned, [(2, 1, 1, 1, 1, 1), (2, 3, 1, 1, 1, 1)]) == pytest.approx(expected)
+    assert complexities(SPACE.restrict([(3,)] * 6), [(3,) * 6]).tolist() == [0.0]
+
+
+def test_each_step_has_the_learning_rate_of_its_architecture() -> None:
+    weights = shared(sampling="single_path", schedule="complexity")
+    rates: list[float] = []
+    weights.optimizer.register_step_pre_hook(lambda sgd, *_: rates.append(sgd.param_groups[0]["lr"]))
+    figures = weights.train_epoch(2)
+    paths = SPACE.sample(np.random.default_rng([0, 2]), 2)
+    kappas = [3 - 8 / 3 * complexity for complexity in complexities(SPACE, paths)]
+    assert kappas[0] != kappas[1]
+    assert rates == pytest.approx([0.001 + 0.024 * 0.5**kappa for kappa in kappas])
+    assert figures["lr"] == rates[-1]
+
+
+def test_operations_are_drawn_by_their_probabilities() -> None:
+    pruned = SPACE.restrict([(0, 1), (3,), *[(0, 1, 2, 3, 4)] * 4])
+    weights = shared(pruned, sampling="single_path", importance="operations", batch_size=2)
+    assert weights._importance is not None
+    weights._importance.operations = np.array([0.0, 0.2, 0.3, 0.5, 0.0])
+    paths = np.array(weights._paths(1))
+    assert paths.shape == (359, 6)
+    assert set(paths[:, 0]) == {1}
+    assert set(paths[:, 1]) == {3}
+    counts = np.bincount(paths[:, 2:].ravel(), minlength=5) / (4 * 359)
+    assert counts == pytest.approx([0, 0.2, 0.3, 0.5, 0], abs=0.05)
+    assert weights._paths(1) == weights._paths(1) != weights._paths(2)
+
+
+def test_importance_by_hand() -> None:
+    """After an epoch of one step: half uniform, half in proportion to norms of gradients."""
+    weights = doubled(shared(seed=5, crop=0, batch_size=512, grad_clip=None, **IMPORTANCE))
+    net = copy.deepcopy(weights.supernet)
+    (path,) = weights._paths(2)
+    weights.train_epoch(2)
+    x, y = weights._batches.x, weights._batches.y
+    rows = weights._batches.rows
+    assert rows is not None
+    logits = net.plain((x[rows] - weights._mean) / weights._std, mixing_weights(SPACE, [path], "hard")[0])
+    F.cross_entropy(logits, y[rows]).backward()
+    norms = np.zeros(5)
+    for name, parameter in net.named_parameters():
+        if parameter.grad is not None and ".kernels." in name:
+            op = {"1x1": 2, "3x3": 3}[name.split("_from")[0].rpartition(".")[2]]
+            norms[op] += parameter.grad.norm().item() / path.count(op)
+    assert (norms > 0).sum() == 2
+    assert weights._importance is not None
+    expected = 0.1 + 0.5 * norms / norms.sum()
+    assert weights._importance.operations == pytest.approx(expected, rel=1e-6)  # kept in float32
+    images = np.zeros(719)
+    wrong = logits.detach().softmax(1)
+    wrong[range(512), y[rows]] -= 1
+    images[rows] = wrong.square().sum(1).sqrt()
+    expected = 0.5 / 719 + 0.5 * images / images.sum()
+    assert weights._importance.images == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_population_is_trained_in_turn() -> None:
@@ -152,21 +246,30 @@ def test_a_smaller_supernet_inherits() -> None:
     }
 
 
-@pytest.mark.parametrize("sampling", ["random_alpha", "population", "single_path"])
-def test_an_epoch_depends_on_nothing_but_its_number_and_the_state(sampling: str) -> None:
-    whole = shared(sampling=sampling)
+COMPLEXITY = {"sampling": "single_path", "schedule": "complexity"}
+IMPORTANCE = {"sampling": "single_path", "importance": "both"}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [*({"sampling": name} for name in ("random_alpha", "population", "single_path")), COMPLEXITY, IMPORTANCE],
+    ids=lambda recipe: "-".join(recipe.values()),
+)
+def test_an_epoch_depends_on_nothing_but_its_number_and_the_state(recipe: dict[str, Any]) -> None:
+    whole = shared(**recipe)
     figures = [whole.train_epoch(epoch, POPULATION) for epoch in range(2)]
     state = copy.deepcopy(whole.state())
     figures.append(whole.train_epoch(2, POPULATION))
-    assert [f["lr"] for f in figures] == pytest.approx([0.025, 0.0214853, 0.013], abs=1e-7)
+    if recipe is not COMPLEXITY:
+        assert [f["lr"] for f in figures] == pytest.approx([0.025, 0.0214853, 0.013], abs=1e-7)
 
     torch.manual_seed(99)
-    resumed = shared(sampling=sampling)
+    resumed = shared(**recipe)
     resumed.load(state)
     assert resumed.train_epoch(2, POPULATION) == figures[2]
     for name, tensor in whole.supernet.state_dict().items():
         assert torch.equal(resumed.supernet.state_dict()[name], tensor), name
-    other = shared(sampling=sampling, seed=1)
+    other = shared(seed=1, **recipe)
     other.load(state)
     assert other.train_epoch(2, POPULATION)["loss"] != figures[2]["loss"]
 

@@ -247,6 +247,11 @@ class _MixedCell(nn.Module):
         """The convolutions of a kernel size that leave a node."""
         return self.convolutions[f"{kernel}x{kernel}_from_{source}"]  # type: ignore[return-value]
 
+    def kernels(self, size: int) -> list[nn.Parameter]:
+        """The kernels of a size."""
+        convolutions = cast(Iterable[_Convolutions], self.convolutions.values())
+        return [kernel for c in convolutions if c.kernel == size for kernel in c.kernels.values()]
+
     def plain(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
         """The cell, operation by operation; keeps (B, C, H, W)."""
         nodes = [x_BCHW]
@@ -415,6 +420,11 @@ class NasBench201Supernet(Supernet):
             if stage > 0:
                 yield cast(ResidualBlock, self.reductions[stage - 1])
             yield from cast(Iterable[_MixedCell], cells)
+
+    def kernels(self) -> dict[int, list[nn.Parameter]]:
+        """Kernels of each convolution, on all edges of all cells."""
+        cells = [part for part in self._body() if isinstance(part, _MixedCell)]
+        return {op: [kernel for cell in cells for kernel in cell.kernels(size)] for size, op in KERNELS}
 
     def _effective(self, weights: FloatArray) -> FloatArray:
         """The weights, with 0 for `none` and for whatever does not lead to the output."""
