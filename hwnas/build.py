@@ -26,9 +26,10 @@ MOVED = {
 }
 """Beginnings of class names in configurations of earlier versions, and their names now; the first counts."""
 
-LACKED = {
+LACKED: dict[str, dict[str, object]] = {
     "hwnas.devices.host.Host": {"backend": "torch"},
     "hwnas.evaluators.rmi.RMI": {"images": "train"},
+    "hwnas.evaluators.supernet.Supernet": {"scores": None},
     "hwnas.strategies.mo_hdnas.MOHDNAS": {"crowding": "all"},
     "hwnas.strategies.nevonas.NEvoNAS": {"crowding": "all"},
 }

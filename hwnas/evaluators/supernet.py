@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -14,23 +15,105 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Len
 
-from hwnas.core import Count, Evaluator, FloatArray, Genotype, SearchSpace, Seed, WholeNumber, checked
+from hwnas.core import (
+    Count,
+    Evaluator,
+    FloatArray,
+    Genotype,
+    SearchSpace,
+    Seed,
+    WholeNumber,
+    checked,
+    log_rank_sum,
+)
 from hwnas.data.images import Images, check_batch
 from hwnas.evaluators.table import Lookup
+from hwnas.evaluators.zero_cost import TRIES, ZeroCost
 from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.spaces.capabilities import HasSupernet
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
-from hwnas.training.shared_weights import Judges, Population, SharedWeights, State, inherit, repeatable
+from hwnas.training.shared_weights import (
+    Judges,
+    Population,
+    Scored,
+    SharedWeights,
+    State,
+    inherit,
+    repeatable,
+)
 
 WEIGHTS_VERSION = 1  # increased when the same settings begin to give other weights or accuracies
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
-OFF = (("devices", 1, ()), ("schedule", "cosine", ("power",)), ("importance", "none", ()))
+OFF = (
+    ("devices", 1, ()),
+    ("schedule", "cosine", ("power",)),
+    ("importance", "none", ()),
+    ("ranking_weight", 0, ("ranking_margin",)),
+)
 """Settings of the recipe that weights do not depend on at a value, and others that then mean nothing."""
 GROUP_SIZE = 5
 """Networks per call of a worker: few, so that workers finish together, but enough to be worth a call."""
+
+
+@checked
+@dataclass(frozen=True)
+class RankingScores:
+    """Training-free scores of a fixed sample of networks, whose order a ranking loss teaches.
+
+    Networks are compared by the sum of ln(rank / n) over the scores (`hwnas.core.log_rank_sum`).
+
+    Args:
+        scores: Any that `ZeroCost` knows.
+        channels: As for `ZeroCost`; so are the others up to `group_size`.
+        num_cells: Likewise.
+        image_size: Likewise, in pixels.
+        batch_size: Likewise, in images.
+        group_size: Likewise, in networks.
+        num_networks: Networks of the sample, drawn from the space with a path from input to output; as many
+            as are found, if those are fewer.
+        seed: Of the sample, and as for `ZeroCost`.
+    """
+
+    scores: Annotated[Sequence[str], Len(1)]
+    channels: Count | None
+    num_cells: Count | Literal["fewest"] | None
+    image_size: Count | None
+    batch_size: Annotated[int, Ge(2)]
+    group_size: Count
+    num_networks: Annotated[int, Ge(2)]
+    seed: Seed
+
+    def evaluator(
+        self,
+        space: SearchSpace,
+        dataset: Images,
+        store_dir: Path,
+        announce: Callable[[str], None],
+        lookup: Lookup,
+    ) -> ZeroCost:
+        """What computes the scores."""
+        settings = asdict(self)
+        del settings["num_networks"]
+        return ZeroCost(space, dataset, store_dir, announce, num_reference=0, lookup=lookup, **settings)
+
+    def sample(self, space: SearchSpace, zero_cost: ZeroCost) -> Scored:
+        """The sample of a space, all different, with what their scores come to.
+
+        Raises:
+            ValueError: Fewer than two networks with a path.
+        """
+        drawn = list(dict.fromkeys(space.sample(np.random.default_rng(self.seed), TRIES * self.num_networks)))
+        found = [g for g, whole in zip(drawn, space.is_connected(drawn), strict=True) if whole]
+        found = found[: self.num_networks]
+        if len(found) < 2:
+            raise ValueError(
+                f"a ranking loss needs two networks of {space.name} that lead from input to output"
+            )
+        rows = [row for group in zero_cost.parts(found) for row in zero_cost.raw(group)]
+        return found, log_rank_sum(np.array([list(row.values()) for row in rows]))
 
 
 @dataclass(frozen=True)
@@ -115,6 +198,7 @@ class Supernet(Evaluator):
         epochs_per_generation: Epochs of training on every population.
         planned_generations: Number of populations for the schedule of the learning rate.
         training: Training of the supernet.
+        scores: Of the networks that `training.ranking_weight` compares, if it is above 0.
         decoding: "soft": architectures are evaluated as mixtures, by the softmax of one-hot alphas, and
             trained so if sampled from the population; "hard": alone. "none": the softmax gets the strategy's
             alphas; of members with the same architecture in a population the first one counts; for EvNAS'
@@ -154,6 +238,7 @@ class Supernet(Evaluator):
         epochs_per_generation: WholeNumber,
         planned_generations: Count,
         training: SupernetRecipe,
+        scores: RankingScores | None,
         decoding: Literal["soft", "hard", "none"],
         inherit: bool,
         cutout: WholeNumber | None,
@@ -172,6 +257,14 @@ class Supernet(Evaluator):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not isinstance(lookup, Lookup):
             raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        self._scores, self._zero_cost = scores, None
+        if training.ranking_weight:
+            if not isinstance(scores, RankingScores):
+                raise ValueError(f"scores must be RankingScores for training.ranking_weight, not {scores!r}")
+            try:
+                self._zero_cost = scores.evaluator(space, dataset, store_dir, announce, lookup)
+            except ValueError as error:
+                raise ValueError(f"scores.{error}") from error
         if training.schedule == "complexity" and "params" not in space.static_sums():
             raise ValueError(
                 "training.schedule=complexity needs a space that adds up parameters by operation: "
@@ -205,7 +298,7 @@ class Supernet(Evaluator):
         if cutout is not None:
             dataset = copy.copy(dataset)
             dataset.cutout = cutout
-        self._dataset = dataset
+        self._space, self._dataset = space, dataset
         self._store_dir, self._folder, self._announce = store_dir, folder, announce
         self.lookup, self.reported = lookup, lookup.goals
         hard = training.sampling == "single_path" or decoding == "hard"
@@ -284,8 +377,16 @@ class Supernet(Evaluator):
                 [self._recipe(), self.decoding if self.training.sampling == "population" else ""],
                 self._dataset.identity(),
                 "cuda" if torch.cuda.is_available() else "cpu",
+                *self._compared(),
             )
         return self._root
+
+    def _compared(self) -> list[object]:
+        """What the networks and scores of a ranking loss depend on; empty without one."""
+        if self._zero_cost is None:
+            return []
+        assert self._scores is not None
+        return [self._zero_cost.prepare(self._space, []), self._scores.num_networks]
 
     def _recipe(self) -> dict[str, object]:
         """The part of the recipe that weights depend on; what is off is left out, as in old versions."""
@@ -328,7 +429,7 @@ class Supernet(Evaluator):
     def __getstate__(self) -> dict[str, object]:
         """The state that a worker needs: trained weights and validation images."""
         weights = None if self._weights is None else self._weights.for_evaluation(self._images())
-        return {**self.__dict__, "_weights": weights}
+        return {**self.__dict__, "_weights": weights, "_zero_cost": None}
 
     def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Accuracies per genotype from the benchmark's table, if there is one."""
@@ -378,11 +479,23 @@ class Supernet(Evaluator):
                 track_running_stats=self.track_running_stats,
                 decoding=self.decoding,
                 seed=int(_hash(self.seed, link.stage)[:7], 16),
+                scored=None if self._zero_cost is None else functools.partial(self._scored, link.space),
             )
             if former is not None:
                 missing = inherit(weights.supernet, former.supernet)
                 assert not missing, f"the former supernet has no {missing}"
         self._weights = weights
+
+    def _scored(self, space: SearchSpace) -> Scored:
+        """The networks that a ranking loss compares in a stage, with their scores."""
+        assert self._scores is not None
+        assert self._zero_cost is not None
+        self._zero_cost.prepare(self._space, [])
+        start = time.perf_counter()
+        genotypes, scores = self._scores.sample(space, self._zero_cost)
+        seconds = time.perf_counter() - start
+        self._announce(f"zero-cost scores of {len(genotypes)} networks, to be compared, in {seconds:.1f} s")
+        return genotypes, scores
 
     def _train_link(self, index: int, epochs: int) -> None:
         """Train the rest of a link after `epochs`, with checkpoints."""

@@ -150,6 +150,10 @@ class SupernetRecipe:
         nesterov: Whether the momentum is Nesterov's.
         grad_clip: Largest global gradient norm; None does not clip.
         autocast: Whether a GPU computes in bfloat16 while training; without a GPU it has no effect.
+        ranking_weight: Largest weight of the ranking loss of pairs; 0: none. Above 0, each step trains two
+            single paths, drawn from networks with a score, and adds max(0, loss of the one with the better
+            score - loss of the other + margin). The weight of an epoch is `ranking_weight_at`.
+        ranking_margin: That margin, in units of the cross-entropy.
         devices: GPUs (or processes on a CPU) that share the training.
         strategy: How their processes start: "ddp_fork", with one thread each; "ddp_spawn", anew, which takes
             seconds; "auto": forked on a CPU, anew on GPUs, since CUDA does not survive a fork.
@@ -171,6 +175,8 @@ class SupernetRecipe:
     nesterov: bool = True
     grad_clip: Positive | None = 5.0
     autocast: bool = False
+    ranking_weight: NotNegative = 0.0
+    ranking_margin: NotNegative = 0.0
     devices: Count = 1
     strategy: Literal["auto", "ddp_fork", "ddp_spawn"] = "auto"
 
@@ -188,6 +194,12 @@ class SupernetRecipe:
             )
         if self.importance != "none" and self.devices > 1:
             raise ValueError(f"importance={self.importance} needs devices=1, not {self.devices}")
+        needed = {"sampling": "single_path", "importance": "none", "devices": 1}
+        for name, value in needed.items() if self.ranking_weight else ():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"ranking_weight={self.ranking_weight:g} needs {name}={value}, not {getattr(self, name)}"
+                )
 
     def lr_at(self, epoch: int, num_epochs: int, complexity: float = 0.0) -> float:
         """The learning rate of a step.
@@ -207,6 +219,15 @@ class SupernetRecipe:
             kappa = self.power + (1 / self.power - self.power) * complexity
             return self.lr_min + (self.lr - self.lr_min) * (1 - progress) ** kappa
         return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def ranking_weight_at(self, epoch: int, num_epochs: int) -> float:
+        """The weight of the ranking loss: `ranking_weight` sin(0.8 pi epoch / num_epochs).
+
+        It rises from 0 to `ranking_weight` in the first 62.5 % of the planned epochs and ends at 0.59 of it.
+
+        Source: RD-NAS, arXiv 2301.09850 (the authors' code, with a weight of 2).
+        """
+        return self.ranking_weight * math.sin(0.8 * math.pi * min(epoch / num_epochs, 1.0))
 
 
 def forget_checkpoint(folder: Path) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.core import FloatArray, Genotype, SearchSpace
@@ -106,6 +107,10 @@ Population = Sequence[Genotype] | FloatArray
 """Whom an epoch trains: architectures, or undecoded alphas, shape (n, edges, ops)."""
 
 
+Scored = tuple[Sequence[Genotype], FloatArray]
+"""Architectures with scores, shape (n,), higher ones for those that are expected to be better."""
+
+
 @dataclass(frozen=True)
 class Judges:
     """The validation images that judge architectures.
@@ -152,6 +157,8 @@ class SharedWeights(pl.LightningModule):
         track_running_stats: Whether BatchNorm in cells keeps running statistics.
         decoding: Of the population's members, "hard", or else soft.
         seed: Seed of initialisation, batches, augmentation and sampling.
+        scored: Called once before the first epoch, for the architectures that the ranking loss compares; only
+            with the recipe's `ranking_weight`.
 
     Attributes:
         first_epoch: Number of a Trainer's first epoch.
@@ -173,8 +180,10 @@ class SharedWeights(pl.LightningModule):
         track_running_stats: bool,
         decoding: str,
         seed: int,
+        scored: Callable[[], Scored] | None = None,
     ) -> None:
         super().__init__()
+        assert scored is not None or not recipe.ranking_weight
         self.space, self.recipe, self.num_epochs = space, recipe, num_epochs
         self.decoding, self.seed = decoding, seed
         with torch.random.fork_rng():
@@ -196,6 +205,10 @@ class SharedWeights(pl.LightningModule):
         self._mixtures: list[FloatArray] = []  # mixing weights of the epoch's steps
         self._lrs: list[float] = []  # learning rates of the epoch's steps
         self._figures: list[Tensor] = []  # loss and fraction of right answers of the epoch's steps
+        self._epoch = 0  # that is being trained
+        self._give_scored = scored
+        self._scored: Scored | None = None  # once it was needed
+        self._better: list[float] = []  # of the epoch's pairs: 1 if the first one should be better, or -1
         self._operation_norms: list[Tensor] = []  # norms of gradients (ops,) of the epoch's steps
         self._image_norms: list[Tensor] = []  # norms of gradients (B,) of the epoch's steps
         self._importance: Importance | None = None
@@ -269,12 +282,15 @@ class SharedWeights(pl.LightningModule):
 
     def _start(self, epoch: int, population: Population) -> None:
         self.supernet.train()
-        self._batches.epoch = epoch
+        self._epoch = self._batches.epoch = epoch
         self._mixtures = list(self._sampled(epoch, population))
         steps = np.zeros(len(self._batches))
-        if self.recipe.schedule == "complexity":
-            steps = complexities(self.space, self._paths(epoch))
+        if self.recipe.schedule == "complexity":  # of a pair the mean
+            steps = complexities(self.space, self._paths(epoch)).reshape(len(steps), -1).mean(axis=1)
         self._lrs = [self.recipe.lr_at(epoch, self.num_epochs, step) for step in steps.tolist()]
+        if self.recipe.ranking_weight:
+            first, second = self._ranked()[1][self._pairs(epoch)].T
+            self._better = np.sign(first - second).tolist()
         self._figures, self._operation_norms, self._image_norms = [], [], []
         if self._importance is not None and self._draws_images:
             images = self._importance.images
@@ -302,15 +318,40 @@ class SharedWeights(pl.LightningModule):
         x, y = batch
         for group in self.optimizer.param_groups:
             group["lr"] = self._lrs[batch_idx]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
-            logits = self.supernet(self._normalised(x), self._mixtures[batch_idx])
-        loss = F.cross_entropy(logits.float() if self._autocasts else logits, y)
+        x = self._normalised(x)
+        if self.recipe.ranking_weight:
+            return self._pair_loss(x, y, batch_idx)
+        logits, loss = self._run(x, y, self._mixtures[batch_idx])
         if self._draws_images:
             onehot = F.one_hot(y, self.space.num_classes)
             self._image_norms.append((logits.detach().float().softmax(1) - onehot).norm(dim=1))
-        # Nothing waits for the device: figures are read when the epoch is over.
-        self._figures.append(torch.stack([loss.detach(), (logits.detach().argmax(1) == y).float().mean()]))
+        self._note(loss, logits, y)
         return loss
+
+    def _run(self, x: Tensor, y: Tensor, weights: FloatArray) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes) of normalised images, and their cross-entropy."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
+            logits = self.supernet(x, weights)
+        return logits, F.cross_entropy(logits.float() if self._autocasts else logits, y)
+
+    def _note(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Keep a step's figures; nothing waits for the device, they are read when the epoch is over."""
+        self._figures.append(torch.stack([loss.detach(), (logits.detach().argmax(1) == y).float().mean()]))
+
+    def _pair_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """Losses of a step's two architectures and what their order costs.
+
+        Source: RD-NAS, arXiv 2301.09850.
+        """
+        logits, a = self._run(x, y, self._mixtures[2 * step])
+        for module in self.supernet.modules():  # a backward pass must find running statistics as it left them
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.clone())
+        others, b = self._run(x, y, self._mixtures[2 * step + 1])
+        self._note((a + b) / 2, torch.cat([logits, others]), torch.cat([y, y]))
+        wanted = self._better[step]  # 1: the loss b should be larger than a
+        weight = self.recipe.ranking_weight_at(self._epoch, self.num_epochs)
+        return a + b + weight * F.relu(wanted * (a - b) + self.recipe.ranking_margin) * abs(wanted)
 
     def _normalised(self, x_BCHW: Tensor) -> Tensor:
         return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
@@ -333,7 +374,10 @@ class SharedWeights(pl.LightningModule):
             yield from (weights[step % len(weights)] for step in range(steps))
 
     def _paths(self, epoch: int) -> list[Genotype]:
-        """The architecture of each step of an epoch, with sampling=single_path."""
+        """The architecture of each step of an epoch, with sampling=single_path; with a ranking loss two."""
+        if self.recipe.ranking_weight:
+            genotypes, _ = self._ranked()
+            return [genotypes[row] for row in self._pairs(epoch).ravel().tolist()]
         rng, steps = np.random.default_rng([self.seed, epoch]), len(self._batches)
         if self._importance is None or not self._draws_operations:
             return self.space.sample(rng, steps)
@@ -342,6 +386,19 @@ class SharedWeights(pl.LightningModule):
             probabilities = self._importance.operations[list(ops)]
             columns.append(rng.choice(ops, size=steps, p=probabilities / probabilities.sum()))
         return [tuple(row) for row in np.stack(columns, axis=1).tolist()]
+
+    def _ranked(self) -> Scored:
+        """The architectures that the ranking loss compares, with their scores."""
+        if self._scored is None:
+            assert self._give_scored is not None
+            self._scored = self._give_scored()
+        return self._scored
+
+    def _pairs(self, epoch: int) -> NDArray[np.intp]:
+        """Two different rows of `_ranked` for each step of an epoch, uniformly; shape (steps, 2)."""
+        rng, steps, n = np.random.default_rng([self.seed, epoch]), len(self._batches), len(self._ranked()[0])
+        first, ahead = rng.integers(n, size=steps), rng.integers(1, n, size=steps)
+        return np.stack([first, (first + ahead) % n], axis=1)
 
     def train_epoch(self, epoch: int, population: Population = ()) -> dict[str, float]:
         """One pass over the training images; returns "loss", "train_acc" (of augmented ones, 0..1) and "lr".
@@ -499,6 +556,7 @@ class SharedWeights(pl.LightningModule):
         other: Any = copy.copy(self)
         other.optimizer = other._batches = other._importance = None
         other._mixtures, other._figures = [], []
+        other._give_scored = other._scored = None
         return other
 
     def _validation(self, judges: Judges) -> list[tuple[Tensor, Tensor]]:

@@ -140,11 +140,17 @@ def test_a_checkpoint_ahead_of_the_journal_is_used(folders: Folders) -> None:
     assert [text.split(" from")[0] for text in folders.said] == ["supernet after 3 epochs"]
 
 
-def test_an_interrupted_warm_up_goes_on(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+RANKING = ["training.ranking_weight=2", "scores.scores=[params]", "scores.num_networks=6"]
+
+
+@pytest.mark.parametrize("settings", [[], ["training.importance=both"], RANKING])
+def test_an_interrupted_warm_up_goes_on(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
     from hwnas.evaluators import supernet as module
     from hwnas.training.shared_weights import SharedWeights
 
-    expected = answers(folders.evaluator("warmup_epochs=3"), POPULATIONS[0])
+    expected = answers(folders.evaluator("warmup_epochs=3", *settings), POPULATIONS[0])
     shutil.rmtree(folders.path / "store")
     monkeypatch.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     train = SharedWeights.train_epoch
@@ -156,9 +162,9 @@ def test_an_interrupted_warm_up_goes_on(folders: Folders, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(SharedWeights, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        folders.evaluator("warmup_epochs=3").prepare(SPACE, [])
+        folders.evaluator("warmup_epochs=3", *settings).prepare(SPACE, [])
     monkeypatch.setattr(SharedWeights, "train_epoch", train)
-    assert answers(folders.evaluator("warmup_epochs=3"), POPULATIONS[0]) == expected
+    assert answers(folders.evaluator("warmup_epochs=3", *settings), POPULATIONS[0]) == expected
     assert folders.trained == ["training the supernet: 1 epochs"]
 
 
@@ -334,6 +340,7 @@ def test_versions_name_all_that_answers_depend_on(folders: Folders) -> None:
         ),
         *("training.lr=0.05", "training.batch_size=64", "training.sampling=random_alpha", "cutout=2"),
         *("training.schedule=complexity", "training.importance=images", "training.importance=both"),
+        "training.ranking_weight=2",
         *(
             "decoding=soft",
             "num_valid=10",
@@ -349,8 +356,31 @@ def test_versions_name_all_that_answers_depend_on(folders: Folders) -> None:
     assert version("planned_generations=9") == version("inherit=true") == versions[0]
     assert version("training.power=2") == versions[0]  # of a schedule that is off
     assert version("training.power=2", "training.schedule=complexity") not in versions
+    assert version("training.ranking_margin=1") == version("scores.seed=1") == versions[0]
+    changes = ["training.ranking_margin=1", "scores.seed=1", "scores.num_networks=9", "scores.scores=[flops]"]
+    assert len({*versions, *(version("training.ranking_weight=2", change) for change in changes)}) == (
+        len(versions) + len(changes)
+    )
     every = [version(*EVERY_GENERATION, *more) for more in ([], ["planned_generations=9"], ["decoding=soft"])]
     assert len({*every, version(*EVERY_GENERATION, population=POPULATIONS[1])}) == 4
+
+
+def test_networks_are_compared_by_their_zero_cost_scores(folders: Folders) -> None:
+    """By the parameters of live operations here, of the same different cells in every process."""
+    evaluator = folders.evaluator(*RANKING)
+    cells, scores = evaluator._scored(SPACE)
+    assert len(set(cells)) == 6
+    assert SPACE.is_connected(cells).all()
+    assert cells == folders.evaluator(*RANKING)._scored(SPACE)[0]
+    live = [tuple(row) for row in SPACE.live(cells).tolist()]
+    params = SPACE.static_metrics(live)["params"]
+    for score, mine in zip(scores, params, strict=True):  # ln of the mean rank of equal ones, of 6
+        rank = (params < mine).sum() + ((params == mine).sum() + 1) / 2
+        assert score == pytest.approx(np.log(rank / 6))
+    pruned = SPACE.restrict([(1, 3), *[(3,)] * 5])
+    assert sorted(evaluator._scored(pruned)[0]) == [(1, *[3] * 5), (3,) * 6]
+    with pytest.raises(ValueError, match="two networks of nasbench201 that lead from input to output"):
+        evaluator._scored(SPACE.restrict([(0,)] * 6))
 
 
 def test_how_answers_are_judged_does_not_train_again(folders: Folders) -> None:
@@ -422,6 +452,12 @@ def test_true_accuracies_are_for_reports(folders: Folders, table_path: Path) -> 
         (["training.lr=-1"], "evaluator.training.lr must be a number above 0"),
         (["training.devices=0"], "evaluator.training.devices must be a whole number of at least 1, not 0"),
         (["training.strategy=ddp"], "strategy must be one of auto, ddp_fork, ddp_spawn, not 'ddp'"),
+        (["training.ranking_weight=1", "scores=null"], "scores must be RankingScores for .*, not None"),
+        (
+            ["training.ranking_weight=1", "scores.scores=[x]"],
+            "evaluator.scores.scores: 'x' is unknown; known",
+        ),
+        (["scores.num_networks=1"], "num_networks must be a whole number of at least 2, not 1"),
         (["training.sampling=x"], "evaluator.training.sampling must be one of random_alpha"),
     ],
 )

@@ -50,6 +50,7 @@ def shared(
         track_running_stats=True,
         decoding="soft",
         seed=seed,
+        scored=lambda: SCORED,
     )
 
 
@@ -110,6 +111,12 @@ def test_the_cosine(epoch: int, lr: float) -> None:
             "importance=both needs sampling=single_path, not sampling=population",
         ),
         ({"importance": "images", "devices": 2}, "importance=images needs devices=1, not 2"),
+        (
+            {"ranking_weight": 2, "sampling": "random_alpha"},
+            "ranking_weight=2 needs sampling=single_path, not random_alpha",
+        ),
+        ({"ranking_weight": 2, "importance": "images"}, "ranking_weight=2 needs importance=none, not images"),
+        ({"ranking_weight": 0.5, "devices": 2}, "ranking_weight=0.5 needs devices=1, not 2"),
     ],
 )
 def test_recipes_are_checked(settings: dict[str, Any], message: str) -> None:
@@ -194,6 +201,56 @@ def test_importance_by_hand() -> None:
     assert weights._importance.images == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_weight_of_the_ranking_loss_by_hand() -> None:
+    recipe = SupernetRecipe("single_path", ranking_weight=2)
+    weights = [recipe.ranking_weight_at(epoch, 16) for epoch in (0, 5, 10, 16, 20)]
+    assert weights == pytest.approx(
+        [0, 2**0.5, 2, 1.1755705, 1.1755705]
+    )  # sines of 0, 45, 90 and 144 degrees
+
+
+def test_pairs_that_are_compared() -> None:
+    weights = shared(batch_size=2, **RANKING)
+    pairs = weights._pairs(1)
+    assert pairs.shape == (359, 2)
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert np.bincount(pairs.ravel()) / 718 == pytest.approx([0.25] * 4, abs=0.05)
+    assert np.array_equal(pairs, shared(batch_size=2, **RANKING)._pairs(1))
+    assert not np.array_equal(pairs, weights._pairs(2))
+    assert weights._paths(1)[:2] == [SCORED[0][row] for row in pairs[0]]
+
+
+def test_the_ranking_loss_by_hand() -> None:
+    """Loss and gradient of every step: a better first one, a better second one, and equal scores."""
+    weights = doubled(shared(crop=0, batch_size=16, **RANKING))
+    genotypes, scores = SCORED
+    weights._start(2, ())
+    seen, weighed = set(), set()
+    for step, (x, y) in enumerate(weights._batches):
+        rows = sorted(weights._pairs(2)[step], key=lambda row: -scores[row])  # the better one first
+        losses, grads = [], []
+        for row in rows:
+            net = copy.deepcopy(weights.supernet)
+            mix = mixing_weights(SPACE, [genotypes[row]], "hard")[0]
+            loss = F.cross_entropy(net.plain((x - weights._mean) / weights._std, mix), y)
+            losses.append(loss.item())
+            grads.append(torch.autograd.grad(loss, list(net.parameters()), materialize_grads=True))
+        slope = 0.0
+        if scores[rows[0]] > scores[rows[1]] and losses[0] - losses[1] + 0.1 > 0:
+            slope = 2 * np.sin(0.4 * np.pi)
+        found = weights.training_step((x, y), step)
+        expected = sum(losses) + slope * (losses[0] - losses[1] + 0.1)
+        assert found.item() == pytest.approx(expected, rel=1e-9)
+        assert weights._figures[-1][0].item() == pytest.approx(sum(losses) / 2, rel=1e-9)
+        ours = torch.autograd.grad(found, list(weights.supernet.parameters()), materialize_grads=True)
+        for mine, better, worse in zip(ours, *grads, strict=True):
+            assert torch.allclose(mine, (1 + slope) * better + (1 - slope) * worse, rtol=0, atol=1e-9)
+        seen.add(weights._better[step])
+        weighed.add(slope > 0)
+    assert seen == {-1.0, 0.0, 1.0}
+    assert weighed == {True, False}
+
+
 def test_the_population_is_trained_in_turn() -> None:
     weights = list(shared(sampling="population", batch_size=100)._sampled(0, POPULATION))
     decoded = mixing_weights(SPACE, POPULATION, "soft")
@@ -248,12 +305,19 @@ def test_a_smaller_supernet_inherits() -> None:
 
 COMPLEXITY = {"sampling": "single_path", "schedule": "complexity"}
 IMPORTANCE = {"sampling": "single_path", "importance": "both"}
+RANKING = {"sampling": "single_path", "ranking_weight": 2.0, "ranking_margin": 0.1}
+SCORED = [(3,) * 6, (1, 2, 1, 3, 1, 2), (2,) * 6, (4, 1, 4, 1, 4, 3)], np.array([1.0, 3.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [*({"sampling": name} for name in ("random_alpha", "population", "single_path")), COMPLEXITY, IMPORTANCE],
-    ids=lambda recipe: "-".join(recipe.values()),
+    [
+        *({"sampling": name} for name in ("random_alpha", "population", "single_path")),
+        COMPLEXITY,
+        IMPORTANCE,
+        RANKING,
+    ],
+    ids=lambda recipe: "-".join(map(str, recipe.values())),
 )
 def test_an_epoch_depends_on_nothing_but_its_number_and_the_state(recipe: dict[str, Any]) -> None:
     whole = shared(**recipe)
