@@ -84,8 +84,8 @@ def test_experiments_of_final_training_fit_together() -> None:
 CUTOUT = {  # in the authors' code: 16 pixels on the DARTS space, but for NEvoNAS; none on NAS-Bench-201
     **{f"{method}_darts": 16 for method in ("cmanas", "evnas", "pevonas")},
     "nevonas_darts": 0,
-    **{f"{method}_nasbench201": 0 for method in ("cmanas", "evnas", "nevonas", "pevonas")},
-    **{f"{method}_small": 0 for method in ("cmanas", "evnas", "nevonas", "pevonas")},
+    **{f"{method}_nasbench201": 0 for method in ("cmanas", "evnas", "nevonas", "pada", "pevonas")},
+    **{f"{method}_small": 0 for method in ("cmanas", "evnas", "nevonas", "pada", "pevonas")},
     "train_evnas_a_cifar10": 16,
     "train_evnas_a_cifar100": 16,
 }
@@ -111,7 +111,7 @@ def test_every_search_with_a_supernet_says_what_it_cuts() -> None:
 
 
 SPLIT = {  # in the authors' code: index lists of NAS-Bench-201, but for EvNAS on the DARTS space
-    **{f"{method}_nasbench201": "benchmark" for method in ("cmanas", "evnas", "nevonas", "pevonas")},
+    **{f"{method}_nasbench201": "benchmark" for method in ("cmanas", "evnas", "nevonas", "pada", "pevonas")},
     **{f"{method}_darts": "benchmark" for method in ("cmanas", "nevonas", "pevonas")},
     "evnas_darts": "ordered",
 }
