@@ -53,7 +53,7 @@ def test_a_reference_and_a_final_network_that_guess(here: Path, capsys: pytest.C
     problem = compose(
         *SMALL,
         *("device=flops", "strategy=random", "generations=1", "strategy.population_size=3"),
-        *("evaluator.channels=2", "evaluator.steps=1"),
+        *("evaluator=rmi", "evaluator.channels=2", "evaluator.steps=1"),
         *(f"evaluator.reference.{word}" for word in ("epochs=1", "max_steps=1", "lr=1e-9")),
         *("trainer.epochs=1", "trainer.max_steps=1", "trainer.lr=1e-9"),
     )
@@ -110,7 +110,7 @@ def test_the_answer_of_a_search_without_a_path_is_not_trained() -> None:
         *SMALL,
         f"+search_space.choices={none}",
         *("device=flops", "strategy=random", "generations=1", "strategy.population_size=2"),
-        *("evaluator.reference.epochs=0", "evaluator.steps=0", "evaluator.channels=2"),
+        *("evaluator=rmi", "evaluator.reference.epochs=0", "evaluator.steps=0", "evaluator.channels=2"),
     )
     run = search(problem, show=False)
     assert run.result.network is None

@@ -32,13 +32,18 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 SMALL = {
     "search": (
         *("generations=1", "trainer=none", "logger=csv", "strategy.population_size=10"),
-        *("hydra.launcher.n_jobs=1", "evaluator.steps=1", "evaluator.reference.epochs=0"),
+        "hydra.launcher.n_jobs=1",
     ),
     "train": ("trainer.epochs=1", "logger=csv"),
     "prune": (),
     "profile": ("repeats=1",),
     "export": (),
 }
+BLIND = (
+    *("experiment=blind", "strategy.networks=[20,6,1]", "generations=8", "workers=1", "trainer=none"),
+    *("logger=csv", "evaluator.short.training.max_steps=2", "evaluator.long.training.max_steps=3"),
+)
+"""The recommended search, small."""
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +112,10 @@ def test_my_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(file, **dict(zip(names, (x[:1500], y[:1500], x[1500:], y[1500:]), strict=True)))
     search, export = (shlex.split(line)[1:] for line in re.findall(r"^    (hwnas .*)$", story, re.MULTILINE))
     small = [
-        *("generations=1", "logger=csv", "strategy.population_size=4", "limits.latency_ms=1000"),
-        *("search_space.channels=4", "search_space.num_cells=1", "device.rounds=3"),
-        *("evaluator.steps=1", "evaluator.reference.epochs=0", "trainer.epochs=1", "trainer.max_steps=5"),
+        *(*BLIND, "limits.latency_ms=1000", "search_space.channels=4", "search_space.num_cells=1"),
+        *("device.rounds=3", "trainer=quick", "trainer.epochs=1", "trainer.max_steps=5"),
     ]
+    small.remove("trainer=none")
     assert main([*search, *small]) == 0
     (run,) = Path("multirun/runs/search").iterdir()
     assert main([word.replace("multirun/runs/search/<run>", str(run)) for word in export]) == 0
@@ -135,7 +140,7 @@ def test_every_command_runs(
     run: str, run_hwnas, table_path: Path, tmp_path: Path, command: list[str]
 ) -> None:
     shutil.copy("mine.json", tmp_path)
-    small = [word for word in SMALL["search"] if not word.startswith(("trainer", "hydra"))]
+    small = [word for word in BLIND if not word.startswith("trainer")]
     run_hwnas("search", *small, "device=flops", "trainer.epochs=1", "hydra.run.dir=small")
     name, *arguments = prepared(command, "small")
     if any("slurm" in argument for argument in arguments):
@@ -143,8 +148,8 @@ def test_every_command_runs(
     if any(argument.startswith("resume=") for argument in arguments):
         run_hwnas(name, *arguments)
         return
-    table = any("table" in argument for argument in arguments)
-    small = [s for s in SMALL[name] if not (table and s.startswith("evaluator."))]
+    chosen = any(argument.startswith(("evaluator=", "strategy=", "experiment=")) for argument in arguments)
+    small = list(BLIND if name == "search" and not chosen else SMALL[name])
     joblib = any("joblib" in argument for argument in arguments)
     small = [s for s in small if joblib or not s.startswith("hydra.launcher.")]
     if any("population_size" in argument for argument in arguments):

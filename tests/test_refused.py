@@ -67,7 +67,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("search +seed=3", "+seed: there is a setting seed already; leave out the +"),
         ("search +limits.x='${y}'", "limits.x: Interpolation key 'y' not found"),
         (
-            "search search_space=darts evaluator.flops_weight=-1",
+            "search search_space=darts evaluator=rmi evaluator.flops_weight=-1",
             "evaluator.flops_weight must be a number of at least 0, not -1",
         ),
         (

@@ -18,6 +18,7 @@ REAL = [
     "logger=csv",
     "generations=3",
     "strategy.population_size=6",
+    "evaluator=rmi",
     "evaluator.steps=2",
     "evaluator.reference.epochs=1",
     "trainer.epochs=1",
@@ -35,6 +36,12 @@ TRAINED_ON = [
     *(*SUPERNET, "strategy=regularized_evolution", "strategy.sample_size=2", "evaluator.warmup_epochs=0"),
     *("evaluator.epochs_per_generation=1", "evaluator.training.sampling=population"),
     "evaluator.decoding=soft",
+]
+
+BLIND = [
+    *("experiment=blind", "device=flops", "trainer=none", "logger=csv", "workers=1", "generations=10"),
+    *("strategy.networks=[40,8,2]", "search_space.channels=4", "evaluator.zero_cost.num_cells=1"),
+    *("evaluator.short.training.max_steps=3", "evaluator.long.training.max_steps=5", "store.dir=store"),
 ]
 
 # Runs `hwnas search` in a process that kills itself at the n-th time it reaches a place.
@@ -227,6 +234,23 @@ def test_a_killed_warm_up_resumes(tmp_path: Path) -> None:
     search(tmp_path, *TRAINED_ONCE, "store.dir=other", "hydra.run.dir=whole")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["stationary"]
+
+
+def test_a_killed_cascade_resumes(tmp_path: Path) -> None:
+    """After a training of the second batch, and in the journal of the long ones."""
+    search(tmp_path, *BLIND, "store.url=sqlite:///whole.sqlite", "hydra.run.dir=whole")
+    killed(tmp_path, "after the store", 10, *BLIND, "hydra.run.dir=run")
+    killed(tmp_path, "in the journal", 3, "resume=run")
+    said = search(tmp_path, "resume=run")
+    assert "resuming after 49 evaluations" in said  # a long training was in the journal, and is done again
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert not result["stationary"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "archive.jsonl").read_text().splitlines()]
+    assert [row["generation"] for row in rows[40:50]] == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert all({"estimate", "estimate_std", "flops"} <= row["metrics"].keys() for row in rows)
+    header = (tmp_path / "run" / "pareto.csv").read_text().splitlines()[0].split(",")
+    assert header[:3] == ["arch", "genotype", "estimate"]
 
 
 def test_finished_runs_are_left_alone(tmp_path: Path, whole_toy: dict[str, object]) -> None:

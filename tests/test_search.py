@@ -29,6 +29,7 @@ SMALL = [
     "hydra.run.dir=run",
     "generations=2",
     "strategy.population_size=4",
+    "evaluator=rmi",
     "evaluator.steps=1",
     "evaluator.reference.epochs=1",
     "trainer.epochs=1",
@@ -623,7 +624,8 @@ def test_training_takes_the_space_and_images_as_the_run_had_them(run_hwnas, tmp_
     )
     run_hwnas(
         "search", "--config-dir", "conf", "experiment=mine", "strategy=random", "strategy.population_size=2",
-        "generations=1", "device=flops", "evaluator.steps=1", "evaluator.reference.epochs=0", "logger=csv",
+        "generations=1", "device=flops", "evaluator=rmi", "evaluator.steps=1", "evaluator.reference.epochs=0",
+        "logger=csv",
         "evaluator.batch_size=16", "trainer=none", "hydra.run.dir=run",
     )  # fmt: skip
     elsewhere = tmp_path / "elsewhere"

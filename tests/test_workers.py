@@ -136,7 +136,7 @@ TRAIN = (  # noqa: SIM905
     "device=flops generations=2 strategy.population_size=4 trainer=none logger=csv"
 ).split()
 RMI = (  # noqa: SIM905
-    "search evaluator.steps=2 evaluator.group_size=2 evaluator.reference.epochs=0 "
+    "search evaluator=rmi evaluator.steps=2 evaluator.group_size=2 evaluator.reference.epochs=0 "
     "device=flops generations=2 strategy.population_size=4 trainer=none logger=csv"
 ).split()
 SUPERNET = (  # noqa: SIM905

@@ -53,7 +53,9 @@ def compose(*words: str, **parts: object) -> Problem:
     Raises:
         ValueError: What the command would say in one line.
     """
-    cfg, hydra = _composed("search", words, None)
+    named = any(word.startswith(("evaluator=", "strategy=", "experiment=")) for word in words)
+    own = parts.keys() & {"evaluator", "strategy"} and not named  # which the recommended search has not
+    cfg, hydra = _composed("search", ("strategy=mo_hdnas", *words) if own else words, None)
     check_settings(cfg, "search")
     resolve(cfg)
     chosen = choices_in(hydra.runtime.choices, cfg.device)
@@ -63,8 +65,8 @@ def compose(*words: str, **parts: object) -> Problem:
         if part not in known:
             raise ValueError(f"a problem has no {part}; it has {', '.join(known)}")
         group = GROUPS.get(part, part)
-        if own := [word for word in words if word.lstrip("+").startswith((f"{group}.", f"{group}="))]:
-            raise ValueError(f"{own[0]} has no effect on the object that is given as {part}")
+        if vain := [word for word in words if word.lstrip("+").startswith((f"{group}.", f"{group}="))]:
+            raise ValueError(f"{vain[0]} has no effect on the object that is given as {part}")
         for name in (group, "experiment"):  # what is published is of its own parts
             names.pop(name, None)
     return replace(problem_of(cfg, names), **parts)  # type: ignore[arg-type]

@@ -253,6 +253,16 @@ def _members(devices: Sequence[str]) -> list[str]:
     return [*added, *settings]
 
 
+RECOMMENDED = "experiment=blind"
+"""The search of those who choose no evaluator, strategy or experiment."""
+
+
+def search_arguments(arguments: list[str]) -> list[str]:
+    """Hydra's arguments of `hwnas search`: with `RECOMMENDED`, if no word chooses how to search."""
+    chooses = re.compile(r"(evaluator|strategy|experiment|resume)=|--config-name")
+    return arguments if any(map(chooses.match, arguments)) else [RECOMMENDED, *arguments]
+
+
 def train_arguments(arguments: list[str]) -> list[str]:
     """Hydra's arguments of `hwnas train` and `export`: architectures quoted; `run=` chooses groups.
 
@@ -320,6 +330,8 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
         arguments = resume_arguments(arguments, command)
     check_experiment(command, arguments)
     arguments = _short_forms(arguments)
+    if command == "search":
+        arguments = search_arguments(arguments)
     if command in ("train", "export"):
         arguments = train_arguments(arguments)
     if command == "profile":

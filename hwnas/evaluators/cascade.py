@@ -20,7 +20,7 @@ class Cascade(Evaluator):
     compared with it.
 
     Args:
-        scores: Zero-cost scores, without their combination.
+        zero_cost: Scores, without their combination.
         short: Short trainings.
         long: Longer ones, or of larger networks.
         lookup: Accuracies of a benchmark's table, for reports.
@@ -32,16 +32,13 @@ class Cascade(Evaluator):
     stationary = False
 
     @checked
-    def __init__(self, *, scores: ZeroCost, short: Train, long: Train, lookup: Lookup) -> None:
+    def __init__(self, *, zero_cost: ZeroCost, short: Train, long: Train, lookup: Lookup) -> None:
         self.name = "cascade"
-        self.rungs = (scores, short, long)
-        names = [name for rung in self.rungs for name in rung.metrics]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"short.label and long.label must differ, not both be {next(iter(short.metrics))!r}"
-            )
-        if scores.num_reference:
-            raise ValueError("scores.num_reference must be 0: strategy=cascade combines scores itself")
+        self.rungs = (zero_cost, short, long)
+        if twice := [name for name in long.metrics if name in short.metrics]:
+            raise ValueError(f"long.label must differ from short.label: both report {twice[0]}")
+        if zero_cost.num_reference:
+            raise ValueError("zero_cost.num_reference must be 0: strategy=cascade combines scores itself")
         self.metrics = {
             "estimate": "max",
             "estimate_std": "min",

@@ -23,6 +23,10 @@ NUM_MEASURED = 32
 """Networks whose evaluation is timed, per rung, at most."""
 
 
+CROWDED = 1.25
+"""Seconds of one of several workers against one that is alone: they share memory and caches."""
+
+
 def seconds_of(budget: object) -> float:
     """The seconds of a budget, e.g. "90s", "10min", "2h", or a number of seconds.
 
@@ -69,7 +73,8 @@ def paces(
         if workers > 1:
             torch.set_num_threads(max(1, cores() // workers))
         try:
-            each = [rung.seconds_each(whole[:NUM_MEASURED]) / workers for rung in evaluator.rungs]
+            crowded = CROWDED if workers > 1 else 1.0
+            each = [rung.seconds_each(whole[:NUM_MEASURED]) * crowded / workers for rung in evaluator.rungs]
         finally:
             torch.set_num_threads(before)
         write_json(path, {"seconds": budget, "workers": workers, "seconds_per_network": each})

@@ -31,7 +31,7 @@ from hwnas.core import (
     violations,
 )
 from hwnas.strategies.evolution import check_told
-from hwnas.strategies.predictor import Choice, best_choice, gaussian_process
+from hwnas.strategies.predictor import MODELS, best_model, gaussian_process
 
 ESTIMATE, DEVIATION = "estimate", "estimate_std"
 """Metrics that this strategy adds to trials: a network's estimated quality, and how unsure it is."""
@@ -68,12 +68,12 @@ class Cascade(Strategy):
 
     1. Score `networks[0]` networks: drawn uniformly in a space that can be listed; else the first quarter,
        and then children of the front of scores and costs.
-    2. Train `networks[1]` in batches. Half of the first batch are drawn uniformly. Every other network is the
-       one of the highest estimate plus `curiosity` times its standard deviation under a bound on the
-       cost; the bounds are spread over the quantiles of the cost, so that one run serves every limit. With
-       limits only networks that keep them are trained. The estimate is that of a model that is fitted to all
-       trainings, `best_choice`, over the operations, `SearchSpace.features` and quantiles of the scores,
-       smoothed by a Gaussian process, which also predicts those of networks that were not scored.
+    2. Train `networks[1]` in batches. Each network is the one of the highest estimate plus `curiosity` times
+       its standard deviation under a bound on the cost; the bounds are spread over the quantiles of the cost,
+       so that one run serves every limit. One of the first batch is drawn uniformly. With limits only
+       networks that keep them are trained. The estimate is that of a model that is fitted to all trainings,
+       `best_model`, over the operations, `SearchSpace.features` and quantiles of the scores, smoothed by a
+       Gaussian process, which also predicts those of networks that were not scored.
     3. Train the `networks[2]` best of them longer. Their accuracies, less the mean difference to those of the
        short trainings, count `LONG_WEIGHT` times as much.
     4. Return the front of estimate and cost of all networks that are known or can be listed.
@@ -143,7 +143,7 @@ class Cascade(Strategy):
         self._pool: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # of every network its form and costs
         self._known: dict[Genotype, dict[str, float]] = {}  # of every form its scores and accuracies
         self._estimates: dict[Genotype, tuple[float, float]] = {}  # of every form, with its deviation
-        self._model: Choice | None = None
+        self._model = ""
         self._numbers_of = (0, 0)  # forms, and scored ones
         self._matrix: FloatArray = np.empty((0, 0))
         self._chosen_by = 0  # trained networks when the model was chosen
@@ -306,7 +306,7 @@ class Cascade(Strategy):
             bound = np.quantile(column[allowed], (place + self._rng.random()) / size)
             under = np.flatnonzero(open_ & (column <= bound))
             under = under if len(under) else np.flatnonzero(open_)
-            drawn = first and place % 2 == 1
+            drawn = first and place == 1
             row = int(self._rng.choice(under) if drawn else under[value[under].argmax()])
             open_[row] = False
             chosen.append(row)
@@ -319,7 +319,7 @@ class Cascade(Strategy):
         """Estimate and its deviation of every form."""
         if not self._estimates:
             forms = list(dict.fromkeys(form for form, _ in self._pool.values()))
-            numbers, choices = self._numbers(forms)
+            numbers = self._numbers(forms)
             trained, accuracies = self._trained()
             if len(trained) < FEWEST[1]:
                 mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
@@ -327,10 +327,9 @@ class Cascade(Strategy):
                 place = {form: row for row, form in enumerate(forms)}
                 X = numbers[[place[form] for form in trained]]
                 if len(trained) >= 1.5 * self._chosen_by or self.rung is None:
-                    self._model = best_choice(X, accuracies, choices, self._seed)
+                    self._model = best_model(X, accuracies, self._seed)
                     self._chosen_by = len(trained)
-                assert self._model is not None
-                mean, std = self._model.fitted(X, accuracies, self._seed)(numbers)
+                mean, std = MODELS[self._model](X, accuracies, self._seed)(numbers)
             self._estimates = dict(zip(forms, zip(mean.tolist(), std.tolist(), strict=True), strict=True))
         return self._estimates
 
@@ -348,8 +347,8 @@ class Cascade(Strategy):
                     found[form] = (known[short] + longer) / (1 + LONG_WEIGHT)
         return list(found), np.array(list(found.values()))
 
-    def _numbers(self, forms: Sequence[Genotype]) -> tuple[FloatArray, list[Choice]]:
-        """Numbers that models look at, (forms, d), and the models to choose from.
+    def _numbers(self, forms: Sequence[Genotype]) -> FloatArray:
+        """Numbers that models look at, (forms, d).
 
         The first number is the prior, the sum of the logarithms of the scores' quantiles, which follow. A
         Gaussian process over the structure predicts the quantiles, also those of networks that were scored:
@@ -366,9 +365,7 @@ class Cascade(Strategy):
             smooth = gaussian_process(every[scored], quantiles, self._seed)(every)[0]
             smooth = smooth.reshape(len(forms), -1).clip(0.5 / len(raw), 1.0)
             self._matrix = np.column_stack([np.log(smooth).sum(axis=1), smooth, every])
-        everything = np.arange(self._matrix.shape[1])
-        models = ("prior and Gaussian process", "prior", "Gaussian process", "random forest")
-        return self._matrix, [Choice(model, "scores and structure", everything) for model in models]
+        return self._matrix
 
 
 def _divided(total: int, parts: int) -> list[int]:

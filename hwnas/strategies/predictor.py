@@ -7,19 +7,20 @@ a prior: a guess of the quality, in any unit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwnas.core import FloatArray
 
 FOLDS = 5
 """Parts of a cross-validation."""
 
-FEWEST_COMPARED = 16
-"""Networks below which models are not compared, and the first of `choices` is taken."""
+FEWEST_COMPARED = 32
+"""Networks below which models are not compared."""
+
+BELIEF, BELIEVED = 0.7, 8
+"""Correlation of prior and quality before anything is known, and the networks that this counts as."""
 
 MOST_SCALED = 200
 """Networks that the scales of a Gaussian process are chosen by, at most."""
@@ -28,71 +29,68 @@ Predict = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 """Mean and standard deviation of N networks' qualities, from their numbers (N, d)."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A model, and the numbers that it looks at.
+def best_model(X: FloatArray, y: FloatArray, seed: int) -> str:
+    """The name in `MODELS` of the model that predicts networks best which are left out of a fit.
 
-    Attributes:
-        model: Its name in `MODELS`.
-        columns: Name of the set of numbers.
-        places: Their places among all numbers, that of the prior first.
-        error: Root of the mean squared error for networks that were left out of a fit, in units of the
-            standard deviation of all qualities; NaN if models were not compared.
-    """
-
-    model: str
-    columns: str
-    places: NDArray[np.intp]
-    error: float = np.nan
-
-    def fitted(self, X: FloatArray, y: FloatArray, seed: int) -> Predict:
-        """The model, fitted to networks with all numbers (n, d) and qualities (n,); it takes all numbers."""
-        predict = MODELS[self.model](X[:, self.places], y, seed)
-        return lambda numbers: predict(numbers[:, self.places])
-
-
-def best_choice(X: FloatArray, y: FloatArray, choices: Sequence[Choice], seed: int) -> Choice:
-    """The choice that predicts networks best which are left out of a fit; the first one if n is small.
+    With fewer than `FEWEST_COMPARED` networks it is the first of them, uncompared.
 
     Args:
         X: Numbers of the networks, (n, d).
         y: Their qualities, (n,).
-        choices: What to choose from.
         seed: Of folds and forests.
     """
+    names = list(MODELS)
     if len(y) < FEWEST_COMPARED:
-        return choices[0]
+        return names[0]
     folds = np.random.default_rng(seed).permutation(len(y)) % FOLDS
-    scale = float(y.std()) or 1.0
-    found = []
-    for choice in choices:
-        residuals = np.empty(len(y))
-        for fold in range(FOLDS):
-            out = folds == fold
-            residuals[out] = choice.fitted(X[~out], y[~out], seed)(X[out])[0] - y[out]
-        found.append(replace(choice, error=float(np.sqrt(np.mean(residuals**2))) / scale))
-    return min(found, key=lambda choice: choice.error)
+    errors = np.zeros(len(names))
+    for fold in range(FOLDS):
+        out = folds == fold
+        for place, name in enumerate(names):
+            predicted, _ = MODELS[name](X[~out], y[~out], seed)(X[out])
+            errors[place] += float(((predicted - y[out]) ** 2).sum())
+    return names[int(errors.argmin())]
 
 
 def prior_line(X: FloatArray, y: FloatArray, seed: int) -> Predict:
-    """A line over the prior that does not fall, by least squares."""
-    prior = X[:, 0]
-    spread = float(prior.var())
-    slope = max(0.0, float(np.mean((prior - prior.mean()) * (y - y.mean()))) / spread) if spread else 0.0
-    level, deviation = float(y.mean() - slope * prior.mean()), float(y.std())
-    return lambda numbers: (level + slope * numbers[:, 0], np.full(len(numbers), deviation))
+    """A line over the prior that does not fall, by least squares and a belief that counts as some networks.
+
+    The belief is a line of the correlation `BELIEF`; it has the weight of `BELIEVED` networks.
+    """
+    prior, n = X[:, 0], len(y)
+    wide, high = float(prior.std()), float(y.std())
+    if not wide:
+        return lambda numbers: (np.full(len(numbers), float(y.mean())), np.full(len(numbers), high))
+    correlation = float(np.mean((prior - prior.mean()) * (y - y.mean()))) / (wide * high) if high else 0.0
+    slope = max(0.0, (n * correlation + BELIEVED * BELIEF) / (n + BELIEVED)) * high / wide
+    level = float(y.mean() - slope * prior.mean())
+    return lambda numbers: (level + slope * numbers[:, 0], np.full(len(numbers), high))
 
 
-def prior_and_process(X: FloatArray, y: FloatArray, seed: int) -> Predict:
-    """A line over the prior, and a Gaussian process of what it leaves: far from all networks the line."""
-    line = prior_line(X, y, seed)
-    rest = gaussian_process(X, y - line(X)[0], seed)
+def on_line(rest: Callable[[FloatArray, FloatArray, int], Predict]) -> Callable[..., Predict]:
+    """A line over the prior, and a model of what it leaves: where no network is near, the line decides."""
 
-    def predict(numbers: FloatArray) -> tuple[FloatArray, FloatArray]:
-        mean, deviation = rest(numbers)
-        return line(numbers)[0] + mean, deviation
+    def fit(X: FloatArray, y: FloatArray, seed: int) -> Predict:
+        line = prior_line(X, y, seed)
+        left = rest(X, y - line(X)[0], seed)
 
-    return predict
+        def predict(numbers: FloatArray) -> tuple[FloatArray, FloatArray]:
+            mean, deviation = left(numbers)
+            return line(numbers)[0] + mean, deviation
+
+        return predict
+
+    return fit
+
+
+def ridge(X: FloatArray, y: FloatArray, seed: int) -> Predict:
+    """Bayesian ridge regression, whose penalty the evidence chooses, by scikit-learn."""
+    from sklearn.linear_model import BayesianRidge
+
+    mean, spread = X.mean(axis=0), X.std(axis=0)
+    spread[spread == 0] = np.inf
+    model = BayesianRidge().fit((X - mean) / spread, y)
+    return lambda numbers: model.predict((numbers - mean) / spread, return_std=True)
 
 
 def gaussian_process(X: FloatArray, y: FloatArray, seed: int) -> Predict:
@@ -143,9 +141,9 @@ def random_forest(X: FloatArray, y: FloatArray, seed: int) -> Predict:
 
 
 MODELS: Mapping[str, Callable[[FloatArray, FloatArray, int], Predict]] = {
+    "Gaussian process": on_line(gaussian_process),
+    "random forest": on_line(random_forest),
+    "ridge": on_line(ridge),
     "prior": prior_line,
-    "prior and Gaussian process": prior_and_process,
-    "Gaussian process": gaussian_process,
-    "random forest": random_forest,
 }
 """Models by name: each takes numbers (n, d), qualities (n,) and a seed."""
