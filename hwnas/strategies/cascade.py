@@ -76,7 +76,8 @@ class Cascade(Strategy):
        Gaussian process, which also predicts those of networks that were not scored.
     3. Train the `networks[2]` best of them longer. Their accuracies, less the mean difference to those of the
        short trainings, count `LONG_WEIGHT` times as much.
-    4. Return the front of estimate and cost of all networks that are known or can be listed.
+    4. Return the front of estimate and cost of all networks that are known or can be listed. The last
+       population is this front and all networks of earlier ones, with the estimates of the last model.
 
     Networks whose live operations are equal are one network to it. Before anything is trained the estimate is
     the fraction of networks with a lower sum of the logarithms of these quantiles.
@@ -141,6 +142,7 @@ class Cascade(Strategy):
         self._schedule: Iterator[tuple[int | None, int]] | None = None
         self._asked: list[Genotype] = []
         self._pool: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # of every network its form and costs
+        self._seen: dict[Genotype, None] = {}  # networks that were asked for, in order
         self._known: dict[Genotype, dict[str, float]] = {}  # of every form its scores and accuracies
         self._estimates: dict[Genotype, tuple[float, float]] = {}  # of every form, with its deviation
         self._model = ""
@@ -173,14 +175,15 @@ class Cascade(Strategy):
         self.networks = (scored, max(FEWEST[1], int(left / each[1])), long)
 
     def ask(self) -> list[Genotype]:
-        """The next networks to score or to train; at last those of the estimated front."""
+        """The next networks to score or to train; at last the estimated front, and all earlier networks."""
         if self._schedule is None:
             self._schedule = self._populations()
             if self._listed:
                 self._add(self.space.all())
         self.rung, size = next(self._schedule)
         if self.rung is None:
-            self._asked = [trial.genotype for trial in self.result()]
+            best = [trial.genotype for trial in self.result()]
+            self._asked = list(dict.fromkeys([*best, *self._seen]))
         elif self.rung == 0:
             self._asked = self._to_score(size)
         else:
@@ -191,6 +194,7 @@ class Cascade(Strategy):
         """Take scores or accuracies in; the model is fitted to them when it is asked next."""
         check_told(trials, len(self._asked))
         genotypes = [trial.genotype for trial in trials]
+        self._seen.update(dict.fromkeys(genotypes))
         if not self._listed:
             self._add(genotypes, costs(trials, self._costs))
         for trial, form in zip(trials, self._forms(genotypes), strict=True):
