@@ -452,7 +452,7 @@ def test_images_of_ones_own(run_hwnas, tmp_path: Path) -> None:
 BAD = [
     (
         ["strategy=mo_hdna"],
-        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: cmanas, evnas, hw_evrsnas",
+        "strategy=mo_hdna is not known; did you mean mo_hdnas?; choices: cascade, cmanas, evnas, hw_evrsnas",
     ),
     (
         ["strategy.populaton_size=4"],
@@ -644,9 +644,9 @@ def test_usage(run_hwnas) -> None:
     assert "did you mean search?" in run_hwnas("serch", code=2).stderr
     assert "usage: hwnas" in run_hwnas(code=2).stdout
     assert "usage: hwnas" in run_hwnas("--help").stdout
-    assert "population_size" in run_hwnas("search", "--help").stdout
+    assert "networks" in run_hwnas("search", "--help").stdout
     assert OmegaConf.create(run_hwnas("search", "--cfg", "job").stdout).generations == 20
-    assert "mo_hdnas" in run_hwnas("search", "--info", "defaults-tree").stdout
+    assert "cascade" in run_hwnas("search", "--info", "defaults-tree").stdout
 
 
 def test_a_read_only_folder(run_hwnas) -> None:

@@ -302,14 +302,19 @@ class Cascade(Strategy):
         estimates = np.array([self._estimated()[form] for form in forms])
         value = estimates @ [1.0, self.curiosity if self.rung == 1 else 0.0]
         open_ = allowed & [accuracy not in self._known.get(form, {}) for form in forms]
+        every = np.array([cost for _, cost in self._pool.values()])
+        every = every[np.isfinite(every).all(axis=1)]
         chosen: list[int] = []
         for place in range(size):
             if not open_.any():
                 break
-            column = cost[:, self._rng.integers(cost.shape[1])]
-            bound = np.quantile(column[allowed], (place + self._rng.random()) / size)
+            which = self._rng.integers(cost.shape[1])
+            column, dearest = cost[:, which], cost[allowed, which].max()
+            # Quantiles over all networks, also those without a path: as those that limits may be given by.
+            bound = np.quantile(every[every[:, which] <= dearest, which], (place + self._rng.random()) / size)
             under = np.flatnonzero(open_ & (column <= bound))
-            under = under if len(under) else np.flatnonzero(open_)
+            if not len(under):
+                under = np.flatnonzero(open_)[[column[open_].argmin()]]
             drawn = first and place == 1
             row = int(self._rng.choice(under) if drawn else under[value[under].argmax()])
             open_[row] = False
