@@ -132,7 +132,7 @@ class Cascade(Strategy):
         self.curiosity = curiosity
         self._seed, self._generations = seed, generations
         self._rng = np.random.default_rng(seed)
-        self._evaluator, self._device = evaluator, device
+        self._device = device
         self._costs = [objective for objective in objectives if objective.metric in device.metrics]
         self._scores = tuple(evaluator.rungs[0].metrics)
         known = {objective.metric for objective in self._costs}
@@ -267,7 +267,7 @@ class Cascade(Strategy):
         if self._listed:
             names, forms, _ = self._candidates()
             new = [name for name, form in zip(names, forms, strict=True) if form not in self._known]
-            return [new[row] for row in self._rng.permutation(len(new))[:size]]
+            return [new[row] for row in self._rng.permutation(len(new))[:size]] or [self._stranger()]
         parents = [trial.genotype for trial in self.result()] if self._known else []
         chosen: dict[Genotype, Genotype] = {}
         for _ in range(TRIES * size):
@@ -292,6 +292,8 @@ class Cascade(Strategy):
         """Networks of the highest estimates under bounds on the cost, which were not trained so long."""
         accuracy = self._accuracies[(self.rung or 1) - 1]
         names, forms, cost = self._candidates()
+        if not names:
+            return [self._stranger()]
         within = violations(
             [Trial(g, self._metrics(row), 0) for g, row in zip(names, cost, strict=True)], self._bounds
         )
@@ -330,7 +332,7 @@ class Cascade(Strategy):
             forms = list(dict.fromkeys(form for form, _ in self._pool.values()))
             numbers = self._numbers(forms)
             trained, accuracies = self._trained()
-            if len(trained) < FEWEST[1]:
+            if len(trained) < min(FEWEST[1], len(forms)):
                 mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
             else:
                 place = {form: row for row, form in enumerate(forms)}

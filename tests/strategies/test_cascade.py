@@ -143,6 +143,30 @@ def test_a_limit_that_no_network_keeps_leaves_the_nearest() -> None:
     assert sum("short" in trial.metrics for trial in trials) >= 1
 
 
+def test_a_space_of_two_networks() -> None:
+    """The edge 1-2 is nothing or a convolution, and both have the score 0: trainings decide."""
+    space = NasBench201(image_shape=(3, 8, 8)).restrict([(3,), (0,), (0, 3), (3,), (3,), (3,)])
+    strategy, evaluators = create(space)
+    run(strategy, evaluators)
+    best = max(strategy.result(), key=lambda trial: trial.metrics["estimate"])
+    assert best.genotype == (3, 0, 3, 3, 3, 3)
+
+
+def test_a_device_that_supports_no_network() -> None:
+    class Never(Flops):
+        def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+            return [dict.fromkeys(row, np.inf) for row in super().evaluate(genotypes)]
+
+    space = NasBench201(image_shape=(3, 8, 8))
+    evaluators = [Rungs(*(Counted(space, name) for name in ("score", "short", "long"))), Never(space)]
+    strategy = Cascade(
+        space, OBJECTIVES, (), 0, 20, evaluators[0], evaluators[1], networks=(60, 12, 3), curiosity=0.5
+    )
+    run(strategy, evaluators)
+    assert strategy.done
+    assert strategy.result() == []
+
+
 def test_spaces_too_large_to_list_are_scored_in_rounds() -> None:
     strategy, evaluators = create(Darts(4, 3, image_shape=(3, 8, 8)), networks=(40, 8, 2))
     trials = run(strategy, evaluators)
