@@ -42,7 +42,7 @@ SCORED_IN = 4
 FEWEST = (100, 6)
 """Networks that must be scored and trained, at least: fewer say nothing."""
 
-SHARES = (0.05, 0.6, 0.25)
+FRACTIONS = (0.05, 0.6, 0.25)
 """Fractions of a budget for scores, short and long trainings; the rest is for models."""
 
 FEW_LONG = 4
@@ -161,17 +161,17 @@ class Cascade(Strategy):
         Raises:
             ValueError: The budget does not suffice for the fewest networks; says what does.
         """
-        needed = sum(least * one for least, one in zip(FEWEST, each, strict=False)) / sum(SHARES)
+        needed = sum(least * one for least, one in zip(FEWEST, each, strict=False)) / sum(FRACTIONS)
         if seconds < needed:
             raise ValueError(
                 f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: scores of "
                 f"{FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s, "
                 f"{FEWEST[1]} trainings {FEWEST[1] * each[1]:.0f} s"
             )
-        long = int(SHARES[2] * seconds / each[2])
+        long = int(FRACTIONS[2] * seconds / each[2])
         long = long if long >= FEW_LONG else 0
-        scored = min(MOST_SCORED, max(FEWEST[0], int(SHARES[0] * seconds / each[0])))
-        left = sum(SHARES) * seconds - scored * each[0] - long * each[2]
+        scored = min(MOST_SCORED, max(FEWEST[0], int(FRACTIONS[0] * seconds / each[0])))
+        left = sum(FRACTIONS) * seconds - scored * each[0] - long * each[2]
         self.networks = (scored, max(FEWEST[1], int(left / each[1])), long)
 
     def ask(self) -> list[Genotype]:
@@ -191,7 +191,7 @@ class Cascade(Strategy):
         return list(self._asked)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Take scores or accuracies in; the model is fitted to them when it is asked next."""
+        """Take scores or accuracies in, and fit the model to all of them."""
         check_told(trials, len(self._asked))
         genotypes = [trial.genotype for trial in trials]
         self._seen.update(dict.fromkeys(genotypes))
@@ -200,15 +200,17 @@ class Cascade(Strategy):
         for trial, form in zip(trials, self._forms(genotypes), strict=True):
             found = {name: trial.metrics[name] for name in self._read if name in trial.metrics}
             self._known.setdefault(form, {}).update(found)
-        self._estimates = {} if self.rung is not None else self._estimates
         self.done = self.rung is None
-        self._answer = list(trials) if self.done else []
+        if self.done:
+            self._answer = list(trials)
+        else:
+            self._estimates = self._estimated()
 
     def judged(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials with `estimate` and `estimate_std`."""
         found = []
         for trial, form in zip(trials, self._forms([t.genotype for t in trials]), strict=True):
-            estimate, deviation = self._estimated()[form]
+            estimate, deviation = self._estimates[form]
             metrics = {ESTIMATE: estimate, DEVIATION: deviation, **trial.metrics}
             found.append(replace(trial, metrics=metrics))
         return found
@@ -218,7 +220,7 @@ class Cascade(Strategy):
         if self.done:
             return front(self.judged(self._answer), self.objectives)
         names, forms, cost = self._candidates()
-        estimate = np.array([self._estimated()[form][0] for form in forms])
+        estimate = np.array([self._estimates[form][0] for form in forms])
         rows = non_dominated(np.column_stack([-estimate, cost]))
         return self.judged([Trial(names[row], self._metrics(cost[row]), 0) for row in rows])
 
@@ -301,7 +303,7 @@ class Cascade(Strategy):
         first = not any(self._accuracies[0] in known for known in self._known.values())
         if self.rung == 2:
             allowed &= [self._accuracies[0] in self._known.get(form, {}) for form in forms]
-        estimates = np.array([self._estimated()[form] for form in forms])
+        estimates = np.array([self._estimates[form] for form in forms])
         value = estimates @ [1.0, self.curiosity if self.rung == 1 else 0.0]
         open_ = allowed & [accuracy not in self._known.get(form, {}) for form in forms]
         every = np.array([cost for _, cost in self._pool.values()])
@@ -327,22 +329,19 @@ class Cascade(Strategy):
         return dict(zip([objective.metric for objective in self._costs], cost.tolist(), strict=True))
 
     def _estimated(self) -> dict[Genotype, tuple[float, float]]:
-        """Estimate and its deviation of every form."""
-        if not self._estimates:
-            forms = list(dict.fromkeys(form for form, _ in self._pool.values()))
-            numbers = self._numbers(forms)
-            trained, accuracies = self._trained()
-            if len(trained) < min(FEWEST[1], len(forms)):
-                mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
-            else:
-                place = {form: row for row, form in enumerate(forms)}
-                X = numbers[[place[form] for form in trained]]
-                if len(trained) >= 1.5 * self._chosen_by or self.rung is None:
-                    self._model = best_model(X, accuracies, self._seed)
-                    self._chosen_by = len(trained)
-                mean, std = MODELS[self._model](X, accuracies, self._seed)(numbers)
-            self._estimates = dict(zip(forms, zip(mean.tolist(), std.tolist(), strict=True), strict=True))
-        return self._estimates
+        """Estimate and its deviation of every form, by all that was observed."""
+        forms = list(dict.fromkeys(form for form, _ in self._pool.values()))
+        numbers = self._numbers(forms)
+        trained, accuracies = self._trained()
+        if len(trained) < min(FEWEST[1], len(forms)):
+            mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
+        else:
+            place = {form: row for row, form in enumerate(forms)}
+            X = numbers[[place[form] for form in trained]]
+            if len(trained) >= 1.5 * self._chosen_by:
+                self._model, self._chosen_by = best_model(X, accuracies, self._seed), len(trained)
+            mean, std = MODELS[self._model](X, accuracies, self._seed)(numbers)
+        return dict(zip(forms, zip(mean.tolist(), std.tolist(), strict=True), strict=True))
 
     def _trained(self) -> tuple[list[Genotype], FloatArray]:
         """Forms that were trained, and their accuracies, of short and long trainings together."""
