@@ -241,12 +241,14 @@ def likelihood(loss: float) -> float:
 def extrapolated(losses: Sequence[float]) -> float:
     """The loss after `AHEAD` times as many steps, by a power law a + b t^-c that is fitted to a curve.
 
-    c is the best of 0.1, 0.2, ..., 1 by least squares, b at least 0; a curve that does not fall stays at its
-    mean.
+    c is the best of 0.1, 0.2, ..., 1 by least squares, b at least 0; a curve that does not fall, or of fewer
+    than three points, stays at its mean.
 
     Args:
         losses: Mean losses of equal parts of a training, in order.
     """
+    if len(losses) < 3:
+        return float(np.mean(losses))
     at = np.arange(1, len(losses) + 1) / len(losses)
     fits = []
     for exponent in np.arange(1, 11) / 10:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hwnas.core import SearchSpace
-from hwnas.data.images import Images
+from hwnas.data.images import Images, SmallerImages
 from hwnas.evaluators.table import Lookup
-from hwnas.evaluators.train import Train
+from hwnas.evaluators.train import Train, extrapolated, likelihood
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts.encoding import PRESETS
 from hwnas.spaces.fbnet import FBNet
@@ -135,3 +137,60 @@ def test_bad_input(tmp_path: Path, settings: dict[str, Any], message: str) -> No
 def test_fewer_images_than_a_batch_is_an_error_not_an_accuracy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="5000"):
         create(tmp_path, training=Recipe(epochs=1, batch_size=5000)).evaluate(CELLS[:1])
+
+
+def test_figures_of_a_training_by_hand(tmp_path: Path) -> None:
+    """The likelihood is exp(-cross-entropy): of validation images in the end, of each batch on the way."""
+    train = create(tmp_path, score="val_likelihood", label="short", num_valid=200)
+    assert train.metrics == {"val_likelihood_short": "max", "val_acc_short": "max"}
+    (row,) = train.evaluate(CELLS[:1])
+    seed = train.seed_of(CELLS[0])
+    torch.manual_seed(seed)
+    module = fit(SPACE.network(CELLS[0]), digits(), RECIPE, Session(tmp_path), part="train", seed=seed)
+    x, y = digits().split("valid")
+    with torch.no_grad():
+        logits = module(x[:200])
+    right = logits.log_softmax(1)[torch.arange(200), y[:200]]
+    assert row["val_likelihood_short"] == pytest.approx(float(right.mean().exp()), rel=1e-5)
+    assert row["val_acc_short"] == int((logits.argmax(1) == y[:200]).sum()) / 200
+    figures = train.train(CELLS[0])
+    assert figures is not None
+    losses = [math.log(1 / figures[name]) for name in ("train_likelihood", "likelihood_ahead")]
+    assert losses[0] == pytest.approx(float(torch.stack(module.losses).mean()), rel=1e-5)
+    assert losses[1] < losses[0]  # digits are learnt
+
+
+def test_versions_tell_figures_and_images_apart(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {},
+        {"score": "train_likelihood"},
+        {"image_size": 4},
+        {"num_valid": 100},
+    ]
+    versions = [create(tmp_path, **own).prepare(SPACE, []) for own in settings]
+    assert len(set(versions)) == 4
+    assert create(tmp_path, image_size=8).prepare(SPACE, []) == versions[0]  # they have 8 pixels
+
+
+def test_learning_curves_are_extrapolated() -> None:
+    """1 + 2 t^-0.5 at t = 10; a curve that rises stays at its mean."""
+    at = np.arange(1, 11) / 10
+    assert extrapolated((1 + 2 * at**-0.5).tolist()) == pytest.approx(1 + 2 * 10**-0.5)
+    assert extrapolated([1.0, 2.0, 3.0]) == pytest.approx(2.0)
+    assert extrapolated([2.5]) == pytest.approx(2.5)
+    assert (likelihood(0.0), likelihood(-1.0), likelihood(math.nan), likelihood(math.inf)) == (1, 1, 0, 0)
+
+
+def test_smaller_images() -> None:
+    whole = digits(crop=2, flip=True)
+    smaller = SmallerImages(whole, 4, 10)
+    x, y = smaller.split("valid")
+    full, labels = whole.split("valid")
+    assert torch.allclose(x, full[:10].reshape(10, 1, 4, 2, 4, 2).mean(dim=(3, 5)))
+    assert torch.equal(y, labels[:10])
+    assert smaller.augmentation == {"crop": 1, "flip": True, "cutout": 0}
+    assert len(smaller.split("train")[0]) == whole.size("train")
+    assert SmallerImages(whole, 8, None).whole
+    assert SmallerImages(whole, 16, None).split("train")[0].shape[-1] == 8
+    ((images, _), *_) = smaller.batches("train", batch_size=32)
+    assert images.shape == (32, 1, 4, 4)
