@@ -236,6 +236,7 @@ def test_a_killed_warm_up_resumes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["stationary"]
 
 
+@pytest.mark.slow
 def test_a_killed_cascade_resumes(tmp_path: Path) -> None:
     """After a training of the second batch, and in the journal of the long ones."""
     search(tmp_path, *BLIND, "store.url=sqlite:///whole.sqlite", "hydra.run.dir=whole")
