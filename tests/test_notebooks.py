@@ -42,7 +42,14 @@ def test_nothing_that_was_printed_is_in_git(path: Path) -> None:
             assert cell.execution_count is None
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(  # the others, together a minute, among the slow ones
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem[:2] in ("01", "04") else pytest.mark.slow)
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     notebook = read(path)
     text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
