@@ -184,10 +184,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             for evaluator in evaluators[1:]:  # with their versions in the store
                 evaluator.prepare(task.space, [])
             _check_versions(folder / VERSIONS, task, evaluators, resumed=bool(archive.trials))
-            if task.problem.budget is not None:
-                budget = seconds_of(task.problem.budget)
-                each = paces(folder, budget, task.quality, task.space, int(num_workers), display.say)
-                task.strategy.plan(budget, each)
+            _plan(task, context, int(num_workers))
             progress = Progress(task, evaluators[0], tracker, display, context.meter)
             with display.generations(task.generations):
                 loop(task.strategy, evaluators, archive, task.generations, progress.log)
@@ -212,6 +209,14 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             raise Interrupted(f"interrupted; nothing is lost, resume with: {again}") from None
     _say_end(context, end, result)
     return result
+
+
+def _plan(task: Task, context: RunContext, workers: int) -> None:
+    """Have the strategy plan by the budget, if there is one."""
+    if task.problem.budget is not None:
+        budget = seconds_of(task.problem.budget)
+        each = paces(context.folder, budget, task.quality, task.space, workers, context.display.say)
+        task.strategy.plan(budget, each)
 
 
 def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator], *, resumed: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from hwnas.core import Evaluator, Genotype, SearchSpace, checked
-from hwnas.evaluators.table import Lookup
+from hwnas.core import Genotype, SearchSpace, checked
+from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.evaluators.train import Train
 from hwnas.evaluators.zero_cost import ZeroCost
 
 
-class Cascade(Evaluator):
+class Cascade(LooksUp):
     """`estimate`: quality by a model that `strategy=cascade` fits to scores and trainings of a run.
 
     The evaluator itself answers nothing. Its rungs do, each with metrics and a version of its own: the
@@ -44,7 +44,7 @@ class Cascade(Evaluator):
             "estimate_std": "min",
             **{k: goal for rung in self.rungs for k, goal in rung.metrics.items()},
         }
-        self.lookup, self.reported = lookup, lookup.goals
+        self.look_up(lookup)
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The rungs' versions, hashed."""
@@ -58,7 +58,3 @@ class Cascade(Evaluator):
             ValueError: Always; says which strategy asks rungs.
         """
         raise ValueError("evaluator=cascade needs strategy=cascade, which says which rung evaluates")
-
-    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self.lookup.report(genotypes)

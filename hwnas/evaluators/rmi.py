@@ -17,7 +17,6 @@ from annotated_types import Ge
 
 from hwnas.core import (
     Count,
-    Evaluator,
     FloatArray,
     Fraction,
     Genotype,
@@ -30,7 +29,7 @@ from hwnas.core import (
     listed,
 )
 from hwnas.data.images import Images, augment, check_batch
-from hwnas.evaluators.table import Lookup
+from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasSimilarity, fingerprint
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier
@@ -54,7 +53,7 @@ class _Batch:
     seed: int
 
 
-class RMI(Evaluator):
+class RMI(LooksUp):
     """`rmi`: sum over three stages of the linear CKA between a candidate and a trained ResNet-20, in 0..3.
 
     With a `flops_weight` w above 0 the metric is `rmi_flops`, also in 0..3, which is not published: 3 - (3 -
@@ -142,8 +141,7 @@ class RMI(Evaluator):
             raise ValueError("evaluator=rmi needs images; choose a dataset")
         if not isinstance(reference, Recipe):
             raise ValueError(f"reference must be a recipe of training, not {reference!r}")
-        if not isinstance(lookup, Lookup):
-            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        self.look_up(lookup)
         num_images = dataset.size(images)
         check_batch("batch_size", batch_size, num_images)
         if reference.epochs:
@@ -158,7 +156,6 @@ class RMI(Evaluator):
         self.batch_choice = batch_choice
         self.images = images
         self.reference = reference
-        self.lookup, self.reported = lookup, lookup.goals
         self._candidates = space.resized(
             channels=channels, num_cells=space.fewest_cells if num_cells == "fewest" else num_cells
         )
@@ -264,10 +261,6 @@ class RMI(Evaluator):
     def _with_path(self, genotypes: Sequence[Genotype]) -> bool:
         """Whether any of the networks should have a similarity above 0."""
         return bool(self._space.is_connected(genotypes).any())
-
-    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self.lookup.report(genotypes)
 
     def train_and_score(
         self, genotypes: Sequence[Genotype], weights: dict[str, Tensor], batch: _Batch

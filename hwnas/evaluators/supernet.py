@@ -19,7 +19,6 @@ from annotated_types import Ge, Len
 
 from hwnas.core import (
     Count,
-    Evaluator,
     FloatArray,
     Genotype,
     SearchSpace,
@@ -29,7 +28,7 @@ from hwnas.core import (
     log_rank_sum,
 )
 from hwnas.data.images import Images, check_batch
-from hwnas.evaluators.table import Lookup
+from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.evaluators.zero_cost import TRIES, ZeroCost
 from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.spaces.capabilities import HasSupernet
@@ -170,7 +169,7 @@ class _Checkpoint:
             self.write(state(), next_epoch - self.first_epoch)
 
 
-class Supernet(Evaluator):
+class Supernet(LooksUp):
     """`val_acc`: accuracy on validation images with the weights of a supernet, in 0..1.
 
     A stage begins with the first population, and whenever the choices of the strategy's space change. A
@@ -255,8 +254,7 @@ class Supernet(Evaluator):
             raise ValueError("evaluator=supernet needs images; choose a dataset")
         if not isinstance(training, SupernetRecipe):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
-        if not isinstance(lookup, Lookup):
-            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        self.look_up(lookup)
         self._scores, self._zero_cost = scores, None
         if training.ranking_weight:
             if not isinstance(scores, RankingScores):
@@ -300,7 +298,6 @@ class Supernet(Evaluator):
             dataset.cutout = cutout
         self._space, self._dataset = space, dataset
         self._store_dir, self._folder, self._announce = store_dir, folder, announce
-        self.lookup, self.reported = lookup, lookup.goals
         hard = training.sampling == "single_path" or decoding == "hard"
         if hard and eval_mode == "running" and track_running_stats:
             announce(
@@ -430,10 +427,6 @@ class Supernet(Evaluator):
         """The state that a worker needs: trained weights and validation images."""
         weights = None if self._weights is None else self._weights.for_evaluation(self._images())
         return {**self.__dict__, "_weights": weights, "_zero_cost": None}
-
-    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self.lookup.report(genotypes)
 
     def _train(self) -> None:
         """Bring the weights in memory to the last link: from a checkpoint, by training, or both."""

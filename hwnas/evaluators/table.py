@@ -191,6 +191,30 @@ class Lookup:
         return None if self._early is None else self._early[tuple(np.asarray(genotypes).T)]
 
 
+class LooksUp(Evaluator):
+    """An estimator of quality that reports a benchmark's accuracies beside its estimates.
+
+    Attributes:
+        lookup: Accuracies of a benchmark's table, for reports.
+    """
+
+    lookup: Lookup
+
+    def look_up(self, lookup: object) -> None:
+        """Take the table.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if not isinstance(lookup, Lookup):
+            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        self.lookup, self.reported = lookup, lookup.goals
+
+    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """Accuracies per genotype from the benchmark's table, if there is one."""
+        return self.lookup.report(genotypes)
+
+
 def by_genotype(
     space: SearchSpace, path: str, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, FloatArray]:

@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from hwnas.core import Count, Evaluator, Genotype, SearchSpace, Seed, checked
+from hwnas.core import Count, Genotype, SearchSpace, Seed, checked
 from hwnas.data.images import Images, SmallerImages, check_batch
-from hwnas.evaluators.table import Lookup
+from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasNetworks, fingerprint, in_size
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import MAY_CHANGE, Classifier, DivergedError, answers, fit
@@ -36,7 +36,7 @@ AHEAD = 10.0
 """Multiple of its length that a learning curve is extrapolated to."""
 
 
-class Train(Evaluator):
+class Train(LooksUp):
     """`val_acc`: validation accuracy in 0..1 of each network, trained alone on the training images.
 
     A network may be judged by other figures, with `val_acc` beside it. A likelihood is the geometric mean of
@@ -99,8 +99,7 @@ class Train(Evaluator):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not training.epochs:
             raise ValueError("training.epochs must be at least 1, not 0")
-        if not isinstance(lookup, Lookup):
-            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        self.look_up(lookup)
         check_batch("training.batch_size", training.batch_size, dataset.size("train"), training.devices)
         self._networks = in_size(space, channels, num_cells)
         training.check(auxiliary=self._networks.auxiliary, drop_path=self._networks.drop_path)
@@ -115,7 +114,6 @@ class Train(Evaluator):
         self._folder = store_dir / "trainings"
         self._announce = announce
         self._warn = warn
-        self.lookup, self.reported = lookup, lookup.goals
         self._said = self._warned = False
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
@@ -227,10 +225,6 @@ class Train(Evaluator):
         """A network's own seed, below 2^31."""
         text = f"{self.seed} {self._networks.to_str(genotype)}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
-
-    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self.lookup.report(genotypes)
 
 
 def likelihood(loss: float) -> float:

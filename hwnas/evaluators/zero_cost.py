@@ -18,7 +18,6 @@ from torch import Tensor
 
 from hwnas.core import (
     Count,
-    Evaluator,
     FloatArray,
     Genotype,
     SearchSpace,
@@ -37,7 +36,7 @@ from hwnas.evaluators.scores import (
     kaiming,
     measure,
 )
-from hwnas.evaluators.table import Lookup
+from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.files import only_maker, read_json, shaped, write_json
 from hwnas.spaces.blocks import Population, SeparateNetworks, count, depth
 from hwnas.spaces.capabilities import HasDepth, HasNetworks, HasSimilarity, fingerprint, in_size
@@ -61,7 +60,7 @@ TRIES = 20
 """Networks drawn per network of the reference sample, at most: some spaces have many without a path."""
 
 
-class ZeroCost(Evaluator):
+class ZeroCost(LooksUp):
     """`zero_cost`: training-free scores of a network with random weights, combined; in milliseconds.
 
     Each score s of `scores` is a metric `score_<s>`, higher for networks that are expected to be better;
@@ -125,8 +124,7 @@ class ZeroCost(Evaluator):
             raise ValueError(f"evaluator=zero_cost: the {space.name} space has no networks to score")
         if not isinstance(dataset, Images):
             raise ValueError("evaluator=zero_cost needs images; choose a dataset")
-        if not isinstance(lookup, Lookup):
-            raise ValueError(f"lookup must be true accuracies of a benchmark, not {lookup!r}")
+        self.look_up(lookup)
         for name in scores:
             if name not in NAMES:
                 hint = suggestion(name, NAMES) or f"; known: {', '.join(NAMES)}"
@@ -150,7 +148,6 @@ class ZeroCost(Evaluator):
         self.metrics = dict.fromkeys([*combined, *self._metrics.values()], "max")
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.group_size, self.num_reference = group_size, num_reference
-        self.lookup, self.reported = lookup, lookup.goals
         self._space: HasNetworks = space
         self._networks = in_size(space, channels, num_cells)
         self._dataset = dataset
@@ -259,10 +256,6 @@ class ZeroCost(Evaluator):
     def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
         """Groups that are computed together."""
         return [genotypes[i : i + self.group_size] for i in range(0, len(genotypes), self.group_size)]
-
-    def report(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """Accuracies per genotype from the benchmark's table, if there is one."""
-        return self.lookup.report(genotypes)
 
     def raw(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """The scores of a group of networks, by their names.

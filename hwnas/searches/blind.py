@@ -25,7 +25,7 @@ from hwnas.core import (
     costs,
     unique,
 )
-from hwnas.evaluators.table import TRUE_ACCURACY, Lookup
+from hwnas.evaluators.table import TRUE_ACCURACY, LooksUp
 from hwnas.runs.result import Blind
 from hwnas.searches.analysis import agreement
 
@@ -173,8 +173,7 @@ def known_networks(space: SearchSpace, evaluators: Sequence[Evaluator]) -> Known
     known: dict[str, FloatArray] = {}
     for evaluator in others:
         known |= _columns(evaluator.evaluate(genotypes))
-    lookup = getattr(reporter, "lookup", None)
-    early = lookup.early(genotypes) if isinstance(lookup, Lookup) else None
+    early = reporter.lookup.early(genotypes) if isinstance(reporter, LooksUp) else None
     return Known(genotypes, known, reports, early)
 
 

@@ -267,10 +267,6 @@ def set_up(problem: Problem, context: RunContext) -> Task:
     if space.static_metrics([]) and "flops" not in device.metrics:
         evaluators.append(Flops(space))  # every report can tell, and limits.params works on any device
     _check_owners(evaluators)
-    if problem.budget is not None and not quality.rungs:
-        raise ValueError(
-            f"budget={problem.budget} needs evaluator=cascade and strategy=cascade, which plan by it"
-        )
     limits, margins = with_margins(
         parse_limits(problem.limits, space, evaluators), space, evaluators, problem.confidence, warn
     )
@@ -288,11 +284,7 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         evaluator=quality,
         device=device,
     )
-    if quality.rungs and strategy.rung is None:
-        raise ValueError(
-            f"evaluator={quality.name} has rungs, of which strategy={type(strategy).__name__} chooses none; "
-            "strategy=cascade does"
-        )
+    _check_rungs(problem, quality, strategy)
     names = {"search_space": space.name, "dataset": dataset.name, "evaluator": quality.name}
     names |= {"device": device.name, "strategy": type(strategy).__name__}
     return Task(
@@ -310,6 +302,19 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         recipe=recipe,
         margins=margins,
     )
+
+
+def _check_rungs(problem: Problem, quality: Evaluator, strategy: Strategy) -> None:
+    """Raise ValueError if nobody chooses among an evaluator's rungs, or plans by the budget."""
+    if problem.budget is not None and not quality.rungs:
+        raise ValueError(
+            f"budget={problem.budget} needs evaluator=cascade and strategy=cascade, which plan by it"
+        )
+    if quality.rungs and strategy.rung is None:
+        raise ValueError(
+            f"evaluator={quality.name} has rungs, of which strategy={type(strategy).__name__} chooses none; "
+            "strategy=cascade does"
+        )
 
 
 def with_margins(

@@ -156,8 +156,8 @@ class CachedEvaluator(Evaluator):
     @property
     def seconds_per_new(self) -> float | None:
         """Seconds that an answer took that was computed here; None if none was."""
-        spent, computed = (sum(getattr(each, of) for each in self.answering) for of in ("spent", "computed"))
-        return spent / computed if computed else None
+        computed = sum(each.computed for each in self.answering)
+        return sum(each.spent for each in self.answering) / computed if computed else None
 
     @property
     def stationary(self) -> bool:
