@@ -11,7 +11,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Required, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 from annotated_types import Gt, Len, Lt
@@ -260,15 +260,24 @@ class SmallerImages:
         dataset: The images.
         image_size: Height and width, in pixels; None, or not below the data set's: as they are.
         num_valid: Validation images, the first ones of the split; None, or more than there are: all.
+        augment: The random changes of training images: the data set's ("dataset"), or of these only its
+            flips ("flip"), from which a short training learns more.
     """
 
-    def __init__(self, dataset: Images, image_size: int | None, num_valid: int | None) -> None:
+    def __init__(
+        self,
+        dataset: Images,
+        image_size: int | None,
+        num_valid: int | None,
+        augment: Literal["dataset", "flip"] = "dataset",
+    ) -> None:
         self.dataset, self.num_valid = dataset, num_valid
         height, width = dataset.image_shape[1:]
         smaller = image_size is not None and image_size < min(height, width)
         self.image_size = image_size if smaller else None
         factor = image_size / height if smaller and image_size is not None else 1.0
-        self.crop, self.cutout = round(dataset.crop * factor), round(dataset.cutout * factor)
+        moved = factor if augment == "dataset" else 0.0
+        self.crop, self.cutout = round(dataset.crop * moved), round(dataset.cutout * moved)
         self.flip = dataset.flip
         self._parts: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -60,6 +60,7 @@ class Train(LooksUp):
             space's. FBNet has a fixed depth.
         image_size: Height and width that larger images are averaged to, in pixels; null: as they are.
         num_valid: Validation images that networks are judged on; null: all.
+        augment: Random changes of training images: "dataset", the data set's, or of these only "flip".
         score: The metric that networks are judged by, of `FIGURES`.
         label: Ending of the metrics' names, `val_acc_<label>`, where a run has trainings of several lengths;
             null: none.
@@ -85,6 +86,7 @@ class Train(LooksUp):
         num_cells: Count | Literal["fewest"] | None,
         image_size: Count | None = None,
         num_valid: Count | None = None,
+        augment: Literal["dataset", "flip"] = "dataset",
         score: Literal["val_acc", "val_likelihood", "train_likelihood", "likelihood_ahead"] = "val_acc",
         label: str | None = None,
         training: Recipe,
@@ -110,7 +112,8 @@ class Train(LooksUp):
         self.training = training
         self.seed = seed
         self._dataset = dataset
-        self._images = SmallerImages(dataset, image_size, num_valid)
+        self._images = SmallerImages(dataset, image_size, num_valid, augment)
+        self._augment = augment
         self._folder = store_dir / "trainings"
         self._announce = announce
         self._warn = warn
@@ -132,6 +135,7 @@ class Train(LooksUp):
             # Only what differs from the time when there was no such choice.
             *([] if metrics == ["val_acc"] else [metrics]),
             *([] if images.whole else [images.image_size, images.num_valid]),
+            *([] if self._augment == "dataset" else [self._augment]),
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 

@@ -31,7 +31,7 @@ from hwnas.core import (
     violations,
 )
 from hwnas.strategies.evolution import check_told
-from hwnas.strategies.predictor import MODELS, best_model, gaussian_process
+from hwnas.strategies.predictor import MODELS, Gap, best_model, gaussian_process
 
 ESTIMATE, DEVIATION = "estimate", "estimate_std"
 """Metrics that this strategy adds to trials: a network's estimated quality, and how unsure it is."""
@@ -338,9 +338,11 @@ class Cascade(Strategy):
         else:
             place = {form: row for row, form in enumerate(forms)}
             X = numbers[[place[form] for form in trained]]
+            scale = Gap(accuracies)
+            y = scale.to(accuracies)
             if len(trained) >= 1.5 * self._chosen_by:
-                self._model, self._chosen_by = best_model(X, accuracies, self._seed), len(trained)
-            mean, std = MODELS[self._model](X, accuracies, self._seed)(numbers)
+                self._model, self._chosen_by = best_model(X, y, self._seed), len(trained)
+            mean, std = scale.back(*MODELS[self._model](X, y, self._seed)(numbers))
         return dict(zip(forms, zip(mean.tolist(), std.tolist(), strict=True), strict=True))
 
     def _trained(self) -> tuple[list[Genotype], FloatArray]:

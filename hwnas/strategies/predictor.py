@@ -16,11 +16,14 @@ from hwnas.core import FloatArray
 FOLDS = 5
 """Parts of a cross-validation."""
 
-FEWEST_COMPARED = 32
+FEWEST_COMPARED = 16
 """Networks below which models are not compared."""
 
 BELIEF, BELIEVED = 0.7, 8
 """Correlation of prior and quality before anything is known, and the networks that this counts as."""
+
+SOFT = 0.3
+"""Fraction of the gap between best and median that `Gap` adds to all gaps."""
 
 MOST_SCALED = 200
 """Networks that the scales of a Gaussian process are chosen by, at most."""
@@ -32,7 +35,8 @@ Predict = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 def best_model(X: FloatArray, y: FloatArray, seed: int) -> str:
     """The name in `MODELS` of the model that predicts networks best which are left out of a fit.
 
-    With fewer than `FEWEST_COMPARED` networks it is the first of them, uncompared.
+    The first of them, unless another's squared errors are lower by more than a standard error of the
+    difference; with fewer than `FEWEST_COMPARED` networks uncompared.
 
     Args:
         X: Numbers of the networks, (n, d).
@@ -43,13 +47,40 @@ def best_model(X: FloatArray, y: FloatArray, seed: int) -> str:
     if len(y) < FEWEST_COMPARED:
         return names[0]
     folds = np.random.default_rng(seed).permutation(len(y)) % FOLDS
-    errors = np.zeros(len(names))
+    errors = np.zeros((len(names), len(y)))
     for fold in range(FOLDS):
         out = folds == fold
         for place, name in enumerate(names):
             predicted, _ = MODELS[name](X[~out], y[~out], seed)(X[out])
-            errors[place] += float(((predicted - y[out]) ** 2).sum())
-    return names[int(errors.argmin())]
+            errors[place, out] = (predicted - y[out]) ** 2
+    gains = errors[0] - errors
+    means = gains.mean(axis=1)
+    sure = means > gains.std(axis=1) / len(y) ** 0.5
+    return names[int(np.where(sure, means, 0.0).argmax())]
+
+
+class Gap:
+    """A scale on which differences among the best networks count most: -ln(gap to the best + some).
+
+    What is added is `SOFT` times the gap of the median, or of a tenth of the range if that is more. On a plain scale the few very bad networks of a
+    sample make up nearly all of its variance, and models fit these.
+
+    Args:
+        y: Qualities (n,), higher is better.
+    """
+
+    def __init__(self, y: FloatArray) -> None:
+        self.best = float(y.max())
+        self.soft = SOFT * float(max(self.best - np.median(y), (self.best - y.min()) / 10)) or 1.0
+
+    def to(self, y: FloatArray) -> FloatArray:
+        """Qualities on this scale."""
+        return -np.log(np.maximum(self.best - y, 0.0) + self.soft)
+
+    def back(self, mean: FloatArray, deviation: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Qualities of values on this scale, and their deviations to first order."""
+        gap = np.exp(-mean)
+        return self.best + self.soft - gap, gap * deviation
 
 
 def prior_line(X: FloatArray, y: FloatArray, seed: int) -> Predict:
@@ -67,16 +98,20 @@ def prior_line(X: FloatArray, y: FloatArray, seed: int) -> Predict:
     return lambda numbers: (level + slope * numbers[:, 0], np.full(len(numbers), high))
 
 
-def on_line(rest: Callable[[FloatArray, FloatArray, int], Predict]) -> Callable[..., Predict]:
-    """A line over the prior, and a model of what it leaves: where no network is near, the line decides."""
+def on_line(*rest: Callable[[FloatArray, FloatArray, int], Predict]) -> Callable[..., Predict]:
+    """A line over the prior, and models of what it leaves: where no network is near, the line decides.
+
+    Of several models the mean counts; how far they differ is a part of the deviation.
+    """
 
     def fit(X: FloatArray, y: FloatArray, seed: int) -> Predict:
         line = prior_line(X, y, seed)
-        left = rest(X, y - line(X)[0], seed)
+        left = [one(X, y - line(X)[0], seed) for one in rest]
 
         def predict(numbers: FloatArray) -> tuple[FloatArray, FloatArray]:
-            mean, deviation = left(numbers)
-            return line(numbers)[0] + mean, deviation
+            means, deviations = (np.array(each) for each in zip(*(one(numbers) for one in left), strict=True))
+            spread = (deviations**2).mean(axis=0) + means.var(axis=0)
+            return line(numbers)[0] + means.mean(axis=0), np.sqrt(spread)
 
         return predict
 
@@ -141,6 +176,7 @@ def random_forest(X: FloatArray, y: FloatArray, seed: int) -> Predict:
 
 
 MODELS: Mapping[str, Callable[[FloatArray, FloatArray, int], Predict]] = {
+    "Gaussian process and random forest": on_line(gaussian_process, random_forest),
     "Gaussian process": on_line(gaussian_process),
     "random forest": on_line(random_forest),
     "ridge": on_line(ridge),

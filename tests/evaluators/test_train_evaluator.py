@@ -166,9 +166,10 @@ def test_versions_tell_figures_and_images_apart(tmp_path: Path) -> None:
         {"score": "train_likelihood"},
         {"image_size": 4},
         {"num_valid": 100},
+        {"augment": "flip"},
     ]
     versions = [create(tmp_path, **own).prepare(SPACE, []) for own in settings]
-    assert len(set(versions)) == 4
+    assert len(set(versions)) == 5
     assert create(tmp_path, image_size=8).prepare(SPACE, []) == versions[0]  # they have 8 pixels
 
 
@@ -190,6 +191,7 @@ def test_smaller_images() -> None:
     assert torch.equal(y, labels[:10])
     assert smaller.augmentation == {"crop": 1, "flip": True, "cutout": 0}
     assert len(smaller.split("train")[0]) == whole.size("train")
+    assert SmallerImages(whole, 4, 10, "flip").augmentation == {"crop": 0, "flip": True, "cutout": 0}
     assert SmallerImages(whole, 8, None).whole
     assert SmallerImages(whole, 16, None).split("train")[0].shape[-1] == 8
     ((images, _), *_) = smaller.batches("train", batch_size=32)
