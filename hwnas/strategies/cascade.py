@@ -42,23 +42,20 @@ SCORED_IN = 4
 FEWEST = (100, 6)
 """Networks that must be scored and trained, at least: fewer say nothing."""
 
-FRACTIONS = (0.05, 0.6, 0.25)
-"""Fractions of a budget for scores, short and long trainings; the rest is for models."""
+SCORES_PART, USED_PART = 0.15, 0.9
+"""Largest part of a budget for scores, and for all evaluations; the rest is for models."""
 
-FEW_LONG = 4
-"""Long trainings that a budget must suffice for, or their time is for short ones."""
+MOST = (500, 64)
+"""Networks that a budget has scored and trained shortly, at most: what is left goes into long trainings."""
 
-MOST_SCORED = 1000
-"""Networks that a budget has scored, at most: more are predicted as well."""
+FEW_LONG = 6
+"""Long trainings that a model needs, and that a budget must suffice for, or there are none."""
 
 BATCH = 4
 """Networks of a batch of trainings, at least."""
 
 TRIES = 50
 """Draws per network that is to be of a new form, at most."""
-
-LONG_WEIGHT = 3.0
-"""Weight of a long training's accuracy against that of a short one."""
 
 
 class Cascade(Strategy):
@@ -73,9 +70,10 @@ class Cascade(Strategy):
        so that one run serves every limit. One of the first batch is drawn uniformly. With limits only
        networks that keep them are trained. The estimate is that of a model that is fitted to all trainings,
        `best_model`, over the operations, `SearchSpace.features` and quantiles of the scores, smoothed by a
-       Gaussian process, which also predicts those of networks that were not scored.
-    3. Train the `networks[2]` best of them longer. Their accuracies, less the mean difference to those of the
-       short trainings, count `LONG_WEIGHT` times as much.
+       Gaussian process, which also predicts those of networks that were not scored. It predicts what is left
+       of a line over a prior, the sum of the logarithms of these quantiles, on a scale of gaps to the best,
+       `Gap`.
+    3. Train `networks[2]` longer, chosen likewise. The prior of their model is the estimate by short trainings.
     4. Return the front of estimate and cost of all networks that are known or can be listed. The last
        population is this front and all networks of earlier ones, with the estimates of the last model.
 
@@ -90,7 +88,7 @@ class Cascade(Strategy):
         generations: Populations to ask for, at most; batches are larger if there are few.
         evaluator: With three rungs.
         device: Says what networks cost; if it is exhaustive, also of networks that were never asked for.
-        networks: Networks per rung, unless a budget plans them.
+        networks: Networks per rung, unless a budget plans them; of the last none, or at least `FEW_LONG`.
         curiosity: Standard deviations that are added to an estimate when a network is chosen for training.
 
     Raises:
@@ -121,6 +119,10 @@ class Cascade(Strategy):
             )
         if not (networks[0] and networks[1]):
             raise ValueError(f"networks must score and train at least one network, not {list(networks)}")
+        if 0 < networks[2] < FEW_LONG:
+            raise ValueError(
+                f"networks must train none or at least {FEW_LONG} networks longer, not {list(networks)}"
+            )
         if len(objectives) < 2:
             raise ValueError("strategy=cascade needs a device with a cost")
         if generations < SCORED_IN + 4:
@@ -144,11 +146,10 @@ class Cascade(Strategy):
         self._pool: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # of every network its form and costs
         self._seen: dict[Genotype, None] = {}  # networks that were asked for, in order
         self._known: dict[Genotype, dict[str, float]] = {}  # of every form its scores and accuracies
-        self._estimates: dict[Genotype, tuple[float, float]] = {}  # of every form, with its deviation
-        self._model = ""
+        self._estimates: dict[Genotype, tuple[float, float, float]] = {}  # see `_estimated`
+        self._models: dict[str, tuple[str, int]] = {}  # of every accuracy, and the networks it was chosen by
         self._numbers_of = (0, 0)  # forms, and scored ones
         self._matrix: FloatArray = np.empty((0, 0))
-        self._chosen_by = 0  # trained networks when the model was chosen
         self._answer: list[Trial] = []
 
     def plan(self, seconds: float, each: Sequence[float]) -> None:
@@ -161,18 +162,18 @@ class Cascade(Strategy):
         Raises:
             ValueError: The budget does not suffice for the fewest networks; says what does.
         """
-        needed = sum(least * one for least, one in zip(FEWEST, each, strict=False)) / sum(FRACTIONS)
+        needed = sum(least * one for least, one in zip(FEWEST, each, strict=False)) / USED_PART
         if seconds < needed:
             raise ValueError(
                 f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: scores of "
                 f"{FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s, "
                 f"{FEWEST[1]} trainings {FEWEST[1] * each[1]:.0f} s"
             )
-        long = int(FRACTIONS[2] * seconds / each[2])
-        long = long if long >= FEW_LONG else 0
-        scored = min(MOST_SCORED, max(FEWEST[0], int(FRACTIONS[0] * seconds / each[0])))
-        left = sum(FRACTIONS) * seconds - scored * each[0] - long * each[2]
-        self.networks = (scored, max(FEWEST[1], int(left / each[1])), long)
+        scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * seconds / each[0])))
+        left = USED_PART * seconds - scored * each[0]
+        short = max(FEWEST[1], int(left / each[1]))
+        long = int((left - MOST[1] * each[1]) / each[2])
+        self.networks = (scored, min(short, MOST[1]), long) if long >= FEW_LONG else (scored, short, 0)
 
     def ask(self) -> list[Genotype]:
         """The next networks to score or to train; at last the estimated front, and all earlier networks."""
@@ -210,7 +211,7 @@ class Cascade(Strategy):
         """The trials with `estimate` and `estimate_std`."""
         found = []
         for trial, form in zip(trials, self._forms([t.genotype for t in trials]), strict=True):
-            estimate, deviation = self._estimates[form]
+            estimate, deviation, _ = self._estimates[form]
             metrics = {ESTIMATE: estimate, DEVIATION: deviation, **trial.metrics}
             found.append(replace(trial, metrics=metrics))
         return found
@@ -234,11 +235,10 @@ class Cascade(Strategy):
         scored, short, long = self.networks
         rounds = 1 if self._listed else SCORED_IN
         yield from ((0, size) for size in _divided(scored, rounds))
-        yield from (
-            (1, size) for size in _divided(short, min(-(-short // BATCH), self._generations - rounds - 2))
-        )
-        if long:
-            yield 2, long
+        left = self._generations - rounds - 1
+        batch = max(BATCH, math.ceil((short + long) / (left - 1)))
+        yield from ((1, size) for size in _divided(short, math.ceil(short / batch)))
+        yield from ((2, size) for size in _divided(long, math.ceil(long / batch)))
         yield None, 0
 
     def _add(self, genotypes: Sequence[Genotype], given: FloatArray | None = None) -> None:
@@ -291,7 +291,7 @@ class Cascade(Strategy):
         return parent
 
     def _to_train(self, size: int) -> list[Genotype]:
-        """Networks of the highest estimates under bounds on the cost, which were not trained so long."""
+        """Networks of the highest estimates under bounds on the cost, which were not trained so long yet."""
         accuracy = self._accuracies[(self.rung or 1) - 1]
         names, forms, cost = self._candidates()
         if not names:
@@ -301,10 +301,7 @@ class Cascade(Strategy):
         )
         allowed = within == 0 if (within == 0).any() else within == within.min()
         first = not any(self._accuracies[0] in known for known in self._known.values())
-        if self.rung == 2:
-            allowed &= [self._accuracies[0] in self._known.get(form, {}) for form in forms]
-        estimates = np.array([self._estimates[form] for form in forms])
-        value = estimates @ [1.0, self.curiosity if self.rung == 1 else 0.0]
+        value = np.array([self._estimates[form][2] for form in forms])
         open_ = allowed & [accuracy not in self._known.get(form, {}) for form in forms]
         every = np.array([cost for _, cost in self._pool.values()])
         every = every[np.isfinite(every).all(axis=1)]
@@ -328,36 +325,36 @@ class Cascade(Strategy):
     def _metrics(self, cost: FloatArray) -> dict[str, float]:
         return dict(zip([objective.metric for objective in self._costs], cost.tolist(), strict=True))
 
-    def _estimated(self) -> dict[Genotype, tuple[float, float]]:
-        """Estimate and its deviation of every form, by all that was observed."""
+    def _estimated(self) -> dict[Genotype, tuple[float, float, float]]:
+        """Of every form, by all that was observed: estimate, its deviation, and what may be hoped for.
+
+        The hope is the estimate plus `curiosity` deviations, on the scale of the model.
+        """
         forms = list(dict.fromkeys(form for form, _ in self._pool.values()))
         numbers = self._numbers(forms)
-        trained, accuracies = self._trained()
-        if len(trained) < min(FEWEST[1], len(forms)):
-            mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
-        else:
-            place = {form: row for row, form in enumerate(forms)}
-            X = numbers[[place[form] for form in trained]]
-            scale = Gap(accuracies)
-            y = scale.to(accuracies)
-            if len(trained) >= 1.5 * self._chosen_by:
-                self._model, self._chosen_by = best_model(X, y, self._seed), len(trained)
-            mean, std = scale.back(*MODELS[self._model](X, y, self._seed)(numbers))
-        return dict(zip(forms, zip(mean.tolist(), std.tolist(), strict=True), strict=True))
+        mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
+        hope = mean
+        for accuracy, least in zip(self._accuracies, (FEWEST[1], FEW_LONG), strict=True):
+            known = [self._known.get(form, {}).get(accuracy, np.nan) for form in forms]
+            rows = np.flatnonzero(np.isfinite(known))
+            if len(rows) < min(least, len(forms)):
+                break
+            y = np.array(known)[rows]
+            scale = Gap(y)
+            name = self._model_for(accuracy, numbers[rows], scale.to(y))
+            mean, std = MODELS[name](numbers[rows], scale.to(y), self._seed)(numbers)
+            numbers = np.column_stack([mean, numbers[:, 1:]])  # the prior of the next rung's model
+            hope = mean + self.curiosity * std
+            mean, std = scale.back(mean, std)
+        return dict(zip(forms, zip(mean.tolist(), std.tolist(), hope.tolist(), strict=True), strict=True))
 
-    def _trained(self) -> tuple[list[Genotype], FloatArray]:
-        """Forms that were trained, and their accuracies, of short and long trainings together."""
-        short, long = self._accuracies
-        both = [known for known in self._known.values() if long in known and short in known]
-        shift = float(np.mean([known[long] - known[short] for known in both])) if both else 0.0
-        found = {}
-        for form, known in self._known.items():
-            if short in known:
-                found[form] = known[short]
-                if long in known:
-                    longer = LONG_WEIGHT * (known[long] - shift)
-                    found[form] = (known[short] + longer) / (1 + LONG_WEIGHT)
-        return list(found), np.array(list(found.values()))
+    def _model_for(self, accuracy: str, X: FloatArray, y: FloatArray) -> str:
+        """The best model of an accuracy, compared again whenever half as many networks more are known."""
+        name, compared = self._models.get(accuracy, ("", 0))
+        if len(y) >= 1.5 * compared:
+            name = best_model(X, y, self._seed)
+            self._models[accuracy] = name, len(y)
+        return name
 
     def _numbers(self, forms: Sequence[Genotype]) -> FloatArray:
         """Numbers that models look at, (forms, d).

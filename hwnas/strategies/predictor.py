@@ -62,8 +62,8 @@ def best_model(X: FloatArray, y: FloatArray, seed: int) -> str:
 class Gap:
     """A scale on which differences among the best networks count most: -ln(gap to the best + some).
 
-    What is added is `SOFT` times the gap of the median, or of a tenth of the range if that is more. On a plain scale the few very bad networks of a
-    sample make up nearly all of its variance, and models fit these.
+    What is added is `SOFT` times the gap of the median, or of a tenth of the range if that is more. On a
+    plain scale the few very bad networks of a sample make up nearly all of its variance, and models fit these.
 
     Args:
         y: Qualities (n,), higher is better.

@@ -19,9 +19,7 @@ def test_a_gap_is_a_rising_scale_that_comes_back() -> None:
     scale = Gap(y)
     on = scale.to(y)
     assert (np.diff(on) > 0).all()
-    assert (
-        on[4] - on[3] > 3 * (on[1] - on[0]) * 0.02 / 0.8
-    )  # a point counts more at the top than at the bottom
+    assert (on[4] - on[3]) / 0.01 > 3 * (on[1] - on[0]) / 0.8, "a point counts more at the top"
     mean, deviation = scale.back(on, np.full(5, 1e-4))
     assert mean == pytest.approx(y)
     assert deviation == pytest.approx((y.max() - y + 0.3 * (0.93 - 0.1) / 10) * 1e-4)
@@ -49,6 +47,7 @@ def test_models_follow_the_qualities_and_know_what_they_know(name: str) -> None:
     mean, deviation = MODELS[name](X, y, 0)(new)
     least = 0.2 if name == "prior" else 0.85
     assert np.corrcoef(mean, true)[0, 1] > least
-    assert deviation.shape == (200,) and (deviation >= 0).all()
+    assert deviation.shape == (200,)
+    assert (deviation >= 0).all()
     if name != "prior":
         assert MODELS[name](X, y, 0)(10 * new)[1].mean() > deviation.mean(), "it knows less of what is far"
