@@ -51,6 +51,12 @@ MOST = (500, 64)
 FEW_LONG = 6
 """Long trainings that a model needs, and that a budget must suffice for, or there are none."""
 
+PRIOR_WEIGHT = 1.0
+"""Weight of a rung's prior beside the model of its trainings, per standard deviation of both.
+
+Short trainings favour networks that learn fast over those that can learn more; scores know of that.
+"""
+
 BATCH = 4
 """Networks of a batch of trainings, at least."""
 
@@ -72,8 +78,8 @@ class Cascade(Strategy):
        `best_model`, over the operations, `SearchSpace.features` and quantiles of the scores, smoothed by a
        Gaussian process, which also predicts those of networks that were not scored. It predicts what is left
        of a line over a prior, the sum of the logarithms of these quantiles, on a scale of gaps to the best,
-       `Gap`.
-    3. Train `networks[2]` longer, chosen likewise. The prior of their model is the estimate by short trainings.
+       `Gap`. The prior is added once more (`PRIOR_WEIGHT`), for what short trainings cannot tell.
+    3. Train `networks[2]` longer, chosen likewise. The prior of their model is the estimate by short ones.
     4. Return the front of estimate and cost of all networks that are known or can be listed. The last
        population is this front and all networks of earlier ones, with the estimates of the last model.
 
@@ -343,6 +349,8 @@ class Cascade(Strategy):
             scale = Gap(y)
             name = self._model_for(accuracy, numbers[rows], scale.to(y))
             mean, std = MODELS[name](numbers[rows], scale.to(y), self._seed)(numbers)
+            prior = numbers[:, 0] - numbers[rows, 0].mean()
+            mean = mean + PRIOR_WEIGHT * scale.to(y).std() / (prior.std() or 1.0) * prior
             numbers = np.column_stack([mean, numbers[:, 1:]])  # the prior of the next rung's model
             hope = mean + self.curiosity * std
             mean, std = scale.back(mean, std)

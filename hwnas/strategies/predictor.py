@@ -63,7 +63,7 @@ class Gap:
     """A scale on which differences among the best networks count most: -ln(gap to the best + some).
 
     What is added is `SOFT` times the gap of the median, or of a tenth of the range if that is more. On a
-    plain scale the few very bad networks of a sample make up nearly all of its variance, and models fit these.
+    plain scale a sample's few very bad networks make up nearly all of its variance, and models fit these.
 
     Args:
         y: Qualities (n,), higher is better.
@@ -178,7 +178,6 @@ def random_forest(X: FloatArray, y: FloatArray, seed: int) -> Predict:
 MODELS: Mapping[str, Callable[[FloatArray, FloatArray, int], Predict]] = {
     "Gaussian process and random forest": on_line(gaussian_process, random_forest),
     "Gaussian process": on_line(gaussian_process),
-    "random forest": on_line(random_forest),
     "ridge": on_line(ridge),
     "prior": prior_line,
 }

@@ -94,14 +94,15 @@ def test_live_operations_are_trained_once_and_connected() -> None:
 
 
 def test_the_model_learns_what_scores_do_not_know() -> None:
-    """Scores count 1x1 convolutions, accuracies 3x3 convolutions: the answer has many of these."""
-    strategy, evaluators = create(networks=(60, 40, 0))
+    """All scores are equal, accuracies count 3x3 convolutions: the answer has many of these."""
+    strategy, evaluators = create(networks=(60, 32, 0))
+    evaluators[0].rungs[0].factor = 0.0  # type: ignore[attr-defined]
     trials = run(strategy, evaluators)
     found = strategy.result()
     best = max(found, key=lambda trial: trial.metrics["estimate"])
-    first = [trial.metrics["short"] for trial in trials if trial.generation == 1]
-    assert best.genotype.count(CONV) / 6 >= max(0.5, 3 * np.mean(first))
+    assert best.genotype.count(CONV) >= 5
     assert best.metrics["estimate_std"] >= 0
+    assert max(trial.metrics["short"] for trial in trials if trial.generation == 1) <= 0.5
     assert found == front(found, OBJECTIVES)
 
 
