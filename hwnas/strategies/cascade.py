@@ -39,7 +39,7 @@ ESTIMATE, DEVIATION = "estimate", "estimate_std"
 SCORED_IN = 4
 """Populations in which networks of a space too large to list are scored; all but the first are children."""
 
-FEWEST = (100, 6)
+FEWEST = (100, 4)
 """Networks that must be scored and trained, at least: fewer say nothing."""
 
 SCORES_PART, USED_PART = 0.15, 0.9
@@ -51,7 +51,7 @@ MOST = (500, 64)
 FEW_LONG = 6
 """Long trainings that a model needs, and that a budget must suffice for, or there are none."""
 
-PRIOR_WEIGHT = 1.0
+PRIOR_WEIGHT = 2.0
 """Weight of a rung's prior beside the model of its trainings, per standard deviation of both.
 
 Short trainings favour networks that learn fast over those that can learn more; scores know of that.
