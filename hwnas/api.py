@@ -215,8 +215,8 @@ def _plan(task: Task, context: RunContext, workers: int) -> None:
     """Have the strategy plan by the budget, if there is one."""
     if task.problem.budget is not None:
         budget = seconds_of(task.problem.budget)
-        each = paces(context.folder, budget, task.quality, task.space, workers, context.display.say)
-        task.strategy.plan(budget, each)
+        spent, each = paces(context.folder, budget, task.quality, task.space, workers, context.display.say)
+        task.strategy.plan(budget, each, spent)
 
 
 def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator], *, resumed: bool) -> None:

@@ -40,7 +40,7 @@ SMALL = {
     "export": (),
 }
 BLIND = (
-    *("experiment=blind", "strategy.networks=[20,6,1]", "generations=8", "workers=1", "trainer=none"),
+    *("experiment=blind", "strategy.networks=[20,6,0]", "generations=8", "workers=1", "trainer=none"),
     *("logger=csv", "evaluator.short.training.max_steps=2", "evaluator.long.training.max_steps=3"),
 )
 """The recommended search, small."""

@@ -40,7 +40,7 @@ TRAINED_ON = [
 
 BLIND = [
     *("experiment=blind", "device=flops", "trainer=none", "logger=csv", "workers=1", "generations=10"),
-    *("strategy.networks=[40,8,2]", "search_space.channels=4", "evaluator.zero_cost.num_cells=1"),
+    *("strategy.networks=[40,8,6]", "search_space.channels=4", "evaluator.zero_cost.num_cells=1"),
     *("evaluator.short.training.max_steps=3", "evaluator.long.training.max_steps=5", "store.dir=store"),
 ]
 

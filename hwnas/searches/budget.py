@@ -47,10 +47,11 @@ def paces(
     space: SearchSpace,
     workers: int,
     announce: Callable[[str], None],
-) -> list[float]:
-    """Seconds per network of every rung with so many workers: measured once, and then read from the folder.
+) -> tuple[float, list[float]]:
+    """Seconds that measuring took, and seconds per network of every rung with so many workers.
 
-    So a run that is resumed, on whatever machine, has the plan that it began with.
+    They are measured once, and then read from the folder: a run that is resumed, on whatever machine, has the
+    plan that it began with.
 
     Args:
         folder: The run's folder.
@@ -77,12 +78,14 @@ def paces(
             each = [rung.seconds_each(whole[:NUM_MEASURED]) * crowded / workers for rung in evaluator.rungs]
         finally:
             torch.set_num_threads(before)
-        write_json(path, {"seconds": budget, "workers": workers, "seconds_per_network": each})
         took = time.perf_counter() - start
+        measured = {"seconds": budget, "measuring": took, "workers": workers, "seconds_per_network": each}
+        write_json(path, measured)
         announce(f"speed of this machine measured in {took:.1f} s; the plan is made by it, once for the run")
     content = read_json(path)
     with consistent(path):
-        shaped(content, {"seconds": float, "workers": int, "seconds_per_network": [float]})
+        shape = {"seconds": float, "measuring?": float, "workers": int, "seconds_per_network": [float]}
+        shaped(content, shape)
         if len(content["seconds_per_network"]) != len(evaluator.rungs):
             raise ValueError(f"seconds_per_network must have {len(evaluator.rungs)} numbers")
-    return [float(one) for one in content["seconds_per_network"]]
+    return float(content.get("measuring", 0.0)), [float(one) for one in content["seconds_per_network"]]

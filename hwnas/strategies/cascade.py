@@ -158,17 +158,18 @@ class Cascade(Strategy):
         self._matrix: FloatArray = np.empty((0, 0))
         self._answer: list[Trial] = []
 
-    def plan(self, seconds: float, each: Sequence[float]) -> None:
+    def plan(self, seconds: float, each: Sequence[float], spent: float = 0.0) -> None:
         """Set `networks` by a budget.
 
         Args:
             seconds: The budget.
             each: Seconds per network and rung.
+            spent: Seconds of the budget that are gone.
 
         Raises:
             ValueError: The budget does not suffice for the fewest networks; says what does.
         """
-        needed = sum(least * one for least, one in zip(FEWEST, each, strict=False)) / USED_PART
+        needed = spent + sum(least * one for least, one in zip(FEWEST, each, strict=False)) / USED_PART
         if seconds < needed:
             raise ValueError(
                 f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: scores of "
@@ -176,7 +177,7 @@ class Cascade(Strategy):
                 f"{FEWEST[1]} trainings {FEWEST[1] * each[1]:.0f} s"
             )
         scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * seconds / each[0])))
-        left = USED_PART * seconds - scored * each[0]
+        left = USED_PART * (seconds - spent) - scored * each[0]
         short = max(FEWEST[1], int(left / each[1]))
         long = int((left - MOST[1] * each[1]) / each[2])
         self.networks = (scored, min(short, MOST[1]), long) if long >= FEW_LONG else (scored, short, 0)
@@ -350,7 +351,8 @@ class Cascade(Strategy):
             name = self._model_for(accuracy, numbers[rows], scale.to(y))
             mean, std = MODELS[name](numbers[rows], scale.to(y), self._seed)(numbers)
             prior = numbers[:, 0] - numbers[rows, 0].mean()
-            mean = mean + PRIOR_WEIGHT * scale.to(y).std() / (prior.std() or 1.0) * prior
+            if np.ptp(prior):
+                mean = mean + PRIOR_WEIGHT * scale.to(y).std() / prior.std() * prior
             numbers = np.column_stack([mean, numbers[:, 1:]])  # the prior of the next rung's model
             hope = mean + self.curiosity * std
             mean, std = scale.back(mean, std)
@@ -380,7 +382,7 @@ class Cascade(Strategy):
             raw = np.array([[self._known[forms[row]][name] for name in self._scores] for row in scored])
             quantiles = (rankdata(raw, axis=0) - 0.5) / len(raw)
             smooth = gaussian_process(every[scored], quantiles, self._seed)(every)[0]
-            smooth = smooth.reshape(len(forms), -1).clip(0.5 / len(raw), 1.0)
+            smooth = smooth.reshape(len(forms), -1).round(9).clip(0.5 / len(raw), 1.0)  # equal ones stay so
             self._matrix = np.column_stack([np.log(smooth).sum(axis=1), smooth, every])
         return self._matrix
 

@@ -89,7 +89,7 @@ def prior_line(X: FloatArray, y: FloatArray, seed: int) -> Predict:
     The belief is a line of the correlation `BELIEF`; it has the weight of `BELIEVED` networks.
     """
     prior, n = X[:, 0], len(y)
-    wide, high = float(prior.std()), float(y.std())
+    wide, high = float(prior.std()) if np.ptp(prior) else 0.0, float(y.std())
     if not wide:
         return lambda numbers: (np.full(len(numbers), float(y.mean())), np.full(len(numbers), high))
     correlation = float(np.mean((prior - prior.mean()) * (y - y.mean()))) / (wide * high) if high else 0.0

@@ -204,11 +204,13 @@ def test_a_budget_plans_the_networks() -> None:
 def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
     strategy, _ = create()
     with pytest.raises(
-        ValueError, match=r"budget must be at least (\d+)s here, not 10s: .* 6 trainings 30 s"
+        ValueError, match=r"budget must be at least (\d+)s here, not 10s: .* 4 trainings 20 s"
     ) as error:
         strategy.plan(10, [0.01, 5.0, 20.0])
     needed = float(str(error.value).split("least ")[1].split("s ")[0])
     strategy.plan(needed, [0.01, 5.0, 20.0])
+    with pytest.raises(ValueError, match=f"at least {needed + 10:.0f}s here"):
+        strategy.plan(needed, [0.01, 5.0, 20.0], spent=10.0)
 
 
 @pytest.mark.parametrize(

@@ -199,9 +199,13 @@ def bootstrap(one: Tau, minus: Tau | None = None) -> str:
 
 
 def estimator(store: Path, *settings: str) -> tuple[Any, Any, Any]:
-    """Prepared evaluator, images and space, as `hwnas search dataset=cifar10_16x16 <settings>` has them."""
+    """Prepared evaluator, images and space, as `hwnas search dataset=cifar10_16x16 <settings>` has them.
+
+    Settings may name another data set.
+    """
+    named = [] if any(word.startswith("dataset=") for word in settings) else ["dataset=cifar10_16x16"]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = compose("search", ["dataset=cifar10_16x16", *settings])
+        cfg = compose("search", [*named, *settings])
     dataset = build(cfg.dataset)
     space = build(cfg.search_space, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
     evaluator = build(
