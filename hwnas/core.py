@@ -805,12 +805,13 @@ class Strategy(ABC):
     def result(self) -> list[Trial]:
         """The answer of the method: a front, an elite, a mean."""
 
-    def plan(self, seconds: float, each: Sequence[float]) -> None:
+    def plan(self, seconds: float, each: Sequence[float], spent: float = 0.0) -> None:
         """Plan the populations of a run by a budget, before the first is asked for.
 
         Args:
             seconds: The budget.
             each: Seconds per network of each of `Evaluator.rungs`.
+            spent: Seconds of the budget that are gone.
 
         Raises:
             ValueError: The strategy cannot plan, as most, or the budget is too small.

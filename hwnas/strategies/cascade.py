@@ -176,7 +176,7 @@ class Cascade(Strategy):
                 f"{FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s, "
                 f"{FEWEST[1]} trainings {FEWEST[1] * each[1]:.0f} s"
             )
-        scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * seconds / each[0])))
+        scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * (seconds - spent) / each[0])))
         left = USED_PART * (seconds - spent) - scored * each[0]
         short = max(FEWEST[1], int(left / each[1]))
         long = int((left - MOST[1] * each[1]) / each[2])
