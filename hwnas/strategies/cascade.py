@@ -51,8 +51,8 @@ MOST = (500, 64)
 FEW_LONG = 6
 """Long trainings that a model needs, and that a budget must suffice for, or there are none."""
 
-PRIOR_WEIGHT = 2.0
-"""Weight of a rung's prior beside the model of its trainings, per standard deviation of both.
+PRIOR_PART = 0.8
+"""Part of a rung's prior in its estimates; the rest is the model of its trainings.
 
 Short trainings favour networks that learn fast over those that can learn more; scores know of that.
 """
@@ -78,7 +78,7 @@ class Cascade(Strategy):
        `best_model`, over the operations, `SearchSpace.features` and quantiles of the scores, smoothed by a
        Gaussian process, which also predicts those of networks that were not scored. It predicts what is left
        of a line over a prior, the sum of the logarithms of these quantiles, on a scale of gaps to the best,
-       `Gap`. The prior is added once more (`PRIOR_WEIGHT`), for what short trainings cannot tell.
+       `Gap`. An estimate is the mean of this and the prior, with the weight `PRIOR_PART` of the latter.
     3. Train `networks[2]` longer, chosen likewise. The prior of their model is the estimate by short ones.
     4. Return the front of estimate and cost of all networks that are known or can be listed. The last
        population is this front and all networks of earlier ones, with the estimates of the last model.
@@ -351,8 +351,9 @@ class Cascade(Strategy):
             name = self._model_for(accuracy, numbers[rows], scale.to(y))
             mean, std = MODELS[name](numbers[rows], scale.to(y), self._seed)(numbers)
             prior = numbers[:, 0] - numbers[rows, 0].mean()
-            if np.ptp(prior):
-                mean = mean + PRIOR_WEIGHT * scale.to(y).std() / prior.std() * prior
+            if np.ptp(prior):  # on the scale of the accuracies
+                prior = scale.to(y).mean() + scale.to(y).std() / prior.std() * prior
+                mean, std = mean + PRIOR_PART * (prior - mean), (1 - PRIOR_PART) * std
             numbers = np.column_stack([mean, numbers[:, 1:]])  # the prior of the next rung's model
             hope = mean + self.curiosity * std
             mean, std = scale.back(mean, std)
