@@ -95,7 +95,7 @@ def test_live_operations_are_trained_once_and_connected() -> None:
 
 def test_the_model_learns_what_scores_do_not_know() -> None:
     """All scores are equal, accuracies count 3x3 convolutions: the answer has many of these."""
-    strategy, evaluators = create(networks=(60, 32, 0))
+    strategy, evaluators = create(networks=(60, 48, 0))
     evaluators[0].rungs[0].factor = 0.0  # type: ignore[attr-defined]
     trials = run(strategy, evaluators)
     found = strategy.result()

@@ -3,8 +3,8 @@
     pytest tests/studies/test_most_parameters.py -m slow -s
 
 Five runs with five limits, deciles of the Raspberry Pi 4's latency. Each finds a network in a budget of one
-minute; the other network is the one of most parameters within the limit. Both are trained by one recipe, which
-was not used for searching, and judged on the validation images; the seeds of runs and trainings are new ones.
+minute; the other network is the one of most parameters within the limit. Both are trained by one recipe,
+which was not used for searching, and judged on the validation images; the seeds are new ones.
 Needs HWNAS_DATA with hwnasbench_nasbench201.npz, nasbench201.npz and cifar10_16x16.npz; about half an hour.
 """
 
