@@ -40,7 +40,7 @@ SCORED_IN = 4
 """Populations in which networks of a space too large to list are scored; all but the first are children."""
 
 FEWEST = (100, 4)
-"""Networks that must be scored and trained, at least: fewer say nothing."""
+"""Networks that are scored and trained, at least: fewer say nothing. A budget may leave out trainings."""
 
 SCORES_PART, USED_PART = 0.15, 0.9
 """Largest part of a budget for scores, and for all evaluations; the rest is for models."""
@@ -167,19 +167,20 @@ class Cascade(Strategy):
             spent: Seconds of the budget that are gone.
 
         Raises:
-            ValueError: The budget does not suffice for the fewest networks; says what does.
+            ValueError: The budget does not suffice for the scores of the fewest networks; says what does.
         """
-        needed = spent + sum(least * one for least, one in zip(FEWEST, each, strict=False)) / USED_PART
+        needed = spent + FEWEST[0] * each[0] / USED_PART
         if seconds < needed:
             raise ValueError(
-                f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: scores of "
-                f"{FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s, "
-                f"{FEWEST[1]} trainings {FEWEST[1] * each[1]:.0f} s"
+                f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: measuring the speed "
+                f"took {spent:.1f} s, scores of {FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s"
             )
-        scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * (seconds - spent) / each[0])))
-        left = USED_PART * (seconds - spent) - scored * each[0]
-        short = max(FEWEST[1], int(left / each[1]))
-        long = int((left - MOST[1] * each[1]) / each[2])
+        left = USED_PART * (seconds - spent)
+        scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * left / each[0])))
+        short = int((left - scored * each[0]) / each[1])
+        long = int((left - scored * each[0] - MOST[1] * each[1]) / each[2])
+        if short < FEWEST[1]:  # too few for a model
+            scored, short = min(MOST[0], int(left / each[0])), 0
         self.networks = (scored, min(short, MOST[1]), long) if long >= FEW_LONG else (scored, short, 0)
 
     def ask(self) -> list[Genotype]:
