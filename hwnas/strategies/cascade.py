@@ -45,7 +45,7 @@ FEWEST = (100, 4)
 SCORES_PART, USED_PART = 0.15, 0.9
 """Largest part of a budget for scores, and for all evaluations; the rest is for models."""
 
-MOST = (500, 64)
+MOST = (500, 48)
 """Networks that a budget has scored and trained shortly, at most: what is left goes into long trainings."""
 
 FEW_LONG = 6
