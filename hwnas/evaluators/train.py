@@ -198,12 +198,12 @@ class Train(LooksUp):
     def seconds_each(self, genotypes: Sequence[Genotype]) -> float:
         """Seconds that a training takes here, by the first steps of two networks' trainings.
 
-        These are of the larger ones: the networks that are worth a training are not the smallest.
+        These are of middle and large size: the networks that are worth a training are not the smallest.
         """
         sizes = self._networks.static_metrics(genotypes).get("flops", np.zeros(len(genotypes)))
         order = np.argsort(sizes, kind="stable")
         taken = []
-        for genotype in [genotypes[order[int(part * (len(order) - 1))]] for part in (0.7, 0.9)]:
+        for genotype in [genotypes[order[int(part * (len(order) - 1))]] for part in (0.5, 0.8)]:
             clock = []
             for steps in (FEW_STEPS, 3 * FEW_STEPS):
                 start = time.perf_counter()

@@ -100,7 +100,7 @@ class Cascade(Strategy):
     Raises:
         ValueError: An evaluator without three rungs, no cost, too few generations or networks.
 
-    Source: this project; every number is a choice, not yet settled by measurements (docs/measurements.md).
+    Source: this project; every number is a choice. Measured in docs/measurements.md.
     """
 
     rung: int | None = 0
