@@ -12,7 +12,6 @@ from annotated_types import Len
 from scipy.stats import rankdata
 
 from hwnas.core import (
-    MOST_LISTED,
     Evaluator,
     FloatArray,
     Genotype,
@@ -24,13 +23,11 @@ from hwnas.core import (
     Trial,
     WholeNumber,
     checked,
-    costs,
     front,
     non_dominated,
-    trials_of,
-    violations,
 )
 from hwnas.strategies.evolution import check_told
+from hwnas.strategies.pool import Pool
 from hwnas.strategies.predictor import MODELS, Gap, best_model, gaussian_process
 
 ESTIMATE, DEVIATION = "estimate", "estimate_std"
@@ -140,16 +137,12 @@ class Cascade(Strategy):
         self.curiosity = curiosity
         self._seed, self._generations = seed, generations
         self._rng = np.random.default_rng(seed)
-        self._device = device
-        self._costs = [objective for objective in objectives if objective.metric in device.metrics]
+        self._pool = Pool(space, device, objectives, limits)
         self._scores = tuple(evaluator.rungs[0].metrics)
-        known = {objective.metric for objective in self._costs}
-        self._bounds = [limit for limit in limits if limit.metric in known]
         self._read = (*self._scores, *(next(iter(rung.metrics)) for rung in evaluator.rungs[1:]))
         self._accuracies = tuple(next(iter(rung.metrics)) for rung in evaluator.rungs[1:])
         self._schedule: Iterator[tuple[int | None, int]] | None = None
         self._asked: list[Genotype] = []
-        self._pool: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # of every network its form and costs
         self._seen: dict[Genotype, None] = {}  # networks that were asked for, in order
         self._known: dict[Genotype, dict[str, float]] = {}  # of every form its scores and accuracies
         self._estimates: dict[Genotype, tuple[float, float, float]] = {}  # see `_estimated`
@@ -187,8 +180,8 @@ class Cascade(Strategy):
         """The next networks to score or to train; at last the estimated front, and all earlier networks."""
         if self._schedule is None:
             self._schedule = self._populations()
-            if self._listed:
-                self._add(self.space.all())
+            if self._pool.listed:
+                self._pool.add(self.space.all())
         self.rung, size = next(self._schedule)
         if self.rung is None:
             best = [trial.genotype for trial in self.result()]
@@ -204,9 +197,9 @@ class Cascade(Strategy):
         check_told(trials, len(self._asked))
         genotypes = [trial.genotype for trial in trials]
         self._seen.update(dict.fromkeys(genotypes))
-        if not self._listed:
-            self._add(genotypes, costs(trials, self._costs))
-        for trial, form in zip(trials, self._forms(genotypes), strict=True):
+        if not self._pool.listed:
+            self._pool.add(genotypes, trials)
+        for trial, form in zip(trials, self._pool.forms(genotypes), strict=True):
             found = {name: trial.metrics[name] for name in self._read if name in trial.metrics}
             self._known.setdefault(form, {}).update(found)
         self.done = self.rung is None
@@ -218,7 +211,7 @@ class Cascade(Strategy):
     def judged(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials with `estimate` and `estimate_std`."""
         found = []
-        for trial, form in zip(trials, self._forms([t.genotype for t in trials]), strict=True):
+        for trial, form in zip(trials, self._pool.forms([t.genotype for t in trials]), strict=True):
             estimate, deviation, _ = self._estimates[form]
             metrics = {ESTIMATE: estimate, DEVIATION: deviation, **trial.metrics}
             found.append(replace(trial, metrics=metrics))
@@ -228,20 +221,15 @@ class Cascade(Strategy):
         """The front of estimate and costs over all networks that are known or can be listed."""
         if self.done:
             return front(self.judged(self._answer), self.objectives)
-        names, forms, cost = self._candidates()
+        names, forms, cost = self._pool.candidates()
         estimate = np.array([self._estimates[form][0] for form in forms])
         rows = non_dominated(np.column_stack([-estimate, cost]))
-        return self.judged([Trial(names[row], self._metrics(cost[row]), 0) for row in rows])
-
-    @property
-    def _listed(self) -> bool:
-        """Whether all networks and their costs are known before they are asked for."""
-        return self.space.size <= MOST_LISTED and self._device.exhaustive
+        return self.judged([Trial(names[row], self._pool.metrics(cost[row]), 0) for row in rows])
 
     def _populations(self) -> Iterator[tuple[int | None, int]]:
         """Rung and size of every population."""
         scored, short, long = self.networks
-        rounds = 1 if self._listed else SCORED_IN
+        rounds = 1 if self._pool.listed else SCORED_IN
         yield from ((0, size) for size in _divided(scored, rounds))
         left = self._generations - rounds - 1
         batch = max(BATCH, math.ceil((short + long) / (left - 1)))
@@ -249,40 +237,17 @@ class Cascade(Strategy):
         yield from ((2, size) for size in _divided(long, math.ceil(long / batch)))
         yield None, 0
 
-    def _add(self, genotypes: Sequence[Genotype], given: FloatArray | None = None) -> None:
-        """Know of networks, with their costs (n, costs), or with those that the device answers."""
-        if given is None:
-            given = costs(trials_of(genotypes, [self._device.evaluate(genotypes)], 0), self._costs)
-        for genotype, form, cost in zip(genotypes, self._forms(genotypes), given, strict=True):
-            self._pool[genotype] = form, cost
-
-    def _forms(self, genotypes: Sequence[Genotype]) -> list[Genotype]:
-        """The live operations of networks: those of equal ones compute the same."""
-        return [tuple(row) for row in self.space.live(genotypes).tolist()]
-
-    def _candidates(self) -> tuple[list[Genotype], list[Genotype], FloatArray]:
-        """Supported networks with a path, the cheapest of each form: genotypes, forms, costs (n, costs)."""
-        names = list(self._pool)
-        cost = np.array([cost for _, cost in self._pool.values()])
-        kept = np.isfinite(cost).all(axis=1) & self.space.is_connected(names)
-        found: dict[Genotype, int] = {}
-        for row in np.lexsort(cost.T[::-1]):
-            if kept[row]:
-                found.setdefault(self._pool[names[row]][0], int(row))
-        rows = list(found.values())
-        return [names[row] for row in rows], list(found), cost[rows]
-
     def _to_score(self, size: int) -> list[Genotype]:
         """Networks of new forms: uniform ones at first, then children of the front."""
-        if self._listed:
-            names, forms, _ = self._candidates()
+        if self._pool.listed:
+            names, forms, _ = self._pool.candidates()
             new = [name for name, form in zip(names, forms, strict=True) if form not in self._known]
             return [new[row] for row in self._rng.permutation(len(new))[:size]] or [self._stranger()]
         parents = [trial.genotype for trial in self.result()] if self._known else []
         chosen: dict[Genotype, Genotype] = {}
         for _ in range(TRIES * size):
             child = self._child(parents[self._rng.integers(len(parents))]) if parents else self._stranger()
-            (form,) = self._forms([child])
+            (form,) = self._pool.forms([child])
             if form not in self._known and self.space.is_connected([child])[0]:
                 chosen.setdefault(form, child)
             if len(chosen) == size:
@@ -301,44 +266,27 @@ class Cascade(Strategy):
     def _to_train(self, size: int) -> list[Genotype]:
         """Networks of the highest estimates under bounds on the cost, which were not trained so long yet."""
         accuracy = self._accuracies[(self.rung or 1) - 1]
-        names, forms, cost = self._candidates()
+        names, forms, cost = self._pool.candidates()
         if not names:
             return [self._stranger()]
-        within = violations(
-            [Trial(g, self._metrics(row), 0) for g, row in zip(names, cost, strict=True)], self._bounds
-        )
-        allowed = within == 0 if (within == 0).any() else within == within.min()
         first = not any(self._accuracies[0] in known for known in self._known.values())
-        value = np.array([self._estimates[form][2] for form in forms])
-        open_ = allowed & [accuracy not in self._known.get(form, {}) for form in forms]
-        every = np.array([cost for _, cost in self._pool.values()])
-        every = every[np.isfinite(every).all(axis=1)]
-        chosen: list[int] = []
-        for place in range(size):
-            if not open_.any():
-                break
-            which = self._rng.integers(cost.shape[1])
-            column, dearest = cost[:, which], cost[allowed, which].max()
-            # Quantiles over all networks, also those without a path: as those that limits may be given by.
-            bound = np.quantile(every[every[:, which] <= dearest, which], (place + self._rng.random()) / size)
-            under = np.flatnonzero(open_ & (column <= bound))
-            if not len(under):
-                under = np.flatnonzero(open_)[[column[open_].argmin()]]
-            drawn = first and place == 1
-            row = int(self._rng.choice(under) if drawn else under[value[under].argmax()])
-            open_[row] = False
-            chosen.append(row)
-        return [names[row] for row in chosen] or names[:1]
-
-    def _metrics(self, cost: FloatArray) -> dict[str, float]:
-        return dict(zip([objective.metric for objective in self._costs], cost.tolist(), strict=True))
+        rows = self._pool.choose(
+            np.array([self._estimates[form][2:] for form in forms]),
+            cost,
+            self._pool.allowed(names, cost),
+            np.array([accuracy not in self._known.get(form, {}) for form in forms]),
+            size,
+            self._rng,
+            num_drawn=int(first),
+        )
+        return [names[row] for row in rows] or names[:1]
 
     def _estimated(self) -> dict[Genotype, tuple[float, float, float]]:
         """Of every form, by all that was observed: estimate, its deviation, and what may be hoped for.
 
         The hope is the estimate plus `curiosity` deviations, on the scale of the model.
         """
-        forms = list(dict.fromkeys(form for form, _ in self._pool.values()))
+        forms = self._pool.all_forms()
         numbers = self._numbers(forms)
         mean, std = numbers[:, 0].argsort().argsort() / len(forms), np.zeros(len(forms))
         hope = mean

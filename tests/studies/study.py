@@ -90,6 +90,7 @@ class Case:
                 objectives=OBJECTIVES,
                 limits=limits,
                 seed=seed,
+                device=self.evaluators[1],
             )
         assert isinstance(strategy, Strategy)
         found: dict[Genotype, None] = {}

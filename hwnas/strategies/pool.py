@@ -1,0 +1,137 @@
+"""Networks that a strategy knows of, with their costs, and a choice among them for limits over all costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.core import (
+    MOST_LISTED,
+    Evaluator,
+    FloatArray,
+    Genotype,
+    Limit,
+    Objective,
+    SearchSpace,
+    Trial,
+    costs,
+    trials_of,
+    violations,
+)
+
+
+class Pool:
+    """Networks with their costs; of those with the same live operations, a *form*, the cheapest counts.
+
+    Args:
+        space: Search space.
+        device: Says what networks cost; if it is exhaustive, also of networks that nobody asked for.
+        objectives: The costs, c of them.
+        limits: Limits of the run; those on other metrics are ignored.
+
+    Attributes:
+        costs: The objectives that are costs of the device.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        device: Evaluator,
+        objectives: Sequence[Objective],
+        limits: Sequence[Limit],
+    ) -> None:
+        self.space = space
+        self.costs = [objective for objective in objectives if objective.metric in device.metrics]
+        self._device = device
+        known = {objective.metric for objective in self.costs}
+        self._limits = [limit for limit in limits if limit.metric in known]
+        self._networks: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # form and costs (c,)
+
+    @property
+    def listed(self) -> bool:
+        """Whether all networks and their costs are known before they are asked for."""
+        return self.space.size <= MOST_LISTED and self._device.exhaustive
+
+    def forms(self, genotypes: Sequence[Genotype]) -> list[Genotype]:
+        """The live operations of networks: those of equal ones compute the same."""
+        return [tuple(row) for row in self.space.live(genotypes).tolist()]
+
+    def add(self, genotypes: Sequence[Genotype], trials: Sequence[Trial] | None = None) -> None:
+        """Know of networks, with the costs of their trials, or with those that the device answers."""
+        found = trials or trials_of(genotypes, [self._device.evaluate(genotypes)], 0)
+        for genotype, form, cost in zip(
+            genotypes, self.forms(genotypes), costs(found, self.costs), strict=True
+        ):
+            self._networks[genotype] = form, cost
+
+    def all_forms(self) -> list[Genotype]:
+        """The forms of all networks, each once."""
+        return list(dict.fromkeys(form for form, _ in self._networks.values()))
+
+    def candidates(self) -> tuple[list[Genotype], list[Genotype], FloatArray]:
+        """Supported networks with a path, the cheapest of each form: genotypes, forms, costs (n, c)."""
+        names = list(self._networks)
+        cost = np.array([cost for _, cost in self._networks.values()]).reshape(-1, len(self.costs))
+        kept = np.isfinite(cost).all(axis=1) & self.space.is_connected(names)
+        found: dict[Genotype, int] = {}
+        for row in np.lexsort(cost.T[::-1]):
+            if kept[row]:
+                found.setdefault(self._networks[names[row]][0], int(row))
+        rows = list(found.values())
+        return [names[row] for row in rows], list(found), cost[rows]
+
+    def metrics(self, cost: FloatArray) -> dict[str, float]:
+        """Costs (c,) by their metrics' names."""
+        return dict(zip([objective.metric for objective in self.costs], cost.tolist(), strict=True))
+
+    def allowed(self, names: Sequence[Genotype], cost: FloatArray) -> NDArray[np.bool_]:
+        """Which networks keep the limits on costs, (n,); if none does, those that are nearest to it."""
+        within = violations(
+            [Trial(g, self.metrics(row), 0) for g, row in zip(names, cost, strict=True)], self._limits
+        )
+        return within == (0 if (within == 0).any() else within.min(initial=np.inf))
+
+    def choose(
+        self,
+        value: FloatArray,
+        cost: FloatArray,
+        allowed: NDArray[np.bool_],
+        new: NDArray[np.bool_],
+        size: int,
+        rng: np.random.Generator,
+        num_drawn: int = 0,
+    ) -> list[int]:
+        """Rows of new networks of the highest values under bounds that are spread over the costs' quantiles.
+
+        So one run serves every limit. With several values a place takes one of them by chance. Bound i of n is drawn between the quantiles i/n and (i+1)/n of all
+        networks, also those without a path, as those that limits may be given by.
+
+        Args:
+            value: What is hoped for of each candidate, (n, values).
+            cost: Their costs, (n, c).
+            allowed: Which of them may be chosen, (n,); the dearest of these is the highest bound.
+            new: Which of them were not chosen before, (n,).
+            size: Networks to choose; fewer if there are not so many.
+            rng: Source of randomness.
+            num_drawn: How many of them are drawn uniformly instead, from the second on.
+        """
+        every = np.array([cost for _, cost in self._networks.values()]).reshape(-1, len(self.costs))
+        every = every[np.isfinite(every).all(axis=1)]
+        open_ = allowed & new
+        chosen: list[int] = []
+        for place in range(size):
+            if not open_.any():
+                break
+            which, hope = rng.integers(cost.shape[1]), value[:, rng.integers(value.shape[1])]
+            column, dearest = cost[:, which], cost[allowed, which].max()
+            bound = np.quantile(every[every[:, which] <= dearest, which], (place + rng.random()) / size)
+            under = np.flatnonzero(open_ & (column <= bound))
+            if not len(under):
+                under = np.flatnonzero(open_)[[column[open_].argmin()]]
+            drawn = 0 < place <= num_drawn
+            row = int(rng.choice(under) if drawn else under[hope[under].argmax()])
+            open_[row] = False
+            chosen.append(row)
+        return chosen
