@@ -221,7 +221,7 @@ class Cascade(Strategy):
         """The front of estimate and costs over all networks that are known or can be listed."""
         if self.done:
             return front(self.judged(self._answer), self.objectives)
-        names, forms, cost = self._pool.candidates()
+        names, forms, cost, _ = self._pool.candidates()
         estimate = np.array([self._estimates[form][0] for form in forms])
         rows = non_dominated(np.column_stack([-estimate, cost]))
         return self.judged([Trial(names[row], self._pool.metrics(cost[row]), 0) for row in rows])
@@ -240,7 +240,7 @@ class Cascade(Strategy):
     def _to_score(self, size: int) -> list[Genotype]:
         """Networks of new forms: uniform ones at first, then children of the front."""
         if self._pool.listed:
-            names, forms, _ = self._pool.candidates()
+            names, forms, *_ = self._pool.candidates()
             new = [name for name, form in zip(names, forms, strict=True) if form not in self._known]
             return [new[row] for row in self._rng.permutation(len(new))[:size]] or [self._stranger()]
         parents = [trial.genotype for trial in self.result()] if self._known else []
@@ -266,20 +266,18 @@ class Cascade(Strategy):
     def _to_train(self, size: int) -> list[Genotype]:
         """Networks of the highest estimates under bounds on the cost, which were not trained so long yet."""
         accuracy = self._accuracies[(self.rung or 1) - 1]
-        names, forms, cost = self._pool.candidates()
+        names, forms, *_ = self._pool.candidates()
         if not names:
             return [self._stranger()]
         first = not any(self._accuracies[0] in known for known in self._known.values())
-        rows = self._pool.choose(
+        chosen = self._pool.choose(
             np.array([self._estimates[form][2:] for form in forms]),
-            cost,
-            self._pool.allowed(names, cost),
             np.array([accuracy not in self._known.get(form, {}) for form in forms]),
             size,
             self._rng,
             num_drawn=int(first),
         )
-        return [names[row] for row in rows] or names[:1]
+        return chosen or names[:1]
 
     def _estimated(self) -> dict[Genotype, tuple[float, float, float]]:
         """Of every form, by all that was observed: estimate, its deviation, and what may be hoped for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,22 @@ from hwnas.core import (
     trials_of,
     violations,
 )
+
+
+class Candidates(NamedTuple):
+    """Networks to choose among.
+
+    Attributes:
+        genotypes: The networks, n of them.
+        forms: Their live operations.
+        costs: Their costs, (n, c).
+        allowed: Which of them keep the limits on costs, (n,); if none does, those that are nearest to it.
+    """
+
+    genotypes: list[Genotype]
+    forms: list[Genotype]
+    costs: FloatArray
+    allowed: NDArray[np.bool_]
 
 
 class Pool:
@@ -48,6 +65,7 @@ class Pool:
         known = {objective.metric for objective in self.costs}
         self._limits = [limit for limit in limits if limit.metric in known]
         self._networks: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # form and costs (c,)
+        self._found: Candidates | None = None
 
     @property
     def listed(self) -> bool:
@@ -65,59 +83,56 @@ class Pool:
             genotypes, self.forms(genotypes), costs(found, self.costs), strict=True
         ):
             self._networks[genotype] = form, cost
+        self._found = None
 
     def all_forms(self) -> list[Genotype]:
         """The forms of all networks, each once."""
         return list(dict.fromkeys(form for form, _ in self._networks.values()))
 
-    def candidates(self) -> tuple[list[Genotype], list[Genotype], FloatArray]:
-        """Supported networks with a path, the cheapest of each form: genotypes, forms, costs (n, c)."""
-        names = list(self._networks)
-        cost = np.array([cost for _, cost in self._networks.values()]).reshape(-1, len(self.costs))
-        kept = np.isfinite(cost).all(axis=1) & self.space.is_connected(names)
-        found: dict[Genotype, int] = {}
-        for row in np.lexsort(cost.T[::-1]):
-            if kept[row]:
-                found.setdefault(self._networks[names[row]][0], int(row))
-        rows = list(found.values())
-        return [names[row] for row in rows], list(found), cost[rows]
+    def candidates(self) -> Candidates:
+        """Supported networks with a path, the cheapest of each form."""
+        if self._found is None:
+            names = list(self._networks)
+            cost = self._costs_of_all()
+            kept = np.isfinite(cost).all(axis=1) & self.space.is_connected(names)
+            first: dict[Genotype, int] = {}
+            for row in np.lexsort(cost.T[::-1]):
+                if kept[row]:
+                    first.setdefault(self._networks[names[row]][0], int(row))
+            rows = list(first.values())
+            trials = [Trial(names[row], self.metrics(cost[row]), 0) for row in rows]
+            within = violations(trials, self._limits)
+            nearest = 0.0 if (within == 0).any() else within.min(initial=np.inf)
+            self._found = Candidates([t.genotype for t in trials], list(first), cost[rows], within == nearest)
+        return self._found
 
     def metrics(self, cost: FloatArray) -> dict[str, float]:
         """Costs (c,) by their metrics' names."""
         return dict(zip([objective.metric for objective in self.costs], cost.tolist(), strict=True))
 
-    def allowed(self, names: Sequence[Genotype], cost: FloatArray) -> NDArray[np.bool_]:
-        """Which networks keep the limits on costs, (n,); if none does, those that are nearest to it."""
-        within = violations(
-            [Trial(g, self.metrics(row), 0) for g, row in zip(names, cost, strict=True)], self._limits
-        )
-        return within == (0 if (within == 0).any() else within.min(initial=np.inf))
-
     def choose(
         self,
         value: FloatArray,
-        cost: FloatArray,
-        allowed: NDArray[np.bool_],
         new: NDArray[np.bool_],
         size: int,
         rng: np.random.Generator,
         num_drawn: int = 0,
-    ) -> list[int]:
-        """Rows of new networks of the highest values under bounds that are spread over the costs' quantiles.
+    ) -> list[Genotype]:
+        """New candidates of the highest values under bounds that are spread over the costs' quantiles.
 
-        So one run serves every limit. With several values a place takes one of them by chance. Bound i of n is drawn between the quantiles i/n and (i+1)/n of all
-        networks, also those without a path, as those that limits may be given by.
+        So one run serves every limit. With several values a place takes one of them by chance. Bound i of n
+        is drawn between the quantiles i/n and (i+1)/n of all networks that cost no more than the dearest of
+        those that are allowed, also those without a path, as those that limits may be given by.
 
         Args:
             value: What is hoped for of each candidate, (n, values).
-            cost: Their costs, (n, c).
-            allowed: Which of them may be chosen, (n,); the dearest of these is the highest bound.
             new: Which of them were not chosen before, (n,).
             size: Networks to choose; fewer if there are not so many.
             rng: Source of randomness.
             num_drawn: How many of them are drawn uniformly instead, from the second on.
         """
-        every = np.array([cost for _, cost in self._networks.values()]).reshape(-1, len(self.costs))
+        names, _, cost, allowed = self.candidates()
+        every = self._costs_of_all()
         every = every[np.isfinite(every).all(axis=1)]
         open_ = allowed & new
         chosen: list[int] = []
@@ -134,4 +149,7 @@ class Pool:
             row = int(rng.choice(under) if drawn else under[hope[under].argmax()])
             open_[row] = False
             chosen.append(row)
-        return chosen
+        return [names[row] for row in chosen]
+
+    def _costs_of_all(self) -> FloatArray:
+        return np.array([cost for _, cost in self._networks.values()]).reshape(-1, len(self.costs))

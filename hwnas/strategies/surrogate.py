@@ -108,15 +108,11 @@ class Surrogate(Strategy):
             self._pool = self._children()
         elif not self._trials:
             self._pool.add(self.space.all())
-        names, forms, cost = self._pool.candidates()
-        chosen: list[int] = []
-        if names:
-            new = np.array([form not in self._trials for form in forms])
-            hope = self._hoped(forms)
-            chosen = self._pool.choose(
-                hope, cost, self._pool.allowed(names, cost), new, self.population_size, self._rng
-            )
-        population = [names[row] for row in chosen] or self.space.sample(self._rng, 1)
+        forms = self._pool.candidates().forms
+        new = np.array([form not in self._trials for form in forms], dtype=bool)
+        hope = self._hoped(forms)
+        population = self._pool.choose(hope, new, self.population_size, self._rng)
+        population = population or self.space.sample(self._rng, 1)
         self._asked = len(population)
         return population
 
@@ -195,7 +191,7 @@ class Surrogate(Strategy):
         return child
 
     def _priced(self, children: Sequence[Genotype], known: Sequence[Trial]) -> list[Trial]:
-        """Children with predicted costs, by the networks that were asked for; all cost 0 before there are 5."""
+        """Children with costs predicted by the networks that were asked for; 0 before there are 5 of these."""
         seen = [trial for trial in known if np.isfinite(self._cost_of(trial)).all()]
         cost = np.zeros((len(children), len(self._pool.costs)))
         if len(seen) >= FEWEST:
