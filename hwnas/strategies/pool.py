@@ -117,6 +117,8 @@ class Pool:
         size: int,
         rng: np.random.Generator,
         num_drawn: int = 0,
+        *,
+        unbounded: bool = False,
     ) -> list[Genotype]:
         """New candidates of the highest values under bounds that are spread over the costs' quantiles.
 
@@ -130,6 +132,7 @@ class Pool:
             size: Networks to choose; fewer if there are not so many.
             rng: Source of randomness.
             num_drawn: How many of them are drawn uniformly instead, from the second on.
+            unbounded: Whether the last place has no bound.
         """
         names, _, cost, allowed = self.candidates()
         every = self._costs_of_all()
@@ -141,7 +144,8 @@ class Pool:
                 break
             which, hope = rng.integers(cost.shape[1]), value[:, rng.integers(value.shape[1])]
             column, dearest = cost[:, which], cost[allowed, which].max()
-            bound = np.quantile(every[every[:, which] <= dearest, which], (place + rng.random()) / size)
+            part = 1.0 if unbounded and place == size - 1 else (place + rng.random()) / size
+            bound = np.quantile(every[every[:, which] <= dearest, which], part)
             under = np.flatnonzero(open_ & (column <= bound))
             if not len(under):
                 under = np.flatnonzero(open_)[[column[open_].argmin()]]

@@ -48,7 +48,7 @@ class Surrogate(Strategy):
     evaluated networks over `SearchSpace.features` and the operations, on a scale of gaps to the best (`Gap`):
     a Gaussian process, or a random forest beyond `MOST_PROCESSED` networks. Each place of a population has a
     bound on a cost, and takes the new network of the highest prediction plus `curiosity` standard deviations
-    under it (`Pool.choose`); with several qualities a place takes one of them by chance. With limits on costs
+    under it (`Pool.choose`), the last one any network; with several qualities a place takes one of them by chance. With limits on costs
     only networks that keep them are asked for.
 
     Costs are the device's, not predicted, where it knows those of any network; else they are predicted from
@@ -111,7 +111,7 @@ class Surrogate(Strategy):
         forms = self._pool.candidates().forms
         new = np.array([form not in self._trials for form in forms], dtype=bool)
         hope = self._hoped(forms)
-        population = self._pool.choose(hope, new, self.population_size, self._rng)
+        population = self._pool.choose(hope, new, self.population_size, self._rng, unbounded=True)
         population = population or self.space.sample(self._rng, 1)
         self._asked = len(population)
         return population
@@ -161,7 +161,8 @@ class Surrogate(Strategy):
         parents = [trial.genotype for trial in self.result()]
         found: dict[Genotype, Genotype] = {}
         for _ in range(TRIES * self.num_candidates):
-            (child,) = [self._child(parents)] if len(known) >= FEWEST and parents else self._strangers(1)
+            inherits = parents and len(known) >= FEWEST
+            child = self._child(parents) if inherits else self.space.sample(self._rng, 1)[0]
             (form,) = pool.forms([child])
             if form not in self._trials:
                 found.setdefault(form, child)
@@ -176,22 +177,21 @@ class Surrogate(Strategy):
             pool.add(children, self._priced(children, known))
         return pool
 
-    def _strangers(self, num: int) -> list[Genotype]:
-        return self.space.sample(self._rng, num)
-
     def _child(self, parents: Sequence[Genotype]) -> Genotype:
-        """Two parents crossed, or one, with one to three operations changed."""
+        """A mix of two parents, or one of them where the mix is no network, with one to three changes."""
         mother, father = (parents[self._rng.integers(len(parents))] for _ in range(2))
-        child = tuple(
-            a if take else b
-            for a, b, take in zip(mother, father, self._rng.random(len(mother)) < 0.5, strict=True)
-        )
+        take = self._rng.random(len(mother)) < 0.5
+        child = tuple(a if own else b for a, b, own in zip(mother, father, take, strict=True))
+        try:
+            self.space.check(child)
+        except ValueError:
+            child = mother
         for _ in range(self._rng.integers(1, 4)):
             child = self.space.mutate(child, self._rng)
         return child
 
     def _priced(self, children: Sequence[Genotype], known: Sequence[Trial]) -> list[Trial]:
-        """Children with costs predicted by the networks that were asked for; 0 before there are 5 of these."""
+        """Children with costs predicted by the networks that were asked for; 0 before 5 are known."""
         seen = [trial for trial in known if np.isfinite(self._cost_of(trial)).all()]
         cost = np.zeros((len(children), len(self._pool.costs)))
         if len(seen) >= FEWEST:
