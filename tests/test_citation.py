@@ -30,7 +30,7 @@ def test_what_the_format_requires() -> None:
 
 def test_every_method_has_its_paper() -> None:
     notes = " ".join(entry["notes"] for entry in CITATION["references"])
-    baselines = {"cascade", "local_search", "random", "regularized_evolution"}
+    baselines = {"cascade", "local_search", "random", "regularized_evolution", "surrogate"}
     methods = {path.stem for path in (conf_folder() / "strategy").glob("*.yaml")} - baselines
     assert set(re.findall(r"strategy=(\w+)", notes)) == methods
     assert len(CITATION["references"]) == 7

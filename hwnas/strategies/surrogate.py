@@ -46,10 +46,10 @@ class Surrogate(Strategy):
 
     The first population is drawn, spread over the costs. Later, a model of each quality is fitted to all
     evaluated networks over `SearchSpace.features` and the operations, on a scale of gaps to the best (`Gap`):
-    a Gaussian process, or a random forest beyond `MOST_PROCESSED` networks. Each place of a population has a
-    bound on a cost, and takes the new network of the highest prediction plus `curiosity` standard deviations
-    under it (`Pool.choose`), the last one any network; with several qualities a place takes one of them by chance. With limits on costs
-    only networks that keep them are asked for.
+    a Gaussian process, or a random forest beyond `MOST_PROCESSED` networks. Each place of a population but
+    the last has a bound on a cost, and takes the new network of the highest prediction plus `curiosity`
+    standard deviations under it (`Pool.choose`); with several qualities a place takes one of them by chance.
+    With limits on costs only networks that keep them are asked for.
 
     Costs are the device's, not predicted, where it knows those of any network; else they are predicted from
     the networks that were asked for. A space that can be listed is searched as a whole; in a larger one the
