@@ -58,7 +58,7 @@ class Surrogate(Strategy):
 
     Args:
         space: Search space.
-        objectives: Qualities, and costs of the device.
+        objectives: A quality, then further ones and costs of the device.
         limits: Limits of the run; those on costs restrict what is asked for.
         seed: Seed of the generator.
         device: Says what networks cost.
@@ -67,7 +67,7 @@ class Surrogate(Strategy):
         curiosity: Standard deviations that are added to a prediction.
 
     Raises:
-        ValueError: A size below 1, no quality, or no cost.
+        ValueError: A size below 1, or no cost.
 
     Source: this project.
     """
@@ -87,14 +87,14 @@ class Surrogate(Strategy):
     ) -> None:
         self.space, self.objectives, self.limits = space, objectives, limits
         self.population_size, self.num_candidates, self.curiosity = population_size, num_candidates, curiosity
-        self._qualities = [objective for objective in objectives if objective.metric not in device.metrics]
         self._device = device
-        self._pool = Pool(space, device, objectives, limits)
-        if not self._qualities or not self._pool.costs:
+        self._pool = Pool(space, device, objectives[1:], limits)
+        if not self._pool.costs:
             raise ValueError(
                 "strategy=surrogate needs a quality and a cost of the device, not "
                 f"{[objective.metric for objective in objectives]}"
             )
+        self._qualities = [objective for objective in objectives if objective not in self._pool.costs]
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._asked = 0
@@ -156,7 +156,7 @@ class Surrogate(Strategy):
 
     def _children(self) -> Pool:
         """A pool of the evaluated networks, and of strangers at first, later of children of the front."""
-        pool = Pool(self.space, self._device, self.objectives, self.limits)
+        pool = Pool(self.space, self._device, self._pool.costs, self.limits)
         known = list(self._trials.values())
         parents = [trial.genotype for trial in self.result()]
         found: dict[Genotype, Genotype] = {}

@@ -13,6 +13,7 @@ from torch import nn
 
 from hwnas.build import build, conf_folder
 from hwnas.core import Objective, Trial
+from hwnas.devices.flops import Flops
 from hwnas.spaces.blocks import count
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts.encoding import (
@@ -588,7 +589,13 @@ def test_every_strategy_searches_the_space(path: Path, restricted: bool) -> None
     space = small() if restricted else Darts(4, 3)
     objectives = (Objective("params", "max"), Objective("flops", "min"))
     strategy = build(
-        OmegaConf.load(path), space=space, objectives=objectives, limits=(), seed=0, generations=9
+        OmegaConf.load(path),
+        space=space,
+        objectives=objectives,
+        limits=(),
+        seed=0,
+        generations=9,
+        device=Flops(space),
     )
     for generation in range(4):
         population = strategy.ask()

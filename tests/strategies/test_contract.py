@@ -40,6 +40,7 @@ def create(
         limits=limits,
         seed=seed,
         generations=BUDGET,
+        device=ToyCost(space or Toy(), metric=OBJECTIVES[1].metric),
     )
 
 
