@@ -179,7 +179,7 @@ class Surrogate(Strategy):
 
     def _child(self, parents: Sequence[Genotype]) -> Genotype:
         """A mix of two parents, or one of them where the mix is no network, with one to three changes."""
-        mother, father = (parents[self._rng.integers(len(parents))] for _ in range(2))
+        mother, father = (parents[int(self._rng.integers(len(parents)))] for _ in range(2))
         take = self._rng.random(len(mother)) < 0.5
         child = tuple(a if own else b for a, b, own in zip(mother, father, take, strict=True))
         try:
