@@ -33,10 +33,9 @@ def test_regret_after_few_evaluations(cases: list[Case]) -> None:
         each = (time.perf_counter() - start) / regrets.shape[0] / regrets.shape[1] / max(SIZES)
         mean[strategy] = regrets.mean(axis=(0, 1))
         for place, size in enumerate(SIZES):
-            rows.append(
-                [f"{strategy}, {size}", *(interval(list(values[:, place])) for values in regrets)]
-                + [f"{mean[strategy][place]:.2f}", f"{1000 * each:.1f} ms"]
-            )
+            by_case = (interval(values[:, place].tolist()) for values in regrets)
+            last = (f"{mean[strategy][place]:.2f}", f"{1000 * each:.1f} ms")
+            rows.append([f"{strategy}, {size}", *by_case, *last])
     show(
         "one run for all limits",
         ["evaluations", *(case.name for case in cases), "mean", "each"],
