@@ -197,7 +197,7 @@ def test_a_budget_plans_the_networks() -> None:
     assert scored * 0.01 + short * 5 + long * 20 <= 600
     assert min(scored / 100, short / 6) >= 1
     assert long > 0
-    strategy.plan(300, [0.01, 5.0, 20.0])
+    strategy.plan(100, [0.01, 5.0, 20.0])
     assert 6 <= strategy.networks[1] < short
 
 
