@@ -324,9 +324,7 @@ class Cascade(Strategy):
         scored = [row for row, form in enumerate(forms) if self._scores[0] in self._known.get(form, {})]
         if self._numbers_of != (len(forms), len(scored)):
             self._numbers_of = (len(forms), len(scored))
-            every = np.column_stack(
-                [self.space.features(forms), self.space.onehot(forms).reshape(len(forms), -1)]
-            )
+            every = self._pool.numbers(forms)
             raw = np.array([[self._known[forms[row]][name] for name in self._scores] for row in scored])
             quantiles = (rankdata(raw, axis=0) - 0.5) / len(raw)
             smooth = gaussian_process(every[scored], quantiles, self._seed)(every)[0]

@@ -76,6 +76,10 @@ class Pool:
         """The live operations of networks: those of equal ones compute the same."""
         return [tuple(row) for row in self.space.live(genotypes).tolist()]
 
+    def numbers(self, forms: Sequence[Genotype]) -> FloatArray:
+        """What models look at: `SearchSpace.features` and which operations there are, (n, d)."""
+        return np.column_stack([self.space.features(forms), self.space.onehot(forms).reshape(len(forms), -1)])
+
     def add(self, genotypes: Sequence[Genotype], trials: Sequence[Trial] | None = None) -> None:
         """Know of networks, with the costs of their trials, or with those that the device answers."""
         found = trials or trials_of(genotypes, [self._device.evaluate(genotypes)], 0)

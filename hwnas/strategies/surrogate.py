@@ -133,7 +133,7 @@ class Surrogate(Strategy):
             return self._rng.random((len(forms), len(self._qualities)))
         if not self._pool.listed or not self._hopes or len(known) >= GROWTH * self._fitted:
             self._fitted = len(known)
-            X, every = self._numbers(known), self._numbers(forms)
+            X, every = self._pool.numbers(known), self._pool.numbers(forms)
             y = -costs([self._trials[form] for form in known], self._qualities)
             columns = [self._predicted(X, each, every) for each in y.T]
             self._hopes = dict(zip(forms, np.column_stack(columns), strict=True))
@@ -147,9 +147,6 @@ class Surrogate(Strategy):
         else:
             mean, deviation = random_forest(X, scale, self._seed)(every)
         return mean + self.curiosity * deviation
-
-    def _numbers(self, forms: Sequence[Genotype]) -> FloatArray:
-        return np.column_stack([self.space.features(forms), self.space.onehot(forms).reshape(len(forms), -1)])
 
     def _cost_of(self, trial: Trial) -> FloatArray:
         return costs([trial], self._pool.costs)[0]
@@ -195,9 +192,9 @@ class Surrogate(Strategy):
         seen = [trial for trial in known if np.isfinite(self._cost_of(trial)).all()]
         cost = np.zeros((len(children), len(self._pool.costs)))
         if len(seen) >= FEWEST:
-            X = self._numbers(self._pool.forms([trial.genotype for trial in seen]))
+            X = self._pool.numbers(self._pool.forms([trial.genotype for trial in seen]))
             y = costs(seen, self._pool.costs)
-            every = self._numbers(self._pool.forms(children))
+            every = self._pool.numbers(self._pool.forms(children))
             cost = np.column_stack(
                 [gaussian_process(X, each, self._seed, LEAST_NOISE)(every)[0] for each in y.T]
             )
