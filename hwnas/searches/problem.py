@@ -272,18 +272,7 @@ def set_up(problem: Problem, context: RunContext) -> Task:
     )
     metrics = _metrics(evaluators)
     objectives = tuple(Objective(name, metrics[name]) for name in (*quality.objectives, *device.objectives))
-    strategy = build(
-        problem.strategy,
-        Strategy,
-        "strategy",
-        space=space,
-        objectives=objectives,
-        limits=limits,
-        seed=problem.seed,
-        generations=problem.generations,
-        evaluator=quality,
-        device=device,
-    )
+    strategy = make_strategy(problem, space, evaluators, objectives, limits)
     _check_rungs(problem, quality, strategy)
     names = {"search_space": space.name, "dataset": dataset.name, "evaluator": quality.name}
     names |= {"device": device.name, "strategy": type(strategy).__name__}
@@ -301,6 +290,39 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         strategy=strategy,
         recipe=recipe,
         margins=margins,
+    )
+
+
+def make_strategy(
+    problem: Problem,
+    space: SearchSpace,
+    evaluators: Sequence[Evaluator],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+) -> Strategy:
+    """The strategy of a problem.
+
+    Args:
+        problem: Its strategy, seed and generations count.
+        space: The search space.
+        evaluators: The quality, then the device.
+        objectives: What is optimised, the quality first.
+        limits: Bounds as numbers.
+
+    Raises:
+        ValueError: A setting of the wrong kind.
+    """
+    return build(
+        problem.strategy,
+        Strategy,
+        "strategy",
+        space=space,
+        objectives=tuple(objectives),
+        limits=tuple(limits),
+        seed=problem.seed,
+        generations=problem.generations,
+        evaluator=evaluators[0],
+        device=evaluators[1],
     )
 
 
