@@ -204,8 +204,8 @@ class Ray(Workers):
         self._ray.shutdown()
 
 
-def packed(evaluator: Evaluator, say: Mapping[str, Callable[[str], None]]) -> bytes:
-    """A prepared evaluator as bytes; functions of `say` are replaced by their names."""
+def packed(content: object, say: Mapping[str, Callable[[str], None]]) -> bytes:
+    """A prepared evaluator, or what has some, as bytes; functions of `say` are replaced by their names."""
     from joblib.externals import cloudpickle  # also takes classes of notebooks
 
     class Pickler(cloudpickle.Pickler):
@@ -213,11 +213,11 @@ def packed(evaluator: Evaluator, say: Mapping[str, Callable[[str], None]]) -> by
             return next((how for how, function in say.items() if callable(obj) and obj == function), None)
 
     file = io.BytesIO()
-    Pickler(file).dump(evaluator)
+    Pickler(file).dump(content)
     return file.getvalue()
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
     """Reads `packed` evaluators; functions of `say` become ones that collect messages in `said`."""
 
     def __init__(self, copy: bytes, said: list[tuple[str, str]]) -> None:
@@ -225,6 +225,7 @@ class _Unpickler(pickle.Unpickler):
         self._said = said
 
     def persistent_load(self, pid: str) -> Callable[[str], None]:
+        """The function of a name."""
         return lambda sentence: self._said.append((pid, sentence))
 
 
@@ -238,7 +239,7 @@ def _evaluate(key: str, copy: bytes, index: int, part: Part) -> Done:
     if _latest is None or _latest[0] != key:
         logging.disable(logging.INFO)  # of libraries; messages of evaluators are collected
         said: list[tuple[str, str]] = []
-        _latest = key, _Unpickler(copy, said).load(), said
+        _latest = key, Unpickler(copy, said).load(), said
     _, evaluator, said = _latest
     answers = evaluator.evaluate(part)
     spoken = list(said)

@@ -19,7 +19,7 @@ from hwnas.spaces.darts import Darts
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
 from hwnas.spaces.toy import Toy
-from hwnas.store.workers import _Unpickler, packed
+from hwnas.store.workers import Unpickler, packed
 
 SPACE = NasBench201(image_shape=(1, 8, 8))
 PRUNED = SPACE.restrict([(1, 3), (1, 2, 4), (3, 4), (2, 3), (1, 3, 4), (0, 1)])
@@ -512,7 +512,7 @@ def test_copies_for_workers_evaluate_and_do_no_more(folders: Folders) -> None:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in states(evaluator).values())
     x, _ = digits().split("valid")
     assert weights + 4 * x.numel() < len(copied) < weights + 4 * x.numel() + 200_000
-    other = _Unpickler(copied, []).load()
+    other = Unpickler(copied, []).load()
     assert other.evaluate(POPULATIONS[0]) == evaluator.evaluate(POPULATIONS[0])
     assert files == {path: path.stat().st_mtime_ns for path in folders.path.rglob("*") if path.is_file()}
     evaluator.prepare(SPACE, POPULATIONS[1])  # which can still train
