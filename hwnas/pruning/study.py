@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hwnas.build import moved
 from hwnas.files import consistent, read_json, shaped
+from hwnas.searches.statistics import holm
 
 ALPHA = 0.05
 """Level of all tests, two-sided; comparisons of several betas are corrected by Holm's method."""
@@ -421,16 +422,6 @@ def compare(
         return Comparison(name, mean, mean, mean, 1.0 if mean == 0 else 0.0, len(d))
     reach = float(t.ppf(0.975, len(d) - 1)) * error
     return Comparison(name, mean, mean - reach, mean + reach, float(ttest_rel(a, b).pvalue), len(d))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """P values corrected for their number by Holm's step-down method."""
-    order = sorted(range(len(ps)), key=lambda i: ps[i])
-    corrected, highest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, ps[index] * (len(ps) - rank)))
-        corrected[index] = highest
-    return corrected
 
 
 def conclude(family: Family) -> Conclusion:

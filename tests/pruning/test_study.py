@@ -13,7 +13,7 @@ from scipy.stats import t, ttest_rel
 
 from hwnas.cli.report import write_page_of
 from hwnas.pruning.report import write_study
-from hwnas.pruning.study import Arm, Group, compare, holm, read_study, retained_area, trained_enough
+from hwnas.pruning.study import Arm, Group, compare, read_study, retained_area, trained_enough
 
 SEEDS = (0, 1, 2)
 NOISE = (0.0, 0.001, -0.002)
@@ -113,13 +113,6 @@ def controls(area: float) -> list[dict[str, Any]]:
 
 INTERIOR = {0.0: 0.90, 0.5: 0.92, 1.0: 0.95, 4.0: 0.93}
 LATER = {0.0: 0.80, 0.5: 0.85, 1.0: 0.90, 4.0: 0.85}
-
-
-def test_holm_by_hand() -> None:
-    # Sorted 0.01, 0.02, 0.04 times 3, 2, 1, never falling
-    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([0.6, 0.5]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 def test_the_retained_area_by_hand() -> None:
