@@ -758,6 +758,10 @@ class Evaluator(ABC):
         """Measured over predicted values of networks outside a fit; empty without predictions."""
         return np.empty(0)
 
+    def expected(self, genotypes: Sequence[Genotype]) -> FloatArray | None:
+        """What is known of networks before any evaluation, higher is better, (n,); None if nothing is."""
+        return None
+
     def seconds_each(self, genotypes: Sequence[Genotype]) -> float:
         """Seconds by the clock that an evaluation takes here, on average over some networks."""
         self.evaluate(genotypes[:1])  # a first evaluation loads what it needs

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from hwnas.core import Genotype, SearchSpace, checked
+from hwnas.core import FloatArray, Genotype, SearchSpace, checked
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.evaluators.train import Train
 from hwnas.evaluators.zero_cost import ZeroCost
+from hwnas.spaces.capabilities import HasPublished
 
 
 class Cascade(LooksUp):
@@ -19,10 +20,16 @@ class Cascade(LooksUp):
     computed from these. It is one of the last generation's model; those of earlier generations cannot be
     compared with it.
 
+    Where a space has accuracies that were published for other images, a fit to these says what is expected of
+    its networks before any evaluation (`HasPublished`). Those of the searched images themselves are not used.
+
     Args:
+        space: Search space.
         zero_cost: Scores, without their combination.
         short: Short trainings.
         long: Longer ones, or of larger networks.
+        published: Whether accuracies that were published for other images count.
+        images: The benchmark's name of the images that are searched on.
         lookup: Accuracies of a benchmark's table, for reports.
 
     Raises:
@@ -32,8 +39,20 @@ class Cascade(LooksUp):
     stationary = False
 
     @checked
-    def __init__(self, *, zero_cost: ZeroCost, short: Train, long: Train, lookup: Lookup) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        zero_cost: ZeroCost,
+        short: Train,
+        long: Train,
+        published: bool,
+        images: str,
+        lookup: Lookup,
+    ) -> None:
         self.name = "cascade"
+        self._published = space if published and isinstance(space, HasPublished) else None
+        self._images = images
         self.rungs = (zero_cost, short, long)
         if twice := [name for name in long.metrics if name in short.metrics]:
             raise ValueError(f"long.label must differ from short.label: both report {twice[0]}")
@@ -50,6 +69,10 @@ class Cascade(LooksUp):
         """The rungs' versions, hashed."""
         versions = [rung.prepare(space, population) for rung in self.rungs]
         return hashlib.sha256(" ".join(versions).encode()).hexdigest()[:16]
+
+    def expected(self, genotypes: Sequence[Genotype]) -> FloatArray | None:
+        """What published accuracies on other images say of networks, (n,); None without them."""
+        return None if self._published is None else self._published.expected(genotypes, self._images)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Not possible: a rung does.

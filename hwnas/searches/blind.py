@@ -35,6 +35,7 @@ DECILES = np.arange(1, 10) / 10
 CHOICES = {
     "estimate": "this run's estimate",
     "early": "12 epochs of full training",
+    "expected": "accuracies published for other images",
     "params": "most parameters",
     "flops": "most multiply-adds",
     "random": "a random network",
@@ -118,12 +119,14 @@ class Known:
         costs: Metrics of the exhaustive evaluators, shape (n,) each; `inf`: not supported.
         reports: Metrics that only reports show, shape (n,) each; NaN: unknown.
         early: Accuracy after 12 epochs, shape (n,), NaN: unknown; None if no table has it.
+        expected: What was known before any evaluation, shape (n,); None if nothing was.
     """
 
     genotypes: Sequence[Genotype]
     costs: Mapping[str, FloatArray]
     reports: Mapping[str, FloatArray]
     early: FloatArray | None = None
+    expected: FloatArray | None = None
 
     def within(self, limits: Sequence[Limit]) -> NDArray[np.bool_]:
         """Which networks are supported and keep the limits, shape (n,); none if a metric is unknown."""
@@ -174,7 +177,7 @@ def known_networks(space: SearchSpace, evaluators: Sequence[Evaluator]) -> Known
     for evaluator in others:
         known |= _columns(evaluator.evaluate(genotypes))
     early = reporter.lookup.early(genotypes) if isinstance(reporter, LooksUp) else None
-    return Known(genotypes, known, reports, early)
+    return Known(genotypes, known, reports, early, reporter.expected(genotypes))
 
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, FloatArray]:
@@ -227,6 +230,8 @@ def blind(
     if known.early is not None:
         trained = np.flatnonzero(usable & np.isfinite(known.early))
         regrets["early"] = regret(trained, known.early[trained])
+    if known.expected is not None:
+        regrets["expected"] = regret(every, known.expected[every])
     for name in ("params", "flops"):
         if name in known.costs:
             regrets[name] = regret(every, known.costs[name][every])

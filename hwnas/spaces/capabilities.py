@@ -146,6 +146,21 @@ class HasCosts(HasNetworks):
         """Each operation at each place, and how networks add them up."""
 
 
+class HasPublished(SearchSpace):
+    """A space of whose networks accuracies on some images were published."""
+
+    @abstractmethod
+    def expected(self, genotypes: Sequence[Genotype], apart_from: str) -> FloatArray:
+        """What accuracies on other images say of networks, higher is better, (n,).
+
+        Over all networks the mean is about 0 and the standard deviation about 1.
+
+        Args:
+            genotypes: The architectures.
+            apart_from: Images whose accuracies are not used.
+        """
+
+
 class Drawable(SearchSpace):
     """A space that says how its architectures are drawn."""
 

@@ -54,6 +54,9 @@ PRIOR_PART = 0.8
 Short trainings favour networks that learn fast over those that can learn more; scores know of that.
 """
 
+EXPECTED_PART = 0.8
+"""Part of what is known before any evaluation (`Evaluator.expected`) in the first prior; scores have the rest."""
+
 BATCH = 4
 """Networks of a batch of trainings, at least."""
 
@@ -74,14 +77,15 @@ class Cascade(Strategy):
        networks that keep them are trained. The estimate is that of a model that is fitted to all trainings,
        `best_model`, over the operations, `SearchSpace.features` and quantiles of the scores, smoothed by a
        Gaussian process, which also predicts those of networks that were not scored. It predicts what is left
-       of a line over a prior, the sum of the logarithms of these quantiles, on a scale of gaps to the best,
-       `Gap`. An estimate is the mean of this and the prior, with the weight `PRIOR_PART` of the latter.
+       of a line over a prior on a scale of gaps to the best, `Gap`. The prior is the sum of the logarithms of
+       these quantiles; where something is known before any evaluation (`Evaluator.expected`), the weighted
+       mean of both. An estimate is the mean of model and prior, with the weight `PRIOR_PART` of the latter.
     3. Train `networks[2]` longer, chosen likewise. The prior of their model is the estimate by short ones.
     4. Return the front of estimate and cost of all networks that are known or can be listed. The last
        population is this front and all networks of earlier ones, with the estimates of the last model.
 
     Networks whose live operations are equal are one network to it. Before anything is trained the estimate is
-    the fraction of networks with a lower sum of the logarithms of these quantiles.
+    the fraction of networks with a lower prior.
 
     Args:
         space: Search space.
@@ -138,6 +142,7 @@ class Cascade(Strategy):
         self._seed, self._generations = seed, generations
         self._rng = np.random.default_rng(seed)
         self._pool = Pool(space, device, objectives, limits)
+        self._evaluator = evaluator
         self._scores = tuple(evaluator.rungs[0].metrics)
         self._read = (*self._scores, *(next(iter(rung.metrics)) for rung in evaluator.rungs[1:]))
         self._accuracies = tuple(next(iter(rung.metrics)) for rung in evaluator.rungs[1:])
@@ -317,9 +322,9 @@ class Cascade(Strategy):
     def _numbers(self, forms: Sequence[Genotype]) -> FloatArray:
         """Numbers that models look at, (forms, d).
 
-        The first number is the prior, the sum of the logarithms of the scores' quantiles, which follow. A
-        Gaussian process over the structure predicts the quantiles, also those of networks that were scored:
-        scores are noisy, and the highest of many are mostly so by luck.
+        The first number is the prior, the others are the scores' quantiles and the structure. A Gaussian
+        process over the structure predicts the quantiles, also those of networks that were scored: scores are
+        noisy, and the highest of many are mostly so by luck.
         """
         scored = [row for row, form in enumerate(forms) if self._scores[0] in self._known.get(form, {})]
         if self._numbers_of != (len(forms), len(scored)):
@@ -329,7 +334,12 @@ class Cascade(Strategy):
             quantiles = (rankdata(raw, axis=0) - 0.5) / len(raw)
             smooth = gaussian_process(every[scored], quantiles, self._seed)(every)[0]
             smooth = smooth.reshape(len(forms), -1).round(9).clip(0.5 / len(raw), 1.0)  # equal ones stay so
-            self._matrix = np.column_stack([np.log(smooth).sum(axis=1), smooth, every])
+            prior = np.log(smooth).sum(axis=1)
+            expected = self._evaluator.expected(forms)
+            if expected is not None:
+                prior = (prior - prior.mean()) / (prior.std() or 1.0)
+                prior = EXPECTED_PART * expected + (1 - EXPECTED_PART) * prior
+            self._matrix = np.column_stack([prior, smooth, every])
         return self._matrix
 
 

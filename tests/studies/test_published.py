@@ -23,7 +23,7 @@ DECIMALS = 3
 
 
 def cells() -> tuple[np.ndarray, np.ndarray, dict[str, FloatArray]]:
-    """Rows of cells with a path, those whose live operations are not yet there; live operations; accuracies."""
+    """Rows of different cells with a path; live operations of all; accuracies."""
     table, space = read_table(find_file("nasbench201.npz")), NasBench201()
     genotypes = table["arch_ops"].astype(np.intp)
     live = space.live(genotypes)
@@ -48,13 +48,15 @@ def test_coefficients(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_other_images(capsys: pytest.CaptureFixture[str]) -> None:
-    """Blind regret on images that a fit has not seen, of all cells and of those that it has not seen either."""
+    """Blind regret on images that a fit has not seen: of all cells, and of half of them by the other."""
     rows, live, accuracy = cells()
     costs = read_table(find_file("hwnasbench_nasbench201.npz"))
     half = np.random.default_rng(0).random(len(rows)) < 0.5
     for source, target in (IMAGES, IMAGES[::-1]):
-        for fitted_to, judged, name in ((half, ~half, "half of the cells, judged on the other"),
-                                        (half | True, half | True, "all cells")):
+        for fitted_to, judged, name in (
+            (half, ~half, "half of the cells, judged on the other"),
+            (half | True, half | True, "all cells"),
+        ):
             values = fitted(live[rows[fitted_to]], accuracy[source][rows[fitted_to]])
             own = rows[judged]
             estimate, truth = values[0] + terms(live[own]) @ values[1:], accuracy[target][own]

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hwnas.core import Genotype
-from hwnas.spaces.capabilities import Drawable, HasCosts, HasDepth, HasSimilarity, HasSupernet
+from hwnas.core import FloatArray, Genotype
+from hwnas.spaces.capabilities import (
+    Drawable,
+    HasCosts,
+    HasDepth,
+    HasPublished,
+    HasSimilarity,
+    HasSupernet,
+)
 from hwnas.spaces.drawing import Drawing
 from hwnas.spaces.nasbench201.drawing import cell
 from hwnas.spaces.nasbench201.encoding import NasBench201Encoding
+from hwnas.spaces.nasbench201.published import expected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +28,9 @@ if TYPE_CHECKING:
     from hwnas.spaces.nasbench201.supernet import NasBench201Supernet
 
 
-class NasBench201(NasBench201Encoding, HasSimilarity, HasSupernet, HasCosts, HasDepth, Drawable):
+class NasBench201(
+    NasBench201Encoding, HasSimilarity, HasSupernet, HasCosts, HasDepth, HasPublished, Drawable
+):
     """The NAS-Bench-201 cell: `NasBench201Encoding`, with networks, populations, a supernet and a picture."""
 
     def network(self, genotype: Genotype) -> NasBench201Network:
@@ -45,6 +55,10 @@ class NasBench201(NasBench201Encoding, HasSimilarity, HasSupernet, HasCosts, Has
     def blocks(self) -> Blocks:
         """Each operation at each stage, and how networks add them up."""
         return _networks().measurable_blocks(self)
+
+    def expected(self, genotypes: Sequence[Genotype], apart_from: str) -> FloatArray:
+        """What the benchmark's accuracies on other images say of networks, (n,), by `published`."""
+        return expected(self.live(genotypes), {apart_from})
 
     def drawing(self) -> Drawing:
         """The graph of the cell."""
