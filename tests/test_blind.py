@@ -49,7 +49,7 @@ def test_tau_looks_at_the_top() -> None:
     assert taus(np.ones(0), np.ones(0)) == {"all": None, "better_half": None, "top_tenth": None}
 
 
-def known(early: np.ndarray | None = None) -> Known:
+def known(early: np.ndarray | None = None, expected: np.ndarray | None = None) -> Known:
     """Networks 1 to 10 cost as many ms and have ten times as many percent; 11 is not supported, 0 unknown."""
     number = np.arange(12.0)
     truth, cost = number / 10, number.copy()
@@ -59,6 +59,7 @@ def known(early: np.ndarray | None = None) -> Known:
         {"latency_ms": cost, "params": number, "flops": np.full(12, 7.0)},
         {"table_val_acc": truth},
         early,
+        expected,
     )
 
 
@@ -73,7 +74,9 @@ def test_a_run_beside_simpler_choices() -> None:
     """5.5 ms, of the network that the table does not know, is a cost of the space, and its median."""
     early = -np.arange(12.0)
     early[1] = math.nan
-    found = blind(known(early), trials(_3=1, _5=2, _8=0.5, _0=9, _11=9), OBJECTIVES, chance=0.1)
+    found = blind(
+        known(early, np.arange(12.0) % 6), trials(_3=1, _5=2, _8=0.5, _0=9, _11=9), OBJECTIVES, chance=0.1
+    )
     assert found is not None
     assert (found.cost, found.networks, found.seconds_per_new) == ("latency_ms", 3, None)
     assert found.limits == pytest.approx((2, 3, 4, 5, 5.5, 6, 7, 8, 9))
@@ -81,6 +84,7 @@ def test_a_run_beside_simpler_choices() -> None:
     assert found.regret["estimate"] == pytest.approx((10, 0, 10, 0, 0, 10, 20, 30, 40))
     assert found.mean == pytest.approx(120 / 9)
     assert found.regret["early"] == pytest.approx((0, 10, 20, 30, 30, 40, 50, 60, 70))  # 2, as 1 is unknown
+    assert found.regret["expected"] == pytest.approx((0, 0, 0, 0, 0, 10, 20, 30, 40))  # 5, however dear
     assert found.regret["params"] == pytest.approx((0,) * 9)
     # The mean of 1 to k is (k + 1) / 2; with the same multiply-adds, the most are any.
     assert found.regret["random"] == pytest.approx((5, 10, 15, 20, 20, 25, 30, 35, 40))

@@ -53,6 +53,11 @@ class Cascade(LooksUp):
         self.name = "cascade"
         self._published = space if published and isinstance(space, HasPublished) else None
         self._images = images
+        if self._published:
+            self.note = (
+                "what to expect of networks follows from accuracies published for images other than "
+                f"{images}, then from this run; evaluator.published=false leaves the former out"
+            )
         self.rungs = (zero_cost, short, long)
         if twice := [name for name in long.metrics if name in short.metrics]:
             raise ValueError(f"long.label must differ from short.label: both report {twice[0]}")

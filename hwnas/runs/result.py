@@ -188,9 +188,9 @@ class Blind:
         cost: Metric that is limited.
         limits: Its 0.1, 0.2, ..., 0.9 quantiles, in its unit.
         regret: At each limit, in points; by how the network is chosen: "estimate" is the run's, among its own
-            networks, "early" the benchmark's after 12 epochs, "params" and "flops" choose the largest
-            network and "random" any one, all among all networks. With equal estimates the run's cheapest
-            network is chosen; of the others it is the mean.
+            networks, "early" the benchmark's after 12 epochs, "expected" what was known before any
+            evaluation, "params" and "flops" choose the largest network and "random" any one, all among all
+            networks. With equal estimates the run's cheapest network is chosen; of the others it is the mean.
         tau: Kendall's tau of the estimate with the truth over the run's networks: "all", the "better_half"
             and the "top_tenth" by truth; None for fewer than ten networks, or where all are equal.
         networks: How many of the run's networks are compared.

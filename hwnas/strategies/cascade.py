@@ -55,7 +55,7 @@ Short trainings favour networks that learn fast over those that can learn more; 
 """
 
 EXPECTED_PART = 0.8
-"""Part of what is known before any evaluation (`Evaluator.expected`) in the first prior; scores have the rest."""
+"""Part in the first prior of what is known before evaluations (`Evaluator.expected`); the rest is scores."""
 
 BATCH = 4
 """Networks of a batch of trainings, at least."""

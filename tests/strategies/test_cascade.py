@@ -106,6 +106,20 @@ def test_the_model_learns_what_scores_do_not_know() -> None:
     assert found == front(found, OBJECTIVES)
 
 
+def test_what_is_known_before_is_most_of_the_prior() -> None:
+    """Scores favour 1x1 convolutions; what is known beforehand 3x3 convolutions, and so does the answer."""
+
+    def best(known: bool) -> Genotype:
+        strategy, evaluators = create(networks=(60, 8, 0))
+        if known:
+            evaluators[0].expected = lambda genotypes: 6.0 * (np.array(genotypes) == CONV).mean(axis=1)  # type: ignore[method-assign]
+        search(strategy, evaluators, Archive(), 1)
+        return max(strategy.result(), key=lambda trial: trial.metrics["estimate"]).genotype
+
+    assert best(known=True).count(CONV) == 6
+    assert best(known=False).count(2) >= 4
+
+
 def test_estimates_are_those_of_the_last_model_and_of_equal_networks_equal() -> None:
     strategy, evaluators = create()
     trials = run(strategy, evaluators)
