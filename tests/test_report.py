@@ -21,7 +21,7 @@ from hwnas.cli.report import command
 from hwnas.core import Limit, Objective
 from hwnas.reports import sweep
 from hwnas.reports import view as report_view
-from hwnas.reports.charts import axis, scatter
+from hwnas.reports.charts import axis, from_top, scatter
 from hwnas.reports.page import write_report, write_sweep_report
 from hwnas.runs.result import read_result
 from hwnas.runs.units import quantity, text
@@ -688,6 +688,30 @@ def test_blind_regret_of_a_sweep(tmp_path):
     for path in tmp_path.glob("rmi-*"):
         shutil.rmtree(path)
     assert sweep.page(tmp_path)["blind"] is None
+
+
+def test_blind_regret_against_seconds_of_budgets(tmp_path):
+    for budget, points, seconds in (("1min", 3.0, 70.0), ("10min", 1.0, 600.0)):
+        for seed in (0, 1):
+            make_run(
+                tmp_path / f"{budget}-{seed}",
+                overrides=("experiment=toy", f"budget={budget}", f"seed={seed}"),
+                blind={**BLIND, "regret": {**BLIND["regret"], "estimate": [points, points]}},
+                hypervolume=[0.1],
+                seconds={"total": seconds},
+            )
+    for path in tmp_path.iterdir():
+        (path / "pareto.csv").write_text("arch,genotype,val_acc,latency_ms\naaaa,0 0 0 0,0.5,1.0\n")
+    found = sweep.page(tmp_path)["blind_curves"]
+    assert [name for name, *_ in found.series[1:]] == ["12 epochs of full training"]
+    (_, _, path, _), (_, _, level, band) = found.series
+    heights = [float(point.split()[1]) for point in path.removeprefix("M").split("L")]
+    assert heights == [from_top(found.y.at(3.0)), from_top(found.y.at(1.0))]
+    assert (level, band) == (f"M0 {from_top(found.y.at(0.125))}H100", "")
+    assert "12 epochs of full training" in write_sweep_report(tmp_path).read_text()
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / f"10min-{seed}")
+    assert sweep.page(tmp_path)["blind_curves"] is None
 
 
 def test_networks_of_the_front_show_what_only_reports_know(tmp_path):

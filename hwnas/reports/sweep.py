@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, pstdev, stdev
 from typing import TypeVar
@@ -124,8 +124,9 @@ def page(folder: Path) -> dict[str, object]:
         name for name in names if name not in (*limits, "device", "device.path", "search_space", "dataset")
     ]
 
-    def kind(job: Job) -> str:
-        return ", ".join(f"{name} {job.settings.get(name, '')}" for name in kinds) or job.result.strategy
+    def kind(job: Job, apart_from: str = "") -> str:
+        named = [f"{name} {job.settings.get(name, '')}" for name in kinds if name != apart_from]
+        return ", ".join(named) or job.result.strategy
 
     colours = {name: (index + 1) % NUM_COLOURS for index, name in enumerate(grouped(jobs, kind))}
     places = grouped(jobs, lambda job: job.place)
@@ -160,6 +161,7 @@ def page(folder: Path) -> dict[str, object]:
         "groups": _groups(jobs, names),
         "names": names,
         "blind": _blind(jobs, names),
+        "blind_curves": _blind_curves(jobs, lambda job: kind(job, "budget")),
         "runs": [_run(job) for job in jobs],
         "failed": sorted(states.failed.items()),
     }
@@ -374,6 +376,46 @@ def _blind(jobs: Sequence[Job], names: Sequence[str]) -> BlindRegrets | None:
             )
         )
     return BlindRegrets([CHOICES[name] for name in choices], rows)
+
+
+def _blind_curves(jobs: Sequence[Job], kind: Callable[[Job], str]) -> Curves | None:
+    """Blind regret against the seconds of a run, by budget, and that of simpler choices.
+
+    A curve per kind of runs: means over devices and seeds, with a band of one standard deviation. None if no
+    kind has several budgets.
+    """
+    known = [(job, seen) for job in jobs if (seen := job.result.blind) is not None]
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for name, group in grouped((job for job, _ in known), kind).items():
+        for of in grouped(group, lambda job: job.settings.get("budget", "")).values():
+            means = [job.result.blind.mean for job in of if job.result.blind]
+            seconds = mean(job.result.seconds["total"] for job in of)
+            curves.setdefault(name, []).append((seconds, mean(means), pstdev(means)))
+    if not any(len(points) > 1 for points in curves.values()):
+        return None
+    levels = {
+        choice: mean(seen.mean_of(choice) for _, seen in known if choice in seen.regret)
+        for choice in CHOICES
+        if choice not in ("estimate", "random") and any(choice in seen.regret for _, seen in known)
+    }
+    every = [point for points in curves.values() for point in points]
+    x = replace(axis("seconds", [s for s, *_ in every], allow_log=True), label="seconds of a run")
+    heights = [m + sign * d for _, m, d in every for sign in (-1, 1)] + list(levels.values())
+    y = replace(axis("regret", [max(0.0, height) for height in heights]), label="blind regret, points")
+    series = []
+    for number, (name, points) in enumerate(curves.items()):
+        points.sort()
+        upper, lower = (
+            [f"{x.at(s)} {from_top(y.at(m + sign * d))}" for s, m, d in points] for sign in (1, -1)
+        )
+        middle = "M" + "L".join(f"{x.at(s)} {from_top(y.at(m))}" for s, m, _ in points)
+        band = "M" + "L".join([*upper, *reversed(lower)]) + "Z"
+        series.append((name, (number + 1) % NUM_COLOURS, middle, band))
+    for choice, level in levels.items():
+        series.append(
+            (CHOICES[choice], (len(series) + 1) % NUM_COLOURS, f"M0 {from_top(y.at(level))}H100", "")
+        )
+    return Curves("Blind regret by budget", x, y, series)
 
 
 @dataclass(frozen=True)
