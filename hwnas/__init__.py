@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC
     from hwnas.runs.folder import Run
     from hwnas.runs.result import Result
     from hwnas.searches.problem import Problem
+    from hwnas.searches.replay import Replay
     from hwnas.spaces.darts import Darts
     from hwnas.spaces.fbnet import FBNet
     from hwnas.spaces.nasbench201 import NasBench201
@@ -111,6 +112,7 @@ _PUBLIC = {
     "hwnas.runs.folder": ("Run",),
     "hwnas.runs.result": ("Result",),
     "hwnas.searches.problem": ("Problem",),
+    "hwnas.searches.replay": ("Replay",),
     "hwnas.spaces.darts": ("Darts",),
     "hwnas.spaces.fbnet": ("FBNet",),
     "hwnas.spaces.nasbench201": ("NasBench201",),

@@ -21,7 +21,7 @@ from hwnas.data.images import Images
 from hwnas.files import consistent, read_json, shaped, write_json, write_text
 from hwnas.reports.page import write_report
 from hwnas.runs.display import Display
-from hwnas.runs.folder import CONFIG, PROBLEM, Run
+from hwnas.runs.folder import CONFIG, PROBLEM, VERSIONS, Run
 from hwnas.runs.folder import read_run as read
 from hwnas.runs.lock import STORED, own_folder
 from hwnas.runs.log import writing
@@ -43,9 +43,6 @@ from hwnas.training.recipe import forget_checkpoint
 
 LOG = "search.log"
 """File of a run's messages, in its folder."""
-
-VERSIONS = "versions.json"
-"""The evaluators' versions when a run began, in its folder."""
 
 CSV: Mapping[str, object] = MappingProxyType({"wandb": False})
 """The logger that writes metrics.csv and nothing else."""
@@ -226,12 +223,18 @@ def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator
         ValueError: It is not: the run's archive would hold costs or qualities that cannot be compared.
     """
     versions = {evaluator.name: evaluator.version for evaluator in evaluators}
+    if task.held is not None:
+        versions["replay"] = task.held.digest
     if not (resumed and path.is_file()):
         write_json(path, versions)
         return
     known = read_json(path)
     with consistent(path):
         shaped(known, {str: str})
+    if task.held is not None and known.get("replay") != task.held.digest:
+        raise ValueError(
+            f"what replay= names has changed since the run in {path.parent} began; start a new run"
+        )
     groups = ("evaluator", "device")
     for evaluator, group in itertools.zip_longest(evaluators, groups[: len(evaluators)]):
         name = evaluator.name if group is None else f"{group}={task.names[group]}"

@@ -19,7 +19,7 @@ from hwnas.cli.errors import explain
 from hwnas.cli.job import Job, resolve, run
 from hwnas.cli.overrides import check_settings, prepared, quoted
 from hwnas.cli.report import write_page_of
-from hwnas.cli.search import problem_of
+from hwnas.cli.search import problem_of, settle
 from hwnas.devices.profile import Profile
 from hwnas.exports.network import FIGURES, target
 from hwnas.files import find_file, read_json
@@ -57,6 +57,7 @@ def compose(*words: str, **parts: object) -> Problem:
     own = parts.keys() & {"evaluator", "strategy"} and not named  # which the recommended search has not
     cfg, hydra = _composed("search", ("strategy=mo_hdnas", *words) if own else words, None)
     check_settings(cfg, "search")
+    settle(cfg, list(hydra.overrides.task))
     resolve(cfg)
     chosen = choices_in(hydra.runtime.choices, cfg.device)
     names = {group: chosen[group] for group in (*GROUPS.values(), "experiment") if group in chosen}

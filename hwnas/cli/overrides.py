@@ -22,10 +22,12 @@ from hwnas.runs.folder import (
     HYDRA,
     MEMBER,
     PROBLEM,
+    REPLAY_GROUPS,
     RUN_GROUPS,
     _choices,
     check_command,
     choices,
+    run_folders,
     working_folder,
 )
 from hwnas.runs.lock import STORED
@@ -257,6 +259,52 @@ RECOMMENDED = "experiment=blind"
 """The search of those who choose no evaluator, strategy or experiment."""
 
 
+def replay_arguments(arguments: list[str]) -> list[str]:
+    """Hydra's arguments for `replay=<folder>`: with the choices of the run that is replayed.
+
+    Nothing is trained in the end, unless a word says so. `replay=[a,b]` names several folders, `replay=a,b` a
+    sweep over them.
+
+    Raises:
+        ValueError: A folder that holds no run, or one of a choice that has no word.
+    """
+    words = [argument for argument in arguments if argument.startswith("replay=")]
+    value = _unquoted(words[-1].removeprefix("replay=")) if words else "null"
+    if value == "null":
+        return arguments
+    listed = value.startswith("[") and value.endswith("]")
+    folders = [value] if Path(value).expanduser().exists() else value.strip("[]").split(",")
+    folders = [_unquoted(folder.strip()) for folder in folders]
+    if not all(folders):
+        raise ValueError("replay= names no folder")
+    given = {argument.partition("=")[0] for argument in arguments}
+    added = [] if {"trainer", "experiment"} & given else ["trainer=none"]
+    paths = [Path(folder).expanduser() for folder in folders]
+    try:
+        runs = [run for path in paths if not path.is_file() for run in run_folders(path)]
+        chosen = _choices(runs[0]) if runs else {}
+    except ValueError as error:
+        raise ValueError(f"replay={value}: {error}") from None
+    for group in REPLAY_GROUPS if runs else ():
+        if group in given:
+            continue
+        option = chosen.get(group, "")
+        if not re.fullmatch(r"\w+", option) or not (conf_folder() / group / f"{option}.yaml").is_file():
+            raise ValueError(
+                f"replay={value}: its {group}, {option or 'unknown'}, is no choice of {group}=; Python "
+                "replays it: a Problem of the same parts with replay=Replay([folder])"
+            )
+        added.append(f"{group}={option}")
+        if group == "device":
+            added += [f"+{name}={member}" for name, member in chosen.items() if name.startswith(MEMBER)]
+    names = ",".join(map(quoted, folders))
+    return [
+        *added,
+        *(argument for argument in arguments if argument not in words),
+        f"replay=[{names}]" if listed else f"replay={names}",
+    ]
+
+
 def search_arguments(arguments: list[str]) -> list[str]:
     """Hydra's arguments of `hwnas search`: with `RECOMMENDED`, if no word chooses how to search."""
     chooses = re.compile(r"(evaluator|strategy|experiment|resume)=|--config-name")
@@ -331,7 +379,7 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     check_experiment(command, arguments)
     arguments = _short_forms(arguments)
     if command == "search":
-        arguments = search_arguments(arguments)
+        arguments = search_arguments(replay_arguments(list(arguments)))
     if command in ("train", "export"):
         arguments = train_arguments(arguments)
     if command == "profile":

@@ -12,10 +12,11 @@ from hwnas.api import Execution, carry_out
 from hwnas.cli.job import Job
 from hwnas.core import Goal, suggestion
 from hwnas.runs.display import Display
-from hwnas.runs.folder import choices, sweep_or_run
+from hwnas.runs.folder import choices, sweep_or_run, take_replayed
 from hwnas.runs.lock import STORED
 from hwnas.runs.result import Result, read_result
 from hwnas.searches.problem import Problem, RunContext, set_up
+from hwnas.searches.replay import Replay
 from hwnas.training.recipe import forget_checkpoint
 
 Returned = float | list[float]
@@ -57,6 +58,32 @@ def main(job: Job) -> Returned:
     return for_sweeper(cfg.get("returns"), task.goals, {} if best is None else best.metrics)
 
 
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Put what a replayed run was evaluated by into the configuration; a resumed run has it already.
+
+    Args:
+        cfg: Of `hwnas search`; changed in place.
+        overrides: Those of the command.
+
+    Raises:
+        ValueError: As `take_replayed`.
+    """
+    replay = _replay(cfg)
+    if replay is not None and cfg.get("resume") is None:
+        first = Path(replay.folders[0]).expanduser()
+        if not first.is_file():  # of a store: words say what is wanted of it
+            take_replayed(cfg, first, overrides)
+
+
+def _replay(cfg: DictConfig) -> Replay | None:
+    """What a configuration replays."""
+    folders = cfg.get("replay")
+    if folders is None:
+        return None
+    named = [folders] if isinstance(folders, str) else list(folders)
+    return Replay(named, cfg.get("replay_missing", "refuse"), cfg.get("replay_metric"))
+
+
 def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
     """The problem that a configuration states.
 
@@ -80,6 +107,7 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
         generations=cfg.generations,
         seed=cfg.seed,
         names=names,
+        replay=_replay(cfg),
     )
 
 

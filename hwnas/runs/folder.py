@@ -26,7 +26,7 @@ from hwnas.core import (
     unique,
     violations,
 )
-from hwnas.files import plain_yaml, read_json, shaped
+from hwnas.files import consistent, plain_yaml, read_json, shaped
 from hwnas.runs.lock import STORED
 from hwnas.runs.result import MOST_REPORTED, Comparison, Plan, Result, read_plan, read_result
 from hwnas.runs.units import quantity, text
@@ -40,6 +40,9 @@ CONFIG, HYDRA = f"{STORED}/config.yaml", f"{STORED}/hydra.yaml"
 
 PROBLEM = "problem.json"
 """In their place, the problem of a run that Python began."""
+
+VERSIONS = "versions.json"
+"""The evaluators' versions when a run began."""
 
 MEMBER = "device@device.devices."  # the config group of one of several devices, before its name
 
@@ -188,6 +191,65 @@ def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
         cfg[group] = tree
 
 
+REPLAY_GROUPS = ("search_space", "dataset", "evaluator", "device")
+"""What a search that replays a run takes from it."""
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself, if it holds a search; else those of the sweep's searches that have networks.
+
+    Raises:
+        ValueError: It holds neither.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    if (folder / "archive.jsonl").is_file():
+        return [folder]
+    jobs = [path.parent for path in sorted(folder.glob("*/archive.jsonl")) if path.stat().st_size]
+    if not jobs:
+        raise ValueError(f"{folder} holds no search, and no sweep of searches")
+    return jobs
+
+
+def take_replayed(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+    """Put what the networks of a run or a sweep were evaluated by into `cfg`, with the values it had there.
+
+    Another device that was given stays.
+
+    Args:
+        cfg: The configuration of `hwnas search`.
+        folder: The folder of the run or the sweep.
+        overrides: Those of this command.
+
+    Raises:
+        ValueError: There is no run, or a setting that was given contradicts it.
+    """
+    run = run_folders(folder)[0]
+    stored, chosen, cwd = read_config(config_file(run)), _choices(run), working_folder(run)
+    for group in REPLAY_GROUPS:
+        options = [o.partition("=")[2] for o in overrides if o.startswith(f"{group}=")]
+        if options and options[-1] != chosen.get(group):
+            if group == "device":
+                continue
+            raise ValueError(f"{group}={options[-1]}: {run} has {group}={chosen.get(group)}; leave it out")
+        tree = OmegaConf.create({group: OmegaConf.to_container(stored[group], resolve=True)})
+        for node in (tree[group], *dict(tree[group].get("devices") or {}).values()):
+            path = OmegaConf.select(node, "path")
+            if path and cwd is not None and (cwd / str(path)).is_file():
+                node.path = str(cwd / str(path))
+        differs = None
+        for override in overrides:
+            name = override.partition("=")[0].lstrip("+")
+            if name.startswith(f"{group}."):
+                ours, theirs = (OmegaConf.select(each, name) for each in (cfg, tree))
+                if ours != theirs and not (name.endswith("path") and str(theirs).endswith(f"/{ours}")):
+                    differs = f"{name}={ours} contradicts {run}, which has {name}={theirs}"
+        if differs and not (group == "device" and "path=" in differs):
+            raise ValueError(f"{differs}; leave it out, or search without replay=")
+        if differs is None:
+            cfg[group] = tree[group]
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run's folder says.
@@ -320,6 +382,21 @@ def read_run(folder: Path, result: Result | None = None, space: SearchSpace | No
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is corrupt: {error}") from None
     return Run(folder.absolute(), plan, result, names, config, given, space, trials)
+
+
+def versions_of(run: Run) -> dict[str, str]:
+    """The version of each evaluator's answers by its name; empty for runs of early versions.
+
+    Raises:
+        ValueError: The file that says it is corrupt.
+    """
+    path = run.folder / VERSIONS
+    if not path.is_file():
+        return dict(run.result.versions) if run.result else {}
+    known = read_json(path)
+    with consistent(path):
+        shaped(known, {str: str})
+    return {str(name): str(version) for name, version in known.items()}
 
 
 def _image_sizes(config: DictConfig) -> dict[str, object]:

@@ -223,6 +223,21 @@ class Blind:
 
 
 @dataclass(frozen=True)
+class Replays:
+    """The earlier runs among whose networks a search looked, with their answers.
+
+    Attributes:
+        folders: The runs.
+        networks: How many networks they hold.
+        missing: How many different networks the strategy asked for that are not there; they were evaluated.
+    """
+
+    folders: tuple[str, ...]
+    networks: int
+    missing: int
+
+
+@dataclass(frozen=True)
 class Effects:
     """What each operation does to a metric, against the average operation of its edge.
 
@@ -326,6 +341,7 @@ class Result(Plan):
         looked_up: Per metric of a benchmark's table.
         blind_regret: What the run's estimate costs in validation accuracy, in points; None without a table.
         blind: How that was found, beside other ways to choose.
+        replay: What was replayed; None for a search among all networks.
         effects: Per objective, where they are known exactly.
         sums: Per metric that is a sum over operations.
         deciles: Per cost its 0, 0.1, ..., 1 quantiles over the space.
@@ -360,6 +376,7 @@ class Result(Plan):
     looked_up: Mapping[str, LookedUp] | None = None
     blind_regret: float | None = None
     blind: Blind | None = None
+    replay: Replays | None = None
     effects: Mapping[str, Effects] = field(default_factory=dict)
     sums: Mapping[str, Sum] = field(default_factory=dict)
     deciles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

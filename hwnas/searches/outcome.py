@@ -20,6 +20,7 @@ from hwnas.runs.result import (
     LookedUp,
     Network,
     Population,
+    Replays,
     Result,
     Risk,
     Transfer,
@@ -133,7 +134,9 @@ class Conclusion:
             looked_up=self._looked_up() or None,
             blind_regret=None if seen is None else seen.mean,
             blind=seen,
-            effects=exact_effects(task.space, evaluators, task.objectives),
+            replay=self._replay(),
+            # Those of the networks of a replay are no averages over all else.
+            effects={} if task.held else exact_effects(task.space, evaluators, task.objectives),
             sums=separable_sums(evaluators),
             deciles={name: tuple(of) for name, of in cost_deciles(task.space, evaluators).items()},
             reports=self._columns(),
@@ -144,6 +147,15 @@ class Conclusion:
         last = [trial for trial in self.trials if trial.generation == self.trials[-1].generation]
         members = self.task.strategy.survivors() or last
         return Population(len(members), len(unique(members)))
+
+    def _replay(self) -> Replays | None:
+        """What was replayed, and how many networks were not there."""
+        held = self.task.held
+        if held is None:
+            return None
+        there = set(held.space.all())
+        missing = {trial.genotype for trial in self.trials} - there
+        return Replays(held.folders, len(there), len(missing))
 
     def _comparison(self) -> Comparison | None:
         """The answer and the front of every generation, compared with the exact optimum."""
@@ -352,14 +364,32 @@ def _say_that_none_is_feasible(display: Display, end: Conclusion) -> None:
 
 
 def remarks(result: Result) -> list[str]:
-    """Sentences beside a run's answer: the risk that it exceeds its limits, and whose costs it has."""
+    """Sentences beside a run's answer: what was replayed, the risk that it exceeds limits, whose costs."""
+    return (
+        replay_in_words(result)
+        + [
+            f"{metric} is predicted; by the errors for {risk.networks} networks that were not fitted "
+            f"to, the real one exceeds {risk.limit:.4g} with a probability of {risk.probability:.0%}, or "
+            "more: the best of many is favoured by errors"
+            + ("; confidence=0.95 keeps a margin" if risk.probability > 0.05 else "")
+            for metric, risk in (result.risk or {}).items()
+        ]
+        + list(result.notes)
+    )
+
+
+def replay_in_words(result: Result) -> list[str]:
+    """A sentence on what a search replayed, in a list; empty for a search among all networks."""
+    replay = result.replay
+    if replay is None:
+        return []
+    others = f" and {len(replay.folders) - 1} more" * (len(replay.folders) > 1)
+    verb = "was" if replay.missing == 1 else "were"
     return [
-        f"{metric} is predicted; by the errors for {risk.networks} networks that were not fitted "
-        f"to, the real one exceeds {risk.limit:.4g} with a probability of {risk.probability:.0%}, or "
-        "more: the best of many is favoured by errors"
-        + ("; confidence=0.95 keeps a margin" if risk.probability > 0.05 else "")
-        for metric, risk in (result.risk or {}).items()
-    ] + list(result.notes)
+        f"a replay: the space is the {replay.networks:,} networks that were evaluated in {replay.folders[0]}"
+        f"{others}, with the answers from there"
+        + (f"; {replay.missing} that {verb} asked for {verb} not there and evaluated" * bool(replay.missing))
+    ]
 
 
 def virtual_clock(result: Result) -> str:

@@ -34,6 +34,7 @@ from hwnas.runs.display import Display
 from hwnas.runs.result import Plan
 from hwnas.searches.budget import seconds_of
 from hwnas.searches.exact import check_possible, quantile
+from hwnas.searches.replay import Held, Replay, hold
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.training.recipe import Recipe
 
@@ -84,6 +85,7 @@ class Problem:
         budget: Time for the evaluations, e.g. "10min", for a strategy that plans by it; None: no plan.
         generations: Populations to ask for.
         seed: Of the strategy, the evaluator and the final training.
+        replay: Runs whose networks are searched, with the answers that are there; None: all networks.
         names: What pages and files call the parts, by config group; the others are called by their own name,
             or that of their class.
 
@@ -102,6 +104,7 @@ class Problem:
     budget: str | float | None = None
     generations: Count = 20
     seed: Seed = 0
+    replay: Replay | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,6 +162,7 @@ class Task:
         strategy: Asks for populations.
         recipe: How the final network is trained; 0 epochs leave it out.
         margins: By how much limits on predicted costs were lowered, relative, by metric.
+        held: What earlier runs hold for a search that replays them.
     """
 
     problem: Problem
@@ -172,6 +176,7 @@ class Task:
     strategy: Strategy
     recipe: Recipe
     margins: Mapping[str, float]
+    held: Held | None = None
 
     @property
     def generations(self) -> int:
@@ -263,9 +268,13 @@ def set_up(problem: Problem, context: RunContext) -> Task:
             )
         check_batch("trainer.batch_size", recipe.batch_size, dataset.size("all"), recipe.devices)
     device = build(problem.device, Evaluator, "device", **offered)
+    whole, held = space, None
+    if problem.replay is not None:
+        held = hold(problem.replay, space, dataset.name, quality, device, context.display.doubt)
+        space, quality, device = held.space, held.quality, held.device
     evaluators = [quality, device]
     if space.static_metrics([]) and "flops" not in device.metrics:
-        evaluators.append(Flops(space))  # every report can tell, and limits.params works on any device
+        evaluators.append(Flops(whole))  # every report can tell, and limits.params works on any device
     _check_owners(evaluators)
     limits, margins = with_margins(
         parse_limits(problem.limits, space, evaluators), space, evaluators, problem.confidence, warn
@@ -290,6 +299,7 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         strategy=strategy,
         recipe=recipe,
         margins=margins,
+        held=held,
     )
 
 

@@ -44,6 +44,7 @@ def described(problem: Problem, names: Mapping[str, str]) -> dict[str, Plain]:
         "limits": _plain(problem.limits),
         "confidence": problem.confidence,
         **({} if problem.budget is None else {"budget": problem.budget}),
+        **({} if problem.replay is None else {"replay": _settings(vars(problem.replay))}),
         "generations": problem.generations,
         "seed": problem.seed,
     }

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from hwnas.build import build, conf_folder
 from hwnas.core import Genotype, Limit, Objective, SearchSpace, Strategy, Trial
 from hwnas.searches.indicators import Hypervolume
+from hwnas.spaces.held import held
 from hwnas.spaces.toy import Toy, ToyCost
 
 OBJECTIVES = (Objective("val_acc", "max"), Objective("latency_ms", "min"))
@@ -72,8 +73,13 @@ def test_there_are_cases() -> None:
 
 @pytest.mark.parametrize(
     "space",
-    [Toy(), Toy(7, 3), Toy(6, 5, choices=[(0,), (1, 3), (4,), (0, 1, 2, 3, 4), (2, 4), (1, 2, 3)])],
-    ids=["toy", "small", "restricted"],
+    [
+        Toy(),
+        Toy(7, 3),
+        Toy(6, 5, choices=[(0,), (1, 3), (4,), (0, 1, 2, 3, 4), (2, 4), (1, 2, 3)]),
+        held(Toy(), Toy().sample(np.random.default_rng(0), 60)),
+    ],
+    ids=["toy", "small", "restricted", "replayed"],
 )
 def test_asks_are_legal_and_of_stable_length(yaml: Path, space: SearchSpace) -> None:
     strategy = create(yaml, space=space)
