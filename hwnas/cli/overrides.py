@@ -298,11 +298,8 @@ def replay_arguments(arguments: list[str]) -> list[str]:
         if group == "device":
             added += [f"+{name}={member}" for name, member in chosen.items() if name.startswith(MEMBER)]
     names = ",".join(map(quoted, folders))
-    return [
-        *added,
-        *(argument for argument in arguments if argument not in words),
-        f"replay=[{names}]" if listed else f"replay={names}",
-    ]
+    word = f"replay=[{names}]" if listed else f"replay={names}"
+    return [*added, *(word if argument in words else argument for argument in arguments)]
 
 
 def search_arguments(arguments: list[str]) -> list[str]:
