@@ -61,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (
             "search dataset=/path/x",
-            "dataset=/path/x is not known; your own images are dataset=npz dataset.path=/path/x; ",
+            "dataset=/path/x is not known; your own images are dataset=folder dataset.path=/path/x; ",
         ),
         ("search dataset=mine.npz", "; your own images are dataset=npz dataset.path=mine.npz; choices: "),
         ("search +seed=3", "+seed: there is a setting seed already; leave out the +"),
@@ -84,6 +84,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         ("search experiment=beta_vae_mnist_small", "hwnas prune experiment=beta_vae_mnist_small"),
         ("search dataset=npz dataset.path=images", "images is a folder; a file is needed here"),
+        (
+            "search dataset=folder",
+            "dataset=folder needs dataset.path=<folder with a folder of images per class>",
+        ),
+        ("search dataset=folder dataset.path=nowhere", "dataset.path=nowhere is not a folder; looked for "),
+        (
+            "search dataset=folder dataset.path=images",
+            "images has no folders; a classifier needs images of at ",
+        ),
         ("profile compare a.json b.json to=c.html", "only prints and takes no to=c.html; show draws a page"),
     ],
 )

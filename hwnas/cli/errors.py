@@ -55,7 +55,8 @@ def _explained(error: BaseException, config_name: str, arguments: Sequence[str])
         options = list(vars(error)["options"] or [])
         near = suggestion(option, options).partition("; known")[0]
         if group == "dataset" and ("/" in option or Path(option).suffix):
-            near = f"; your own images are dataset=npz dataset.path={option}"
+            kind = "folder" if Path(option).is_dir() or not Path(option).suffix else "npz"
+            near = f"; your own images are dataset={kind} dataset.path={option}"
         plugin = option.partition("_")[0]
         if group.startswith("hydra/") and plugin in PLUGINS:
             near = f": it needs pip install 'hwnas[{plugin}]'"

@@ -149,7 +149,7 @@ def main(job: Job) -> None:
     facts = {} if run is None else trained(run)
     if run is not None:
         take_from_run(cfg, run, words)
-    space, dataset = space_and_images(cfg)
+    space, dataset = space_and_images(cfg, display)
     if not isinstance(space, HasNetworks):
         raise ValueError(f"the {space.name} space has no networks to export")
     if not isinstance(dataset, Images | ImageFolder):

@@ -22,7 +22,8 @@ from hwnas.cli.sweep import HOW, failed, once
 from hwnas.core import SearchSpace
 from hwnas.data.images import DataSet
 from hwnas.files import write_text
-from hwnas.runs.folder import CONFIG, HYDRA, check_command, check_same
+from hwnas.runs.display import Display
+from hwnas.runs.folder import CONFIG, HYDRA, STORE, check_command, check_same
 from hwnas.runs.lock import STORED, own_folder
 from hwnas.runs.log import writing
 
@@ -76,9 +77,16 @@ class Job:
         return dict(self.hydra.runtime.choices)
 
 
-def space_and_images(cfg: DictConfig) -> tuple[SearchSpace, DataSet]:
+def images(cfg: DictConfig, display: Display) -> DataSet:
+    """The data set that a configuration names; what it is and lacks is said to the display."""
+    store_dir = Path(str(OmegaConf.select(cfg, "store.dir", default=STORE))).expanduser()
+    told = {"announce": display.say, "warn": display.doubt}
+    return build.build(cfg.dataset, DataSet, "dataset", store_dir=store_dir, **told)
+
+
+def space_and_images(cfg: DictConfig, display: Display) -> tuple[SearchSpace, DataSet]:
     """The search space that a configuration names, for the images of its data set, and the data set."""
-    dataset = build.build(cfg.dataset, DataSet)
+    dataset = images(cfg, display)
     shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
     return build.build(cfg.search_space, SearchSpace, **shape), dataset
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hwnas.build import build
-from hwnas.cli.job import Job
+from hwnas.cli.job import Job, images
 from hwnas.cli.overrides import PROFILE_FILES
 from hwnas.core import Count, Evaluator, SearchSpace, Seed, check_setting, suggestion
 from hwnas.data.images import DataSet
@@ -54,7 +54,7 @@ def main(job: Job) -> None:
             raise ValueError(f"hwnas profile {cfg.action} needs {name}=<{what}>")
     if cfg.action == "compare" and cfg.to is not None:
         raise ValueError(f"hwnas profile compare only prints and takes no to={cfg.to}; show draws a page")
-    dataset = build(cfg.dataset, DataSet)
+    dataset = images(cfg, display)
     known = _images_of(cfg) if cfg.action == "import" else None
     image_shape, num_classes = known or (dataset.image_shape, dataset.num_classes)
     space: SearchSpace = build(

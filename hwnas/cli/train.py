@@ -55,7 +55,7 @@ def main(job: Job) -> float:
         shaped(result := read_json(finished), {"test_acc": float})
         return float(result["test_acc"])
     seed = check_setting("seed", Seed, cfg.seed)
-    space, dataset = space_and_images(cfg)
+    space, dataset = space_and_images(cfg, display)
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
         display.warn(dataset.protocol)
     if not isinstance(space, HasNetworks):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Unpack, cast
 from annotated_types import Len
 
 from hwnas.core import Count, Fraction, checked, seed_of
+from hwnas.data.decoding import FORMATS, SUFFIXES
 from hwnas.data.images import DataSet, Passes, Passing, word
 from hwnas.data.splits import SPLIT_SEED
 from hwnas.files import data_folder
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 class ImageFolder(DataSet):
@@ -67,18 +67,18 @@ class ImageFolder(DataSet):
         self.valid_fraction = float(valid_fraction)
         self.color_jitter = tuple(map(float, color_jitter))
         self.path = _folder(path)
-        self.classes = _classes(self.path / "train")
+        self._classes = _classes(self.path / "train")
         others = _classes(self.path / "val")
-        if others != self.classes:
-            odd = sorted(set(others) ^ set(self.classes))
+        if others != self._classes:
+            odd = sorted(set(others) ^ set(self._classes))
             raise ValueError(
-                f"dataset.path={path}: train/ has {len(self.classes)} classes and val/ {len(others)}; "
+                f"dataset.path={path}: train/ has {len(self._classes)} classes and val/ {len(others)}; "
                 f"only one of them has {', '.join(odd[:3])}"
             )
-        if len(self.classes) < 2:
+        if len(self._classes) < 2:
             raise ValueError(
                 f"dataset.path={path}: a classifier needs images of at least two classes, each in a folder; "
-                f"train/ has {', '.join(self.classes) or 'none'}"
+                f"train/ has {', '.join(self._classes) or 'none'}"
             )
         self._files: dict[str, list[tuple[Path, int]]] = {}
 
@@ -90,7 +90,16 @@ class ImageFolder(DataSet):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return len(self.classes)
+        return len(self._classes)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes' folders, sorted."""
+        return self._classes
+
+    def file_names(self, part: str) -> list[str]:
+        """Names of the files of a part's images, relative to the folder."""
+        return [file.relative_to(self.path).as_posix() for file, _ in self.files(part)]
 
     @property
     def augmentation(self) -> dict[str, object]:
@@ -207,7 +216,7 @@ class _Files:
 
         file, label = self.files[index]
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return self.transform(image.convert("RGB")), label
         except OSError as error:
             raise ValueError(f"{file} is not a readable image ({error})") from None

@@ -58,6 +58,15 @@ class DataSet(ABC):
     def num_classes(self) -> int:
         """Number of classes."""
 
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the classes, in the order of their labels; None: they have numbers only."""
+        return None
+
+    def file_names(self, part: str) -> Sequence[str] | None:
+        """Names of the files of a part's images, in order; None: they are not files of their own."""
+        return None
+
 
 class NoImages(DataSet):
     """Takes the place of a data set where no network is built (the toy space).
@@ -86,9 +95,9 @@ class Images(DataSet):
             sources, a file of the data folder that is read, if it exists, instead of downloading.
         valid_fraction: Fraction of the training images that is held out for validation; split "benchmark"
             does not use it.
-        split: Which images validate. "seeded": a seeded draw of the training images; "ordered": the last of
-            them; "benchmark": NAS-Bench-201's index lists. For CIFAR-100 and ImageNet16-120 these halve the
-            test images: one half validates, and the other half is "test".
+        split: Which images validate. "seeded": a seeded draw of the training images; "stratified": one of
+            each class; "ordered": the last of them; "benchmark": NAS-Bench-201's index lists. For CIFAR-100
+            and ImageNet16-120 these halve the test images: one half validates, and the other is "test".
         crop: Padding of the random crop, in pixels; 0: no crop.
         flip: Whether to flip images left to right at random.
         cutout: Side of a square at a random place that gets the mean colour, in pixels; 0: none.
@@ -125,6 +134,7 @@ class Images(DataSet):
         self.crop, self.flip, self.shrink, self.cutout = crop, flip, shrink, cutout
         self._shape = image_shape
         self._num_classes = num_classes
+        self._classes: Sequence[str] | None = None
         self._arrays: dict[str, np.ndarray] | None = None
         self._normalisation: tuple[Tensor, Tensor] | None = None
         if source == "npz":
@@ -155,6 +165,13 @@ class Images(DataSet):
             self._num_classes = int(self._load()["y_train"].max()) + 1
         return self._num_classes
 
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the classes: the array `class_names` of an .npz file, if it has one."""
+        if self.source == "npz":
+            self._load()
+        return self._classes
+
     def _load(self) -> dict[str, np.ndarray]:
         """x_train, y_train, x_test, y_test: uint8 (N, H, W, C) and int64 (N,)."""
         if self._arrays is None:
@@ -175,6 +192,8 @@ class Images(DataSet):
                     raise ValueError(
                         f"dataset.{setting} of {self.name} is {given}, but its images have {found}"
                     )
+            if self.source == "npz" and self.path:
+                self._classes = class_names(find_file(self.path), int(arrays["y_train"].max()) + 1)
             self._arrays = arrays
         return self._arrays
 
@@ -219,9 +238,7 @@ class Images(DataSet):
 
         arrays = self._load()
         where, rows = self._rows(part)
-        x, y = arrays[f"x_{where}"][rows], arrays[f"y_{where}"][rows]
-        x_NCHW = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).float().div_(255)
-        return x_NCHW, torch.from_numpy(y)
+        return as_floats(arrays[f"x_{where}"][rows]), torch.from_numpy(arrays[f"y_{where}"][rows])
 
     def size(self, part: str) -> int:
         """Number of images of a part."""
@@ -238,7 +255,7 @@ class Images(DataSet):
             benchmark=self.benchmark,
         )
 
-    def batches(self, part: str, **passing: Unpack[Passing]) -> Batches:
+    def batches(self, part: str, **passing: Unpack[Passing]) -> Batches | MappedBatches:
         """Passes over a part of the images; see `split` and `Passing`."""
         return Batches(self.split(part), self, **passing)
 
@@ -427,6 +444,45 @@ class Batches(Passes):
             yield augment(self.x[rows], self.dataset, generator), self.y[rows]
 
 
+class MappedBatches(Passes):
+    """Augmented batches of images that lie in a memory-mapped file; a batch is read when it is needed.
+
+    Args:
+        images: Images (N, H, W, C), uint8, and labels (N,).
+        rows: Which of them, in order.
+        dataset: Names the augmentation.
+        passing: Settings of the passes.
+    """
+
+    def __init__(
+        self,
+        images: tuple[np.ndarray, np.ndarray],
+        rows: np.ndarray | slice,
+        dataset: Images,
+        **passing: Unpack[Passing],
+    ) -> None:
+        (self.pixels, self.labels), self.dataset = images, dataset
+        self.part = np.arange(len(self.labels))[rows]
+        super().__init__(len(self.part), **passing)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, C, H, W), labels (B,)) per batch."""
+        import torch
+
+        order, generator = self._shuffle() if self.train else (torch.arange(self.num_images), None)
+        for chosen in order.split(self.batch_size):
+            rows = self.part[chosen.numpy()]
+            x, y = as_floats(self.pixels[rows]), torch.from_numpy(self.labels[rows])
+            yield (x if generator is None else augment(x, self.dataset, generator)), y
+
+
+def as_floats(pixels_NHWC: np.ndarray) -> Tensor:
+    """Images (N, H, W, C), uint8, as float32 (N, C, H, W) in 0..1."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(pixels_NHWC.transpose(0, 3, 1, 2))).float().div_(255)
+
+
 def augment(x_BCHW: Tensor, dataset: Images | SmallerImages, generator: torch.Generator) -> Tensor:
     """Random crop, flip and cutout of a whole batch, as the data set asks; keeps (B, C, H, W).
 
@@ -503,6 +559,43 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         )
     _check_labels(path, np.unique(arrays["y_train"]).tolist(), np.unique(arrays["y_test"]).tolist())
     return arrays
+
+
+def class_names(path: Path, num_classes: int) -> list[str] | None:
+    """Names of the classes: the array `class_names` of an .npz file; None if it has none.
+
+    Args:
+        path: The file, of which `read_npz` has read the images.
+        num_classes: Number of names that are needed.
+
+    Raises:
+        ValueError: The array is not one different, printable text per class.
+    """
+    try:
+        with arrays_of(path) as file:
+            if "class_names" not in file.files:
+                return None
+            names = file["class_names"]
+    except (*UNREADABLE, OSError) as error:
+        raise ValueError(f"{path}: class_names cannot be read ({error}); use an array of text") from None
+    if names.dtype.kind != "U" or names.shape != (num_classes,):
+        raise ValueError(
+            f"{path}: class_names must be {num_classes} texts, not {names.dtype} of shape {names.shape}"
+        )
+    return checked_classes(names.tolist(), str(path))
+
+
+def checked_classes(names: list[str], source: str) -> list[str]:
+    """Names of classes that pages and files can show.
+
+    Raises:
+        ValueError: A name twice, empty, or with characters that cannot be printed; begins with `source`.
+    """
+    if odd := [name for name in names if not name.strip() or not name.isprintable()]:
+        raise ValueError(f"{source}: the class name {odd[0]!r} is not printable text; rename the class")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{source}: two classes have the same name; rename one of {', '.join(names[:5])}")
+    return names
 
 
 def _uint8(x: np.ndarray, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rules that choose the validation images: seeded or ordered ones, and the index lists that papers use.
+"""Rules that choose the validation images: drawn or ordered ones, and the index lists that papers use.
 
 NAS-Bench-201 publishes index lists. Its CIFAR-10 list halves the training images. Its lists of CIFAR-100 and
 ImageNet16-120 halve the *test* images: papers validate on one half and report the accuracy on the other half,
@@ -19,7 +19,7 @@ from hwnas.files import find_file, read_json
 SPLIT_SEED = 0
 """Seed of all splits. It is not the run's seed, so that runs of all seeds use the same images."""
 
-Split = Literal["seeded", "ordered", "benchmark"]
+Split = Literal["seeded", "stratified", "ordered", "benchmark"]
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,27 @@ def rows(
     num_valid = max(1, round(valid_fraction * num))
     if split == "ordered":
         return "train", slice(num - num_valid, num) if part == "valid" else slice(num - num_valid)
+    if split == "stratified":
+        held, rest = stratified(arrays["y_train"], valid_fraction)
+        return "train", held if part == "valid" else rest
     order = np.random.default_rng(SPLIT_SEED).permutation(num)
     return "train", order[:num_valid] if part == "valid" else order[num_valid:]
+
+
+def stratified(labels: np.ndarray, fraction: float, keep: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are held out, the same fraction of every class, and all other rows; both in random order.
+
+    Args:
+        labels: Shape (N,).
+        fraction: Fraction of each class that is held out, at least one image.
+        keep: Number of images of each class that are not held out, as far as it has them.
+    """
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        held[rows[: max(0, min(len(rows) - keep, max(1, round(fraction * len(rows)))))]] = True
+    return order[held[order]], order[~held[order]]
 
 
 def read_index_list(benchmark: str) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +188,7 @@ def in_words(split: str, valid_fraction: float, benchmark: str) -> str:
             "validation on half of the training images, by NAS-Bench-201's index list "
             "(dataset.split=benchmark); comparable to the papers' figures"
         )
-    how = "a seeded draw" if split == "seeded" else "the last ones"
+    how = {"seeded": "a seeded draw", "stratified": "a seeded draw of each class"}.get(split, "the last ones")
     return (
         f"validation on {valid_fraction:.0%} of the training images, {how} (dataset.split={split}); the "
         "search sees no test image"

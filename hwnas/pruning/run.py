@@ -51,7 +51,7 @@ from hwnas.pruning.report import write_study
 from hwnas.pruning.study import retained_area, trained_enough
 from hwnas.pruning.surgery import Costs, costs, export_onnx, latency_ms, smaller
 from hwnas.runs.display import Display
-from hwnas.runs.folder import choices
+from hwnas.runs.folder import STORE, choices
 from hwnas.runs.tracking import Tracker
 from hwnas.training.checkpoint import Session
 from hwnas.training.progress import progress
@@ -122,10 +122,11 @@ class _Run:
         name = choices(folder)["dataset"]
         if name == "imagenet":  # before its settings are looked at: an experiment may set those of others
             raise ValueError(
-                "hwnas prune holds all images in memory and takes no folders of images, so not "
-                "dataset=imagenet; choose cifar10, mnist or another, or npz with a file of your images"
+                "hwnas prune holds all images in memory and does not read them one by one, so not "
+                "dataset=imagenet; choose cifar10, mnist or another, or your own: dataset=folder or npz"
             )
-        self.dataset = build(cfg.dataset)
+        told = {"announce": display.say, "warn": display.doubt}
+        self.dataset = build(cfg.dataset, store_dir=Path(STORE), **told)
         if not isinstance(self.dataset, Images) or self.dataset.num_classes < 2:
             raise ValueError(
                 f"dataset={name} has no labelled images in memory; a Beta-VAE that classifies needs images "
@@ -312,7 +313,7 @@ class _Run:
         pruning, start = self.pruning, time.perf_counter()
         network = copy.deepcopy(self.network)
         deployed = network.deployed
-        x, y = self.batches.x[: pruning.num_images], self.batches.y[: pruning.num_images]
+        x, y = (values[: pruning.num_images] for values in self.dataset.split("train"))
 
         def prune_to(sparsity: float) -> list[str]:
             was_training = network.training

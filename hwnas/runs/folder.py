@@ -35,6 +35,9 @@ from hwnas.spaces.drawing import picture
 from hwnas.store import password
 from hwnas.store.archive import PLAN, read_archive
 
+STORE = "multirun/store"
+"""Folder of what runs share, for commands that have no `store.dir`."""
+
 CONFIG, HYDRA = f"{STORED}/config.yaml", f"{STORED}/hydra.yaml"
 """The configuration of a run of the command line, and what Hydra knows of it (choices, working folder)."""
 
@@ -182,7 +185,7 @@ def take_from_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
             continue
         tree = OmegaConf.create(OmegaConf.to_container(stored[group]))
         path = OmegaConf.select(tree, "path")
-        if path and cwd is not None and (cwd / str(path)).is_file():
+        if path and cwd is not None and (cwd / str(path)).exists():
             tree.path = str(cwd / str(path))
         for override in overrides:
             name = override.partition("=")[0].lstrip("+")

@@ -248,7 +248,7 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         ValueError: A setting of the wrong kind, or choices that do not fit each other.
     """
     warn = context.display.warn
-    dataset = build(problem.dataset, DataSet, "dataset")
+    dataset = build(problem.dataset, DataSet, "dataset", **context.offered)
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
         warn(dataset.protocol)
     shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}

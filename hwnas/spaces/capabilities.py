@@ -39,12 +39,14 @@ class HasNetworks(SearchSpace):
         num_classes: Number of classes.
         auxiliary: Whether networks have a second classifier for training.
         drop_path: Whether networks have drop-path (`set_drop_path`).
+        made_for: Side of the images for which the networks were designed, in pixels; None: any.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     auxiliary: bool = False
     drop_path: bool = False
+    made_for: int | None = None
 
     @property
     def sizes(self) -> Mapping[str, int | str]:

@@ -280,6 +280,27 @@ def test_read_npz(tmp_path: Path) -> None:
     assert np.array_equal(arrays["x_train"][..., 0], ARRAYS["x_train"])
 
 
+def test_class_names_of_an_npz(tmp_path: Path) -> None:
+    """They are no images: the fingerprint stays."""
+
+    def images(**more: Any) -> Images:
+        path = str(write(tmp_path, **more))
+        return Images("npz", source="npz", image_shape=None, num_classes=None, path=path)
+
+    num = len(np.unique(ARRAYS["y_train"]))
+    names = [f"class {label}" for label in range(num)]
+    assert images().classes is None
+    before = images().fingerprint()
+    assert images(class_names=np.array(names)).classes == names
+    assert images(class_names=np.array(names)).fingerprint() == before
+    with pytest.raises(ValueError, match=f"class_names must be {num} texts, not int64 of shape"):
+        images(class_names=np.arange(num)).size("train")
+    with pytest.raises(ValueError, match="class_names cannot be read"):
+        images(class_names=np.array(names, dtype=object)).size("train")
+    with pytest.raises(ValueError, match="two classes have the same name"):
+        images(class_names=np.array(["x"] * num)).size("train")
+
+
 def test_read_npz_accepts_colours_floats_and_small_labels(tmp_path: Path) -> None:
     colours = np.linspace(0, 1, 180, dtype=np.float32).reshape(3, 4, 5, 3)
     test = np.zeros((2, 4, 5, 3), dtype=np.float16)

@@ -155,7 +155,9 @@ def test_a_rule_that_is_unknown_or_has_no_list_is_refused() -> None:
     def make(split: Any) -> Images:
         return Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, split=split)
 
-    with pytest.raises(ValueError, match=r"split must be one of seeded, ordered, benchmark, not 'random'"):
+    with pytest.raises(
+        ValueError, match=r"split must be one of seeded, stratified, ordered, benchmark, not 'random'"
+    ):
         make("random")
     problem = r"NAS-Bench-201 splits cifar10, cifar100, imagenet16 \(dataset.benchmark\), not digits"
     with pytest.raises(ValueError, match=problem):
@@ -223,3 +225,15 @@ def test_a_search_that_validates_on_test_images_says_so(run_hwnas: Callable[...,
     assert warning in " ".join((said.stdout + said.stderr).split())
     clean = run_hwnas(*words, "hydra.run.dir=clean")
     assert "test images" not in clean.stdout + clean.stderr
+
+
+def test_stratified_holds_out_the_same_fraction_of_every_class() -> None:
+    """Of 10, 5 and 1 images of a class 4, 2 and 0 validate: the only image of a class trains."""
+    labels = np.array([0] * 10 + [1] * 5 + [2])
+    held, rest = splits.stratified(labels, 0.4)
+    assert np.bincount(labels[held], minlength=3).tolist() == [4, 2, 0]
+    assert sorted([*held, *rest]) == list(range(16))
+    assert held.tolist() != sorted(held)
+    assert np.array_equal(splits.stratified(labels, 0.4)[0], held)
+    held, _ = splits.stratified(labels, 0.9, keep=2)
+    assert np.bincount(labels[held], minlength=3).tolist() == [8, 3, 0]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Darts(DartsEncoding, HasSimilarity, HasSupernet, HasCosts, Drawable):
     """The DARTS cells: `DartsEncoding`, with networks, populations, a supernet and a picture."""
 
+    made_for = 32  # CIFAR's; those of at least 128 get the stem for ImageNet
+
     def network(self, genotype: Genotype) -> DartsNetwork:
         """The final network of one architecture, randomly initialised by torch's generator."""
         return _networks().DartsNetwork(self, self.check(genotype))

@@ -33,6 +33,8 @@ class NasBench201(
 ):
     """The NAS-Bench-201 cell: `NasBench201Encoding`, with networks, populations, a supernet and a picture."""
 
+    made_for = 32  # CIFAR's
+
     def network(self, genotype: Genotype) -> NasBench201Network:
         """The network of one architecture, randomly initialised by torch's generator."""
         return _networks().NasBench201Network(self, self.check(genotype))
