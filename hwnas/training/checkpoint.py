@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ class Checkpoint(TypedDict):
         network: Its state.
         optimizer: Its state.
         precision: Loss scale of fp16; older ones lack it.
+        step: Optimiser steps taken; older ones were written after whole passes only.
+        losses: Of each step, shape (steps,), of a training that stops on the way.
+        random: States of torch's generators, on the CPU and, if there is one, on the GPU, likewise.
         history: Figures per epoch.
         identity: What is trained.
     """
@@ -43,6 +47,9 @@ class Checkpoint(TypedDict):
     network: dict[str, Tensor]
     optimizer: dict[str, object]
     precision: NotRequired[dict[str, object]]
+    step: NotRequired[int]
+    losses: NotRequired[Tensor]
+    random: NotRequired[list[Tensor]]
     history: list[dict[str, float]]
     identity: Mapping[str, object]
 
@@ -125,7 +132,8 @@ class Resumable(pl.LightningModule):
         if start is not None:
             network.load_state_dict(start["network"])
             self.history += start["history"]
-        self._steps_before = len(self.history) * steps_per_epoch
+        whole = len(self.history) * steps_per_epoch
+        self._steps_before = whole if start is None else start.get("step", whole)
         self.sums: list[Tensor] = []
 
     @property
@@ -170,13 +178,14 @@ class Resumable(pl.LightningModule):
             "network": self.network.state_dict(),
             "optimizer": self.trainer.optimizers[0].state_dict(),
             "precision": self.trainer.precision_plugin.state_dict(),
+            "step": self.step,
             "history": self.history,
             "identity": identity,
         }
 
 
 class InOrder:
-    """The batches of a training, each pass with the module's number of it."""
+    """The batches of a training, each pass with the module's number of it and from the module's step on."""
 
     def __init__(self, batches: Passes, module: Resumable) -> None:
         self.batches, self.module = batches, module
@@ -186,7 +195,7 @@ class InOrder:
 
     def __iter__(self) -> Iterator[Batch]:
         self.batches.epoch = self.module.epoch
-        return iter(self.batches)
+        return itertools.islice(self.batches, self.module.step % self.module.steps_per_epoch, None)
 
 
 class KeepLast(pl.callbacks.Checkpoint):

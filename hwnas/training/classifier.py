@@ -72,9 +72,11 @@ class Classifier(Resumable):
         seed: Seed of drop-path; every epoch has its own.
         start: Checkpoint to resume from; None starts anew.
         on_epoch: Called with the figures of each epoch.
+        stops: Whether the training may stop within a pass and resume there: checkpoints then also have the
+            losses and the states of generators.
 
     Attributes:
-        losses: Of each step of this session, of the main classifier.
+        losses: Of each step of this session, of the main classifier; those before are among them if `stops`.
         history: Per epoch "epoch", "loss" (of the main classifier), "train_acc" (of augmented batches, in
             0..1) and "lr".
 
@@ -97,6 +99,7 @@ class Classifier(Resumable):
         seed: int = 0,
         start: Checkpoint | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
+        stops: bool = False,
     ) -> None:
         recipe.check(
             auxiliary="auxiliary" in dict(network.named_children()),
@@ -106,7 +109,10 @@ class Classifier(Resumable):
         self.recipe = recipe
         self.num_steps = num_steps
         self.seed = seed
+        self.stops = stops
         self.losses: list[Tensor] = []
+        if start is not None and stops:
+            self.losses += start["losses"]
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -120,10 +126,17 @@ class Classifier(Resumable):
         return self.network(self.normalise(x_BCHW))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set drop-path and its seed at the start of a pass."""
+        """Set drop-path and its seed at the start of a pass, or where the training stopped within one."""
         epoch, batch_in_epoch = divmod(self.step, self.steps_per_epoch)
-        if batch_in_epoch == 0 and self.recipe.drop_path:
-            cast(HasDropPath, self.network).set_drop_path(self.recipe.drop_path_at(epoch))
+        if not self.recipe.drop_path or (batch_in_epoch and self.global_step):
+            return
+        cast(HasDropPath, self.network).set_drop_path(self.recipe.drop_path_at(epoch))
+        if batch_in_epoch and self._start is not None:
+            here, *on_gpu = self._start["random"]
+            torch.set_rng_state(here)
+            if on_gpu and torch.cuda.is_available():
+                torch.cuda.set_rng_state(on_gpu[0])
+        else:
             torch.manual_seed(seed_of(self.seed, epoch * 1_009 + self.global_rank))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -145,6 +158,15 @@ class Classifier(Resumable):
         self.losses.append(main.detach())
         self.sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
         return loss
+
+    def checkpoint(self, identity: Mapping[str, object]) -> Checkpoint:
+        """The training so far."""
+        found = super().checkpoint(identity)
+        if self.stops:
+            found["losses"] = torch.stack(self.losses)
+            on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+            found["random"] = [torch.get_rng_state(), *on_gpu]
+        return found
 
     def epoch_settings(self) -> dict[str, float]:
         """The learning rate at the end of an epoch."""
@@ -172,7 +194,14 @@ class Classifier(Resumable):
 
 
 def fit(
-    network: nn.Module, dataset: TrainingData, recipe: Recipe, session: Session, *, part: str, seed: int
+    network: nn.Module,
+    dataset: TrainingData,
+    recipe: Recipe,
+    session: Session,
+    *,
+    part: str,
+    seed: int,
+    until: int | None = None,
 ) -> Classifier:
     """Train a network; returns the module in evaluation mode, on the CPU.
 
@@ -187,6 +216,9 @@ def fit(
             added to its identity.
         part: Which training images: "train" or "all".
         seed: Seed of shuffling, augmentation and drop-path.
+        until: Optimiser steps after which the training stops, to resume later; its schedule is that of the
+            whole training all the same. A checkpoint of more steps is neither used nor replaced. None: it
+            does not stop.
 
     Raises:
         ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
@@ -198,11 +230,15 @@ def fit(
         raise ValueError(str(error).replace("trainer.", f"{session.settings}.")) from None
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
+    last = num_steps if until is None else min(until, num_steps)
     if session.identity is not None:
         session.folder.mkdir(parents=True, exist_ok=True)
         chosen = {f"trainer.{k}": value for k, value in asdict(recipe).items() if k not in MAY_CHANGE}
         added = {"augmentation": dataset.augmentation, "seed": seed, **chosen}
         session = replace(session, identity={**session.identity, **added})
+    start = session.start()
+    if until is not None and start is not None and start.get("step", 0) > last:
+        start, session = None, replace(session, identity=None)
     module = Classifier(
         network,
         *dataset.normalisation(),
@@ -210,12 +246,13 @@ def fit(
         num_steps,
         max(1, steps),
         seed,
-        session.start(),
+        start,
         session.on_epoch,
+        stops=until is not None,
     )
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)  # 1.4 times faster on a CPU
-    if module.step < num_steps:
+    if module.step < last:
         if recipe.compile:
             network.compile()
         try:
@@ -229,7 +266,7 @@ def fit(
                     unused=recipe.devices > 1 and _leaves_unused(network, dataset, recipe),
                 ),
                 keep=session.keep(),
-                max_steps=num_steps - module.step,
+                max_steps=last - module.step,
                 precision=PRECISIONS[str(recipe.precision)],
                 gradient_clip_val=recipe.grad_clip,
             )
