@@ -195,7 +195,8 @@ def violations(trials: Sequence[Trial], limits: Sequence[Limit]) -> FloatArray:
     """Violation of the limits per trial, shape (trials,): 0 if the trial keeps all limits.
 
     Each limit contributes its relative excess, (value - bound) / |bound|, or the plain excess for a bound of
-    0. Unsupported networks (a metric of `inf`) have a violation of `inf`, also without limits.
+    0. Unsupported networks (a metric of `inf`) have a violation of `inf`, also without limits. A quality that
+    a trial lacks, because its training stopped early, counts as 0.
     """
     total = np.zeros(len(trials))
     for row, trial in enumerate(trials):
@@ -203,9 +204,10 @@ def violations(trials: Sequence[Trial], limits: Sequence[Limit]) -> FloatArray:
             total[row] = math.inf
             continue
         for limit in limits:
-            excess = trial.metrics[limit.metric] - limit.bound
             if limit.goal == "max":
-                excess = -excess
+                excess = limit.bound - trial.metrics.get(limit.metric, 0.0)
+            else:
+                excess = trial.metrics[limit.metric] - limit.bound
             total[row] += max(0.0, excess) / (abs(limit.bound) or 1.0)
     return total
 
@@ -683,6 +685,8 @@ class Evaluator(ABC):
         reported: Goal per metric that only `report` shows.
         rungs: Evaluators of growing cost and reliability, for a strategy that chooses one per population
             (`Strategy.rung`); empty: the evaluator itself answers.
+        eta: With rungs, for strategies that know none: the best 1/eta of a rung's networks go on to the next
+            one, successive halving; None: the strategy chooses a rung.
         exhaustive: Whether it can answer for a whole space at once (a table, a formula, a profile).
         note: A sentence to show beside every answer, e.g. on the source of costs; may be empty.
         stationary: Whether answers of different generations can be compared. It is false if the weights
@@ -693,6 +697,7 @@ class Evaluator(ABC):
     metrics: Mapping[str, Goal]
     reported: Mapping[str, Goal] = MappingProxyType({})
     rungs: tuple[Evaluator, ...] = ()
+    eta: int | None = None
     exhaustive: bool = False
     note: str = ""
 

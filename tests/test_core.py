@@ -76,6 +76,11 @@ def test_violations_of_zero_and_negative_bounds() -> None:
     assert violations([trial(0, ms=-1.0)], [Limit("latency_ms", -2.0)]).tolist() == [0.5]
 
 
+def test_a_quality_that_is_not_known_counts_as_0() -> None:
+    limits = (Limit("val_acc", 0.8, "max"), Limit("val_acc_50", 0.2, "max"))
+    assert violations([Trial((0,), {"val_acc_50": 0.1}, 0)], limits).tolist() == [1.5]
+
+
 def test_unsupported_violates_even_without_limits() -> None:
     assert violations([trial(0), trial(1, ms=math.inf)], []).tolist() == [0.0, math.inf]
 

@@ -87,7 +87,9 @@ class Progress:
         last = generation + 1 == task.generations or task.strategy.done
         if not (generation == 0 if task.quality.stationary else last):
             return
-        reached = max(trial.metrics.get("val_acc", 1.0) for trial in trials)
+        reached = max(
+            (trial.metrics["val_acc"] for trial in trials if "val_acc" in trial.metrics), default=1.0
+        )
         chance = 1 / task.dataset.num_classes
         if chance < 1 and is_near_chance(reached, chance):
             self._display.doubt(
