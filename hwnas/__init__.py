@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same names as in _PUBLIC
     from hwnas.api import read_run, search
     from hwnas.cli.calls import Outcome, compose, export, profile, prune, report, train
-    from hwnas.cli.compare import compare
     from hwnas.core import (
         Evaluator,
         Genotype,
@@ -81,7 +80,6 @@ _PUBLIC = {
         "report",
         "train",
     ),
-    "hwnas.cli.compare": ("compare",),
     "hwnas.core": (
         "Evaluator",
         "Genotype",

@@ -29,6 +29,7 @@ from hwnas.runs.result import Evaluations, Result, Trained
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
 from hwnas.searches.budget import paces, seconds_of
+from hwnas.searches.halving import Halving
 from hwnas.searches.loop import search as loop
 from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
 from hwnas.searches.problem import Choice, Problem, RunContext, Task, set_up
@@ -158,15 +159,25 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
         if check_setting("workers", Count, num_workers) > 1:
             workers = build(how.cluster, Workers, "cluster", workers=num_workers, **context.offered)
             opened.callback(workers.close)
-        # Devices are not divided: what is measured on this machine is measured alone.
-        evaluators = [
-            CachedEvaluator(
-                evaluator, store, task.dataset.name, workers if evaluator is task.quality else None
-            )
-            for evaluator in task.evaluators
-        ]
         archive = Archive(folder / "archive.jsonl")
         opened.callback(archive.close)
+        # Devices are not divided: what is measured on this machine is measured alone.
+        name = task.dataset.name
+        costs = [CachedEvaluator(evaluator, store, name) for evaluator in task.evaluators[1:]]
+        if task.quality.eta is None:
+            quality = CachedEvaluator(task.quality, store, name, workers)
+        else:
+            quality = Halving(
+                task.quality,
+                store,
+                name,
+                workers,
+                costs=costs,
+                archive=archive,
+                objectives=task.objectives,
+                limits=task.limits,
+            )
+        evaluators = [quality, *costs]
         for note in archive.notes:
             display.warn(note)
         if not (folder / PLAN).is_file():

@@ -100,6 +100,7 @@ def test_a_budget_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "long.label must differ from short.label: both report",
         ),
         (("evaluator.zero_cost.num_reference=9",), "zero_cost.num_reference must be 0"),
+        (("+evaluator.long.rungs=[1]",), "short.rungs and long.rungs must be null"),
         (("search_space=toy",), "the toy space has no networks"),
         (("dataset=none",), "needs images"),
         (

@@ -33,7 +33,7 @@ class Cascade(LooksUp):
         lookup: Accuracies of a benchmark's table, for reports.
 
     Raises:
-        ValueError: Rungs that report the same metric, or a combination of scores.
+        ValueError: Rungs that report the same metric, a combination of scores, or trainings that stop early.
     """
 
     stationary = False
@@ -63,6 +63,8 @@ class Cascade(LooksUp):
             raise ValueError(f"long.label must differ from short.label: both report {twice[0]}")
         if zero_cost.num_reference:
             raise ValueError("zero_cost.num_reference must be 0: strategy=cascade combines scores itself")
+        if short.rungs or long.rungs:
+            raise ValueError("short.rungs and long.rungs must be null: the strategy says who trains longer")
         self.metrics = {
             "estimate": "max",
             "estimate_std": "min",

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from hwnas.core import Count, Genotype, SearchSpace, Seed, checked
+from hwnas.core import Count, Genotype, Positive, SearchSpace, Seed, checked
 from hwnas.data.images import Images, SmallerImages, check_batch
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasNetworks, fingerprint, in_size
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import MAY_CHANGE, Classifier, DivergedError, answers, fit
-from hwnas.training.recipe import Recipe
+from hwnas.training.recipe import CHECKPOINT, Recipe, forget_checkpoint
 
 FEW_STEPS = 5
 """Steps that a training's speed is measured by."""
@@ -49,6 +53,13 @@ class Train(LooksUp):
     Initial weights, shuffles and augmentation of a network depend on `seed` and its architecture, not on its
     population. A network that diverges (an infinite loss) has the accuracy 0.
 
+    With `rungs` trainings stop early: after so many steps only the best 1/`eta` of a population go on, see
+    `hwnas.searches.halving`. The schedule is always that of the whole training, so that a network that gets
+    through all rungs has the figures, and the key in the store, of a training without them. Others have no
+    `val_acc`, but `val_acc_50`, what it was at a rung of 50 steps. `rung` says how far a network got, from 1,
+    and networks are judged by `val_acc_by_rung`, (rung - 1 + accuracy there) / number of rungs: one that got
+    further is always better. Names of other scores are formed likewise.
+
     Args:
         space: A space with `network`.
         dataset: Images; networks are judged on validation images, test images are not used.
@@ -64,6 +75,11 @@ class Train(LooksUp):
         score: The metric that networks are judged by, of `FIGURES`.
         label: Ending of the metrics' names, `val_acc_<label>`, where a run has trainings of several lengths;
             null: none.
+        rungs: Optimiser steps after which networks are compared, increasing; the end of the training is the
+            last rung, named or not. null: every network is trained to the end.
+        eta: Of the networks that are compared the best 1/eta go on.
+        checkpoints_gb: Disk for networks that may go on, in GB. Those that have waited longest are deleted,
+            and would start anew.
         training: Training of each network.
         seed: Seed of the trainings; not the run's seed, so that all runs use the same accuracies.
         lookup: Accuracies of a benchmark's table, for reports.
@@ -89,6 +105,9 @@ class Train(LooksUp):
         augment: Literal["dataset", "flip"] = "dataset",
         score: Literal["val_acc", "val_likelihood", "train_likelihood", "likelihood_ahead"] = "val_acc",
         label: str | None = None,
+        rungs: Sequence[Count] | None = None,
+        eta: Annotated[int, Ge(2)] = 3,
+        checkpoints_gb: Positive = 2.0,
         training: Recipe,
         seed: Seed,
         lookup: Lookup,
@@ -109,6 +128,7 @@ class Train(LooksUp):
         self._ending = "" if label is None else f"_{label}"
         self._figures = tuple(dict.fromkeys([score, "val_acc"]))
         self.metrics = {f"{name}{self._ending}": "max" for name in self._figures}
+        self._whole = tuple(self.metrics)
         self.training = training
         self.seed = seed
         self._dataset = dataset
@@ -118,13 +138,50 @@ class Train(LooksUp):
         self._announce = announce
         self._warn = warn
         self._said = self._warned = False
+        self._version = ""
+        self._until: int | None = None  # steps of a rung; None: there are no rungs
+        self._checkpoint_bytes = checkpoints_gb * 1e9
+        if rungs:
+            self._climb(rungs, eta)
+
+    def _climb(self, rungs: Sequence[int], eta: int) -> None:
+        """Make the evaluators of the rungs."""
+        last = self.num_steps
+        if not all(a < b for a, b in itertools.pairwise(rungs)) or rungs[-1] > last:
+            raise ValueError(
+                f"rungs must be increasing steps, at most the {last} of a training, not {list(rungs)}"
+            )
+        if self.training.devices > 1:
+            raise ValueError(f"rungs need training.devices=1, not {self.training.devices}")
+        stops = [steps for steps in rungs if steps < last]
+        if not stops:
+            return
+        self.rungs, self.eta = tuple(self._to(steps) for steps in (*stops, last)), eta
+        main, *_ = self._whole
+        at_stops = [name for rung in self.rungs[:-1] for name in rung.metrics]
+        self.metrics = dict.fromkeys([f"{main}_by_rung", *self._whole, "rung", *at_stops], "max")
+        at = " and ".join(map(str, stops))
+        self.note = (
+            f"Trainings stop early: after {at} of {last} steps the best 1/{eta} of a population go on; "
+            f"{main}_by_rung is (rung - 1 + {main} there) / {len(self.rungs)}, so that those come first"
+        )
+
+    def _to(self, steps: int) -> Train:
+        """The evaluator of a rung."""
+        rung = copy.copy(self)
+        rung._until = steps
+        if steps < self.num_steps:
+            rung.name = f"{self.name}-{steps}"
+            rung._ending = f"_{steps}{self._ending}"
+            rung.metrics = {f"{name}{rung._ending}": "max" for name in self._figures}
+        return rung
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
         import torch
 
         recipe = asdict(self.training)
-        images, metrics = self._images, list(self.metrics)
+        images, metrics = self._images, list(self._whole)
         settings = [
             TRAIN_VERSION,
             fingerprint(self._networks),
@@ -137,18 +194,25 @@ class Train(LooksUp):
             *([] if images.whole else [images.image_size, images.num_valid]),
             *([] if self._augment == "dataset" else [self._augment]),
         ]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        self._version = _hashed(settings)
+        if self.rungs:
+            return _hashed([self._version, [rung.name for rung in self.rungs], self.eta])
+        partial = self._until is not None and self._until < self.num_steps
+        return _hashed([self._version, self._until]) if partial else self._version
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """The figures of each genotype's training, one training after another."""
         import hwnas.training.classifier  # noqa: F401  # loading torch is not training
+
+        assert not self.rungs, "rungs are evaluated instead"
 
         start = time.perf_counter()
         figures = [self.train(genotype) for genotype in genotypes]
         seconds = time.perf_counter() - start
         if genotypes and not self._said:
             self._said = True
-            self._announce(f"training takes {seconds / len(genotypes):.1f} s per network")
+            until = "" if self._until is None else f" to step {self._until}"
+            self._announce(f"training{until} takes {seconds / len(genotypes):.1f} s per network")
         if None in figures and not self._warned:
             self._warned = True
             self._warn(
@@ -188,12 +252,38 @@ class Train(LooksUp):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = self._networks.network(genotype)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
+        if self._until is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
             session = Session(self._folder, settings="evaluator.training")
-            return fit(network, self._images, recipe, session, part="train", seed=seed)
+        else:
+            assert self._version, "prepare comes first"
+            folder = self._folder / self._version / "-".join(map(str, genotype))
+            identity = {"version": self._version, "genotype": list(genotype)}
+            session = Session(folder, identity, settings="evaluator.training")
+        try:
+            module = fit(network, self._images, recipe, session, part="train", seed=seed, until=self._until)
         except DivergedError:
-            return None
+            module = None
+        if self._until is not None:
+            self._clean(session.folder, finished=module is None or self._until == self.num_steps)
+        return module
+
+    def _clean(self, folder: Path, *, finished: bool) -> None:
+        """Delete the checkpoint of a finished training, and of others what is more than the disk may hold."""
+        if finished:
+            forget_checkpoint(folder)
+            with suppress(OSError):  # another process uses it
+                folder.rmdir()
+            return
+        kept = []
+        for path in self._folder.glob(f"*/*/{CHECKPOINT}"):
+            with suppress(FileNotFoundError):  # another process has finished it
+                kept.append((path.stat().st_mtime, path.stat().st_size, path))
+        kept.sort(reverse=True)
+        sizes = itertools.accumulate(size for _, size, _ in kept)
+        for (_, _, path), size in zip(kept, sizes, strict=True):
+            if size > self._checkpoint_bytes and path.parent != folder:
+                path.unlink(missing_ok=True)
 
     def seconds_each(self, genotypes: Sequence[Genotype]) -> float:
         """Seconds that a training takes here, by the first steps of two networks' trainings.
@@ -229,6 +319,10 @@ class Train(LooksUp):
         """A network's own seed, below 2^31."""
         text = f"{self.seed} {self._networks.to_str(genotype)}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
+def _hashed(settings: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
 def likelihood(loss: float) -> float:

@@ -17,6 +17,7 @@ NAMES = {
     "flops": "multiply-adds",
     "params": "parameters",
     "relative_cost": "relative cost, worst device",
+    "rung": "rung reached",
     "hypervolume_ratio": "fraction of the true hypervolume",
 }
 SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}

@@ -206,8 +206,9 @@ class Task:
 
     @property
     def paid(self) -> set[str]:
-        """Names of the evaluators whose answers are paid for, in the store."""
-        return {evaluator.name for evaluator in self.quality.rungs or (self.quality,)}
+        """Names of the evaluators whose answers are paid for, in the store; of successive rungs the first."""
+        rungs = self.quality.rungs if self.quality.eta is None else self.quality.rungs[:1]
+        return {evaluator.name for evaluator in rungs or (self.quality,)}
 
     @property
     def has_networks(self) -> bool:
@@ -338,11 +339,11 @@ def make_strategy(
 
 def _check_rungs(problem: Problem, quality: Evaluator, strategy: Strategy) -> None:
     """Raise ValueError if nobody chooses among an evaluator's rungs, or plans by the budget."""
-    if problem.budget is not None and not quality.rungs:
+    if problem.budget is not None and (quality.eta is not None or not quality.rungs):
         raise ValueError(
             f"budget={problem.budget} needs evaluator=cascade and strategy=cascade, which plan by it"
         )
-    if quality.rungs and strategy.rung is None:
+    if quality.rungs and quality.eta is None and strategy.rung is None:
         raise ValueError(
             f"evaluator={quality.name} has rungs, of which strategy={type(strategy).__name__} chooses none; "
             "strategy=cascade does"

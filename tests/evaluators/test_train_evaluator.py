@@ -20,7 +20,7 @@ from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy
 from hwnas.training.checkpoint import Session
-from hwnas.training.classifier import accuracy, fit
+from hwnas.training.classifier import Classifier, accuracy, fit
 from hwnas.training.recipe import Recipe
 
 IMAGES = {"image_shape": (1, 8, 8), "num_classes": 10}
@@ -127,6 +127,14 @@ def test_version_tells_apart_whatever_changes_accuracies(tmp_path: Path) -> None
         ({"num_cells": 1.5}, r"num_cells must be a whole number of at least 1 or fewest or null, not 1.5"),
         ({"seed": -1}, r"seed must be a whole number of at least 0, not -1"),
         ({"training": Recipe(epochs=1, drop_path=0.1)}, "drop_path=0.1 needs a network with drop-path"),
+        ({"rungs": [20, 5]}, r"rungs must be increasing steps, at most the 34 of a training, not \[20, 5\]"),
+        ({"rungs": [5, 5]}, r"rungs must be increasing steps"),
+        ({"rungs": [5, 35]}, r"rungs must be increasing steps, at most the 34 of a training, not \[5, 35\]"),
+        ({"rungs": [0, 5]}, "rungs must be a list, each a whole number of at least 1 or null, not"),
+        ({"rungs": 5}, "rungs must be"),
+        ({"rungs": [5], "eta": 1}, "eta must be a whole number of at least 2, not 1"),
+        ({"rungs": [5], "checkpoints_gb": 0}, "checkpoints_gb must be a number above 0, not 0"),
+        ({"rungs": [5], "training": Recipe(epochs=1, devices=2)}, "rungs need training.devices=1, not 2"),
     ],
 )
 def test_bad_input(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -158,6 +166,77 @@ def test_figures_of_a_training_by_hand(tmp_path: Path) -> None:
     losses = [math.log(1 / figures[name]) for name in ("train_likelihood", "likelihood_ahead")]
     assert losses[0] == pytest.approx(float(torch.stack(module.losses).mean()), rel=1e-5)
     assert losses[1] < losses[0]  # digits are learnt
+
+
+SHORT = Recipe(epochs=2, lr=0.05, max_steps=22, drop_path=0.3)  # passes of 17 steps
+DARTS = Darts(2, 3, **IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("space", "genotype", "recipe"),
+    [
+        (SPACE, CELLS[0], Recipe(epochs=2, lr=0.05)),
+        (DARTS, Darts().from_str(PRESETS["evnas_a"]), SHORT),
+    ],
+    ids=["nasbench201", "darts, drop-path"],
+)
+def test_rungs_end_where_one_training_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    space: SearchSpace,
+    genotype: tuple[int, ...],
+    recipe: Recipe,
+) -> None:
+    """Also one that stops within a pass, or that finds no checkpoint; every step is taken once."""
+    plain = create(tmp_path, space, training=recipe, score="likelihood_ahead")
+    version, (whole,) = plain.prepare(space, []), plain.evaluate([genotype])
+    steps = []
+    step = Classifier.training_step
+    monkeypatch.setattr(
+        Classifier, "training_step", lambda self, *args: steps.append(self.step) or step(self, *args)
+    )
+    train = create(tmp_path, space, training=recipe, score="likelihood_ahead", rungs=[3, 20])
+    versions = [rung.prepare(space, []) for rung in train.rungs]
+    assert versions[2] == version
+    assert len({*versions, train.prepare(space, [])}) == 4
+    assert [rung.name for rung in train.rungs] == ["train-3", "train-20", "train"]
+    (first,), (second,), (last,) = (rung.evaluate([genotype]) for rung in train.rungs)
+    assert (list(first), list(second)) == (
+        ["likelihood_ahead_3", "val_acc_3"],
+        ["likelihood_ahead_20", "val_acc_20"],
+    )
+    assert last == whole
+    assert steps == list(range(plain.num_steps))
+    assert [*tmp_path.glob("trainings/*/*")] == []
+    assert train.rungs[1].evaluate([genotype]) == [second]  # from the start
+
+
+def test_what_rungs_add(tmp_path: Path) -> None:
+    train = create(tmp_path, rungs=[3, 20, 34], eta=4, label="x")  # of 34 steps
+    assert list(train.metrics) == ["val_acc_x_by_rung", "val_acc_x", "rung", "val_acc_3_x", "val_acc_20_x"]
+    assert (len(train.rungs), train.eta) == (3, 4)
+    assert train.note == (
+        "Trainings stop early: after 3 and 20 of 34 steps the best 1/4 of a population go on; "
+        "val_acc_x_by_rung is (rung - 1 + val_acc_x there) / 3, so that those come first"
+    )
+    for off in (None, [], [34]):
+        plain = create(tmp_path, rungs=off)
+        assert (plain.rungs, plain.eta, plain.metrics, plain.note) == ((), None, {"val_acc": "max"}, "")
+
+
+def test_checkpoints_are_bounded(tmp_path: Path) -> None:
+    """The oldest go, but not that of the network in work; a network that diverges leaves none."""
+    rung, *_ = create(tmp_path, rungs=[2], checkpoints_gb=1e-9).rungs
+    rung.prepare(SPACE, [])
+    rung.evaluate(CELLS[:2])
+    names = [path.parent.name for path in tmp_path.glob("trainings/*/*/checkpoint.pt")]
+    assert names == ["-".join(map(str, CELLS[1]))]
+    rung, *_ = create(
+        tmp_path, rungs=[2], warn=print, training=Recipe(epochs=1, lr=1e30, grad_clip=None)
+    ).rungs
+    rung.prepare(SPACE, [])
+    assert rung.evaluate(CELLS[:1]) == [{"val_acc_2": 0.0}]
+    assert len([*tmp_path.glob("trainings/*/*/checkpoint.pt")]) == 1
 
 
 def test_versions_tell_figures_and_images_apart(tmp_path: Path) -> None:
