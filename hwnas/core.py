@@ -235,27 +235,79 @@ def non_dominated(F: FloatArray) -> NDArray[np.intp]:
     return np.sort(np.asarray(kept, dtype=np.intp))
 
 
+DEVIATION = "_std"
+"""Ending of a metric that says how sure another one is: `val_acc_std` is the standard error of `val_acc`."""
+
+
+def deviations(trials: Sequence[Trial], objectives: Sequence[Objective]) -> FloatArray:
+    """Standard errors of the objectives, shape (trials, objectives): `<metric>_std`, or 0 without one."""
+    rows = [[trial.metrics.get(o.metric + DEVIATION, 0.0) for o in objectives] for trial in trials]
+    return np.array(rows).reshape(len(trials), len(objectives))
+
+
+def unbeaten(F: FloatArray, S: FloatArray) -> NDArray[np.intp]:
+    """Indices of the rows of F (n, m), minimised, that no other row surely beats, in order.
+
+    Row a beats b if f_a + sqrt(s_a^2 + s_b^2) <= f_b in all objectives: with S of k standard errors, if each
+    lead is at least k standard errors of the difference. A lead of k such errors is real with a probability
+    of Phi(k), 84 % for k = 1, if the errors are normal and independent. What beats b beats all that b beats,
+    too. Where S is 0 this is `non_dominated`.
+
+    Args:
+        F: Costs; rows with a value that is not finite are never kept.
+        S: Standard errors, times k, shape (n, m).
+
+    Source: dominance with a probability, of Hughes and of Teich, EMO 2001.
+    """
+    rows = np.flatnonzero(np.isfinite(F).all(axis=1))
+    kept = np.empty(len(rows), dtype=np.intp)
+    num = 0
+    for row in rows[np.lexsort(F[rows].T[::-1])]:  # rows that beat a row come before it
+        better = kept[:num]
+        if not (F[better] + np.hypot(S[better], S[row]) <= F[row]).all(axis=1).any():
+            kept[num] = row
+            num += 1
+    return np.sort(kept[:num])
+
+
 def unique(trials: Sequence[Trial]) -> list[Trial]:
     """The trials with different genotypes, each with its latest answer, in order of first appearance."""
     return list({trial.genotype: trial for trial in trials}.values())
 
 
-def front(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """Non-dominated trials of different genotypes, sorted by the last objective (cheapest first)."""
+def front(
+    trials: Sequence[Trial], objectives: Sequence[Objective], robust: float | None = None
+) -> list[Trial]:
+    """Non-dominated trials of different genotypes, sorted by the last objective (cheapest first).
+
+    With `robust` those that no other beats by at least so many standard errors (`unbeaten`), which are more.
+    """
     candidates = unique(trials)
     F = costs(candidates, objectives)
-    rows = non_dominated(F)
+    rows = unbeaten(F, robust * deviations(candidates, objectives)) if robust else non_dominated(F)
     return [candidates[row] for row in rows[np.argsort(F[rows, -1], kind="stable")]]
 
 
-def best(trials: Sequence[Trial], objectives: Sequence[Objective], limits: Sequence[Limit]) -> Trial | None:
-    """The best trial that keeps all limits, by the first objective, ties by the next; None if none does."""
+def best(
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    robust: float | None = None,
+) -> Trial | None:
+    """The best trial that keeps all limits, by the first objective, ties by the next; None if none does.
+
+    With `robust` values count less so many of their standard errors: of many noisy values the highest is so
+    by luck. The best is on the front of the same `robust`.
+    """
     candidates = [
         trial for trial, violation in zip(trials, violations(trials, limits), strict=True) if violation == 0.0
     ]
     if not candidates:
         return None
-    return candidates[np.lexsort(costs(candidates, objectives).T[::-1])[0]]
+    F = costs(candidates, objectives)
+    if robust:
+        F = F + robust * deviations(candidates, objectives)
+    return candidates[np.lexsort(F.T[::-1])[0]]
 
 
 def closest(trials: Sequence[Trial], limits: Sequence[Limit]) -> Trial | None:

@@ -103,6 +103,7 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
         recipe=cfg.trainer,
         limits={} if cfg.limits is None else cfg.limits,
         confidence=cfg.get("confidence"),
+        robust=cfg.get("robust"),
         budget=cfg.get("budget"),
         generations=cfg.generations,
         seed=cfg.seed,

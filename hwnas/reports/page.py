@@ -18,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 from omegaconf import OmegaConf
 
-from hwnas.core import Genotype, Limit, SearchSpace, Trial, closest, costs, unique
+from hwnas.core import DEVIATION, Genotype, Limit, SearchSpace, Trial, closest, costs, unique
 from hwnas.data import splits
 from hwnas.files import consistent, read_json
 from hwnas.reports import sections
@@ -192,6 +192,22 @@ def _clouds(view: View) -> list[tuple[str, str]]:
         if trial.genotype not in view.marked:
             groups.setdefault(style, []).append(at)
     return [(style, dots(groups[style])) for style in sorted(groups)]
+
+
+def _sureness(view: View) -> str:
+    """Sentences on the bars of the plot and on what `robust` does; empty without standard errors."""
+    run = view.run
+    names = [quantity(o.metric).name for o in run.objectives if o.metric + DEVIATION in view.metrics]
+    if not names:
+        return ""
+    said = f"Bars are ± one standard error of {' and '.join(names)}."
+    if (robust := run.plan.robust) is not None:
+        errors = f"{robust:g} standard error{'s' * (robust != 1)}"
+        said += (
+            f" The front has the networks that none beats by {errors} of the difference, and the best is the "
+            f"one of the highest {names[0]} less {errors}."
+        )
+    return said
 
 
 def _generations(view: View) -> list[LineChart]:
@@ -409,8 +425,14 @@ def _headline(view: View) -> list[tuple[str, str]]:
         row.append(("none", "keeps the limits" if run.limits else "is supported by the device"))
     else:
         for objective in run.objectives:
-            name = quantity(objective.metric).name
-            row.append((text(objective.metric, answer.metrics[objective.metric]), f"{name} of the best"))
+            name, value = quantity(objective.metric).name, answer.metrics[objective.metric]
+            error = answer.metrics.get(objective.metric + DEVIATION)
+            number = text(objective.metric, value)
+            if error is not None:
+                how = quantity(objective.metric, value)
+                number = f"{value * how.factor:#.4g} ± {error * how.factor:#.2g} {how.unit}".rstrip()
+                name += " and standard error"
+            row.append((number, f"{name} of the best"))
         tested = view.answer.metrics.get("test_acc") if view.answer else None
         test_acc = trained.test_acc if trained else tested
         if test_acc is not None:
@@ -501,6 +523,8 @@ SECTIONS: dict[str, Callable[[View], object]] = {
     "controls": sections.controls,
     "deciles": sections.decile_lines,
     "clouds": _clouds,
+    "sureness": _sureness,
+    "bars": sections.bars,
     "published": _published,
     "curves": _generations,
     "cells": _cells,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Objective, SearchSpace, Trial, violations
+from hwnas.core import DEVIATION, FloatArray, Genotype, Objective, SearchSpace, Trial, violations
 from hwnas.reports import view as drawn
 from hwnas.reports.charts import Axis, Scatter, axis, dots, from_top
 from hwnas.reports.view import View
@@ -125,6 +125,7 @@ def data(view: View) -> str:
         "objectives": [list(names).index(objective.metric) for objective in run.objectives],
         "front": [rows[trial.genotype] for trial in optimal],
         "best": rows[best.genotype] if best is not None else -1,
+        "robust": run.plan.robust or 0,
         "pool": None if pool is None else sorted({rows[t.genotype] for t in pool if t.genotype in rows}),
         "near": [None if one is None else list(one) for one in near],
         "nearRows": few,
@@ -132,6 +133,21 @@ def data(view: View) -> str:
         "truth": [list(map(_rounded, point)) for point in (run.truth.front if run.truth else ())],
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def bars(view: View) -> list[tuple[float, float, float]]:
+    """(x, top, bottom) in percent of the plot: standard errors of the marked networks' quality, if known."""
+    run, plot = view.run, view.plot
+    quality, cost = (objective.metric for objective in run.objectives[:2])
+    name = quality + DEVIATION
+    if plot is None or name not in view.metrics:
+        return []
+    placed = []
+    for point in view.points:
+        value, error = point.metrics[quality], point.metrics.get(name, 0.0)
+        top, bottom = (from_top(plot.y.at(value + sign * error)) for sign in (1, -1))
+        placed.append((plot.x.at(point.metrics[cost]), top, bottom))
+    return placed
 
 
 def _metric(view: View, plot: Scatter, name: str, rows: Mapping[Genotype, int]) -> dict[str, object]:

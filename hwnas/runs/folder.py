@@ -316,13 +316,13 @@ class Run:
     @property
     def best(self) -> Trial | None:
         """The best network that keeps the limits; None if none does."""
-        return best(self.comparable, self.objectives, self.limits)
+        return best(self.comparable, self.objectives, self.limits, self.plan.robust)
 
     @property
     def front(self) -> list[Trial]:
         """The networks that no other beats in all objectives, the cheapest first."""
         supported = [t for t in self.comparable if all(map(math.isfinite, t.metrics.values()))]
-        return front(supported, self.objectives)
+        return front(supported, self.objectives, self.plan.robust)
 
     @property
     def page(self) -> Path:

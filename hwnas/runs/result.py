@@ -271,11 +271,13 @@ class Plan:
         objectives: The quality first, then costs.
         limits: Bound per metric.
         goals: The direction in which each metric of the run is better, also those that only reports show.
+        robust: Standard errors by which a network must be better to beat another; None: any lead counts.
     """
 
     objectives: tuple[Objective, ...]
     limits: Mapping[str, float]
     goals: Mapping[str, Goal] = field(default_factory=dict)
+    robust: float | None = None
 
     def goal(self, metric: str) -> Goal:
         """The direction in which a metric is better.

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from hwnas.core import DEVIATION
+
 NAMES = {
     "val_acc": "validation accuracy",
     "test_acc": "test accuracy",
@@ -58,6 +60,9 @@ def quantity(metric: str, size: float = 1.0) -> Quantity:
     if device:
         own = quantity(metric, size)
         return replace(own, name=f"{own.name} on {device}")
+    if metric.endswith(DEVIATION):
+        own = quantity(metric.removesuffix(DEVIATION), size)
+        return replace(own, name=f"standard error of {own.name}", note="")
     stem, _, suffix = metric.rpartition("_")
     name = NAMES.get(metric, stem.replace("_", " ") if suffix in SUFFIXES else metric.replace("_", " "))
     if suffix == "acc":

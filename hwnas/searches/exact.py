@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwnas.core import (
+    DEVIATION,
     MOST_LISTED,
     Evaluator,
     FloatArray,
@@ -226,7 +227,11 @@ def cost_deciles(space: SearchSpace, evaluators: Sequence[Evaluator]) -> dict[st
     """
     genotypes, found = listed(space), {}
     for evaluator in evaluators:
-        names = [metric for metric, goal in evaluator.metrics.items() if goal == "min"]
+        names = [
+            metric
+            for metric, goal in evaluator.metrics.items()
+            if goal == "min" and not metric.endswith(DEVIATION)
+        ]
         if names and evaluator.exhaustive:
             rows = evaluator.evaluate(genotypes)
             for name in names:

@@ -65,8 +65,9 @@ class Conclusion:
         self.found = checked_result(task.strategy)
         # Values of different weights cannot be compared: the answer is among what the strategy returns.
         self._comparable = trials if task.quality.stationary else self.found
-        self.answer = best(self._comparable, task.objectives, task.limits)
-        self.front = front(self._comparable, task.objectives)
+        robust = task.problem.robust
+        self.answer = best(self._comparable, task.objectives, task.limits, robust)
+        self.front = front(self._comparable, task.objectives, robust)
         shown = [*self.found, *self.front, *([self.answer] if self.answer else [])]
         self._reports = {trial.genotype: row for trial, row in zip(shown, self._reported(shown), strict=True)}
 

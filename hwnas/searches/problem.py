@@ -11,6 +11,7 @@ from typing import TypeVar, Union
 
 from hwnas.build import build
 from hwnas.core import (
+    DEVIATION,
     Count,
     Evaluator,
     Fraction,
@@ -82,6 +83,9 @@ class Problem:
             bound counts for each of them, or is a mapping by device. None is no limit.
         confidence: In 0..1; limits on predicted costs are lowered so that this fraction of the networks that
             a profile is tested on keeps them. None: as they are.
+        robust: Standard errors by which a network must be better to beat another, where the evaluator says
+            how sure it is (`<metric>_std`); the best network is that of the highest quality less as many.
+            None: any lead counts.
         budget: Time for the evaluations, e.g. "10min", for a strategy that plans by it; None: no plan.
         generations: Populations to ask for.
         seed: Of the strategy, the evaluator and the final training.
@@ -101,6 +105,7 @@ class Problem:
     recipe: Choice[Recipe] = field(default_factory=lambda: Recipe(epochs=0))
     limits: Mapping[str, Limits] = field(default_factory=dict)
     confidence: float | None = None
+    robust: Positive | None = None
     budget: str | float | None = None
     generations: Count = 20
     seed: Seed = 0
@@ -219,7 +224,8 @@ class Task:
     def plan(self) -> Plan:
         """Objectives, limits as numbers, and the goals of all metrics, reported ones included."""
         limits = {limit.metric: limit.bound for limit in self.limits}
-        return Plan(objectives=self.objectives, limits=limits, goals={**self.goals, **self.quality.reported})
+        goals = {**self.goals, **self.quality.reported}
+        return Plan(objectives=self.objectives, limits=limits, goals=goals, robust=self.problem.robust)
 
     def prepare_device(self) -> None:
         """Get the costs ready."""
@@ -284,6 +290,12 @@ def set_up(problem: Problem, context: RunContext) -> Task:
     objectives = tuple(Objective(name, metrics[name]) for name in (*quality.objectives, *device.objectives))
     strategy = make_strategy(problem, space, evaluators, objectives, limits)
     _check_rungs(problem, quality, strategy)
+    if problem.robust and not any(o.metric + DEVIATION in metrics for o in objectives):
+        raise ValueError(
+            f"robust={problem.robust:g} needs an evaluator that says how sure it is, as cascade does, and "
+            f"table and train with evaluator.deviation=true; {quality.name} reports "
+            f"{', '.join(quality.metrics)}"
+        )
     names = {"search_space": space.name, "dataset": dataset.name, "evaluator": quality.name}
     names |= {"device": device.name, "strategy": type(strategy).__name__}
     return Task(

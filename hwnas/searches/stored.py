@@ -43,6 +43,7 @@ def described(problem: Problem, names: Mapping[str, str]) -> dict[str, Plain]:
         **{group: _node(vars(problem)[part]) for part, group in GROUPS.items()},
         "limits": _plain(problem.limits),
         "confidence": problem.confidence,
+        **({} if problem.robust is None else {"robust": problem.robust}),
         **({} if problem.budget is None else {"budget": problem.budget}),
         **({} if problem.replay is None else {"replay": _settings(vars(problem.replay))}),
         "generations": problem.generations,
