@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same names as in _PUBLIC
     from hwnas.api import read_run, search
     from hwnas.cli.calls import Outcome, compose, export, profile, prune, report, train
+    from hwnas.cli.compare import compare
     from hwnas.core import (
         Evaluator,
         Genotype,
@@ -80,6 +81,7 @@ _PUBLIC = {
         "report",
         "train",
     ),
+    "hwnas.cli.compare": ("compare",),
     "hwnas.core": (
         "Evaluator",
         "Genotype",

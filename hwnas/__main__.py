@@ -17,13 +17,14 @@ COMMANDS = {
     "prune": "train a Beta-VAE that classifies, prune it, measure what is left",
     "profile": "a device as a file of costs per operation",
     "report": "draw the page of a run again, or one of all runs of a sweep",
+    "compare": "which strategy finds more with as many evaluations, with statistics",
     "store": "the evaluations that all runs share: show, export, import, prune",
     "data": "benchmark tables: list, verify, convert from the official files",
     "info": "what is here: versions, machine, data, devices",
     "doctor": "what is missing, and the commands that mend it",
 }
 
-PLAIN = ("report", "store", "data", "info", "doctor")
+PLAIN = ("report", "compare", "store", "data", "info", "doctor")
 """The commands that are none of Hydra's."""
 
 HELP = """\

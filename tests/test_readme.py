@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from hwnas import compose
 from hwnas.__main__ import main
 from hwnas.build import conf_folder
+from hwnas.cli.compare import parse, strategy_words
 
 ROOT = Path(__file__).parents[1]
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,6 +92,12 @@ def test_every_command_composes(run: str, command: list[str]) -> None:
     name, *arguments = prepared(command, run)
     if name in ("report", "store", "doctor", "data") or arguments == ["resume=run"]:
         assert main([name, *arguments]) == 0
+        return
+    if name == "compare":
+        words = parse(arguments)
+        first_of_each = [f"{word}={values[0]}" for word, values in words.search.items()]
+        for strategy in words.own.get("strategy", ()):
+            compose(*first_of_each, *strategy_words(strategy))
         return
     action = [arguments.pop(0)] if name == "profile" else []
     first = [

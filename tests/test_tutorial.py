@@ -53,7 +53,7 @@ def test_what_the_tutorial_has() -> None:
         assert len(lines) < (60 if name.endswith(".py") else 6), name
         assert name.endswith(".py") or yaml.safe_load(content)["_target_"]
         assert Path(name).name in TUTORIAL.split("Two variables")[0]
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     assert len(SCRIPTS) == 2
     assert set(EXPORTS) == {"PYTHONPATH", "HWNAS_ALLOW_TARGETS"}
 
@@ -65,6 +65,9 @@ def test_commands(command: str, folder: Path) -> None:
     said = run(folder, "-m", "hwnas", *command.split()[1:], "logger=csv")
     if " -m " in command:
         assert "6 jobs finished" in said
+    elif " compare " in command:
+        assert "local_search beats random after 150 evaluations on toy, toy by" in said
+        assert said.count("No difference shown") == 1
     else:
         result = read_folder(said)
         assert result["status"] == "finished"
