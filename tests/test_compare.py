@@ -144,6 +144,7 @@ class Walk(Strategy):
 
 
 def losses(folder: Path) -> dict[tuple[str, int], float]:
+    """The loss of each run, the mean if there are several limits."""
     with (folder / "runs.csv").open(newline="") as file:
         return {(row["strategy"], int(row["seed"])): float(row["loss"]) for row in csv.DictReader(file)}
 

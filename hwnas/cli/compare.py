@@ -50,8 +50,9 @@ Words of hwnas compare, with their defaults (conf/compare.yaml):
   store.dir=multirun/store             as for hwnas search
 
 All other words are those of hwnas search (evaluator=table dataset=cifar10 device=raspi4 generations=100,
-unless an experiment= is chosen). Without limits= a run is judged under the nine deciles of its cost; with
-limits.latency_ms=q0.2,q0.5 there is a run for each. --config-dir <folder> has strategies of your own.
+unless an experiment= or replay= is chosen). Without limits= a run is judged under the nine deciles of its
+cost; with limits.latency_ms=q0.2,q0.5 there is a run for each. --config-dir <folder> has strategies of your
+own.
 
   hwnas compare strategy=surrogate,local_search,random device=raspi4,fpga dataset=cifar10,cifar100
   hwnas compare --config-dir mine experiment=toy strategy=annealing,annealing:temperature=0.3,random
@@ -333,10 +334,9 @@ def _prepared(
     search = dict(words.search)
     usual = defaults["search"]
     assert isinstance(usual, dict)
-    if "experiment" not in search:
-        search = {name: (str(value),) for name, value in usual.items()} | search
-    elif "generations" not in search:
-        search["generations"] = (str(usual["generations"]),)
+    if {"experiment", "replay"} & search.keys():  # which choose the problem
+        usual = {"generations": usual["generations"]}
+    search = {name: (str(value),) for name, value in usual.items()} | search
     lists = [
         [f"{name}={value}" if values else name for value in values or ("",)]
         for name, values in search.items()

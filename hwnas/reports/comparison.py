@@ -137,15 +137,20 @@ def _limit_text(one: Judged, place: int) -> str:
 
 
 def _write_runs(path: Path, compared: Comparison) -> None:
-    """A row per run and number of architectures: its mean loss over the limits."""
-    rows: list[list[object]] = [["case", "strategy", "seed", "evaluations", "loss", "unit"]]
+    """A row per run, number of architectures and limit: its loss; and the mean over several limits."""
+    rows: list[list[object]] = [["case", "strategy", "seed", "evaluations", "limit", "loss", "unit"]]
     for one in compared.judged:
+        limits = [_limit_text(one, place) for place in range(len(one.case.limits))] or ["front"]
         for place, name in enumerate(one.strategies):
-            for seed, losses in zip(one.seeds, one.losses[place].mean(axis=1), strict=True):
-                rows += [
-                    [one.case.name, name, seed, at, float(loss), one.case.unit]
-                    for at, loss in zip(one.at, losses, strict=True)
-                ]
+            for seed, losses in zip(one.seeds, one.losses[place].swapaxes(1, 2).tolist(), strict=True):
+                for at, of in zip(one.at, losses, strict=True):
+                    told = [
+                        *zip(limits, of, strict=True),
+                        *([("mean", sum(of) / len(of))] if len(of) > 1 else []),
+                    ]
+                    rows += [
+                        [one.case.name, name, seed, at, limit, loss, one.case.unit] for limit, loss in told
+                    ]
     write_csv(path, rows)
 
 

@@ -120,7 +120,8 @@ def cases_of(finished: Sequence[Finished]) -> tuple[list[tuple[Case, list[Found]
                     f"{title}: {fewest} of {len(own)} runs of {name} count; the others have no counterpart"
                 )
         first = next(iter(has.values()))
-        case = _case(title, [first[seeds[0], place].result for place in places])
+        with consistent(first[seeds[0], places[0]].folder):
+            case = _case(title, [first[seeds[0], place].result for place in places])
         limited = bool(by_limits[places[0]])
         cases.append(
             (
