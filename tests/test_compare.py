@@ -18,7 +18,7 @@ from hwnas.cli.errors import UsageError
 from hwnas.core import Genotype, Limit, Objective, Strategy, Trial
 from hwnas.runs.display import Display
 from hwnas.searches.compare import setting
-from hwnas.searches.judge import Case, Found, amount, conclude, judge, sentences
+from hwnas.searches.judge import Case, Found, amount, columns, conclude, judge, sentences
 from hwnas.searches.problem import RunContext, set_up
 from hwnas.spaces.toy import Toy, ToyCost
 
@@ -46,6 +46,15 @@ def test_regret_by_hand() -> None:
     assert judged.losses[1, 0] == pytest.approx(np.array([[0.0, 0.0, 0.0], [20.0, 20.0, 20.0]]))
     assert judged.known.tolist() == [[4, 1], [2, 1]]
     assert judged.times == ()
+
+
+def test_a_quality_that_is_not_known_does_not_count() -> None:
+    """Of a training that was stopped early."""
+    case = Case("it", OBJECTIVES, LIMITS[1:], best=(0.9,), worst=0.1)
+    values: list[dict[str, float]] = [{"early": 0.4, "latency_ms": 1.0}, {"val_acc": 0.8, "latency_ms": 1.0}]
+    stopped = columns([Trial((place,), metrics, 0) for place, metrics in enumerate(values)])
+    runs = [Found(name, seed, stopped) for name in "ab" for seed in range(2)]
+    assert judge(case, runs, [1, 2]).losses[0, 0, 0] == pytest.approx([80.0, 10.0])
 
 
 def test_a_cost_as_quality_and_an_unknown_optimum() -> None:

@@ -30,7 +30,7 @@ from hwnas.core import (
 )
 from hwnas.files import end_with, identity, temporary_folder
 from hwnas.searches.blind import DECILES
-from hwnas.searches.judge import Case, Found
+from hwnas.searches.judge import Case, Found, columns
 from hwnas.searches.loop import search
 from hwnas.searches.problem import Choice, Problem, Task, make_strategy
 from hwnas.store.archive import Archive
@@ -114,7 +114,7 @@ def setting(name: str, task: Task, limits: Sequence[tuple[Limit, ...]]) -> Setti
     if task.space.size <= MOST_LISTED:
         genotypes = task.space.all()
         everything = trials_of(genotypes, [evaluator.evaluate(genotypes) for evaluator in evaluators], 0)
-        whole = Found("", 0, _columns(everything))
+        whole = Found("", 0, columns(everything))
         cost = next(o for o in objectives if o.goal == "min" and o.metric in task.device.metrics)
         values = whole.metrics[cost.metric]
         bounds = np.quantile(values[np.isfinite(values)], DECILES).tolist()
@@ -125,10 +125,6 @@ def setting(name: str, task: Task, limits: Sequence[tuple[Limit, ...]]) -> Setti
         worst = sign * float(quality[np.isfinite(quality)].max())
     case = Case(name, objectives, judged_by, best, worst)
     return Setting(case, task.problem, task.space, evaluators, tuple(limits) or ((),))
-
-
-def _columns(trials: Sequence[Trial]) -> dict[str, np.ndarray]:
-    return {name: np.array([trial.metrics[name] for trial in trials]) for name in trials[0].metrics}
 
 
 class _Enough(Exception):  # noqa: N818 - no error
@@ -172,7 +168,7 @@ def run(setting: Setting, contender: Contender, seed: int, number: int, most: in
     return Found(
         contender.name,
         seed,
-        _columns(trials),
+        columns(trials),
         clock=np.cumsum(known) if len(known) == len(trials) else None,
         limit=setting.place(number),
         spent=spent,

@@ -14,7 +14,7 @@ from hwnas.files import consistent
 from hwnas.runs.folder import given_settings
 from hwnas.runs.jobs import Jobs
 from hwnas.runs.result import Result, read_result
-from hwnas.searches.judge import Case, Found
+from hwnas.searches.judge import Case, Found, columns
 from hwnas.store.archive import read_archive
 
 OF_THE_PROBLEM = ("search_space", "dataset", "evaluator", "device")
@@ -201,11 +201,11 @@ def _case(name: str, results: Sequence[Result]) -> Case:
     cost = next((o for o in others if o.goal == "min" and o.metric in first.deciles), None)
     if first.truth is None or cost is None:
         return Case(name, first.objectives, ())
-    columns = np.array(first.truth.front)
-    values, place = columns[:, 0], first.objectives.index(cost)
+    front = np.array(first.truth.front)
+    values, place = front[:, 0], first.objectives.index(cost)
     # The best network within a limit is on the true front, or as good as one that is.
     bounds = tuple(first.deciles[cost.metric][1:10])
-    within = [values[columns[:, place] <= bound] for bound in bounds]
+    within = [values[front[:, place] <= bound] for bound in bounds]
     pick = max if quality.goal == "max" else min
     kept = [(bound, float(pick(of))) for bound, of in zip(bounds, within, strict=True) if len(of)]
     return Case(
@@ -224,7 +224,7 @@ def _found(name: str, run: Finished, limit: int | None) -> Found:
             first.setdefault(trial.genotype, trial)
         trials = list(first.values())
         wanted = [o.metric for o in run.result.objectives] + list(run.result.limits)
-        metrics = {metric: np.array([t.metrics[metric] for t in trials]) for metric in trials[0].metrics}
+        metrics = columns(trials)
         if missing := [metric for metric in wanted if metric not in metrics]:
             raise ValueError(f"archive.jsonl has no {missing[0]}")
         return Found(name, run.seed, metrics, clock=_clock(run.folder, trials), limit=limit)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.core import FloatArray, Limit, Objective, non_dominated
+from hwnas.core import FloatArray, Limit, Objective, Trial, non_dominated
 from hwnas.searches.statistics import LEVEL, Paired, fewest_seeds, holm, paired
 
 Measure = Literal["regret", "gap", "hypervolume"]
@@ -78,7 +78,7 @@ class Found:
     Attributes:
         strategy: Name of the strategy.
         seed: Its seed.
-        metrics: Values per metric, shape (n,) each.
+        metrics: Values per metric, shape (n,) each; NaN: unknown, e.g. of a training that was stopped early.
         clock: Seconds until each was evaluated, by a benchmark or as measured, shape (n,); None: unknown.
         limit: Which of the case's limits the run had; None: none, so that it is judged by all.
         spent: Seconds that the whole run took here; None: unknown.
@@ -95,22 +95,29 @@ class Found:
         return len(next(iter(self.metrics.values())))
 
     def costs(self, objectives: Sequence[Objective]) -> FloatArray:
-        """Values of the objectives as costs, shape (n, objectives); `inf`: not supported."""
-        columns = []
+        """Values of the objectives as costs, shape (n, objectives); `inf`: not supported, or unknown."""
+        stacked = []
         for objective in objectives:
             values = self.metrics[objective.metric]
-            columns.append(values if objective.goal == "min" else np.where(np.isinf(values), np.inf, -values))
-        return np.stack(columns, axis=1)
+            costs = values if objective.goal == "min" else -values
+            stacked.append(np.where(np.isfinite(values), costs, np.inf))
+        return np.stack(stacked, axis=1)
 
     def within(self, limits: Sequence[Limit]) -> NDArray[np.bool_]:
         """Which architectures are supported and keep the limits, shape (n,)."""
         kept = np.ones(len(self), dtype=bool)
         for values in self.metrics.values():
-            kept &= np.isfinite(values)
+            kept &= ~np.isinf(values)
         for limit in limits:
             values = self.metrics[limit.metric]
             kept &= values <= limit.bound if limit.goal == "min" else values >= limit.bound
         return kept
+
+
+def columns(trials: Sequence[Trial]) -> dict[str, FloatArray]:
+    """Values per metric of at least one trial, shape (trials,) each; NaN where a trial lacks it."""
+    names = dict.fromkeys(name for trial in trials for name in trial.metrics)
+    return {name: np.array([trial.metrics.get(name, math.nan) for trial in trials]) for name in names}
 
 
 @dataclass(frozen=True)
