@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge
 
-from hwnas.core import Count, Genotype, Positive, SearchSpace, Seed, checked
+from hwnas.core import DEVIATION, Count, Genotype, Positive, SearchSpace, Seed, checked
 from hwnas.data.images import Images, SmallerImages, check_batch
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasNetworks, fingerprint, in_size
@@ -32,6 +32,12 @@ TRAIN_VERSION = 1  # increased when the same settings begin to give other accura
 
 FIGURES = ("val_acc", "val_likelihood", "train_likelihood", "likelihood_ahead")
 """Figures of a training that a network may be judged by; each in 0..1, higher is better."""
+
+SAMPLED = ("val_acc", "val_likelihood")
+"""Those that are means over validation images, of which a standard error is known."""
+
+WORST = dict.fromkeys([*FIGURES, *(f"{name}{DEVIATION}" for name in SAMPLED)], 0.0)
+"""Figures of a training that diverged."""
 
 NUM_PARTS = 10
 """Parts of a training whose mean losses are its learning curve."""
@@ -80,6 +86,10 @@ class Train(LooksUp):
         eta: Of the networks that are compared the best 1/eta go on.
         checkpoints_gb: Disk for networks that may go on, in GB. Those that have waited longest are deleted,
             and would start anew.
+        repeats: Trainings of each network, with other seeds; its figures are their means.
+        deviation: Whether to report `val_acc_std` and `val_likelihood_std`, too, standard errors of these by
+            the number of validation images (`binomial_error`; all networks have the same images, so that
+            differences are surer) and by the repetitions.
         training: Training of each network.
         seed: Seed of the trainings; not the run's seed, so that all runs use the same accuracies.
         lookup: Accuracies of a benchmark's table, for reports.
@@ -108,6 +118,8 @@ class Train(LooksUp):
         rungs: Sequence[Count] | None = None,
         eta: Annotated[int, Ge(2)] = 3,
         checkpoints_gb: Positive = 2.0,
+        repeats: Count = 1,
+        deviation: bool = False,
         training: Recipe,
         seed: Seed,
         lookup: Lookup,
@@ -128,7 +140,16 @@ class Train(LooksUp):
         self._ending = "" if label is None else f"_{label}"
         self._figures = tuple(dict.fromkeys([score, "val_acc"]))
         self.metrics = {f"{name}{self._ending}": "max" for name in self._figures}
+        if deviation and score not in SAMPLED:
+            raise ValueError(
+                f"deviation must be false with score={score}: it is known of {' and '.join(SAMPLED)}"
+            )
+        if rungs and (deviation or repeats > 1):
+            raise ValueError("rungs must be null with deviation=true, and with repeats")
+        self._errors = tuple(name for name in self._figures if deviation and name in SAMPLED)
+        self.metrics |= {f"{name}{self._ending}{DEVIATION}": "min" for name in self._errors}
         self._whole = tuple(self.metrics)
+        self.repeats = repeats
         self.training = training
         self.seed = seed
         self._dataset = dataset
@@ -193,6 +214,7 @@ class Train(LooksUp):
             *([] if metrics == ["val_acc"] else [metrics]),
             *([] if images.whole else [images.image_size, images.num_valid]),
             *([] if self._augment == "dataset" else [self._augment]),
+            *([] if self.repeats == 1 else [f"{self.repeats} repeats"]),
         ]
         self._version = _hashed(settings)
         if self.rungs:
@@ -207,7 +229,7 @@ class Train(LooksUp):
         assert not self.rungs, "rungs are evaluated instead"
 
         start = time.perf_counter()
-        figures = [self.train(genotype) for genotype in genotypes]
+        figures = [self._repeated(genotype) for genotype in genotypes]
         seconds = time.perf_counter() - start
         if genotypes and not self._said:
             self._said = True
@@ -219,36 +241,57 @@ class Train(LooksUp):
                 f"the training of a network diverged (evaluator.training.lr={self.training.lr:g}); "
                 "its accuracy counts as 0, as that of any other whose training does"
             )
-        worst = dict.fromkeys(FIGURES, 0.0)
         return [
-            {f"{name}{self._ending}": (found or worst)[name] for name in self._figures} for found in figures
+            {
+                **{f"{name}{self._ending}": (found or WORST)[name] for name in self._figures},
+                **{
+                    f"{name}{self._ending}{DEVIATION}": (found or WORST)[f"{name}{DEVIATION}"]
+                    for name in self._errors
+                },
+            }
+            for found in figures
         ]
+
+    def _repeated(self, genotype: Genotype) -> dict[str, float] | None:
+        """Means of the figures of a network's trainings; None if all diverge, others count as 0 then."""
+        found = [self.train(genotype, repeat) for repeat in range(self.repeats)]
+        if self.repeats == 1 or not any(found):
+            return found[0]
+        means = {name: float(np.mean([(each or WORST)[name] for each in found])) for name in WORST}
+        for name in SAMPLED:
+            spread = np.std([(each or WORST)[name] for each in found], ddof=1) / math.sqrt(self.repeats)
+            means[f"{name}{DEVIATION}"] = math.hypot(means[f"{name}{DEVIATION}"], spread)
+        return means
 
     def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
         """Networks one by one."""
         return [[genotype] for genotype in genotypes]
 
-    def train(self, genotype: Genotype) -> dict[str, float] | None:
-        """Train a network; returns its figures by the names of `FIGURES`, or None after a divergence."""
+    def train(self, genotype: Genotype, repeat: int = 0) -> dict[str, float] | None:
+        """Train a network; returns figures by the names of `WORST`, or None after a divergence."""
         import torch.nn.functional as F
 
-        module = self._trained(genotype, self.training)
+        module = self._trained(genotype, self.training, repeat)
         if module is None:
             return None
         steps = np.array([float(loss) for loss in module.losses])
         losses = [float(part.mean()) for part in np.array_split(steps, min(NUM_PARTS, len(steps)))]
         logits, y = answers(module, self._images, "valid")
+        right, valid = int((logits.argmax(1) == y).sum()), likelihood(float(F.cross_entropy(logits, y)))
+        error = float(F.cross_entropy(logits, y, reduction="none").std(correction=0)) / math.sqrt(len(y))
         return {
-            "val_acc": int((logits.argmax(1) == y).sum()) / len(y),
-            "val_likelihood": likelihood(float(F.cross_entropy(logits, y))),
+            "val_acc": right / len(y),
+            "val_likelihood": valid,
             "train_likelihood": likelihood(float(steps.mean())),
             "likelihood_ahead": likelihood(extrapolated(losses)),
+            f"val_acc{DEVIATION}": binomial_error(right, len(y)),
+            f"val_likelihood{DEVIATION}": valid * error,  # d exp(-loss) = -exp(-loss) d loss
         }
 
-    def _trained(self, genotype: Genotype, recipe: Recipe) -> Classifier | None:
+    def _trained(self, genotype: Genotype, recipe: Recipe, repeat: int = 0) -> Classifier | None:
         import torch
 
-        seed = self.seed_of(genotype)
+        seed = self.seed_of(genotype, repeat)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = self._networks.network(genotype)
@@ -306,7 +349,7 @@ class Train(LooksUp):
             judging = time.perf_counter() - start
             per_step = max(clock[1] - clock[0], 0.0) / (2 * FEW_STEPS)
             taken.append(clock[0] + per_step * (self.num_steps - FEW_STEPS) + judging)
-        return sum(taken) / max(1, len(taken))
+        return self.repeats * sum(taken) / max(1, len(taken))
 
     @property
     def num_steps(self) -> int:
@@ -315,14 +358,28 @@ class Train(LooksUp):
         steps = recipe.epochs * (self._dataset.size("train") // recipe.batch_size)
         return min(steps, recipe.max_steps or steps)
 
-    def seed_of(self, genotype: Genotype) -> int:
-        """A network's own seed, below 2^31."""
-        text = f"{self.seed} {self._networks.to_str(genotype)}"
+    def seed_of(self, genotype: Genotype, repeat: int = 0) -> int:
+        """A network's own seed, of one of its trainings, below 2^31."""
+        text = f"{self.seed} {self._networks.to_str(genotype)}" + f" {repeat}" * (repeat > 0)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
 
 def _hashed(settings: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
+def binomial_error(right: int, num: int) -> float:
+    """Standard error of an accuracy by the number of images; above 0 also if all or none are right.
+
+    Args:
+        right: Images that are classified right.
+        num: Images.
+
+    Source: Agresti & Coull, Approximate is Better than "Exact" for Interval Estimation of Binomial
+    Proportions, The American Statistician 1998: two right and two wrong ones are added.
+    """
+    accuracy = (right + 2) / (num + 4)
+    return math.sqrt(accuracy * (1 - accuracy) / (num + 4))
 
 
 def likelihood(loss: float) -> float:

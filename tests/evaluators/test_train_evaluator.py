@@ -13,7 +13,7 @@ import torch
 from hwnas.core import SearchSpace
 from hwnas.data.images import Images, SmallerImages
 from hwnas.evaluators.table import Lookup
-from hwnas.evaluators.train import Train, extrapolated, likelihood
+from hwnas.evaluators.train import Train, binomial_error, extrapolated, likelihood
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts.encoding import PRESETS
 from hwnas.spaces.fbnet import FBNet
@@ -71,6 +71,34 @@ def test_a_network_does_not_depend_on_its_company(tmp_path: Path) -> None:
     assert create(tmp_path).evaluate([CELLS[2], CELLS[0]]) == [together[2], together[0]]
     assert len({create(tmp_path).seed_of(genotype) for genotype in CELLS}) == 3
     assert create(tmp_path, seed=1).evaluate(CELLS) != together
+
+
+def test_it_says_how_sure_it_is(tmp_path: Path) -> None:
+    """By the number of validation images, and by repeated trainings with other seeds."""
+    assert binomial_error(45, 50) == pytest.approx(math.sqrt(47 * 7 / 54**3))
+    assert binomial_error(50, 50) == pytest.approx(math.sqrt(52 * 2 / 54**3))
+    brief = Recipe(epochs=1, max_steps=5)
+    plain, sure, often = (
+        create(tmp_path, training=brief, **own)
+        for own in ({}, {"deviation": True}, {"deviation": True, "repeats": 2})
+    )
+    assert sure.metrics == {"val_acc": "max", "val_acc_std": "min"}
+    assert len({each.prepare(SPACE, []) for each in (plain, sure, often)}) == 3
+    (first,), num = sure.evaluate(CELLS[:1]), digits().size("valid")
+    right = round(first["val_acc"] * num)
+    assert first == {**plain.evaluate(CELLS[:1])[0], "val_acc_std": binomial_error(right, num)}
+    one, two = (often.train(CELLS[0], repeat) for repeat in (0, 1))
+    assert one is not None
+    assert two is not None
+    assert (one["val_acc"], one["val_acc"] == two["val_acc"]) == (first["val_acc"], False)
+    (mean,) = often.evaluate(CELLS[:1])
+    assert mean["val_acc"] == pytest.approx((one["val_acc"] + two["val_acc"]) / 2)
+    images, between = (one["val_acc_std"] + two["val_acc_std"]) / 2, abs(one["val_acc"] - two["val_acc"]) / 2
+    assert mean["val_acc_std"] == pytest.approx(math.hypot(images, between))
+    with pytest.raises(ValueError, match="deviation must be false with score=train_likelihood"):
+        create(tmp_path, deviation=True, score="train_likelihood")
+    with pytest.raises(ValueError, match="rungs must be null with deviation=true, and with repeats"):
+        create(tmp_path, repeats=2, rungs=[5])
 
 
 @pytest.mark.parametrize(
