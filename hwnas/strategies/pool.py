@@ -30,13 +30,23 @@ class Candidates(NamedTuple):
         genotypes: The networks, n of them.
         forms: Their live operations.
         costs: Their costs, (n, c).
-        allowed: Which of them keep the limits on costs, (n,); if none does, those that are nearest to it.
+        excess: By how much they violate the limits on costs, (n,); see `violations`.
     """
 
     genotypes: list[Genotype]
     forms: list[Genotype]
     costs: FloatArray
-    allowed: NDArray[np.bool_]
+    excess: FloatArray
+
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which of them keep the limits on costs, (n,); if none does, those that are nearest to it."""
+        return nearest(self.excess)
+
+
+def nearest(excess: FloatArray) -> NDArray[np.bool_]:
+    """Which networks keep the limits, by violations (n,); if none does, those that are nearest to it."""
+    return excess == (0.0 if (excess == 0).any() else excess.min(initial=np.inf))
 
 
 class Pool:
@@ -66,6 +76,7 @@ class Pool:
         self._limits = [limit for limit in limits if limit.metric in known]
         self._networks: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # form and costs (c,)
         self._found: Candidates | None = None
+        self._every: FloatArray | None = None
 
     @property
     def listed(self) -> bool:
@@ -87,7 +98,7 @@ class Pool:
             genotypes, self.forms(genotypes), costs(found, self.costs), strict=True
         ):
             self._networks[genotype] = form, cost
-        self._found = None
+        self._found = self._every = None
 
     def all_forms(self) -> list[Genotype]:
         """The forms of all networks, each once."""
@@ -96,19 +107,30 @@ class Pool:
     def candidates(self) -> Candidates:
         """Supported networks with a path, the cheapest of each form."""
         if self._found is None:
-            names = list(self._networks)
-            cost = self._costs_of_all()
-            kept = np.isfinite(cost).all(axis=1) & self.space.is_connected(names)
-            first: dict[Genotype, int] = {}
-            for row in np.lexsort(cost.T[::-1]):
-                if kept[row]:
-                    first.setdefault(self._networks[names[row]][0], int(row))
-            rows = list(first.values())
-            trials = [Trial(names[row], self.metrics(cost[row]), 0) for row in rows]
-            within = violations(trials, self._limits)
-            nearest = 0.0 if (within == 0).any() else within.min(initial=np.inf)
-            self._found = Candidates([t.genotype for t in trials], list(first), cost[rows], within == nearest)
+            first = {form: members[0] for form, members in self.members().items()}
+            cost = np.array([self._networks[name][1] for name in first.values()]).reshape(-1, len(self.costs))
+            excess = self.excess(list(first.values()), cost)
+            self._found = Candidates(list(first.values()), list(first), cost, excess)
         return self._found
+
+    def members(self) -> dict[Genotype, list[Genotype]]:
+        """Supported networks with a path of each form, the cheapest first; forms by their cheapest."""
+        names, cost = list(self._networks), self.costs_of_all()
+        kept = np.isfinite(cost).all(axis=1) & self.space.is_connected(names)
+        found: dict[Genotype, list[Genotype]] = {}
+        for row in np.lexsort(cost.T[::-1]):
+            if kept[row]:
+                found.setdefault(self._networks[names[row]][0], []).append(names[row])
+        return found
+
+    def excess(self, genotypes: Sequence[Genotype], cost: FloatArray) -> FloatArray:
+        """By how much networks of costs (n, c) violate the limits on costs, (n,); see `violations`."""
+        trials = [Trial(name, self.metrics(row), 0) for name, row in zip(genotypes, cost, strict=True)]
+        return violations(trials, self._limits)
+
+    def cost(self, genotype: Genotype) -> FloatArray:
+        """Costs of a network that is known of, (c,)."""
+        return self._networks[genotype][1]
 
     def metrics(self, cost: FloatArray) -> dict[str, float]:
         """Costs (c,) by their metrics' names."""
@@ -121,8 +143,6 @@ class Pool:
         size: int,
         rng: np.random.Generator,
         num_drawn: int = 0,
-        *,
-        unbounded: bool = False,
     ) -> list[Genotype]:
         """New candidates of the highest values under bounds that are spread over the costs' quantiles.
 
@@ -136,10 +156,10 @@ class Pool:
             size: Networks to choose; fewer if there are not so many.
             rng: Source of randomness.
             num_drawn: How many of them are drawn uniformly instead, from the second on.
-            unbounded: Whether the last place has no bound.
         """
-        names, _, cost, allowed = self.candidates()
-        every = self._costs_of_all()
+        names, _, cost, _ = self.candidates()
+        allowed = self.candidates().allowed
+        every = self.costs_of_all()
         every = every[np.isfinite(every).all(axis=1)]
         open_ = allowed & new
         chosen: list[int] = []
@@ -148,7 +168,7 @@ class Pool:
                 break
             which, hope = rng.integers(cost.shape[1]), value[:, rng.integers(value.shape[1])]
             column, dearest = cost[:, which], cost[allowed, which].max()
-            part = 1.0 if unbounded and place == size - 1 else (place + rng.random()) / size
+            part = (place + rng.random()) / size
             bound = np.quantile(every[every[:, which] <= dearest, which], part)
             under = np.flatnonzero(open_ & (column <= bound))
             if not len(under):
@@ -159,5 +179,9 @@ class Pool:
             chosen.append(row)
         return [names[row] for row in chosen]
 
-    def _costs_of_all(self) -> FloatArray:
-        return np.array([cost for _, cost in self._networks.values()]).reshape(-1, len(self.costs))
+    def costs_of_all(self) -> FloatArray:
+        """Costs of all networks that are known of, (n, c); `inf`: not supported."""
+        if self._every is None:
+            every = [cost for _, cost in self._networks.values()]
+            self._every = np.array(every).reshape(-1, len(self.costs))
+        return self._every

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace, Trial, front
+from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace, Trial, front, trials_of
 from hwnas.devices.flops import Flops
 from hwnas.searches.loop import search
 from hwnas.spaces.darts import Darts
@@ -123,11 +123,18 @@ def test_large_spaces_and_measured_costs(
     space: SearchSpace, device: type[Flops], population_size: int
 ) -> None:
     strategy, evaluators = create(space, device, population_size=population_size)
+    evaluators[0] = Share(space, op=2)
     trials = run(strategy, evaluators, 30 // population_size)
     asked = [trial.genotype for trial in trials]
     assert len({tuple(row) for row in space.live(asked).tolist()}) == len(asked) == 30
-    late, early = (np.mean([t.metrics["share"] for t in part]) for part in (trials[20:], trials[:5]))
-    assert late > early
+    drawn = space.sample(np.random.default_rng(0), 30)
+    others = trials_of(drawn, [evaluator.evaluate(drawn) for evaluator in evaluators], 0)
+    bounds = np.quantile([trial.metrics["flops"] for trial in others], [0.25, 0.5, 0.75])
+    found, random = (
+        [max(t.metrics["share"] for t in some if t.metrics["flops"] <= bound) for bound in bounds]
+        for some in (trials, others)
+    )
+    assert sum(found) > sum(random)
 
 
 def test_a_space_that_is_used_up_repeats() -> None:
