@@ -248,13 +248,15 @@ def test_a_strategy_that_raises_is_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_early_says_so(tmp_path: Path) -> None:
-    words = (*TOY, "strategy=random", "generations=2", "seeds=2", "evaluations=20", "workers=1")
-    done = compare(*words, strategies={"walk": Walk}, folder=tmp_path, show=False)
-    (note,) = (note for note in done.result["notes"] if "walk" in note)  # type: ignore[union-attr, attr-defined]
-    assert note == (
-        "walk ended before 20 different architectures, on average after 10; from there on it counts with "
-        "what it knew"
-    )
+    """Walks of two populations of five, by default; draws of three populations of two."""
+    words = (*TOY, "strategy=random:generations=3:population_size=2", "generations=2", "seeds=2", "workers=1")
+    done = compare(*words, "evaluations=20", strategies={"walk": Walk}, folder=tmp_path, show=False)
+    notes = [note for note in done.result["notes"] if "ended" in note]  # type: ignore[attr-defined]
+    assert notes == [
+        f"{name} ended before 20 different architectures, on average after {number}; from there on it counts "
+        "with what it knew (more generations= let it go on)"
+        for name, number in (("random:generations=3:population_size=2", 6), ("walk", 10))
+    ]
 
 
 def test_words() -> None:

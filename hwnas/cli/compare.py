@@ -42,7 +42,8 @@ usage: hwnas compare [word=value ...]            run strategies on problems of t
 A word with several values, a,b or [a,b], makes several problems; those of strategy= are compared on each.
 Words of hwnas compare, with their defaults (conf/compare.yaml):
 
-  strategy=surrogate,local_search,...  strategies, with settings after colons: local_search:num_candidates=1
+  strategy=surrogate,local_search,...  strategies, with settings after colons: local_search:num_candidates=1;
+                                       generations is one of them
   seeds=20 seed=0                      runs of each strategy on each problem, and the first seed
   evaluations=25,50,100,150            different architectures at which runs are compared; the last ends them
   workers=auto                         processes that divide the runs
@@ -64,6 +65,9 @@ LOG = "compare.log"
 
 OWN = ("strategy", "seeds", "seed", "evaluations", "workers", "to", "store.dir")
 """Words of this command."""
+
+GENERATIONS = "generations"
+"""A setting of a problem that a strategy may have of its own."""
 
 OF_FOLDERS = ("evaluations", "to")
 """Those that go with folders."""
@@ -344,13 +348,13 @@ def _prepared(
     varied = [name for name, values in search.items() if len(values) > 1]
     places = [list(place) for place in itertools.product(*lists)]
     contenders = [
-        *(Contender(name, compose(*places[0], *strategy_words(name)).strategy) for name in names),
+        *(_contender(name, places[0]) for name in names),
         *(Contender(name, choice) for name, choice in strategies.items()),
     ]
-    usual_words = strategy_words(names[0]) if names else ["strategy=random"]
-    problems = [compose(*place, *usual_words) for place in places]
+    first = strategy_words(names[0])[0] if names else "strategy=random"
     settings = []
-    for place, problem in zip(places, problems, strict=True):
+    for place in places:
+        problem = compose(*place, first)
         title = ", ".join(_titled(word) for word in place if word.partition("=")[0] in varied)
         settings.append(_setting(title, problem, words.limits, contenders[0], context))
     return settings, contenders
@@ -362,9 +366,19 @@ def _titled(word: str) -> str:
 
 
 def strategy_words(name: str) -> list[str]:
-    """Words of `hwnas search` for "local_search:num_candidates=1"."""
+    """Words of `hwnas search` for "local_search:num_candidates=1:generations=50"."""
     choice, *settings = re.split(r":(?=[\w.]+=)", name)
-    return [f"strategy={choice}", *(f"strategy.{one}" for one in settings)]
+    words = [one if one.startswith(f"{GENERATIONS}=") else f"strategy.{one}" for one in settings]
+    return [f"strategy={choice}", *words]
+
+
+def _contender(name: str, place: Sequence[str]) -> Contender:
+    """A strategy, composed beside the words of a problem."""
+    own = strategy_words(name)
+    if not any(one.startswith(f"{GENERATIONS}=") for one in own):
+        return Contender(name, compose(*place, *own).strategy)
+    problem = compose(*(word for word in place if not word.startswith(f"{GENERATIONS}=")), *own)
+    return Contender(name, problem.strategy, problem.generations)
 
 
 def _setting(

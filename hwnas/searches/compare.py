@@ -48,10 +48,17 @@ class Contender:
     Attributes:
         name: Its name in the comparison.
         strategy: The strategy, as a problem has it.
+        generations: Populations that it is asked for; None: as many as the problem says.
     """
 
     name: str
     strategy: Choice[Strategy]
+    generations: int | None = None
+
+    def of(self, problem: Problem, seed: int) -> Problem:
+        """The problem with this strategy, and a seed."""
+        generations = self.generations or problem.generations
+        return replace(problem, strategy=self.strategy, generations=generations, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def run(setting: Setting, contender: Contender, seed: int, number: int, most: in
     Raises:
         Exception: Whatever the strategy raises.
     """
-    problem, evaluators = replace(setting.problem, strategy=contender.strategy, seed=seed), setting.evaluators
+    problem, evaluators = contender.of(setting.problem, seed), setting.evaluators
     start = time.perf_counter()
     strategy = make_strategy(
         problem, setting.space, evaluators, setting.case.objectives, setting.limits[number]
@@ -182,7 +189,7 @@ def check(settings: Sequence[Setting], contenders: Sequence[Contender]) -> None:
         ValueError: It does not fit; names the strategy.
     """
     for setting, contender in itertools.product(settings, contenders):
-        problem = replace(setting.problem, strategy=contender.strategy)
+        problem = contender.of(setting.problem, 0)
         try:
             make_strategy(
                 problem, setting.space, setting.evaluators, setting.case.objectives, setting.limits[0]

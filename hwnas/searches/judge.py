@@ -474,7 +474,7 @@ def conclude(judged: Sequence[Judged], notes: Sequence[str] = ()) -> Comparison:
             said.append(
                 f"{name} ended before {last:,} different architectures, on average after {few:,.0f}"
                 + (" or more" if len(short) > 1 else "")
-                + "; from there on it counts with what it knew"
+                + "; from there on it counts with what it knew (more generations= let it go on)"
             )
     return Comparison(tuple(judged), tuple(tests), tuple(by_limit(judged)), tuple(said))
 
