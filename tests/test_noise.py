@@ -23,6 +23,7 @@ from hwnas.core import (
     unbeaten,
 )
 from hwnas.evaluators.table import standard_error
+from hwnas.runs.folder import judged_together
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
 
@@ -49,6 +50,15 @@ def test_the_best_is_not_so_by_luck() -> None:
     assert best([lucky, sound, slow], OBJECTIVES, limits, 0.2) == lucky  # 0.940 and 0.938
     assert best([lucky, sound, slow], OBJECTIVES, limits, 1.0) == sound  # 0.90 and 0.93
     assert best([lucky, sound, slow], OBJECTIVES, [], 1.0) == slow
+
+
+def test_what_is_judged_together() -> None:
+    """All of the last generation, where it has what was found; a robust front is sought among these."""
+    first, *last = (
+        Trial((name,), {"val_acc": 0.1 * name}, generation) for name, generation in ((1, 0), (2, 1), (3, 1))
+    )
+    assert judged_together([first, *last], [last[1]]) == last
+    assert judged_together([first, *last], [first, last[1]]) == [first, last[1]]
 
 
 def beaten(F: FloatArray, S: FloatArray, row: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -56,6 +57,7 @@ def test_what_draws_networks_draws_held_ones() -> None:
         space.check((0, 2))
     assert held(Toy(2, 3), [(2, 2)], others=True).check((0, 2)) == (0, 2)
     assert isinstance(space, Toy)  # and can do what the space can
+    assert pickle.loads(pickle.dumps(space)).all() == space.all()
 
 
 @pytest.mark.parametrize("space", [NasBench201(), Darts()], ids=lambda space: space.name)

@@ -253,6 +253,21 @@ def take_replayed(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
             cfg[group] = tree[group]
 
 
+def judged_together(trials: Sequence[Trial], found: Sequence[Trial]) -> list[Trial]:
+    """Of a run whose qualities change, e.g. by the model behind them, those that can be compared in the end.
+
+    The trials of the last generation, where it has all that the strategy returned, as that of the cascade
+    has; else what it returned.
+
+    Args:
+        trials: All trials, in order.
+        found: What the strategy returned.
+    """
+    last = [trial for trial in trials if trial.generation == trials[-1].generation]
+    there = {trial.genotype for trial in last}
+    return last if all(trial.genotype in there for trial in found) else list(found)
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run's folder says.
@@ -299,12 +314,15 @@ class Run:
 
     @property
     def comparable(self) -> list[Trial]:
-        """The trials among which best and front are sought: all, or what the strategy returned."""
+        """The trials among which best and front are sought: all, or what the strategy returned.
+
+        With `robust` all of the last generation, if they include these (`judged_together`).
+        """
         if self.result is None or self.result.stationary:
             return self.trials
         names = self.trials[0].metrics
         asked = {trial.genotype: trial.generation for trial in self.trials}
-        return [
+        found = [
             Trial(
                 row.genotype,
                 {name: value for name, value in row.metrics.items() if name in names},
@@ -312,6 +330,7 @@ class Run:
             )
             for row in self.result.result
         ]
+        return judged_together(self.trials, found) if self.plan.robust else found
 
     @property
     def best(self) -> Trial | None:

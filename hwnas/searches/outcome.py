@@ -12,6 +12,7 @@ from hwnas.devices.multi import Multi
 from hwnas.evaluators.table import TRUE_ACCURACY
 from hwnas.files import write_csv
 from hwnas.runs.display import Display
+from hwnas.runs.folder import judged_together
 from hwnas.runs.result import (
     MOST_REPORTED,
     Blind,
@@ -65,6 +66,8 @@ class Conclusion:
         self.found = checked_result(task.strategy)
         # Values of different weights cannot be compared: the answer is among what the strategy returns.
         self._comparable = trials if task.quality.stationary else self.found
+        if task.problem.robust and not task.quality.stationary:
+            self._comparable = judged_together(trials, self.found)
         robust = task.problem.robust
         self.answer = best(self._comparable, task.objectives, task.limits, robust)
         self.front = front(self._comparable, task.objectives, robust)

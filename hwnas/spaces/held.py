@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,9 @@ class Held(SearchSpace):
     _rows: dict[Genotype, int]
     _near: dict[int, NDArray[np.intp]]
     _nearby: list[set[int]] | None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(held, others=self.others), (self.whole, self._networks)
 
     @property
     def size(self) -> int:
