@@ -268,7 +268,7 @@ def _of_words(
     """Compose the problems, run every strategy on each, and judge the runs."""
 
     def own(name: str) -> Sequence[object]:
-        default = defaults.get(name, {"seed": 0, "store.dir": "multirun/store"}.get(name))
+        default = defaults[name]
         return words.own.get(name) or (default if isinstance(default, list) else [default])
 
     num_seeds = check_setting("seeds", Annotated[int, Ge(2)], _one("seeds", own("seeds")))

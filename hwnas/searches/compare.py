@@ -292,6 +292,7 @@ def _in_order_of_end(
         yield from ((part.setting, _runs(settings[part.setting], part)) for part in parts)
         return
     from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky import get_reusable_executor
 
     with temporary_folder() as folder, parallel_config(backend="loky", inner_max_num_threads=1):
         paths = []
@@ -313,3 +314,5 @@ def _in_order_of_end(
             raise ValueError(
                 "a process that runs strategies died (out of memory, or by a strategy); workers=1 shows where"
             ) from None
+        finally:
+            get_reusable_executor(max_workers=workers).shutdown(wait=True, kill_workers=True)
