@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from hwnas import compose
@@ -79,7 +82,7 @@ def test_readme_has_commands() -> None:
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
 def test_links_lead_to_files(path: Path) -> None:
     """As on a forge; `make docs` checks those of the site."""
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text())
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text())
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
@@ -109,15 +112,16 @@ def test_every_command_composes(run: str, command: list[str]) -> None:
 
 
 def test_my_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first story, on handwritten digits in a file like the one that it asks for."""
-    pytest.importorskip("onnxruntime")
+    """The first story, on digits as JPEGs; the card's Python has the reported accuracy on them."""
+    onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     story = README.split("**My images.**")[1].split("**My device.**")[0]
-    names = re.findall(r"`([xy]_\w+)`", story)
-    (file,) = re.findall(r"into `(\S+)`", story)
-    images, labels = load_digits(return_X_y=True)
-    x, y = (images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels
-    np.savez(file, **dict(zip(names, (x[:1500], y[:1500], x[1500:], y[1500:]), strict=True)))
+    folder, suffix = re.findall(r"`(\w+)/\w+/\*(\.\w+)`", story)[0]
+    for number, (image, label) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
+        if number < 500:
+            path = Path(folder, f"digit {label}", f"{number}{suffix}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255 / 16).astype(np.uint8).reshape(8, 8)).save(path)
     search, export = (shlex.split(line)[1:] for line in re.findall(r"^    (hwnas .*)$", story, re.MULTILINE))
     small = [
         *(*BLIND, "limits.latency_ms=1000", "search_space.channels=4", "search_space.num_cells=1"),
@@ -130,6 +134,21 @@ def test_my_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([word.replace("multirun/runs/search/<run>", str(run)) for word in export]) == 0
     (card,) = run.rglob("card.md")
     assert "8 bits" in card.read_text() or "int8" in card.read_text()
+
+    prepare, *_ = re.findall(r"```python\n(.*?)```", card.read_text(), re.S)
+    code: dict[str, Any] = {}
+    exec(compile(prepare, "card.md", "exec"), code)
+    session = onnxruntime.InferenceSession(card.with_name("network.onnx"))
+    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    (cache,) = Path("multirun/store/images").glob("*.json")
+    known = json.loads(cache.read_text())
+    answers = {
+        name: names[int(session.run(["logits"], {"image": code["prepared"](Path(folder, name))})[0].argmax())]
+        for name in known["files"][known["train"] :]
+    }
+    right = [name.startswith(f"{answer}/") for name, answer in answers.items()]
+    network = json.loads((run / "result.json").read_text())["network"]
+    assert np.mean(right) == pytest.approx(network["test_acc"])
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_path: Path, capsys) -> None:

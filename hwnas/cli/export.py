@@ -14,6 +14,7 @@ from hwnas import __version__
 from hwnas.build import build, read_yaml
 from hwnas.cli.job import Job, space_and_images
 from hwnas.core import Count, Genotype, SearchSpace, Seed, check_setting, suggestion
+from hwnas.data.class_folders import ClassFolders
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
 from hwnas.devices import board
@@ -232,7 +233,9 @@ def _described(
         "weights": "random" if weights is None else str(weights),
         **{name: facts[name] for name in ("epochs", "seed") if name in facts},
         "reported_test_acc": facts.get("test_acc"),
-        "classes": list(dataset.classes) if isinstance(dataset, ImageFolder) else None,
+        "reported_balanced_test_acc": facts.get("balanced_test_acc"),
+        "classes": None if dataset.classes is None else list(dataset.classes),
+        "preparation": dataset.preparation if isinstance(dataset, ClassFolders) else None,
         "hwnas": __version__,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,14 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+
+
+def literal(text: object) -> str:
+    """Text whose characters mean themselves in Markdown; names of folders and files come from anywhere."""
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", str(text))
+
+
+TEMPLATES.filters["literal"] = literal
 
 
 def card(content: Mapping[str, object]) -> str:

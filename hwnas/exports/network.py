@@ -246,6 +246,7 @@ TRAINED_SHAPE = {
     "epochs?": int,
     "seed?": int,
     "test_acc?": float,
+    "balanced_test_acc?": float,
 }
 """Shape of the architecture.json of a trained network, for `files.shaped`."""
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from hwnas.core import DEVIATION, Genotype, Limit, SearchSpace, Trial, closest, costs, unique
 from hwnas.data import splits
 from hwnas.files import consistent, read_json
-from hwnas.reports import sections
+from hwnas.reports import answers, sections
 from hwnas.reports import sweep as sweep_report
 from hwnas.reports.charts import LineChart, dots, line_chart
 from hwnas.reports.published import EXPERIMENTS, PAPERS, Paper
@@ -105,6 +105,8 @@ def page(run: Run) -> dict[str, object]:
 def _protocol(view: View) -> str:
     """A sentence on the images that validate; empty if the run uses none, or knows no split."""
     run = view.run
+    if run.result is not None and run.result.protocol is not None:
+        return f"Images: {run.result.protocol}."
     split, fraction, benchmark = _images(run)
     if run.names["evaluator"] in ("table", "toy") or split is None:
         return ""
@@ -403,7 +405,7 @@ def _trained(view: View) -> FinalNetwork | None:
         ]
         facts = [
             (quantity(name).name, text(name, figures[name]))
-            for name in ("test_acc", "params", "flops")
+            for name in ("test_acc", "balanced_test_acc", "params", "flops")
             if name in figures
         ]
         return FinalNetwork(
@@ -539,6 +541,7 @@ SECTIONS: dict[str, Callable[[View], object]] = {
     "yardsticks": _yardsticks,
     "transfer": _transfer,
     "trained": _trained,
+    "answers": answers.on_test_images,
     "phases": _phases,
     "evaluations": _evaluations,
     "ledger": _ledger,

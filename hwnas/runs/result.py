@@ -58,12 +58,16 @@ class Trained:
         epochs: How long it was trained.
         weights: The file of its weights, relative to the run's folder.
         seconds: What training and testing took.
+        balanced_test_acc: Mean over the classes of their test accuracy, in 0..1; None: not known.
+        classes: Names of the classes, in the order of their labels; None: they have numbers only.
     """
 
     test_acc: float
     epochs: int
     weights: str
     seconds: float = 0.0
+    balanced_test_acc: float | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -351,6 +355,7 @@ class Result(Plan):
         versions: What each evaluator's answers depend on.
         network: The final network; None if none was trained.
         doubts: Warnings that were given on the way.
+        protocol: The images that validate, in words; None where the configuration says it.
         seconds: Per phase, and "total".
         energy_kwh: Of processors and GPU; None where nobody counts it.
     """
@@ -386,6 +391,7 @@ class Result(Plan):
     versions: Mapping[str, str] = field(default_factory=dict)
     network: Trained | None = None
     doubts: tuple[str, ...] = ()
+    protocol: str | None = None
     seconds: Mapping[str, float]
     energy_kwh: float | None = None
 

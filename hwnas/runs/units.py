@@ -11,6 +11,7 @@ from hwnas.core import DEVIATION
 NAMES = {
     "val_acc": "validation accuracy",
     "test_acc": "test accuracy",
+    "balanced_test_acc": "balanced test accuracy",
     "train_acc": "training accuracy",
     "table_val_acc": "true validation accuracy",
     "rmi": "representation similarity",

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hwnas.core import Trial, best, checked_result, closest, front, trials_of, unique
+from hwnas.data.class_folders import ClassFolders
 from hwnas.devices.multi import Multi
 from hwnas.evaluators.table import TRUE_ACCURACY
 from hwnas.files import write_csv
@@ -24,6 +25,7 @@ from hwnas.runs.result import (
     Replays,
     Result,
     Risk,
+    Trained,
     Transfer,
     TransferRow,
 )
@@ -144,6 +146,7 @@ class Conclusion:
             sums=separable_sums(evaluators),
             deciles={name: tuple(of) for name, of in cost_deciles(task.space, evaluators).items()},
             reports=self._columns(),
+            protocol=task.dataset.protocol if isinstance(task.dataset, ClassFolders) else None,
             seconds=seconds,
         )
 
@@ -300,7 +303,7 @@ def say_conclusion(display: Display, end: Conclusion, result: Result) -> None:
         display.say(f"best: {result.best.arch}")
         display.say("      " + _in_words(result.best.metrics))
         if result.network is not None:
-            display.say(f"      trained from scratch: test accuracy {result.network.test_acc:.2%}")
+            display.say(f"      trained from scratch: {tested_in_words(result.network)}")
         if len(result.result) == 1 and result.result[0].genotype != result.best.genotype:
             (returned,) = result.result
             display.say(f"{result.strategy} itself returns {returned.arch}: {_in_words(returned.metrics)}")
@@ -321,6 +324,14 @@ def say_conclusion(display: Display, end: Conclusion, result: Result) -> None:
         )
     if result.blind is not None:
         display.say(f"looked up: {blind_in_words(result.blind)}")
+
+
+def tested_in_words(network: Trained) -> str:
+    """The test accuracy, and its mean over the classes where that is another one by half a point."""
+    text, balanced = f"test accuracy {network.test_acc:.2%}", network.balanced_test_acc
+    if balanced is None or abs(balanced - network.test_acc) < 0.005:
+        return text
+    return f"{text}, balanced over the classes {balanced:.2%}"
 
 
 def blind_in_words(seen: Blind) -> str:

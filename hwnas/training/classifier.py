@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Protocol, cast, runtime_checkable
 
@@ -328,12 +328,20 @@ def accuracy_and_chance(module: Classifier, dataset: TrainingData, part: str) ->
     return int((logits.argmax(1) == y).sum()) / len(y), int(y.bincount().max()) / len(y)
 
 
-@torch.inference_mode()
 def answers(module: Classifier, dataset: TrainingData, part: str) -> tuple[Tensor, Tensor]:
     """Logits (N, classes) and labels (N,) of a part of the data set; the module ends on the CPU."""
+    batches = ((logits, y) for _, logits, y in answers_by_batch(module, dataset, part))
+    logits, labels = zip(*batches, strict=True)
+    return torch.cat(logits), torch.cat(labels)
+
+
+@torch.inference_mode()
+def answers_by_batch(
+    module: Classifier, dataset: TrainingData, part: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images (B, C, H, W), logits (B, classes) and labels (B,) per batch; the module ends on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
-    batches = dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False)
-    logits, labels = zip(*((module(x.to(device)).float().cpu(), y) for x, y in batches), strict=True)
+    for x, y in dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False):
+        yield x, module(x.to(device)).float().cpu(), y
     module.cpu()
-    return torch.cat(logits), torch.cat(labels)

@@ -9,11 +9,13 @@ from functools import partial
 from typing import Protocol, TypedDict
 
 from hwnas.core import Genotype, is_near_chance
+from hwnas.data.images import DataSet
 from hwnas.files import write_csv, write_json, write_text, write_torch
 from hwnas.spaces.capabilities import HasNetworks, Named, identity
 from hwnas.training import classifier
+from hwnas.training.answered import answered, described
 from hwnas.training.checkpoint import Session
-from hwnas.training.classifier import accuracy_and_chance, fit
+from hwnas.training.classifier import fit
 from hwnas.training.recipe import Recipe
 
 
@@ -22,9 +24,15 @@ class NamedData(Named, classifier.TrainingData, Protocol):
 
 
 class Figures(TypedDict):
-    """The result of a training: test accuracy in 0..1, epochs, file of weights, and seconds."""
+    """The result of a training.
+
+    Test accuracy and its mean over the classes in 0..1, names of the classes, epochs, file of weights, and
+    seconds.
+    """
 
     test_acc: float
+    balanced_test_acc: float
+    classes: tuple[str, ...] | None
     epochs: int
     weights: str
     seconds: float
@@ -35,9 +43,9 @@ def train_network(
 ) -> Figures:
     """Train an architecture on all training images and test it; writes the folder, returns the figures.
 
-    The folder gets weights.pt (a state dict), architecture.json (what to build them into, and the figures),
-    curves.csv and curves.svg (figures per epoch). Until `forget_checkpoint`, it holds a checkpoint too; a
-    training that was interrupted resumes from it, and ends like one that was not.
+    The folder gets weights.pt (a state dict), architecture.json (what to build them into, the figures, and
+    answers on test images), curves.csv and curves.svg (figures per epoch). Until `forget_checkpoint`, it
+    holds a checkpoint too; a training that was interrupted resumes from it, and ends like one that was not.
 
     Args:
         space: The space, with the width and depth to train.
@@ -61,12 +69,15 @@ def train_network(
         torch.manual_seed(seed)
         network = space.network(genotype)
         module = fit(network, dataset, recipe, session, part="all", seed=seed)
-    test_acc, chance = accuracy_and_chance(module, dataset, "test")
-    if is_near_chance(test_acc, chance):
+    found = answered(module, dataset, "test")
+    test_acc, balanced = found.accuracy, found.balanced_accuracy
+    names = dataset.classes if isinstance(dataset, DataSet) else None
+    classes = None if names is None else tuple(names)
+    if is_near_chance(test_acc, found.chance):
         session.warn(
-            f"the trained network answers {test_acc:.1%} of the test images right, a guess {chance:.1%}; "
-            f"train it longer (trainer.epochs={recipe.epochs}, .max_steps={recipe.max_steps}), with another "
-            f"trainer.lr ({recipe.lr:g}), or look at the labels"
+            f"the trained network answers {test_acc:.1%} of the test images right, a guess "
+            f"{found.chance:.1%}; train it longer (trainer.epochs={recipe.epochs}, "
+            f".max_steps={recipe.max_steps}), with another trainer.lr ({recipe.lr:g}), or look at the labels"
         )
     figures = {
         **what,
@@ -76,6 +87,9 @@ def train_network(
         "epochs": recipe.epochs,
         "seed": seed,
         "test_acc": test_acc,
+        "balanced_test_acc": balanced,
+        "classes": classes,
+        "answers": described(found, dataset, "test"),
     }
     write_torch(folder / "weights.pt", network.state_dict())
     write_json(folder / "architecture.json", figures)
@@ -84,6 +98,8 @@ def train_network(
     write_text(folder / "curves.svg", curves_svg(module.history, test_acc))
     return {
         "test_acc": test_acc,
+        "balanced_test_acc": balanced,
+        "classes": classes,
         "epochs": recipe.epochs,
         "weights": f"{folder.name}/weights.pt",
         "seconds": time.perf_counter() - start,
