@@ -107,14 +107,14 @@ def test_words_of_a_difference() -> None:
     compared = conclude([judge(case, runs, [1]) for case in cases])
     assert [one.p for one in compared.verdicts] == pytest.approx([3 * 2 / 2**12] * 3)
     assert sentences(compared.overall) == [
-        "b beats a after 1 evaluations, mean over the problems, by 20.00 points (p = 0.0015; better with 12 "
+        "b beats a after 1 evaluation, mean over the problems, by 20.00 points (p = 0.0015; better with 12 "
         "of 12 seeds)."
     ]
     assert [one.winner for one in compared.verdicts] == ["b"] * 3
     assert compared.notes == ()
     few = conclude([judge(cases[0], [run for run in runs if run.seed < 4], [1])])
     assert sentences(few.overall) == [
-        "No difference shown between a and b after 1 evaluations on x (p = 0.12)."
+        "No difference shown between a and b after 1 evaluation on x (p = 0.12)."
     ]
     assert few.notes == (
         "4 seeds cannot show a difference, however large: 1 test needs 6 seeds; fewer strategies or problems "

@@ -28,6 +28,10 @@ SCHEMA = 1
 """Version of `RESULT`."""
 
 
+MOST_WITH_INTERVALS = 4
+"""Problems up to which the terminal shows intervals; the page has them."""
+
+
 def write_comparison(
     folder: Path,
     compared: Comparison,
@@ -279,9 +283,12 @@ def _final(compared: Comparison, colours: dict[str, int]) -> Table:
         own = [names.index(name) for name in one.strategies]
         mean, half = interval(one.final("evaluations").mean(axis=2).T)
         values[own, column], halves[own, column], ranks[own, column] = mean, half, _ranks(one)
-    columns = [f"{one.case.name}, {one.case.unit}".removesuffix(", ") for one in judged]
+    losses = list(dict.fromkeys(_loss_title(one) for one in judged))
+    columns = [
+        one.case.name if len(losses) == 1 else f"{one.case.name}: {_loss_title(one)}" for one in judged
+    ]
     everywhere = not np.isnan(values).any()
-    if everywhere and len(judged) > 1 and len({one.case.unit for one in judged}) == 1:
+    if everywhere and len(judged) > 1 and len(losses) == 1:
         values = np.column_stack([values, values.mean(axis=1)])
         halves = np.column_stack([halves, np.full(len(names), np.nan)])
         columns.append("mean")
@@ -291,7 +298,9 @@ def _final(compared: Comparison, colours: dict[str, int]) -> Table:
     shown = [
         replace(row, figures=[(a, "" if "nan" in b else b, c) for a, b, c in row.figures]) for row in rows
     ]
-    return Table("", [*columns, "mean rank"], shown)
+    last = _range([one.at[-1] for one in judged])
+    title = f"mean {' or '.join(losses)} after {last} different architectures"
+    return Table(title, [*columns, "mean rank"], shown)
 
 
 def _by_number(one: Judged, colours: dict[str, int]) -> Table:
@@ -324,7 +333,11 @@ def _by_limit(one: Judged, colours: dict[str, int]) -> Table:
 
 
 def _titled(one: Judged) -> str:
-    return f"{one.case.name}, {one.case.unit}".removesuffix(", ")
+    return f"{one.case.name}: {_loss_title(one)}"
+
+
+def _loss_title(one: Judged) -> str:
+    return f"{_loss_name(one)} in {one.case.unit}".removesuffix(" in ")
 
 
 def _curves(one: Judged, colours: dict[str, int]) -> Curves:
@@ -342,7 +355,6 @@ def _curves(one: Judged, colours: dict[str, int]) -> Curves:
     x = axis("evaluations", xs)
     highest = max(float(mean.max()) for mean, _, _ in bands.values())
     y = axis("loss", [0.0, highest])
-    label = f"{_loss_name(one)}, {one.case.unit}".removesuffix(", ")
     series = []
     for name, (mean, low, high) in bands.items():
         middle, lower, upper = (
@@ -350,7 +362,9 @@ def _curves(one: Judged, colours: dict[str, int]) -> Curves:
         )
         around = "M" + "L".join([*upper, *reversed(lower)]) + "Z"
         series.append((name, colours[name], "M" + "L".join(middle), around))
-    return Curves(one.case.name, replace(x, label="different architectures"), replace(y, label=label), series)
+    return Curves(
+        one.case.name, replace(x, label="different architectures"), replace(y, label=_loss_title(one)), series
+    )
 
 
 def _place(x: Axis, y: Axis, a: float, b: float) -> str:
@@ -363,14 +377,15 @@ def say(display: Display, compared: Comparison) -> None:
 
     colours = dict.fromkeys(compared.strategies, 0)
     final = _final(compared, colours)
-    last = _range([one.at[-1] for one in compared.judged])
-    names = " or ".join(dict.fromkeys(_loss_name(one) for one in compared.judged))
-    shown = Shown(title=f"mean {names} after {last} different architectures", title_justify="left", box=None)
+    shown = Shown(title=final.title, title_justify="left", box=None)
     shown.add_column("strategy", no_wrap=True)
     for column in final.columns:
         shown.add_column(column, justify="right")
+    narrow = len(compared.judged) > MOST_WITH_INTERVALS
     for row in final.rows:
-        shown.add_row(row.name, *(f"{value} {half}".strip() for value, half, _ in row.figures))
+        shown.add_row(
+            row.name, *(value if narrow else f"{value} {half}".strip() for value, half, _ in row.figures)
+        )
     display.console.print(shown)
     for sentence in sentences(compared.overall):
         display.say(sentence)

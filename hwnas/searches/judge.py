@@ -378,7 +378,7 @@ class Verdict:
     def _when(self) -> str:
         if self.stage == "time":
             return "after equal time" + ("" if math.isnan(self.at) else f" ({in_time(self.at)})")
-        return f"after {self.at:.0f} evaluations"
+        return f"after {self.at:.0f} evaluation{'s' * (self.at != 1)}"
 
     @property
     def _counts(self) -> str:
