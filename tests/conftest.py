@@ -6,7 +6,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from preloaded import Preloaded
 
 from hwnas.files import data_folder
 
@@ -57,19 +57,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    """A process that commands are forked from."""
+    process = Preloaded()
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def run_hwnas(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_hwnas(tmp_path: Path, preloaded: Preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command in an empty folder, as a user does; checks the exit code."""
 
     def run(*arguments: str, code: int = 0, env: dict[str, str] | None = None, cwd: Path = tmp_path):
-        done = subprocess.run(
-            [sys.executable, "-m", "hwnas", *arguments],
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = preloaded.run(arguments, cwd, {**os.environ, **(env or {})}, timeout=300)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
