@@ -41,7 +41,8 @@ class Preloaded:
     """The process, from outside."""
 
     def __init__(self) -> None:
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import preloaded; preloaded.serve()"
+        here = str(Path(__file__).parent)
+        code = f"import sys; sys.path.insert(0, {here!r}); import preloaded; preloaded.serve()"
         pipe = subprocess.PIPE
         self._process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
 
