@@ -6,6 +6,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -67,10 +68,18 @@ def preloaded() -> Iterator[Preloaded]:
 
 @pytest.fixture
 def run_hwnas(tmp_path: Path, preloaded: Preloaded) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command in an empty folder, as a user does; checks the exit code."""
+    """Runs the command in an empty folder, as a user does; checks the exit code.
+
+    With an environment of its own it is a new process, since some variables count when a process begins.
+    """
 
     def run(*arguments: str, code: int = 0, env: dict[str, str] | None = None, cwd: Path = tmp_path):
-        done = preloaded.run(arguments, cwd, {**os.environ, **(env or {})}, timeout=300)
+        if env:
+            words = [sys.executable, "-m", "hwnas", *arguments]
+            new = {**os.environ, **env}
+            done = subprocess.run(words, cwd=cwd, env=new, capture_output=True, text=True, timeout=300)
+        else:
+            done = preloaded.run(arguments, cwd, timeout=300)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

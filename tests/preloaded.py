@@ -1,4 +1,4 @@
-"""A process that has loaded what commands need, and forks for each: loading is most of a short command's time.
+"""A process that has loaded what commands need, and forks for each: most of a short command is loading.
 
 `python -m hwnas` itself is run by test_resume.py, test_sweep.py and test_failures.py.
 """
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 MODULES = (
@@ -46,10 +46,8 @@ class Preloaded:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
 
-    def run(
-        self, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `hwnas` with arguments in a folder and an environment.
+    def run(self, arguments: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+        """Run `hwnas` with arguments in a folder.
 
         Raises:
             subprocess.TimeoutExpired: It took longer, and was killed.
@@ -58,7 +56,7 @@ class Preloaded:
         assert self._process.stdout is not None
         with tempfile.TemporaryDirectory(prefix="hwnas-tests-") as name:
             out, err = (Path(name) / stream for stream in ("stdout", "stderr"))
-            order = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}
+            order = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(os.environ)}
             print(
                 json.dumps({**order, "out": str(out), "err": str(err)}), file=self._process.stdin, flush=True
             )
