@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC
         costs,
         front,
     )
+    from hwnas.data.class_folders import ClassFolders
     from hwnas.data.folder import ImageFolder
     from hwnas.data.images import DataSet, Images, NoImages
     from hwnas.devices.flops import Flops
@@ -94,6 +95,7 @@ _PUBLIC = {
         "costs",
         "front",
     ),
+    "hwnas.data.class_folders": ("ClassFolders",),
     "hwnas.data.folder": ("ImageFolder",),
     "hwnas.data.images": (
         "DataSet",

@@ -19,7 +19,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 
 from hwnas.build import locate
-from hwnas.core import Count, Fraction, WholeNumber, checked
+from hwnas.core import Count, WholeNumber, checked
 from hwnas.data import splits
 from hwnas.data.decoding import SUFFIXES, UnreadableError, each, size_and_grey, square
 from hwnas.data.images import Images, MappedBatches, Passing, checked_classes
@@ -99,7 +99,7 @@ class ClassFolders(Images):
         valid_fraction: Fraction of the training images that is held out for validation, where the folder
             does not say which.
         split: How these are drawn: "stratified", the same fraction of each class, or "seeded", of all images.
-        crop: Padding of the random crop, as a fraction of the side; 0: no crop.
+        crop: Padding of the random crop, in pixels; 0: no crop; "auto": a sixteenth of the side.
         flip: Whether to flip images left to right at random.
         cutout: Side of a square at a random place that gets the mean colour, in pixels; 0: none.
         search_space: Dotted name of the class of the space, for image_size="auto"; None: unknown.
@@ -125,7 +125,7 @@ class ClassFolders(Images):
         test_fraction: Annotated[float, Gt(0), Lt(1)],
         valid_fraction: Annotated[float, Gt(0), Lt(1)],
         split: Literal["stratified", "seeded"],
-        crop: Fraction,
+        crop: WholeNumber | Literal["auto"],
         flip: bool,
         cutout: WholeNumber,
         search_space: str | None = None,
@@ -160,7 +160,7 @@ class ClassFolders(Images):
             path=path,
             valid_fraction=valid_fraction,
             split=split,
-            crop=round(crop * self.side),
+            crop=self.side // 16 if crop == "auto" else crop,
             flip=flip,
             cutout=cutout,
         )
@@ -432,7 +432,7 @@ def _auto_side(sides: Sequence[int], num: int, auto_pixels: int, made_for: int |
     elif side == made_for:
         why = "for images of this size the space's networks were made"
     else:
-        why = f"half of the shorter sides are below {median + 1}"
+        why = f"the median shorter side is {median} pixels"
     return side, f" (dataset.image_size=auto: {why})"
 
 

@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "test_fraction": 0.2,
     "valid_fraction": 0.25,
     "split": "stratified",
-    "crop": 0.125,
+    "crop": "auto",
     "flip": True,
     "cutout": 0,
 }
@@ -48,7 +48,7 @@ def test_without_splits_each_class_is_divided(tmp_path: Path) -> None:
     said: list[str] = []
     dataset = images(write(tmp_path / "fruit", {"apple": 10, "pear": 20}), announce=said.append)
     assert (dataset.name, dataset.classes, dataset.num_classes) == ("folder-fruit", ["apple", "pear"], 2)
-    assert (dataset.image_shape, dataset.crop) == ((3, 8, 8), 1)
+    assert (dataset.image_shape, dataset.crop) == ((3, 8, 8), 0)
     parts = {part: dataset.split(part) for part in ("train", "valid", "all", "test")}
     assert {part: y.bincount().tolist() for part, (_, y) in parts.items()} == {
         "train": [6, 12],
@@ -81,7 +81,7 @@ def test_batches_are_those_of_images_in_memory(tmp_path: Path) -> None:
     """Shuffles and augmentation too; and the normalisation is that of the training images."""
     from hwnas.data.images import Batches
 
-    dataset = images(write(tmp_path, {"a": 9, "b": 8}))
+    dataset = images(write(tmp_path, {"a": 9, "b": 8}), crop=1)
     for settings in ({"batch_size": 4, "seed": 3}, {"batch_size": 5, "train": False}):
         mapped, whole = (
             dataset.batches("train", **settings),
@@ -155,10 +155,16 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     ("size", "space", "pixels", "side", "why"),
     [
         ((70, 64), "hwnas.spaces.nasbench201.NasBench201", 1 << 26, 32, "the space's networks were made"),
-        ((31, 50), "hwnas.spaces.nasbench201.NasBench201", 1 << 26, 28, "shorter sides are below 32"),
-        ((70, 100), None, 1 << 26, 64, "shorter sides are below 71"),
+        (
+            (31, 50),
+            "hwnas.spaces.nasbench201.NasBench201",
+            1 << 26,
+            28,
+            "the median shorter side is 31 pixels",
+        ),
+        ((70, 100), None, 1 << 26, 64, "the median shorter side is 70 pixels"),
         ((70, 100), None, 8 * 48 * 48, 48, "8 larger images are more than dataset.auto_pixels=18,432"),
-        ((300, 300), "hwnas.spaces.fbnet.FBNet", 1 << 26, 224, "shorter sides are below 301"),
+        ((300, 300), "hwnas.spaces.fbnet.FBNet", 1 << 26, 224, "the median shorter side is 300 pixels"),
     ],
 )
 def test_auto_size(tmp_path: Path, size: Any, space: str | None, pixels: int, side: int, why: str) -> None:
@@ -167,7 +173,7 @@ def test_auto_size(tmp_path: Path, size: Any, space: str | None, pixels: int, si
     dataset = images(
         tmp_path, image_size="auto", search_space=space, auto_pixels=pixels, announce=said.append
     )
-    assert dataset.image_shape == (3, side, side)
+    assert (dataset.image_shape, dataset.crop) == ((3, side, side), side // 16)
     assert why in said[0]
 
 
