@@ -221,19 +221,31 @@ def test_other_answers_are_named_and_the_first_count(source: Path, tmp_path: Pat
     assert held_there.quality.evaluate([tuple(changed["genotype"])]) == [{"val_acc": before}]
 
 
-def test_words_take_the_run_as_it_was(source: Path) -> None:
+def test_words_take_the_run_as_it_was(source: Path, tmp_path: Path) -> None:
     problem = compose(f"replay={source}", "device=flops", "search_space.num_edges=6")
     assert problem.space.num_edges == 6  # type: ignore[union-attr]
     assert problem.evaluator == {"_target_": "hwnas.spaces.toy.ToyCost", "metric": "val_acc"}
     assert problem.device._target_ == "hwnas.devices.flops.Flops"  # type: ignore[union-attr]
     assert problem.recipe.epochs == 0  # type: ignore[union-attr]
-    assert problem.replay == Replay([str(source)])
+    assert problem.replay == Replay([str(source)], costs="device")
+    assert compose(f"replay={source}", "device=toy").replay == Replay([str(source)])
     for word, message in (
-        ("search_space.num_edges=5", r"search_space.num_edges=5 contradicts .*, which has .*=6"),
-        ("evaluator=table", r"evaluator=table: .* has evaluator=toy; leave it out"),
+        ("search_space.num_edges=5", r"search_space.num_edges=5 is search_space.num_edges=6 in .*run, which"),
+        ("evaluator=table", r"evaluator=table is evaluator=toy in .*run, which is replayed; leave it out"),
     ):
         with pytest.raises(ValueError, match=message):
             compose(f"replay={source}", word)
+    copied = tmp_path / "copied"
+    shutil.copytree(source, copied)
+    content = json.loads((copied / "problem.json").read_text())
+    for wrong, message in (
+        ({**content, "evaluator": "toy"}, "problem.json is corrupt: evaluator is 'toy'"),
+        ({name: value for name, value in content.items() if name != "device"}, "corrupt: it has no device"),
+        ({**content, "names": {}}, "its search_space, unknown, is no choice of search_space="),
+    ):
+        (copied / "problem.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=message):
+            compose(f"replay={copied}")
     with pytest.raises(ValueError, match="replay=nowhere: nowhere is not a folder"):
         compose("replay=nowhere")
 
@@ -245,6 +257,9 @@ def test_a_store_is_replayed(source: Path, tmp_path: Path) -> None:
     found = there(store)
     assert known.keys() <= set(found.space.all())
     assert [row["val_acc"] for row in found.quality.evaluate(list(known))] == list(known.values())
+    own = ToyCost(Toy(6), metric="latency_ms")  # and not what is there
+    quality, replay = ToyCost(Toy(6), metric="val_acc"), Replay([str(source)], costs="device")
+    assert hold(replay, Toy(6), "none", quality, own, pytest.fail).device is own
     with pytest.raises(ValueError, match=r"no network of .* has val_acc of toy_val_acc; they have none"):
         there(store, space=Toy(4))
 

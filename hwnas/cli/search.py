@@ -81,7 +81,8 @@ def _replay(cfg: DictConfig) -> Replay | None:
     if folders is None:
         return None
     named = [folders] if isinstance(folders, str) else list(folders)
-    return Replay(named, cfg.get("replay_missing", "refuse"), cfg.get("replay_metric"))
+    how = (cfg.get("replay_missing", "refuse"), cfg.get("replay_metric"), cfg.get("replay_costs", "run"))
+    return Replay(named, *how)
 
 
 def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:

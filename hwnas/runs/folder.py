@@ -217,7 +217,7 @@ def run_folders(folder: Path) -> list[Path]:
 def take_replayed(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
     """Put what the networks of a run or a sweep were evaluated by into `cfg`, with the values it had there.
 
-    Another device that was given stays.
+    Another device that was given stays, and `replay_costs` says so.
 
     Args:
         cfg: The configuration of `hwnas search`.
@@ -229,28 +229,43 @@ def take_replayed(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> No
     """
     run = run_folders(folder)[0]
     stored, chosen, cwd = read_config(config_file(run)), _choices(run), working_folder(run)
+    _require(stored, REPLAY_GROUPS, config_file(run))
     for group in REPLAY_GROUPS:
-        options = [o.partition("=")[2] for o in overrides if o.startswith(f"{group}=")]
-        if options and options[-1] != chosen.get(group):
-            if group == "device":
-                continue
-            raise ValueError(f"{group}={options[-1]}: {run} has {group}={chosen.get(group)}; leave it out")
+        if not isinstance(stored[group], DictConfig):
+            raise ValueError(f"{config_file(run)} is corrupt: {group} is {stored[group]!r}")
         tree = OmegaConf.create({group: OmegaConf.to_container(stored[group], resolve=True)})
-        for node in (tree[group], *dict(tree[group].get("devices") or {}).values()):
-            path = OmegaConf.select(node, "path")
+        members = tree[group].get("devices")
+        for node in (tree[group], *(members.values() if isinstance(members, DictConfig) else ())):
+            path = OmegaConf.select(node, "path") if isinstance(node, DictConfig) else None
             if path and cwd is not None and (cwd / str(path)).is_file():
                 node.path = str(cwd / str(path))
-        differs = None
-        for override in overrides:
-            name = override.partition("=")[0].lstrip("+")
-            if name.startswith(f"{group}."):
-                ours, theirs = (OmegaConf.select(each, name) for each in (cfg, tree))
-                if ours != theirs and not (name.endswith("path") and str(theirs).endswith(f"/{ours}")):
-                    differs = f"{name}={ours} contradicts {run}, which has {name}={theirs}"
-        if differs and not (group == "device" and "path=" in differs):
-            raise ValueError(f"{differs}; leave it out, or search without replay=")
-        if differs is None:
+        contradiction = _contradiction(group, cfg, tree, chosen, overrides)
+        if not contradiction:
             cfg[group] = tree[group]
+        elif group == "device":
+            cfg.replay_costs = "device"
+        else:
+            raise ValueError(f"{contradiction} in {run}, which is replayed; leave it out")
+
+
+def _contradiction(
+    group: str, cfg: DictConfig, tree: DictConfig, chosen: Mapping[str, str], overrides: Sequence[str]
+) -> str:
+    """The first word on a group that says another thing than a run has, and what that is; empty if none."""
+    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    words = {name: option for name, option in given.items() if name == group or name.startswith(f"{group}@")}
+    there = {name: option for name, option in chosen.items() if name in words or name.startswith(f"{group}@")}
+    if words and words != there:
+        return f"{group}={given.get(group)} is {group}={chosen.get(group)}"
+    for name in given:
+        if name.startswith(f"{group}."):
+            ours, theirs = (OmegaConf.select(each, name) for each in (cfg, tree))
+            same = ours == theirs or (
+                name.endswith(".path") and Path(str(ours)).absolute() == Path(str(theirs))
+            )
+            if not same:
+                return f"{name}={ours} is {name}={theirs}"
+    return ""
 
 
 def judged_together(trials: Sequence[Trial], found: Sequence[Trial]) -> list[Trial]:

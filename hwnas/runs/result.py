@@ -234,11 +234,13 @@ class Replays:
         folders: The runs.
         networks: How many networks they hold.
         missing: How many different networks the strategy asked for that are not there; they were evaluated.
+        costs: Whether costs are those of the "run", too, or the "device" answered.
     """
 
     folders: tuple[str, ...]
     networks: int
     missing: int
+    costs: Literal["run", "device"] = "run"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from hwnas.core import Trial, best, checked_result, closest, front, trials_of, unique
 from hwnas.data.class_folders import ClassFolders
 from hwnas.devices.multi import Multi
+from hwnas.evaluators.replayed import Replayed
 from hwnas.evaluators.table import TRUE_ACCURACY
 from hwnas.files import write_csv
 from hwnas.runs.display import Display
@@ -162,7 +164,8 @@ class Conclusion:
             return None
         there = set(held.space.all())
         missing = {trial.genotype for trial in self.trials} - there
-        return Replays(held.folders, len(there), len(missing))
+        costs: Literal["run", "device"] = "run" if isinstance(held.device, Replayed) else "device"
+        return Replays(held.folders, len(there), len(missing), costs)
 
     def _comparison(self) -> Comparison | None:
         """The answer and the front of every generation, compared with the exact optimum."""
@@ -402,7 +405,8 @@ def replay_in_words(result: Result) -> list[str]:
     verb = "was" if replay.missing == 1 else "were"
     return [
         f"a replay: the space is the {replay.networks:,} networks that were evaluated in {replay.folders[0]}"
-        f"{others}, with the answers from there"
+        f"{others}, with {'the answers' if replay.costs == 'run' else 'the quality'} from there"
+        + f" and the costs of {result.device}" * (replay.costs == "device")
         + (f"; {replay.missing} that {verb} asked for {verb} not there and evaluated" * bool(replay.missing))
     ]
 

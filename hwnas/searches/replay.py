@@ -32,6 +32,7 @@ class Replay:
         folders: Runs, sweeps of runs, and SQLite files of stores, of one space, data set and evaluator.
         missing: A network that a strategy asks for and that is not there is refused, or evaluated.
         metric: The quality among those that are there; None: that of the problem's evaluator.
+        costs: Whether they are those that are there, by the device's name, or the problem's device answers.
 
     Raises:
         ValueError: No folder, or a setting out of range.
@@ -40,6 +41,7 @@ class Replay:
     folders: Sequence[str]
     missing: Literal["refuse", "evaluate"] = "refuse"
     metric: str | None = None
+    costs: Literal["run", "device"] = "run"
 
     def __post_init__(self) -> None:
         if not self.folders or not all(self.folders):
@@ -115,7 +117,7 @@ def hold(
             runs = map(read_run, run_folders(path))
             sources += [_recorded(run, space, dataset, quality, asked) for run in runs]
     answers, version = _answers(sources, asked, space, warn)
-    costs, of_costs = _answers(sources, device, space, warn)
+    costs, of_costs = _answers(sources if given.costs == "run" else (), device, space, warn)
     for evaluator, found in ((asked, answers), (device, costs)):
         if not found and (evaluator is asked or not device.exhaustive):
             raise ValueError(
