@@ -122,6 +122,20 @@ def test_words_of_a_difference() -> None:
     )
 
 
+def test_words_where_ranks_and_means_disagree() -> None:
+    """With 11 of 12 seeds `a` loses 1 point less, and with one 30 more: 11 ranks of 6 against one of 12.
+
+    Of the 2^12 choices of signs 1 + 11 + 55 + 1 have a sum of at most 12: p is 2 * 68 / 4096.
+    """
+    case = Case("x", OBJECTIVES, LIMITS[1:], best=(0.9,), worst=0.0)
+    runs = [found("a", seed, (0.8 if seed else 0.4, 1.0)) for seed in range(12)]
+    runs += [found("b", seed, (0.79 if seed else 0.7, 1.0)) for seed in range(12)]
+    assert sentences(conclude([judge(case, runs, [1])]).overall) == [
+        "a beats b after 1 evaluation on x with most seeds, but not on average, where it is behind by 1.58 "
+        "points (p = 0.033; better with 11 of 12 seeds)."
+    ]
+
+
 def test_amounts() -> None:
     assert [amount(x, "points") for x in (1.234, 0.0567, 0.00123, 0.0)] == [
         "1.23 points",

@@ -346,20 +346,17 @@ class Verdict:
 
     def in_words(self) -> str:
         """A sentence, without its full stop."""
-        where = f"{self._when} on {self.case}" if self.case else f"{self._when}, mean over the problems,"
+        where = f"{self._when} on {self.case}" if self.case else f"{self._when}, mean over the problems"
         if (winner := self.winner) is None:
-            return (
-                f"no difference shown between {self.first} and {self.second} {where} ({_p(self.p)})".replace(
-                    ", (", " ("
-                )
-            )
+            return f"no difference shown between {self.first} and {self.second} {where} ({_p(self.p)})"
         loser = self.second if winner == self.first else self.first
+        beats = f"{winner} beats {loser} {where}" + "," * (not self.case)
         if self.lead <= 0:
             return (
-                f"{winner} beats {loser} {where} with most seeds, but not on average, where it is behind by "
+                f"{beats} with most seeds, but not on average, where it is behind by "
                 f"{amount(-self.lead, self.unit)} ({self._counts})"
             )
-        return f"{winner} beats {loser} {where} by {amount(self.lead, self.unit)} ({self._counts})"
+        return f"{beats} by {amount(self.lead, self.unit)} ({self._counts})"
 
     def besides(self, other: Verdict) -> str:
         """What it adds to the sentence of another verdict on the same pair and case."""
