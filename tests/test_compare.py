@@ -273,13 +273,16 @@ def test_a_run_that_ends_early_says_so(tmp_path: Path) -> None:
     ]
 
 
-def test_words() -> None:
+def test_words(tmp_path: Path) -> None:
     words = parse(
         ["strategy=a:x=[1,2]:y=3,b", "device=[raspi4,fpga]", "+limits.f=q0.1,5", "evaluator.z=[1,2]"]
     )
     assert words.own == {"strategy": ("a:x=[1,2]:y=3", "b")}
     assert words.search == {"device": ("raspi4", "fpga"), "evaluator.z": ("[1,2]",)}
     assert words.limits == {"f": ("q0.1", "5")}
+    (job := tmp_path / "strategy=a,seed=1").mkdir()
+    words = parse([str(job), "to=a,b"])
+    assert (words.folders, words.own) == ((job,), {"to": ("a,b",)})
     for wrong, why in (
         (["-m", "seeds=2"], "unknown flag -m; a word with several values is a sweep already"),
         (["seeds=2", "seeds=3"], "seeds is given twice"),

@@ -69,6 +69,9 @@ OWN = ("strategy", "seeds", "seed", "evaluations", "workers", "to", "store.dir")
 GENERATIONS = "generations"
 """A setting of a problem that a strategy may have of its own."""
 
+PATHS = ("to", "store.dir")
+"""Those whose commas belong to a path."""
+
 OF_FOLDERS = ("evaluations", "to")
 """Those that go with folders."""
 
@@ -185,10 +188,10 @@ def parse(arguments: Sequence[str]) -> Words:
             )
             raise UsageError(f"unknown flag {argument}{hint} (hwnas compare --help)")
         name, equals, value = argument.partition("=")
-        if not equals:
+        if not equals or Path(argument).expanduser().is_dir():  # a job of a sweep has = in its name
             folders.append(Path(argument).expanduser())
             continue
-        values = _values(name, value)
+        values = [value] if name in PATHS else _values(name, value)
         place = own if name in OWN else limits if name.lstrip("+").startswith("limits.") else search
         key = name.lstrip("+").removeprefix("limits.") if place is limits else name
         if key in place:
