@@ -53,6 +53,8 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC
     from hwnas.searches.replay import Replay
     from hwnas.spaces.darts import Darts
     from hwnas.spaces.fbnet import FBNet
+    from hwnas.spaces.module import ModuleSpace
+    from hwnas.spaces.module.words import choice, depth, kernel, optional, width
     from hwnas.spaces.nasbench201 import NasBench201
     from hwnas.spaces.toy import Toy, ToyCost
     from hwnas.strategies.cmanas import CMANAS
@@ -119,6 +121,14 @@ _PUBLIC = {
     "hwnas.searches.replay": ("Replay",),
     "hwnas.spaces.darts": ("Darts",),
     "hwnas.spaces.fbnet": ("FBNet",),
+    "hwnas.spaces.module": ("ModuleSpace",),
+    "hwnas.spaces.module.words": (
+        "choice",
+        "depth",
+        "kernel",
+        "optional",
+        "width",
+    ),
     "hwnas.spaces.nasbench201": ("NasBench201",),
     "hwnas.spaces.toy": (
         "Toy",

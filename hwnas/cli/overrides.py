@@ -31,6 +31,7 @@ from hwnas.runs.folder import (
     working_folder,
 )
 from hwnas.runs.lock import STORED
+from hwnas.spaces.module.source import trust
 from hwnas.spaces.presets import space_of
 from hwnas.store import password
 
@@ -365,6 +366,10 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     arguments = password.taken(joined)
+    for argument in arguments:  # a file that the user names here may run, now and when its runs are read
+        name, _, value = argument.lstrip("+").partition("=")
+        for path in value.split(",") if name == "search_space.path" else ():
+            trust(_unquoted(path.strip()))
     if any(argument.startswith("hydra.output_subdir=") for argument in arguments):
         raise ValueError("hydra.output_subdir cannot be changed: a run's configuration is in .hydra")
     if any(argument.startswith("--experimental-rerun") for argument in arguments):

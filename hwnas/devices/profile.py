@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hwnas.core import Evaluator, FloatArray, Genotype, Goal, SearchSpace, Sum, suggestion
 from hwnas.devices.table import HIGHEST
 from hwnas.files import find_file, read_json, shaped, write_text
-from hwnas.spaces.capabilities import HasNetworks
+from hwnas.spaces.capabilities import HasCosts, HasNetworks
 
 _FIGURES = {str: [float]}
 PROFILE_SHAPE = {
@@ -30,7 +30,13 @@ PROFILE_SHAPE = {
     "network": {str: object},
     "origin": {str: object},
     "costs": {
-        str: {"base": float, "edges": [[float]], "pairs?": {str: [[float]]}, "floor?": float},
+        str: {
+            "base": float,
+            "edges": [[float]],
+            "pairs?": {str: [[float]]},
+            "floor?": float,
+            "work?": {str: float},
+        },
     },
     "check": {
         str: {"networks": int, "r2": Real, "spearman": Real, "median_error": Real, "mean_error?": Real}
@@ -81,6 +87,28 @@ class Additive:
             a, b = map(int, names.split(","))
             cost += np.asarray(added)[G[:, a], G[:, b]]
         return np.maximum(cost, self.floor)
+
+    def of(self, space: SearchSpace, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
+        """Predicted cost per genotype of a space, shape (n,)."""
+        return self(genotypes)
+
+
+@dataclass(frozen=True)
+class Layered(Additive):
+    """A cost as a sum over the work of a network's layers, for spaces whose options do not add up.
+
+    Attributes:
+        work: Cost per unit of each amount of work (`HasCosts.work`).
+    """
+
+    work: dict[str, float] = field(default_factory=dict)
+
+    def of(self, space: SearchSpace, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
+        """Predicted cost per genotype, shape (n,)."""
+        assert isinstance(space, HasCosts)
+        amounts = space.work(genotypes)
+        cost = sum((unit * amounts[name] for name, unit in self.work.items()), np.zeros(len(genotypes)))
+        return np.maximum(self.base + cost, self.floor)
 
 
 @dataclass(frozen=True)
@@ -157,8 +185,8 @@ class Profile:
         """Predicted cost per genotype, shape (n,); genotypes as tuples or as an array (n, edges)."""
         cost = self.costs[metric]
         if not self.live:
-            return cost(genotypes)
-        return np.where(space.is_connected(genotypes), cost(space.live(genotypes)), cost.floor)
+            return cost.of(space, genotypes)
+        return np.where(space.is_connected(genotypes), cost.of(space, space.live(genotypes)), cost.floor)
 
     def errors(self, metric: str) -> FloatArray:
         """Measured over predicted cost of networks outside the fit; empty if none are kept."""
@@ -221,7 +249,10 @@ class Profile:
                     f"schema version {content['schema']}, this hwnas reads {' and '.join(map(str, READABLE))}"
                 )
             shaped(content, PROFILE_SHAPE)
-            costs = {metric: Additive(**cost) for metric, cost in content["costs"].items()}
+            costs = {
+                metric: (Layered if "work" in cost else Additive)(**cost)
+                for metric, cost in content["costs"].items()
+            }
             _check_costs(costs)
             if not costs or not costs.keys() == content["check"].keys():
                 raise ValueError("it does not say how well it predicts each of its costs")
@@ -251,6 +282,8 @@ def _check_costs(costs: Mapping[str, Additive]) -> None:
     for metric, cost in costs.items():
         shape = np.shape(cost.edges)  # numpy refuses rows of different lengths
         tables = [cost.base, cost.floor, *itertools.chain(*cost.edges)]
+        if isinstance(cost, Layered):
+            tables += cost.work.values()
         for names, added in cost.pairs.items():
             if np.shape(added) != (shape[1], shape[1]) or not re.fullmatch(r"\d+,\d+", names, re.ASCII):
                 raise ValueError(f"{metric} has a table of the pair {names!r} with shape {np.shape(added)}")
@@ -296,7 +329,9 @@ class ProfileDevice(Evaluator):
     def separable(self, metric: str) -> Sum | None:
         """The cost as a sum; None if pairs of operations, unused operations or the lower bound matter."""
         cost = self.profile.costs[metric]
-        if self.profile.live and type(self._space).live is not SearchSpace.live:
+        if isinstance(cost, Layered) or (
+            self.profile.live and type(self._space).live is not SearchSpace.live
+        ):
             return None
         added = np.asarray(cost.edges, dtype=np.float64)
         if cost.pairs or cost.base + added.min(axis=1).sum() < cost.floor:

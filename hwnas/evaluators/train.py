@@ -153,6 +153,8 @@ class Train(LooksUp):
         self.training = training
         self.seed = seed
         self._dataset = dataset
+        if not space.any_image_size:
+            image_size = None
         self._images = SmallerImages(dataset, image_size, num_valid, augment)
         self._augment = augment
         self._folder = store_dir / "trainings"

@@ -39,7 +39,14 @@ from hwnas.evaluators.scores import (
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.files import only_maker, read_json, shaped, write_json
 from hwnas.spaces.blocks import Population, SeparateNetworks, count, depth
-from hwnas.spaces.capabilities import HasDepth, HasNetworks, HasSimilarity, fingerprint, in_size
+from hwnas.spaces.capabilities import (
+    HasDepth,
+    HasNetworks,
+    HasSimilarity,
+    Resizable,
+    fingerprint,
+    in_size,
+)
 from hwnas.training.progress import progress
 
 SCORE_VERSION = 2  # increased when the same settings begin to give other scores
@@ -129,7 +136,7 @@ class ZeroCost(LooksUp):
             if name not in NAMES:
                 hint = suggestion(name, NAMES) or f"; known: {', '.join(NAMES)}"
                 raise ValueError(f"scores: {name!r} is unknown{hint}")
-        if image_size is not None and not isinstance(space, HasSimilarity):
+        if image_size is not None and not isinstance(space, Resizable):
             raise ValueError(
                 f"image_size must be null: networks of the {space.name} space take images as they are"
             )
@@ -146,7 +153,8 @@ class ZeroCost(LooksUp):
         self._metrics = {name: f"score_{name}" for name in self.scores}
         combined = ["zero_cost"] if num_reference else []
         self.metrics = dict.fromkeys([*combined, *self._metrics.values()], "max")
-        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.image_size = image_size if space.any_image_size else None
+        self.batch_size, self.seed = batch_size, seed
         self.group_size, self.num_reference = group_size, num_reference
         self._space: HasNetworks = space
         self._networks = in_size(space, channels, num_cells)
@@ -193,7 +201,8 @@ class ZeroCost(LooksUp):
         if self.image_size is not None:
             x = F.interpolate(x, (self.image_size, self.image_size), mode="area")
         # Networks of a space of one's own may take images of one size only.
-        sides = (MECO_SIDE, MECO_SIDE) if isinstance(self._networks, HasSimilarity) else x.shape[2:]
+        any_size = isinstance(self._networks, Resizable) and self._networks.any_image_size
+        sides = (MECO_SIDE, MECO_SIDE) if any_size else x.shape[2:]
         noise = torch.randn(1, x.shape[1], *sides, generator=generator)
         x, y, noise = (tensor.to(self._device) for tensor in (x, y, noise))
         batches = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, Union
 
@@ -37,6 +38,8 @@ from hwnas.searches.budget import seconds_of
 from hwnas.searches.exact import check_possible, quantile
 from hwnas.searches.replay import Held, Replay, hold
 from hwnas.spaces.capabilities import HasNetworks
+from hwnas.spaces.module import ModuleSpace
+from hwnas.spaces.module.source import is_network, named
 from hwnas.training.recipe import Recipe
 
 T = TypeVar("T")
@@ -73,7 +76,7 @@ class Problem:
     `generations`, `evaluator` and `device`.
 
     Attributes:
-        space: Which networks there are.
+        space: Which networks there are; a class of `nn.Module` in which words mark what may vary is one, too.
         dataset: Images, or the name that stands for them where a table has the accuracies.
         evaluator: Says how good networks are.
         device: Says what networks cost.
@@ -117,6 +120,8 @@ class Problem:
             raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={self.limits}")
         if self.budget is not None:
             seconds_of(self.budget)
+        if is_network(self.space):
+            object.__setattr__(self, "space", partial(ModuleSpace, **named(self.space)))
 
 
 @dataclass(frozen=True)

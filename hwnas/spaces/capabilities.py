@@ -10,6 +10,9 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.spaces.drawing import Drawing, strip
 
@@ -40,6 +43,7 @@ class HasNetworks(SearchSpace):
         auxiliary: Whether networks have a second classifier for training.
         drop_path: Whether networks have drop-path (`set_drop_path`).
         made_for: Side of the images for which the networks were designed, in pixels; None: any.
+        any_image_size: Whether networks also take images of other sizes than `image_shape`.
     """
 
     image_shape: tuple[int, int, int]
@@ -47,6 +51,7 @@ class HasNetworks(SearchSpace):
     auxiliary: bool = False
     drop_path: bool = False
     made_for: int | None = None
+    any_image_size: bool = True
 
     @property
     def sizes(self) -> Mapping[str, int | str]:
@@ -146,6 +151,10 @@ class HasCosts(HasNetworks):
     @abstractmethod
     def blocks(self) -> Blocks:
         """Each operation at each place, and how networks add them up."""
+
+    def work(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> dict[str, FloatArray]:
+        """Amounts of work per genotype, each (n,), by which networks without blocks are timed; here none."""
+        return {}
 
 
 class HasPublished(SearchSpace):

@@ -1,0 +1,243 @@
+"""Networks of a user's module: built, and counted on `device="meta"` layer by layer.
+
+A layer of torch with given settings costs the same for inputs of the same shape wherever it stands. So its
+output shape and its multiply-adds are computed once: a network is counted some twenty times faster than by
+running it on `meta` (`tests/spaces/test_module.py` compares the counts).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.flop_counter import flop_registry
+
+from hwnas.spaces.blocks import Blocks
+from hwnas.spaces.module.words import Build, ChoiceError, MisfitError, building
+
+IMAGES = 2
+"""Images of a forward pass: with one alone a module could confuse the batch with something else."""
+
+PLAIN = (bool, int, float, str, type(None), tuple, torch.Size)
+"""Types of settings that tell layers apart."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one network consists of.
+
+    Attributes:
+        met: Labels of the options per choice that was met while it was built, in this order.
+        parts: Figures of one image per module, by its name, and then by theirs: "flops" (multiply-adds),
+            "params", and of each kind of layer their number ("conv3x3 layers"), multiply-adds ("conv3x3
+            flops") and elements of input and output ("conv3x3 elements"). What a module computes besides its
+            layers is of the kind "functions".
+    """
+
+    met: Mapping[str, tuple[str, ...]]
+    parts: Mapping[str, Mapping[str, int]]
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out the initialisation of weights, which costs most of the time on `meta`."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function, unless it is one of `torch.nn.init`."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+class _Functions(TorchDispatchMode):
+    """Counts functions outside of torch's own layers, and floating-point operations by torch's own rules.
+
+    Attributes:
+        part: Figures of the module that calls the functions; they are added to it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        """Call a function, and count it."""
+        result = func(*args, **(kwargs or {}))
+        rule = flop_registry.get(func._overloadpacket)
+        flops = 0 if rule is None else rule(*args, **(kwargs or {}), out_val=result)
+        elements = result.numel() if isinstance(result, Tensor) else 0
+        self.part.update(_figures("functions", 1, flops, elements))
+        return result
+
+    def inside(self, forward: Callable[..., Any], part: Counter[str], *inputs: Any, **others: Any) -> Any:
+        """The output of a module, whose own functions are added to its part."""
+        outer, self.part = self.part, part
+        try:
+            return forward(*inputs, **others)
+        finally:
+            self.part = outer
+
+
+class Tracer:
+    """Builds and counts the networks of a module.
+
+    Args:
+        module: The user's class.
+        image_shape: (channels, height, width) of the images.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, module: type[nn.Module], image_shape: tuple[int, int, int], num_classes: int) -> None:
+        self.module, self.image_shape, self.num_classes = module, image_shape, num_classes
+        known = inspect.signature(module.__init__).parameters
+        offered = {"image_shape": image_shape, "num_classes": num_classes}
+        self._arguments = {name: value for name, value in offered.items() if name in known}
+        self._layers: dict[object, tuple[Any, Counter[str]]] = {}
+
+    def network(self, options: Mapping[str, int]) -> nn.Module:
+        """A network, randomly initialised by torch's generator.
+
+        Args:
+            options: Number of the chosen option by name of the choice.
+        """
+        with building(options):
+            return self.module(**self._arguments)
+
+    def trace(self, options: Mapping[str, int], image_shape: Sequence[int] | None = None) -> Trace:
+        """Build and count a network.
+
+        Args:
+            options: As for `network`.
+            image_shape: Shape of the images; None: those that networks are built for.
+
+        Raises:
+            MisfitError: It cannot be built, does not take the images, or returns something other than logits.
+            ChoiceError: Words that are used wrongly.
+        """
+        with building(options) as build, self._blaming("cannot be built"):
+            network = self._on_meta(build)
+        parts: dict[str, Counter[str]] = {}
+        for name, parameter in network.named_parameters():
+            parts.setdefault(name.rpartition(".")[0], Counter())["params"] += parameter.numel()
+        functions = _Functions()
+        for name, module in network.named_modules():
+            module.training = False
+            part = parts.setdefault(name, Counter())
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                part["flops"] += module.bias.numel()
+            if not type(module).__module__.startswith("torch.nn.modules"):
+                wrapped = partial(functions.inside, module.forward, part)
+            elif not module._modules:
+                wrapped = partial(self._layer, module, type(module).forward, part)
+            else:
+                continue
+            module.forward = wrapped
+        x = torch.empty(IMAGES, *(image_shape or self.image_shape), device="meta")
+        with self._blaming("cannot be run"), torch.no_grad(), functions:
+            logits = network(x)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != (IMAGES, self.num_classes):
+            found = f"a {type(logits).__name__}"
+            if isinstance(logits, Tensor):
+                found = f"{'x'.join(map(str, logits.shape))} numbers"
+            raise MisfitError(
+                f"returns {found} for {IMAGES} images, not the logits of {self.num_classes} classes for each"
+            )
+        return Trace(build.met, {name: part for name, part in parts.items() if part})
+
+    def _on_meta(self, build: Build) -> nn.Module:
+        """A network without values; where its code computes with them, they are there at first."""
+        try:
+            with _NoInitialValues(), torch.device("meta"):
+                return self.module(**self._arguments)
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+        build.met.clear()
+        with torch.random.fork_rng(devices=[]):
+            return self.module(**self._arguments).to("meta")
+
+    def _layer(
+        self, module: nn.Module, forward: Callable[..., Any], part: Counter[str], *inputs: Any, **others: Any
+    ) -> Any:
+        """The output of one of torch's layers, and its figures added to its part."""
+        if others or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            return forward(module, *inputs, **others)
+        (x,) = inputs
+        key = (type(module), *_settings(module), x.shape)
+        known = self._layers.get(key)
+        if known is None:
+            with _disable_current_modes(), torch.no_grad(), _Functions() as own:
+                y = forward(module, x)
+            elements = x.numel() + y.numel() if isinstance(y, Tensor) else x.numel()
+            known = self._layers[key] = y, _figures(kind(module), 1, 2 * IMAGES * own.part["flops"], elements)
+        y, figures = known
+        part.update(figures)
+        return y
+
+    @contextlib.contextmanager
+    def _blaming(self, what: str) -> Iterator[None]:
+        """Say which line of the user's code an error comes from."""
+        try:
+            yield
+        except ChoiceError as error:
+            raise ChoiceError(f"{error}{self._line(error)}") from None
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise MisfitError(f"{what}: {first}{self._line(error)}") from error
+
+    def _line(self, error: BaseException) -> str:
+        """Where in the user's file an error arose."""
+        try:
+            file = inspect.getfile(self.module)
+        except (OSError, TypeError):
+            return ""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        if not frames:
+            return ""
+        return f" ({file}, line {frames[-1].lineno}: {frames[-1].line})"
+
+
+def measured(num_choices: int, num_ops: int, num_networks: int) -> Blocks:
+    """No blocks: what an option costs depends on others, so that whole networks are measured."""
+    return Blocks(
+        {}, {}, [[{} for _ in range(num_ops)] for _ in range(num_choices)], num_networks=num_networks
+    )
+
+
+def kind(layer: nn.Module) -> str:
+    """The kind of a layer, among which times are in proportion to work, e.g. "conv3x3" or "depthwise5x5"."""
+    name = type(layer).__name__
+    size = getattr(layer, "kernel_size", None)
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return name
+    assert size is not None
+    what = "conv" if layer.groups == 1 else "depthwise" if layer.groups == layer.in_channels else "grouped"
+    return what + "x".join(map(str, size))
+
+
+def _figures(kind: str, layers: int, operations: int, elements: int) -> Counter[str]:
+    """Figures of layers of a kind for one image, from those for `IMAGES`."""
+    flops = operations // (2 * IMAGES)
+    figures = {f"{kind} layers": layers, f"{kind} flops": flops, f"{kind} elements": elements // IMAGES}
+    return Counter({name: value for name, value in {"flops": flops, **figures}.items() if value})
+
+
+def _settings(module: nn.Module) -> Iterator[object]:
+    """All that tells a layer from others of its type."""
+    for name, value in vars(module).items():
+        if isinstance(value, PLAIN):
+            yield name, value
+    for name, parameter in module._parameters.items():
+        yield name, None if parameter is None else tuple(parameter.shape)
