@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # the same names as in _PUBLIC
     from hwnas.evaluators.zero_cost import ZeroCost
     from hwnas.runs.folder import Run
     from hwnas.runs.result import Result
-    from hwnas.searches.problem import Problem
+    from hwnas.searches.problem import Problem, WarmStart
     from hwnas.searches.replay import Replay
     from hwnas.spaces.darts import Darts
     from hwnas.spaces.fbnet import FBNet
@@ -117,7 +117,10 @@ _PUBLIC = {
     "hwnas.evaluators.zero_cost": ("ZeroCost",),
     "hwnas.runs.folder": ("Run",),
     "hwnas.runs.result": ("Result",),
-    "hwnas.searches.problem": ("Problem",),
+    "hwnas.searches.problem": (
+        "Problem",
+        "WarmStart",
+    ),
     "hwnas.searches.replay": ("Replay",),
     "hwnas.spaces.darts": ("Darts",),
     "hwnas.spaces.fbnet": ("FBNet",),

@@ -35,6 +35,7 @@ from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, wr
 from hwnas.searches.problem import Choice, Problem, RunContext, Task, set_up
 from hwnas.searches.progress import Progress
 from hwnas.searches.stored import described, keep
+from hwnas.searches.warm_start import begin
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.store.archive import PLAN, Archive
 from hwnas.store.cache import CachedEvaluator
@@ -193,6 +194,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
                 evaluator.prepare(task.space, [])
             _check_versions(folder / VERSIONS, task, evaluators, resumed=bool(archive.trials))
             _plan(task, context, int(num_workers))
+            warm = None if task.problem.warm_start is None else begin(task, folder, store, display.say)
             progress = Progress(task, evaluators[0], tracker, display, context.meter)
             with display.generations(task.generations):
                 loop(task.strategy, evaluators, archive, task.generations, progress.log)
@@ -207,6 +209,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
                 virtual_seconds=None if task.quality.seconds([]) is None else progress.seconds,
                 hypervolume=tuple(progress.hypervolumes),
                 versions={evaluator.name: evaluator.version for evaluator in evaluators},
+                warm_start=warm,
                 network=network,
                 doubts=tuple(display.doubts),
             )

@@ -831,6 +831,47 @@ class Evaluator(ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What is known of networks before a search begins.
+
+    Attributes:
+        sources: By the source's name its numbers per network, higher is better; of different sources they
+            cannot be compared.
+        costs: Costs of the networks that keep the run's limits, where the device knows those of all; else
+            empty.
+    """
+
+    sources: Mapping[str, Mapping[Genotype, float]]
+    costs: Mapping[Genotype, float]
+
+    def best(self, num: int) -> list[Genotype]:
+        """At most `num` networks: the best under each of as many bounds, which are spread over the costs.
+
+        The best is that of the highest sum over sources of ln(fraction of networks that are no better). A
+        source that does not know a network counts with its mean. Of equal ones the first counts.
+        """
+        networks = list(dict.fromkeys(g for of in self.sources.values() for g in of))
+        if self.costs:
+            networks = [genotype for genotype in networks if genotype in self.costs]
+        total = np.zeros(len(networks))
+        for of in self.sources.values():
+            ordered = np.sort(list(of.values()))
+            found = np.array([of.get(genotype, np.nan) for genotype in networks])
+            found = np.log(np.searchsorted(ordered, found, side="right").clip(1) / len(ordered)) + 0 * found
+            total += np.where(np.isnan(found), np.nanmean(found) if np.isfinite(found).any() else 0.0, found)
+        cost = np.array([self.costs.get(genotype, 0.0) for genotype in networks])
+        chosen: list[int] = []
+        for place in range(min(num, len(networks))):
+            under = cost <= np.quantile(cost, (place + 1) / num)
+            under[chosen] = False
+            rows = np.flatnonzero(under)
+            if len(rows):
+                chosen.append(int(rows[total[rows].argmax()]))
+        left = [row for row in np.argsort(-total, kind="stable").tolist() if row not in set(chosen)]
+        return [networks[row] for row in [*chosen, *left][:num]]
+
+
 class Strategy(ABC):
     """A search method by ask and tell, a deterministic function of its seed and of observed trials.
 
@@ -878,6 +919,14 @@ class Strategy(ABC):
             ValueError: The strategy cannot plan, as most, or the budget is too small.
         """
         raise ValueError(f"budget must be null: {type(self).__name__} does not plan; strategy=cascade does")
+
+    def hint(self, hints: Hints) -> None:
+        """Begin with what is known of networks; called once, before the first population is asked for.
+
+        Raises:
+            ValueError: The strategy takes no hints, as those that do not override this.
+        """
+        raise ValueError(f"warm_start must be null: {type(self).__name__} does not begin with known networks")
 
     def judged(self, trials: Sequence[Trial]) -> list[Trial]:
         """Observed trials with the metrics that the strategy itself estimates by all that it has observed."""

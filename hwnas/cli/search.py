@@ -15,7 +15,7 @@ from hwnas.runs.display import Display
 from hwnas.runs.folder import choices, sweep_or_run, take_replayed
 from hwnas.runs.lock import STORED
 from hwnas.runs.result import Result, read_result
-from hwnas.searches.problem import Problem, RunContext, set_up
+from hwnas.searches.problem import Problem, RunContext, WarmStart, set_up
 from hwnas.searches.replay import Replay
 from hwnas.training.recipe import forget_checkpoint
 
@@ -85,6 +85,16 @@ def _replay(cfg: DictConfig) -> Replay | None:
     return Replay(named, *how)
 
 
+def _warm_start(cfg: DictConfig) -> WarmStart | None:
+    """What a configuration begins with."""
+    sources = cfg.get("warm_start")
+    if sources is None:
+        return None
+    return WarmStart(
+        [sources] if isinstance(sources, str) else list(sources), cfg.get("warm_start_scored", 500)
+    )
+
+
 def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
     """The problem that a configuration states.
 
@@ -109,6 +119,7 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
         generations=cfg.generations,
         seed=cfg.seed,
         names=names,
+        warm_start=_warm_start(cfg),
         replay=_replay(cfg),
     )
 

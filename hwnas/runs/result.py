@@ -244,6 +244,29 @@ class Replays:
 
 
 @dataclass(frozen=True)
+class WarmSource:
+    """A source of what a search began with: its name, and of how many networks it has a number."""
+
+    name: str
+    networks: int
+
+
+@dataclass(frozen=True)
+class WarmStarted:
+    """What a search began with.
+
+    Attributes:
+        sources: Where it is from.
+        scored: Networks that were scored for it in this run.
+        seconds: That finding it took, by the clock.
+    """
+
+    sources: tuple[WarmSource, ...]
+    scored: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Effects:
     """What each operation does to a metric, against the average operation of its edge.
 
@@ -349,6 +372,7 @@ class Result(Plan):
         looked_up: Per metric of a benchmark's table.
         blind_regret: What the run's estimate costs in validation accuracy, in points; None without a table.
         blind: How that was found, beside other ways to choose.
+        warm_start: What the search began with; None: with nothing.
         replay: What was replayed; None for a search among all networks.
         effects: Per objective, where they are known exactly.
         sums: Per metric that is a sum over operations.
@@ -385,6 +409,7 @@ class Result(Plan):
     looked_up: Mapping[str, LookedUp] | None = None
     blind_regret: float | None = None
     blind: Blind | None = None
+    warm_start: WarmStarted | None = None
     replay: Replays | None = None
     effects: Mapping[str, Effects] = field(default_factory=dict)
     sums: Mapping[str, Sum] = field(default_factory=dict)

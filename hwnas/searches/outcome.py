@@ -382,9 +382,10 @@ def _say_that_none_is_feasible(display: Display, end: Conclusion) -> None:
 
 
 def remarks(result: Result) -> list[str]:
-    """Sentences beside a run's answer: what was replayed, the risk that it exceeds limits, whose costs."""
+    """Sentences beside an answer: what the run began with or replayed, its risk, whose costs they are."""
     return (
-        replay_in_words(result)
+        warm_start_in_words(result)
+        + replay_in_words(result)
         + [
             f"{metric} is predicted; by the errors for {risk.networks} networks that were not fitted "
             f"to, the real one exceeds {risk.limit:.4g} with a probability of {risk.probability:.0%}, or "
@@ -394,6 +395,18 @@ def remarks(result: Result) -> list[str]:
         ]
         + list(result.notes)
     )
+
+
+def warm_start_in_words(result: Result) -> list[str]:
+    """A sentence on what a search began with, in a list; empty for one that began with nothing."""
+    warm = result.warm_start
+    if warm is None:
+        return []
+    known = " and ".join(f"{source.networks:,} networks by {source.name}" for source in warm.sources)
+    return [
+        f"the search began with what is known of {known}; that took {warm.seconds:.1f} s, in which "
+        f"{warm.scored:,} networks were scored; neither is counted among the evaluations"
+    ]
 
 
 def replay_in_words(result: Result) -> list[str]:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, Union
+from typing import Annotated, TypeVar, Union
+
+from annotated_types import Ge
 
 from hwnas.build import build
 from hwnas.core import (
@@ -66,6 +68,29 @@ GROUPS = {
 
 @checked
 @dataclass(frozen=True)
+class WarmStart:
+    """What a search begins with.
+
+    Attributes:
+        sources: "scores", "store", files of architectures, and folders of runs.
+        scored: Networks that are drawn and scored for "scores".
+
+    Raises:
+        ValueError: No source, or a number out of range.
+    """
+
+    sources: Sequence[str]
+    scored: Annotated[int, Ge(5)] = 500
+
+    def __post_init__(self) -> None:
+        if not self.sources or not all(self.sources):
+            raise ValueError(
+                "warm_start must name scores, store, a file of architectures or the folder of a run"
+            )
+
+
+@checked
+@dataclass(frozen=True)
 class Problem:
     """A search as a user states it.
 
@@ -92,6 +117,7 @@ class Problem:
         budget: Time for the evaluations, e.g. "10min", for a strategy that plans by it; None: no plan.
         generations: Populations to ask for.
         seed: Of the strategy, the evaluator and the final training.
+        warm_start: What the strategy begins with; None: with nothing.
         replay: Runs whose networks are searched, with the answers that are there; None: all networks.
         names: What pages and files call the parts, by config group; the others are called by their own name,
             or that of their class.
@@ -112,6 +138,7 @@ class Problem:
     budget: str | float | None = None
     generations: Count = 20
     seed: Seed = 0
+    warm_start: WarmStart | None = None
     replay: Replay | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 

@@ -45,6 +45,7 @@ def described(problem: Problem, names: Mapping[str, str]) -> dict[str, Plain]:
         "confidence": problem.confidence,
         **({} if problem.robust is None else {"robust": problem.robust}),
         **({} if problem.budget is None else {"budget": problem.budget}),
+        **({} if problem.warm_start is None else {"warm_start": _settings(vars(problem.warm_start))}),
         **({} if problem.replay is None else {"replay": _settings(vars(problem.replay))}),
         "generations": problem.generations,
         "seed": problem.seed,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge
 
-from hwnas.core import Genotype, Objective, Positive, SearchSpace, Strategy, Trial, checked
+from hwnas.core import FloatArray, Genotype, Hints, Objective, Positive, SearchSpace, Strategy, Trial, checked
 from hwnas.strategies.cma_es import CMAES, PyCMA
 from hwnas.strategies.evolution import check_told, fitness
 
@@ -55,17 +55,22 @@ class CMANAS(Strategy):
             raise ValueError(
                 f"generations must be at least 2 for CMANAS, the last evaluates the mean, not {generations}"
             )
-        start = np.zeros(math.prod(space.alpha_shape))
-        self._cma_es = (
+        self._engine: Callable[[FloatArray], CMAES | PyCMA] = lambda start: (
             CMAES(start, sigma, np.random.default_rng(seed), population_size)
             if engine == "published"
             else PyCMA(start, sigma, seed, population_size)
         )
+        self._cma_es = self._engine(np.zeros(math.prod(space.alpha_shape)))
         self.population_size = self._cma_es.population_size
         self._num_left = generations
         self._mean: Trial | None = None
         self._started = False
         self._asked = 0
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known network as the first mean."""
+        for genotype in hints.best(1):
+            self._cma_es = self._engine(self.space.onehot([genotype]).ravel())
 
     def ask(self) -> list[Genotype]:
         """The mean, except in the first generation, then samples, except in the last one; decoded."""

@@ -8,6 +8,7 @@ from hwnas.core import (
     Count,
     Fraction,
     Genotype,
+    Hints,
     Objective,
     SearchSpace,
     Strategy,
@@ -64,6 +65,10 @@ class EvNAS(Strategy):
             crossover=crossover,
         )
         self._best: list[Trial] = []  # of the last generation, if it is supported
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._genetic.begin(self.space.onehot(hints.best(self._genetic.population_size)))
 
     def ask(self) -> list[Genotype]:
         """Random alphas at first, later the elite and its children, decoded."""

@@ -127,7 +127,12 @@ class GeneticAlgorithm:
         self.num_elites, self.mutation_rate, self.crossover = num_elites, mutation_rate, crossover
         self.alphas: FloatArray | None = None
         self._rng = np.random.default_rng(seed)
+        self._first: FloatArray = np.empty((0, 0, 0))
         self._told = False
+
+    def begin(self, alphas: FloatArray) -> None:
+        """Have alphas (n, edges, ops) in the first population, at most `population_size`."""
+        self._first = alphas[: self.population_size]
 
     def ask(self, allowed: NDArray[np.bool_]) -> FloatArray:
         """Uniform alphas at first, later the next population by `evolve`, shape (n, edges, ops).
@@ -138,6 +143,9 @@ class GeneticAlgorithm:
         alphas = self.alphas
         if alphas is None:
             alphas = self._rng.random((self.population_size, *allowed.shape))
+            if len(self._first):
+                alphas[: len(self._first)] = self._first
+                self._first = self._first[:0]
         elif self._told:
             alphas = evolve(
                 alphas,

@@ -11,6 +11,7 @@ from hwnas.core import (
     Count,
     Fraction,
     Genotype,
+    Hints,
     Limit,
     NotNegative,
     Objective,
@@ -81,6 +82,10 @@ class HWEvRSNAS(Strategy):
         self.penalty_weight = penalty_weight
         self._limits = limits
         self._trials: list[Trial] = []
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._genetic.begin(self.space.onehot(hints.best(self._genetic.population_size)))
 
     def ask(self) -> list[Genotype]:
         """Random alphas at first, later the next population of the genetic algorithm, decoded."""

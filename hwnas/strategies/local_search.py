@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import Count, Genotype, Objective, SearchSpace, Strategy, Trial, checked, costs, front
+from hwnas.core import (
+    Count,
+    Genotype,
+    Hints,
+    Objective,
+    SearchSpace,
+    Strategy,
+    Trial,
+    checked,
+    costs,
+    front,
+)
 from hwnas.strategies.evolution import check_told
 
 NUM_TRIES = 100
@@ -59,14 +70,22 @@ class LocalSearch(Strategy):
         self.num_candidates = num_candidates
         self._rng = np.random.default_rng(seed)
         self._asked: list[Genotype] = []
+        self._first: list[Genotype] = []  # known before the run
         self._seen: set[Genotype] = set()  # asked for, now or before
         self._exhausted: set[Genotype] = set()  # all neighbours are in _seen
         self._trials: list[Trial] = []
         self._known: dict[Genotype, tuple[float, float]] = {}  # supported networks: both objectives as costs
 
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._first = hints.best(self.population_size)
+
     def ask(self) -> list[Genotype]:
         """A random population at first, later new neighbours of the best network under each bound."""
         self._asked = []
+        for genotype in self._first:
+            self._add(genotype)
+        self._first = []
         if self._known:
             F = np.array(list(self._known.values()))
             order = np.lexsort(F.T[::-1])

@@ -11,6 +11,7 @@ from hwnas.core import (
     FloatArray,
     Fraction,
     Genotype,
+    Hints,
     Objective,
     SearchSpace,
     Strategy,
@@ -76,6 +77,10 @@ class MOHDNAS(Strategy):
             mutation_prob=mutation_prob,
             crowding=crowding,
         )
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._algorithm.begin(self.space.onehot(hints.best(self._algorithm.population_size)))
 
     def ask(self) -> list[Genotype]:
         """Random alphas at first, later offspring by binary tournament, crossover and mutation, decoded."""

@@ -12,6 +12,7 @@ from hwnas.core import (
     FloatArray,
     Fraction,
     Genotype,
+    Hints,
     Objective,
     SearchSpace,
     Strategy,
@@ -83,6 +84,10 @@ class NEvoNAS(Strategy):
             crowding=crowding,
         )
         self._archive: dict[Genotype, float] = {}  # all architectures seen, with their first fitness
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._algorithm.begin(self.space.onehot(hints.best(self._algorithm.population_size)))
 
     def ask(self) -> list[Genotype]:
         """Random alphas at first, later offspring by binary tournament, crossover and mutation, decoded."""

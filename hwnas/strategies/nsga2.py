@@ -86,7 +86,12 @@ class NSGA2:
             xu=np.ones(num_alphas),
         )
         self._algorithm.setup(self._problem, termination=("n_gen", 10**9), seed=seed, verbose=False)
+        self._first: FloatArray = np.empty((0, num_alphas))
         self._rng = np.random.default_rng(seed)  # only for populations that NSGA-II cannot fill
+
+    def begin(self, alphas: FloatArray) -> None:
+        """Have alphas (n, edges, ops) in 0..1 in the first population, at most `population_size`."""
+        self._first = alphas[: self.population_size].reshape(-1, self._problem.n_var)
 
     def ask(self) -> FloatArray:
         """Random alphas at first, later children, shape (population_size, edges, ops)."""
@@ -95,6 +100,11 @@ class NSGA2:
         if num_missing:
             fresh = Population.new("X", self._rng.random((num_missing, self._problem.n_var)))
             asked = fresh if asked is None else Population.merge(asked, fresh)
+        if len(self._first):
+            X = asked.get("X")
+            X[: len(self._first)] = self._first
+            asked.set("X", X)
+            self._first = self._first[:0]
         self.asked = asked
         return asked.get("X").reshape(-1, *self._alpha_shape)
 

@@ -12,6 +12,7 @@ from hwnas.core import (
     FloatArray,
     Fraction,
     Genotype,
+    Hints,
     Objective,
     SearchSpace,
     Strategy,
@@ -102,6 +103,10 @@ class PEvoNAS(Strategy):
         """Maximum of generations for the stage that starts now."""
         num_stages = len(self.num_ops) + 1 - self.stage
         return min(self.max_generations, -(-self._num_left // num_stages))
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._genetic.begin(self.space.onehot(hints.best(self._genetic.population_size)))
 
     def ask(self) -> list[Genotype]:
         """Random alphas at the start of a stage, later the elite and its children, decoded."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwnas.core import Count, Genotype, Objective, SearchSpace, Strategy, Trial, checked, front
+from hwnas.core import Count, Genotype, Hints, Objective, SearchSpace, Strategy, Trial, checked, front
 from hwnas.strategies.evolution import check_told
 
 
@@ -33,11 +33,17 @@ class RandomSearch(Strategy):
         self._rng = np.random.default_rng(seed)
         self._asked = 0
         self._trials: list[Trial] = []
+        self._first: list[Genotype] = []
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._first = hints.best(self.population_size)
 
     def ask(self) -> list[Genotype]:
         """A new sample."""
         self._asked = self.population_size
-        return self.space.sample(self._rng, self.population_size)
+        first, self._first = self._first, []
+        return first + self.space.sample(self._rng, self.population_size - len(first))
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remember the trials."""

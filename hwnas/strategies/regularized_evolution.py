@@ -10,6 +10,7 @@ import numpy as np
 from hwnas.core import (
     Count,
     Genotype,
+    Hints,
     Limit,
     Objective,
     SearchSpace,
@@ -67,12 +68,18 @@ class RegularizedEvolution(Strategy):
         self._rng = np.random.default_rng(seed)
         self._alive: deque[tuple[tuple[float, float], Trial]] = deque(maxlen=self.population_size)
         self._asked = 0
+        self._first: list[Genotype] = []
         self._best: tuple[tuple[float, float], Trial] | None = None
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population; the others are drawn."""
+        self._first = hints.best(self.population_size)
 
     def ask(self) -> list[Genotype]:
         """A random population at first, later children of the samples' best members."""
         if not self._alive:
-            asked = self.space.sample(self._rng, self.population_size)
+            drawn = self.population_size - len(self._first)
+            asked = self._first + self.space.sample(self._rng, drawn)
         else:
             asked = [self._child() for _ in range(self.num_children)]
         self._asked = len(asked)

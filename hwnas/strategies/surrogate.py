@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from scipy.stats import rankdata
 
 from hwnas.core import (
     Count,
     Evaluator,
     FloatArray,
     Genotype,
+    Hints,
     Limit,
     NotNegative,
     Objective,
@@ -49,6 +51,9 @@ MOST_WATCHED = 2000
 
 MOST_COMPARED = 500
 """Candidates whose expected improvement is computed, at most: the most hopeful ones."""
+
+MOST_HINTED = 500
+"""Networks that the model of a source knows, at most."""
 
 TWINS = 2.0
 """Evaluated pairs of one form that the noise of the model counts as, for the noise between such networks."""
@@ -138,9 +143,38 @@ class Surrogate(Strategy):
         self._watched = np.empty(0, dtype=np.intp)  # candidates that the models predict
         self._seen = (0, 0)  # evaluated networks and candidates that the models were told of
         self._hopeful: list[Genotype] = []  # the best candidates of the last population
+        self._first: list[Genotype] = []  # the best networks that were known before the search
+        self._hints: list[tuple[GaussianProcess, FloatArray]] = []  # model and numbers per source
+
+    def hint(self, hints: Hints) -> None:
+        """Have the best known networks in the first population, and what is known as features of all others.
+
+        The numbers of a source are replaced by their quantiles, which a Gaussian process over the structure
+        smooths and predicts where they are not known.
+        """
+        self._first = hints.best(max(FEWEST, self.population_size))
+        drawn = self.space.sample(np.random.default_rng(0), MOST_WATCHED)
+        self._numbers(self._pool.forms(drawn))  # what features are standardised by
+        for known in hints.sources.values():
+            forms = dict(zip(self._pool.forms(list(known)), known.values(), strict=True))
+            if len(forms) < FEWEST or len(set(forms.values())) < 2:
+                continue
+            rows = self._rng.permutation(len(forms))[:MOST_HINTED]
+            X = self._numbers(list(forms))[rows]
+            y = rankdata(np.array(list(forms.values()))[rows]) / len(rows)
+            model = GaussianProcess(self._num_features)
+            model.fit(X[:MOST_FITTED], y[:MOST_FITTED])
+            model.know(X)
+            self._hints.append((model, y))
 
     def ask(self) -> list[Genotype]:
         """The next population; networks repeat only when there are no new ones."""
+        if self._first:
+            population, self._first = self._first[: self.population_size], self._first[self.population_size :]
+            self._asked = len(population)
+            if self._pool.listed:
+                self._list()
+            return population
         few = len(self._y) < FEWEST
         if self._pool.listed:
             self._list()
@@ -165,7 +199,7 @@ class Surrogate(Strategy):
         y, cost = -costs(new, self._qualities), costs(new, self._costs)
         rows = np.flatnonzero(np.isfinite(np.column_stack([y, cost])).all(axis=1))
         if len(rows):
-            X = self._numbers([forms[row] for row in rows])
+            X = self._looked_at([forms[row] for row in rows])
             self._X = np.vstack([self._X.reshape(-1, X.shape[1]), X])
             self._y, self._cost = np.vstack([self._y, y[rows]]), np.vstack([self._cost, cost[rows]])
             self._form += [forms[row] for row in rows]
@@ -175,19 +209,29 @@ class Surrogate(Strategy):
         return list(self._front)
 
     def _numbers(self, forms: Sequence[Genotype]) -> FloatArray:
-        """What models look at, (n, d); features are standardised by the first candidates."""
+        """Features and operations, (n, d); features are standardised by the first networks it is asked of."""
         features = self.space.features(forms)
         if self._scaling is None:
             deviation = features.std(axis=0)
             self._scaling = features.mean(axis=0), np.where(deviation > 0, deviation, np.inf)
         mean, deviation = self._scaling
-        varied = np.isfinite(deviation)
-        scaled = ((features - mean) / deviation)[:, varied]
+        scaled = ((features - mean) / deviation)[:, np.isfinite(deviation)]
         halves = features_and_operations(scaled, self.space.onehot(forms).reshape(len(forms), -1))
         return np.hstack(halves)
 
+    def _looked_at(self, forms: Sequence[Genotype]) -> FloatArray:
+        """What models of qualities look at, (n, d): before features and operations what sources say."""
+        X = self._numbers(forms)
+        columns = []
+        for model, y in self._hints:
+            model.watch(X)
+            columns.append((model.predict(y)[0] - 0.5) * 12**0.5)  # of deviation 1 over all networks
+            model.keep(np.empty(0, dtype=np.intp))
+        return np.column_stack([*(column / len(columns) ** 0.5 for column in columns), X])
+
     @property
     def _num_features(self) -> int:
+        """Features, without what sources say."""
         assert self._scaling is not None
         return int(np.isfinite(self._scaling[1]).sum())
 
@@ -203,7 +247,7 @@ class Surrogate(Strategy):
         """Add candidates of costs (n, c), or of those that are found out here, if they are supported."""
         if not len(names):
             return
-        X = self._numbers(forms)
+        X = self._looked_at(forms)
         cost = self._priced(names, X) if cost is None else cost
         rows = np.flatnonzero(np.isfinite(cost).all(axis=1))
         names, forms = ([of[int(row)] for row in rows] for of in (names, forms))
@@ -328,9 +372,10 @@ class Surrogate(Strategy):
         some = np.sort(self._rng.permutation(len(rows))[:MOST_FITTED])
         self._modelled, self._begun = rows, len(rows)
         if not self._models:
-            self._models = [GaussianProcess(self._num_features) for _ in self._qualities]
+            num = len(self._hints) + self._num_features
+            self._models = [GaussianProcess(num) for _ in self._qualities]
             priced = [] if self._device.exhaustive else self._costs
-            self._pricers = [GaussianProcess(self._num_features) for _ in priced]
+            self._pricers = [GaussianProcess(num) for _ in priced]
         targets = [*y.T, *self._cost.T]
         for model, target in zip([*self._models, *self._pricers], targets, strict=False):
             model.fit(self._X[rows[some]], target[rows[some]])

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from hwnas.build import build, conf_folder
-from hwnas.core import Genotype, Limit, Objective, SearchSpace, Strategy, Trial
+from hwnas.core import Genotype, Hints, Limit, Objective, SearchSpace, Strategy, Trial
 from hwnas.searches.indicators import Hypervolume
 from hwnas.spaces.held import held
 from hwnas.spaces.toy import Toy, ToyCost
@@ -271,6 +271,36 @@ def test_beats_random_search(yaml: Path) -> None:
     own = [score(yaml, seed, single) for seed in range(5)]
     by_chance = [score(yaml.with_name("random.yaml"), seed, single) for seed in range(5)]
     assert np.mean(own) > np.mean(by_chance) + 2 * np.std(by_chance), (own, by_chance)
+
+
+def test_known_networks_come_first_and_are_spread_over_the_costs(yaml: Path) -> None:
+    """Hints name 40 networks; without hints a population is what it was, and has hardly one of these."""
+    space = Toy()
+    networks = space.sample(np.random.default_rng(5), 40)
+    quality, latency = (
+        [row[o.metric] for row in ToyCost(space, metric=o.metric).evaluate(networks)] for o in OBJECTIVES
+    )
+    known = dict(zip(networks, quality, strict=True))
+    strategy = create(yaml, space=space)
+    strategy.hint(Hints({"before": known}, dict(zip(networks, latency, strict=True))))
+    population = strategy.ask()
+    if yaml.stem == "cmanas":  # whose first population is drawn around the best one
+        best = max(known, key=lambda genotype: known[genotype])
+        agree, by_chance = (
+            np.mean([np.mean(np.equal(genotype, best)) for genotype in some])
+            for some in (population, create(yaml, space=space).ask())
+        )
+        assert agree > by_chance + 0.1
+        return
+    hinted = [genotype for genotype in population if genotype in known]
+    assert len(hinted) == min(len(population), 40)
+    costly = sorted(latency)
+    cost = ToyCost(space, metric="latency_ms").evaluate(hinted[: len(population)])
+    assert min(row["latency_ms"] for row in cost) <= costly[39 // len(population) + 1]
+    assert not set(create(yaml, space=space).ask()) & known.keys()
+    trials = [Trial(g, m, 0) for g, m in zip(population, toy_answer(space)(population), strict=True)]
+    strategy.tell(trials)
+    assert set(strategy.ask()) - known.keys()
 
 
 def test_survivors_were_told_and_are_as_many_as_the_population(yaml: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace, Trial, front, trials_of
+from hwnas.core import Evaluator, Genotype, Hints, Limit, Objective, SearchSpace, Trial, front, trials_of
 from hwnas.devices.flops import Flops
 from hwnas.searches.loop import search
 from hwnas.spaces.darts import Darts
@@ -156,3 +156,22 @@ def test_the_same_seed_asks_the_same_and_a_replay_too() -> None:
 def test_it_needs_a_quality_and_a_cost() -> None:
     with pytest.raises(ValueError, match=r"needs a quality and a cost of the device, not \['share'\]"):
         create(objectives=OBJECTIVES[:1])
+
+
+def test_what_is_known_of_networks_is_a_feature_of_all() -> None:
+    """Numbers that tell the quality up to noise, of other networks than those that are asked for."""
+    space = NasBench201(image_shape=(3, 8, 8))
+    drawn = space.sample(np.random.default_rng(1), 200)
+    share = [row["share"] for row in Share(space, op=4).evaluate(drawn)]
+    noisy = np.array(share) + 0.05 * np.random.default_rng(2).normal(size=200)
+    reached = []
+    for hints in (None, Hints({"before": dict(zip(drawn, noisy.tolist(), strict=True))}, {})):
+        strategy, evaluators = create(space, population_size=5)
+        evaluators[0] = Share(space, op=4)
+        if hints is not None:
+            strategy.hint(hints)
+        trials = run(strategy, evaluators, 3)
+        if hints is not None:
+            assert [trial.genotype for trial in trials[:5]] == hints.best(5)
+        reached.append(sorted(trial.metrics["share"] for trial in trials[5:])[-3:])
+    assert sum(reached[1]) > sum(reached[0])
