@@ -100,15 +100,12 @@ def _costs(task: Task, sources: Mapping[str, Values]) -> dict[Genotype, float]:
 
 def _scored(task: Task, store: EvaluationStore, num: int) -> tuple[dict[str, Values], int]:
     """Training-free scores of networks that are drawn, per score, and how many were computed here."""
-    # torch is loaded with it: a search on tables needs none.
-    from hwnas.evaluators.zero_cost import ZeroCost
-
     no_table = dict.fromkeys(("path", "val_column", "test_column", "early_column"))
     settings = {"num_reference": 0, "lookup": no_table}  # each score is a source
     node = OmegaConf.merge(read_config(conf_folder() / "evaluator" / "zero_cost.yaml"), settings)
-    scores: Evaluator = build(
+    scores = build(
         node,
-        ZeroCost,
+        Evaluator,
         "evaluator",
         space=task.space,
         dataset=task.dataset,
