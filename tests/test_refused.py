@@ -83,7 +83,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "is one of hwnas train, not of hwnas search: hwnas train experiment=train_evnas_a_small",
         ),
         ("search experiment=beta_vae_mnist_small", "hwnas prune experiment=beta_vae_mnist_small"),
-        ("search dataset=npz dataset.path=images", "images is a folder; a file is needed here"),
+        (
+            "search dataset=npz dataset.path=images",
+            "images is a folder; a file is needed here (dataset=folder ",
+        ),
+        (
+            "search dataset=imagenet dataset.path=images",
+            "images has no folder train and no val (dataset=folder ",
+        ),
+        ("search dataset=images", "; your own images are dataset=folder dataset.path=images; choices: "),
         (
             "search dataset=folder",
             "dataset=folder needs dataset.path=<folder with a folder of images per class>",

@@ -54,7 +54,7 @@ def _explained(error: BaseException, config_name: str, arguments: Sequence[str])
             group, option = str(missing).rsplit("/", 1)
         options = list(vars(error)["options"] or [])
         near = suggestion(option, options).partition("; known")[0]
-        if group == "dataset" and ("/" in option or Path(option).suffix):
+        if group == "dataset" and ("/" in option or Path(option).suffix or Path(option).is_dir()):
             kind = "folder" if Path(option).is_dir() or not Path(option).suffix else "npz"
             near = f"; your own images are dataset={kind} dataset.path={option}"
         plugin = option.partition("_")[0]

@@ -234,7 +234,10 @@ def _folder(path: str) -> Path:
         if not lacking:
             return place
         if place.is_dir():
-            raise ValueError(f"dataset.path={path}: {place} has no folder {' and no '.join(lacking)}")
+            raise ValueError(
+                f"dataset.path={path}: {place} has no folder {' and no '.join(lacking)} "
+                "(dataset=folder needs none)"
+            )
     looked = " and ".join(str(place.absolute()) for place in dict.fromkeys(places))
     raise ValueError(f"dataset.path={path} is not a folder; looked for {looked}")
 

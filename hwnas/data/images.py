@@ -142,6 +142,10 @@ class Images(DataSet):
                 raise ValueError(
                     "dataset=npz needs dataset.path=<file with x_train, y_train, x_test, y_test>"
                 )
+            if Path(path).is_dir():
+                raise ValueError(
+                    f"dataset.path={path} is a folder; a file is needed here (dataset=folder takes a folder)"
+                )
             if name == "npz":  # another name is the user's choice
                 self.name = f"npz-{Path(path).stem}"
 

@@ -138,7 +138,9 @@ class RMI(LooksUp):
                 "nasbench201, darts and fbnet do"
             )
         if not isinstance(dataset, Images):
-            raise ValueError("evaluator=rmi needs images; choose a dataset")
+            raise ValueError(
+                "evaluator=rmi needs images; choose a dataset that is held in memory, e.g. folder"
+            )
         if not isinstance(reference, Recipe):
             raise ValueError(f"reference must be a recipe of training, not {reference!r}")
         self.look_up(lookup)

@@ -251,7 +251,9 @@ class Supernet(LooksUp):
         if not isinstance(space, HasSupernet):
             raise ValueError(f"evaluator=supernet: the {space.name} space has no supernet")
         if not isinstance(dataset, Images):
-            raise ValueError("evaluator=supernet needs images; choose a dataset")
+            raise ValueError(
+                "evaluator=supernet needs images; choose a dataset that is held in memory, e.g. folder"
+            )
         if not isinstance(training, SupernetRecipe):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         self.look_up(lookup)

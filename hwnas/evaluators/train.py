@@ -127,7 +127,9 @@ class Train(LooksUp):
         if not isinstance(space, HasNetworks):
             raise ValueError(f"evaluator=train: the {space.name} space has no networks to train")
         if not isinstance(dataset, Images):
-            raise ValueError("evaluator=train needs images; choose a dataset")
+            raise ValueError(
+                "evaluator=train needs images; choose a dataset that is held in memory, e.g. folder"
+            )
         if not isinstance(training, Recipe):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not training.epochs:

@@ -130,7 +130,9 @@ class ZeroCost(LooksUp):
         if not isinstance(space, HasNetworks):
             raise ValueError(f"evaluator=zero_cost: the {space.name} space has no networks to score")
         if not isinstance(dataset, Images):
-            raise ValueError("evaluator=zero_cost needs images; choose a dataset")
+            raise ValueError(
+                "evaluator=zero_cost needs images; choose a dataset that is held in memory, e.g. folder"
+            )
         self.look_up(lookup)
         for name in scores:
             if name not in NAMES:
