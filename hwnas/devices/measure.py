@@ -131,7 +131,7 @@ def require_blocks(space: SearchSpace) -> HasCosts:
     if not isinstance(space, HasCosts):
         raise ValueError(
             f"devices are measured by blocks of networks, which the {space.name} space does not list; "
-            "nasbench201, darts and fbnet do"
+            "nasbench201, darts, fbnet and module do"
         )
     return space
 
@@ -575,9 +575,14 @@ def by_work(space: HasCosts, G: np.ndarray, y: FloatArray) -> Layered:
     scale = X.max(axis=0)
     scale[scale == 0] = 1.0
     units = nnls(X / scale / y[:, None], np.ones(len(y)))[0] / scale
-    nothing = np.zeros(space.alpha_shape).tolist()
+    cost = X @ units
+    edges = np.zeros(space.alpha_shape)  # what options add on average, for pages
+    for edge, ops in enumerate(space.choices):
+        for op in ops:
+            chosen = G[:, edge] == op
+            edges[edge, op] = cost[chosen].mean() - cost.mean() if chosen.any() else 0.0
     found = {name: float(unit) for name, unit in zip(amounts, units[1:], strict=True) if unit}
-    return Layered(float(units[0]), nothing, floor=float(y.min()) / 2, work=found)
+    return Layered(float(units[0]), edges.tolist(), floor=float(y.min()) / 2, work=found)
 
 
 def cross_validated(

@@ -98,6 +98,7 @@ class Layered(Additive):
     """A cost as a sum over the work of a network's layers, for spaces whose options do not add up.
 
     Attributes:
+        edges: What options add on average, for pages.
         work: Cost per unit of each amount of work (`HasCosts.work`).
     """
 

@@ -30,7 +30,7 @@ from hwnas.core import (
 )
 from hwnas.data.images import Images, augment, check_batch
 from hwnas.evaluators.table import LooksUp, Lookup
-from hwnas.spaces.capabilities import HasSimilarity, fingerprint
+from hwnas.spaces.capabilities import HasFeatures, HasSimilarity, fingerprint
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier
 from hwnas.training.progress import progress
@@ -39,6 +39,8 @@ from hwnas.training.reference import reference_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hwnas.spaces.blocks import Population
 
 SCORE_VERSION = 1  # increased when the same settings begin to give other scores
 
@@ -70,7 +72,7 @@ class RMI(LooksUp):
     scores of a group in one transaction, so that an interrupted group is evaluated again as a whole.
 
     Args:
-        space: A space with `resized`, `initial_weights` and `population`.
+        space: A space whose networks tell features (`HasSimilarity`, `HasFeatures`).
         dataset: Images; only training images are used, except for the accuracy of the reference.
         store_dir: Folder of the store, for the reference model.
         announce: Called with a sentence about the reference model.
@@ -132,10 +134,10 @@ class RMI(LooksUp):
         lookup: Lookup,
         images: Literal["train", "all"] = "train",
     ) -> None:
-        if not isinstance(space, HasSimilarity):
+        if not isinstance(space, HasSimilarity | HasFeatures):
             raise ValueError(
                 f"evaluator=rmi trains whole populations, which the {space.name} space does not build; "
-                "nasbench201, darts and fbnet do"
+                "nasbench201, darts, fbnet and module do"
             )
         if not isinstance(dataset, Images):
             raise ValueError(
@@ -235,10 +237,7 @@ class RMI(LooksUp):
         totals = np.zeros(len(genotypes))
         groups = self.parts(genotypes)
         for repeat, batch in enumerate(self._batches):
-            weights = {
-                name: tensor.to(self._device)
-                for name, tensor in self._candidates.initial_weights(batch.seed).items()
-            }
+            weights = self._initial_weights(batch.seed)
             scores: list[float] = []
             for index, group in enumerate(groups):
                 scores += self.train_and_score(group, weights, batch)
@@ -256,6 +255,19 @@ class RMI(LooksUp):
             )
         return [{self._metric: score} for score in means.tolist()]
 
+    def _initial_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights of all operations; empty where each network draws its own."""
+        if isinstance(self._candidates, HasFeatures):
+            return {}
+        drawn = self._candidates.initial_weights(seed)
+        return {name: tensor.to(self._device) for name, tensor in drawn.items()}
+
+    def _population(self, genotypes: Sequence[Genotype], weights: dict[str, Tensor], seed: int) -> Population:
+        """The networks as one module, with their initial weights."""
+        if isinstance(self._candidates, HasFeatures):
+            return self._candidates.drawn(genotypes, seed).to(self._device)
+        return self._candidates.population(genotypes, weights)
+
     def parts(self, genotypes: Sequence[Genotype]) -> list[Sequence[Genotype]]:
         """Groups that train together."""
         return [genotypes[i : i + self.group_size] for i in range(0, len(genotypes), self.group_size)]
@@ -271,12 +283,12 @@ class RMI(LooksUp):
         import torch
         import torch.nn.functional as F
 
-        population = self._candidates.population(genotypes, weights)
+        population = self._population(genotypes, weights, batch.seed)
         optimizer = torch.optim.SGD(
             population.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         labels = batch.y.repeat(len(genotypes))
-        x = batch.x.to(next(iter(weights.values())).dtype)
+        x = batch.x.to(next(population.parameters()).dtype)
         for step in range(self.steps):
             taps, logits = population.features(x)
             similarity = similarities(taps, batch.grams).sum()

@@ -129,6 +129,18 @@ class HasSimilarity(Resizable):
         """
 
 
+class HasFeatures(Resizable):
+    """A space whose networks tell features, and draw their initial weights themselves."""
+
+    @abstractmethod
+    def drawn(self, genotypes: Sequence[Genotype], seed: int) -> Population:
+        """The networks of K architectures as one module, each with weights drawn with the seed.
+
+        Its `features` takes images (B, C, H, W) to features per stage, each (B, K, C, H, W), and logits
+        (K, B, classes).
+        """
+
+
 class HasSupernet(Resizable):
     """A space with one network that holds every architecture."""
 

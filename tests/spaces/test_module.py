@@ -26,6 +26,7 @@ from hwnas import (
 )
 from hwnas.devices.measure import by_work
 from hwnas.devices.profile import agreement
+from hwnas.evaluators.rmi import similarities
 from hwnas.spaces.blocks import count
 from hwnas.spaces.capabilities import drawing
 from hwnas.spaces.module import source
@@ -305,6 +306,48 @@ def test_times_are_explained_by_the_work_of_layers(small: ModuleSpace) -> None:
     cost = by_work(small, np.array(networks[:40]), times[:40])
     assert np.allclose(cost.of(small, networks), times, rtol=1e-6)
     assert agreement(cost.of(small, networks[40:]), times[40:])["r2"] > 1 - 1e-9
+
+
+def test_features_of_networks_of_different_widths(small: ModuleSpace) -> None:
+    """Zeros fill what is shorter: similarities are those of each network alone."""
+    texts = [
+        "stem=4 stem.kernel=1 depth=1 block0.groups=1 norm=no",
+        "stem=6 stem.kernel=3 depth=3 block0.groups=1 block1.groups=2 block2.groups=1 norm=yes",
+    ]
+    networks = small.drawn([small.from_str(text) for text in texts], 3)
+    x = torch.rand(8, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    taps, logits = networks.features(x)
+    assert [tuple(tap.shape) for tap in taps] == [(8, 2, 6 * 35, 1, 1)] * 3
+    assert logits.shape == (2, 8, 10)
+    target = [torch.eye(8)] * 3
+    together = similarities(taps, target)
+    for number, text in enumerate(texts):
+        (alone,) = small.drawn([small.from_str(text)], 3).networks
+        own = [
+            alone.stem(x),
+            alone.blocks(alone.stem(x).relu()),
+            alone.norm(alone.blocks(alone.stem(x).relu())),
+        ]
+        ends = own if number == 0 else [alone.blocks[0](own[0].relu()), own[1], own[2]]
+        assert torch.allclose(logits[number], alone(x), atol=1e-5)
+        assert torch.allclose(
+            together[2, number], similarities([ends[2][:, None]], target[:1])[0, 0], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluator=rmi", "evaluator.reference.epochs=0", "evaluator.steps=1", "evaluator.batch_size=8"),
+        ("evaluator=train", "evaluator.training.max_steps=1", "evaluator.training.batch_size=8"),
+    ],
+    ids=["rmi", "train"],
+)
+def test_a_class_in_place_of_a_space(words: tuple[str, ...], tmp_path: Path) -> None:
+    few = ("strategy=random", "strategy.population_size=3", "generations=1", "device=flops", "trainer=none")
+    run = search(compose(*words, *few, space=Small), tmp_path / "run", store=tmp_path / "store", show=False)
+    assert len(run.trials) == 3
+    assert read_run(tmp_path / "run").trials == run.trials
 
 
 @pytest.fixture

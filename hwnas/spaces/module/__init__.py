@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core import Count, FloatArray, Genotype, checked, checked_choices, suggestion
-from hwnas.spaces.capabilities import Drawable, HasCosts, Resizable
+from hwnas.spaces.capabilities import Drawable, HasCosts, HasFeatures
 from hwnas.spaces.drawing import Drawing
 from hwnas.spaces.module import source
 from hwnas.spaces.module.drawing import columns
@@ -27,7 +27,7 @@ from hwnas.spaces.module.words import ChoiceError, MisfitError
 if TYPE_CHECKING:
     from torch import nn
 
-    from hwnas.spaces.blocks import Blocks
+    from hwnas.spaces.blocks import Blocks, Population
     from hwnas.spaces.module.tracing import Trace, Tracer
 
 MOST_OPTIONS = 36
@@ -46,7 +46,7 @@ SMALL_SIDE = 8
 """Height and width of images that networks must take for evaluators to judge them on smaller images."""
 
 
-class ModuleSpace(Resizable, HasCosts, Drawable):
+class ModuleSpace(HasFeatures, HasCosts, Drawable):
     """The networks of a module whose constructor uses `choice`, `width`, `depth`, `kernel` and `optional`.
 
     A genotype has an option per choice, in the order in which a network meets them. Choices that only some
@@ -380,6 +380,10 @@ class ModuleSpace(Resizable, HasCosts, Drawable):
     def network(self, genotype: Genotype) -> nn.Module:
         """The network of one architecture, randomly initialised by torch's generator."""
         return self.tracer.network(self._numbers(self.check(genotype)))
+
+    def drawn(self, genotypes: Sequence[Genotype], seed: int) -> Population:
+        """The networks of K architectures as one module, each with weights drawn with the seed."""
+        return _networks().population([(self.tracer, self._numbers(self.check(g))) for g in genotypes], seed)
 
     def drawing(self) -> Drawing:
         """A column per part of the module, with a box per choice."""

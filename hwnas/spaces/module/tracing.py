@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.flop_counter import flop_registry
 
 from hwnas.spaces.blocks import Blocks
+from hwnas.spaces.module.features import Networks
 from hwnas.spaces.module.words import Build, ChoiceError, MisfitError, building
 
 IMAGES = 2
@@ -207,6 +208,16 @@ class Tracer:
         if not frames:
             return ""
         return f" ({file}, line {frames[-1].lineno}: {frames[-1].line})"
+
+
+def population(built: Sequence[tuple[Tracer, Mapping[str, int]]], seed: int) -> Networks:
+    """Networks as one module, each with weights drawn with the seed; torch's generator stays as it is."""
+    networks = []
+    for tracer, options in built:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            networks.append(tracer.network(options))
+    return Networks(networks)
 
 
 def measured(num_choices: int, num_ops: int, num_networks: int) -> Blocks:
