@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from hwnas import compose, search
-from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace, Trial, trials_of
+from hwnas.build import build, conf_folder
+from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace, Trial, best, trials_of
 from hwnas.searches.halving import Halving, best_first
 from hwnas.searches.loop import search as loop
 from hwnas.spaces.toy import Toy
@@ -189,6 +191,25 @@ def test_one_that_got_further_is_always_better(tmp_path: Path) -> None:
     assert max(values[1.0]) < min(values[2.0])
     assert max(values[2.0]) < min(values[3.0])
     assert len(values[3.0]) < len(values[2.0]) < len(values[1.0])
+
+
+YAMLS = sorted(path for path in (conf_folder() / "strategy").glob("*.yaml") if path.stem != "cascade")
+
+
+@pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
+def test_every_strategy(yaml: Path) -> None:
+    """Most networks are stopped, and the best one is not; what CMA-ES itself returns may be."""
+    device, archive = Known("device", "latency_ms", lambda genotype: 1.0 + genotype[0]), Archive()
+    quality = halving(Ladder(noisy(1), noisy(2), noisy(3), eta=3), archive, device.answer, [])
+    offered = {"space": Toy(), "objectives": OBJECTIVES, "limits": (), "seed": 0, "generations": 9}
+    strategy = build(OmegaConf.load(yaml), **offered, device=device)
+    loop(strategy, [quality, device], archive, 3)
+    first = {trial.genotype for trial in archive.trials if trial.metrics["rung"] == 1}
+    last = {trial.genotype for trial in archive.trials if trial.metrics["rung"] == 3}
+    assert 0 < len(last) < len(first)
+    answer = best(archive.trials, OBJECTIVES, ())
+    assert answer is not None
+    assert answer.metrics["rung"] == 3
 
 
 def test_the_store_keeps_rungs(tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+"""What early stopping saves, and what it costs in quality: a table for docs/measurements.md.
+
+    pytest tests/studies/test_rungs.py -m slow -s
+
+Cells are trained to the end through all rungs, networks of C=8 and N=1 on CIFAR-10 at 8x8; then populations
+are drawn from them, of which successive halving trains as much as it would. Lost points are those of
+validation accuracy of whole trainings: best network of the population within a limit minus the best that was
+trained to the end, mean over nine limits, the deciles of the latency over the cells. Needs HWNAS_DATA with
+nasbench201.npz, hwnasbench_nasbench201.npz and cifar10_16x16.npz; about ten CPU minutes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+from study import SPACE, Case, estimator, interval, random_cells, show
+
+from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace
+from hwnas.searches.halving import Halving
+from hwnas.store.archive import Archive
+from hwnas.store.evaluations import EvaluationStore
+
+pytestmark = pytest.mark.slow
+
+SEED = 2029  # of cells and populations; no setting was chosen on them
+NUM_CELLS, POPULATION, NUM_DRAWN = 45, 18, 300
+STEPS = (100, 300, 900)
+SETTINGS = (
+    "evaluator=train",
+    "evaluator.channels=8",
+    "evaluator.num_cells=1",
+    "evaluator.image_size=8",
+    "evaluator.num_valid=5000",
+    "evaluator.augment=flip",
+    "evaluator.training.epochs=100",
+    f"evaluator.training.max_steps={STEPS[-1]}",
+    "evaluator.training.lr=0.1",
+)
+
+
+class Known(Evaluator):
+    """Answers that are known; with rungs, if there is a list of them."""
+
+    def __init__(self, name: str, answers: dict[Genotype, float], rungs: Sequence[Evaluator] = ()) -> None:
+        self.name, self.answers, self.rungs = name, answers, tuple(rungs)
+        self.metrics = {name: "max"}
+        if rungs:
+            self.eta = 3
+            self.metrics = dict.fromkeys(
+                ["by_rung", name, "rung", *(rung.name for rung in rungs[:-1])], "max"
+            )
+
+    def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
+        return "1"
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        return [{self.name: self.answers[genotype]} for genotype in genotypes]
+
+
+def trained(
+    figures: Sequence[dict[Genotype, float]],
+    latency: dict[Genotype, float],
+    population: list[Genotype],
+    limits: list[Limit],
+) -> list[int]:
+    """The rung that each network of a population gets to, from 1."""
+    rungs = [Known(f"acc{steps}", found) for steps, found in zip(STEPS, figures, strict=True)]
+    device = Known("latency_ms", latency)
+    objectives = [Objective("by_rung", "max"), Objective("latency_ms", "min")]
+    with closing(EvaluationStore(None, "study")) as store:
+        halving = Halving(
+            Known(rungs[-1].name, {}, rungs),
+            store,
+            "cifar10",
+            None,
+            costs=[device],
+            archive=Archive(),
+            objectives=objectives,
+            limits=limits,
+        )
+        halving.prepare(SPACE, [])
+        return [int(row["rung"]) for row in halving.evaluate(population)]
+
+
+def all_trained(
+    cells: list[Genotype], folder: Path
+) -> tuple[list[dict[Genotype, float]], list[float], float]:
+    """Accuracies at every rung, CPU seconds of every rung, and of a training without rungs."""
+    train, _, _ = estimator(folder, *SETTINGS, f"evaluator.rungs=[{STEPS[0]},{STEPS[1]}]")
+    at_once, _, _ = estimator(folder, *SETTINGS)
+    figures: list[dict[Genotype, float]] = []
+    seconds = []
+    for rung in train.rungs:
+        rung.prepare(SPACE, cells)
+        start = time.process_time()
+        figures.append({cell: next(iter(rung.evaluate([cell])[0].values())) for cell in cells})
+        seconds.append((time.process_time() - start) / len(cells))
+    start = time.process_time()
+    whole = at_once.evaluate(cells[:9])
+    alone = (time.process_time() - start) / 9
+    assert [row["val_acc"] for row in whole] == [figures[-1][cell] for cell in cells[:9]]
+    return figures, seconds, alone
+
+
+class Draws:
+    """Populations drawn from cells, and what is lost of them.
+
+    Args:
+        figures: Accuracies at every rung.
+        latency: Of every cell.
+        cells: All of them.
+    """
+
+    def __init__(
+        self, figures: list[dict[Genotype, float]], latency: dict[Genotype, float], cells: list[Genotype]
+    ) -> None:
+        self.figures, self.latency = figures, latency
+        self.bounds = [float(bound) for bound in np.quantile(list(latency.values()), np.arange(1, 10) / 10)]
+        rng = np.random.default_rng(SEED)
+        drawn = [rng.permutation(len(cells))[:POPULATION] for _ in range(NUM_DRAWN)]
+        self.populations = [[cells[row] for row in rows] for rows in drawn]
+
+    def within(self, cells: Sequence[Genotype], bound: float) -> list[Genotype]:
+        return [cell for cell in cells if self.latency[cell] <= bound]
+
+    def lost(self, population: list[Genotype], known: Sequence[Genotype], bound: float) -> float | None:
+        """Points between the best network within a bound and the best known one; None if there is none.
+
+        Without a known one the answer is a guess.
+        """
+        final = self.figures[-1]
+        if not (there := self.within(population, bound)):
+            return None
+        return 100 * (
+            max(final[cell] for cell in there)
+            - max((final[cell] for cell in self.within(known, bound)), default=0.1)
+        )
+
+    def mean_lost(self, population: list[Genotype], known: Sequence[Genotype]) -> float:
+        return float(np.mean([x for b in self.bounds if (x := self.lost(population, known, b)) is not None]))
+
+    def to_the_end(self, population: list[Genotype], rungs: Sequence[int]) -> list[Genotype]:
+        return [cell for cell, rung in zip(population, rungs, strict=True) if rung == len(STEPS)]
+
+    def best_at(self, number: int, population: list[Genotype], bound: float) -> list[Genotype]:
+        """The best network within a bound by its accuracy at a rung; none if there is none."""
+        there = self.within(population, bound)
+        return [max(there, key=self.figures[number].__getitem__)] if there else []
+
+
+def report(
+    figures: list[dict[Genotype, float]],
+    seconds: list[float],
+    alone: float,
+    cells: list[Genotype],
+    case: Case,
+) -> dict[str, tuple[float, float]]:
+    """Print the tables; returns part of the time and points lost by name."""
+    draws = Draws(figures, {cell: case.latency[cell] for cell in cells}, cells)
+    rows, means = [], {}
+
+    def add(name: str, spent: float, losses: Sequence[float]) -> None:
+        part, same = spent / (POPULATION * alone), np.mean(np.array(losses) < 1e-9)
+        means[name] = part, float(np.mean(losses))
+        rows.append([name, f"{spent:.0f}", f"{part:.0%}", interval(losses), f"{same:.0%}"])
+
+    def cost(rungs: Sequence[int]) -> float:
+        return sum(second * sum(rung > number for rung in rungs) for number, second in enumerate(seconds))
+
+    add("whole trainings", POPULATION * alone, [0.0] * 2)
+    found = [trained(figures, draws.latency, population, []) for population in draws.populations]
+    both = list(zip(draws.populations, found, strict=True))
+    spent = float(np.mean([cost(rungs) for rungs in found]))
+    add("rungs, one run for all limits", spent, [draws.mean_lost(p, draws.to_the_end(p, r)) for p, r in both])
+    losses, times = [], []
+    for population in draws.populations:
+        for bound in draws.bounds:
+            rungs = trained(figures, draws.latency, population, [Limit("latency_ms", bound)])
+            lost = draws.lost(population, draws.to_the_end(population, rungs), bound)
+            if lost is not None:
+                losses.append(lost)
+                times.append(cost(rungs))
+    add("rungs, a run per limit", float(np.mean(times)), losses)
+    fewer = round(spent / alone)  # populations are in random order
+    losses = [draws.mean_lost(population, population[:fewer]) for population in draws.populations]
+    add(f"{fewer} whole trainings", fewer * alone, losses)
+    for number, steps in enumerate(STEPS[:-1]):
+        losses = [
+            x
+            for p in draws.populations
+            for bound in draws.bounds
+            if (x := draws.lost(p, draws.best_at(number, p, bound), bound)) is not None
+        ]
+        add(f"all stop at {steps} of {STEPS[-1]} steps", POPULATION * sum(seconds[: number + 1]), losses)
+    title = f"populations of {POPULATION} of {len(cells)} cells; a whole training {alone:.1f} CPU s, rungs "
+    title += ", ".join(f"{second:.1f}" for second in seconds)
+    show(title, ["", "CPU s", "of whole trainings", "points lost", "nothing lost"], rows)
+    final, truth = [figures[-1][cell] for cell in cells], [case.points[cell] for cell in cells]
+    ranks = []
+    for steps, found in zip(STEPS, figures, strict=True):
+        values = [found[cell] for cell in cells]
+        ranks.append([str(steps), *(f"{kendalltau(values, other)[0]:.2f}" for other in (final, truth))])
+    show("Kendall's tau", ["steps", f"with {STEPS[-1]} steps", "with the true accuracy"], ranks)
+    return means
+
+
+def test_early_stopping(cases: list[Case], tmp_path: Path) -> None:
+    case = next(case for case in cases if case.name == "cifar10 raspi4")
+    cells = random_cells(NUM_CELLS, SEED)
+    means = report(*all_trained(cells, tmp_path), cells, case)
+    part, lost = means["rungs, one run for all limits"]
+    fewer = next(lost for name, (_, lost) in means.items() if name.endswith(" whole trainings"))
+    assert part < 0.5
+    assert lost < fewer
