@@ -1,28 +1,36 @@
-"""What early stopping saves, and what it costs in quality: a table for docs/measurements.md.
+"""What early stopping saves, and what it costs in quality: tables for docs/measurements.md.
 
     pytest tests/studies/test_rungs.py -m slow -s
+
+First on trainings, then on a benchmark's.
 
 Cells are trained to the end through all rungs, networks of C=8 and N=1 on CIFAR-10 at 8x8; then populations
 are drawn from them, of which successive halving trains as much as it would. Lost points are those of
 validation accuracy of whole trainings: best network of the population within a limit minus the best that was
 trained to the end, mean over nine limits, the deciles of the latency over the cells. Needs HWNAS_DATA with
 nasbench201.npz, hwnasbench_nasbench201.npz and cifar10_16x16.npz; about ten CPU minutes.
+
+Then whole searches in equal time on NAS-Bench-201: rungs are its trainings of 12 and of 200 epochs, which
+have schedules of their own, so that whoever goes on starts anew and costs 212.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy.stats import kendalltau
 from study import SPACE, Case, estimator, interval, random_cells, show
 
-from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace
+from hwnas.build import build, conf_folder
+from hwnas.core import Evaluator, Genotype, Limit, Objective, SearchSpace, Trial
+from hwnas.evaluators.table import Table
 from hwnas.searches.halving import Halving
+from hwnas.searches.loop import search
 from hwnas.store.archive import Archive
 from hwnas.store.evaluations import EvaluationStore
 
@@ -63,6 +71,29 @@ class Known(Evaluator):
         return [{self.name: self.answers[genotype]} for genotype in genotypes]
 
 
+def with_rungs(
+    figures: Sequence[dict[Genotype, float]],
+    latency: dict[Genotype, float],
+    limits: Sequence[Limit] = (),
+    archive: Archive | None = None,
+) -> list[Evaluator]:
+    """A quality of several rungs with known answers, and a device."""
+    rungs = [Known(f"acc{number}", found) for number, found in enumerate(figures)]
+    device = Known("latency_ms", latency)
+    halving = Halving(
+        Known(rungs[-1].name, {}, rungs),
+        EvaluationStore(None, "study"),
+        "cifar10",
+        None,
+        costs=[device],
+        archive=archive or Archive(),
+        objectives=[Objective("by_rung", "max"), Objective("latency_ms", "min")],
+        limits=limits,
+    )
+    halving.prepare(SPACE, [])
+    return [halving, device]
+
+
 def trained(
     figures: Sequence[dict[Genotype, float]],
     latency: dict[Genotype, float],
@@ -70,22 +101,7 @@ def trained(
     limits: list[Limit],
 ) -> list[int]:
     """The rung that each network of a population gets to, from 1."""
-    rungs = [Known(f"acc{steps}", found) for steps, found in zip(STEPS, figures, strict=True)]
-    device = Known("latency_ms", latency)
-    objectives = [Objective("by_rung", "max"), Objective("latency_ms", "min")]
-    with closing(EvaluationStore(None, "study")) as store:
-        halving = Halving(
-            Known(rungs[-1].name, {}, rungs),
-            store,
-            "cifar10",
-            None,
-            costs=[device],
-            archive=Archive(),
-            objectives=objectives,
-            limits=limits,
-        )
-        halving.prepare(SPACE, [])
-        return [int(row["rung"]) for row in halving.evaluate(population)]
+    return [int(row["rung"]) for row in with_rungs(figures, latency, limits)[0].evaluate(population)]
 
 
 def all_trained(
@@ -218,3 +234,80 @@ def test_early_stopping(cases: list[Case], tmp_path: Path) -> None:
     fewer = next(lost for name, (_, lost) in means.items() if name.endswith(" whole trainings"))
     assert part < 0.5
     assert lost < fewer
+
+
+SEEDS = range(1000, 1010)  # no setting was chosen on them
+EPOCHS = (12, 200)
+WHOLE = 100
+"""Whole trainings that a search has time for."""
+
+STRATEGIES: dict[str, dict[str, object]] = {
+    "random": {},
+    "mo_hdnas": {"diversity": "none"},
+    "regularized_evolution": {},
+    "local_search": {},
+}
+
+
+def in_time(case: Case, early: dict[Genotype, float], strategy: str, seed: int) -> list[Genotype]:
+    """Networks that a search with rungs has trained to the end, in the time of `WHOLE` trainings."""
+    archive = Archive()
+    whole = {genotype: points / 100 for genotype, points in case.points.items()}
+    evaluators = with_rungs([early, whole], case.latency, archive=archive)
+    config = OmegaConf.load(conf_folder() / "strategy" / f"{strategy}.yaml")
+    built = build(
+        OmegaConf.merge(config, STRATEGIES[strategy]),
+        space=SPACE,
+        objectives=(Objective("by_rung", "max"), Objective("latency_ms", "min")),
+        limits=(),
+        seed=seed,
+        generations=1000,
+        device=case.evaluators[1],
+    )
+    rung: dict[Genotype, int] = {}
+    spent: list[Genotype] = []
+
+    def log(generation: int, trials: list[Trial], replayed: bool) -> None:
+        nonlocal spent
+        rung.update({t.genotype: int(t.metrics["rung"]) for t in trials})
+        done = [genotype for genotype, number in rung.items() if number == len(EPOCHS)]
+        if EPOCHS[0] * len(rung) + EPOCHS[1] * len(done) > EPOCHS[1] * WHOLE:
+            built.done = True
+        else:
+            spent = done
+
+    search(built, evaluators, archive, 100_000, log)
+    assert built.done
+    return spent
+
+
+def test_searches_in_equal_time(cases: list[Case]) -> None:
+    chosen = [case for case in cases if case.name.split()[1] in ("raspi4", "fpga")]
+    everything = SPACE.all()
+    rows, means = [], {}
+    for strategy, settings in STRATEGIES.items():
+        plain, early = [], []
+        for case in chosen:
+            table = Table(
+                SPACE,
+                path="nasbench201.npz",
+                metric="val_acc",
+                column=f"{case.dataset}_valid_12",
+                goal="max",
+                scale=0.01,
+                test_column=None,
+            )
+            answers = table.evaluate(everything)
+            first = {g: row["val_acc"] for g, row in zip(everything, answers, strict=True)}
+            runs = [case.run(strategy, seed, num_unique=WHOLE, **settings) for seed in SEEDS]
+            plain.append([case.regrets(run).mean() for run in runs])
+            early.append([case.regrets(in_time(case, first, strategy, seed)).mean() for seed in SEEDS])
+        for name, found in ((strategy, plain), (f"{strategy}, rungs", early)):
+            means[name] = float(np.mean(found))
+            rows.append([name, *map(interval, found), f"{means[name]:.2f}"])
+    show(
+        f"regret after the time of {WHOLE} trainings of 200 epochs, one run for all limits",
+        ["", *(case.name for case in chosen), "mean"],
+        rows,
+    )
+    assert means["random, rungs"] < means["random"]
