@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
@@ -23,7 +23,7 @@ from hwnas.core import Count, WholeNumber, checked
 from hwnas.data import splits
 from hwnas.data.decoding import SUFFIXES, UnreadableError, each, size_and_grey, square
 from hwnas.data.images import Images, MappedBatches, Passing, checked_classes
-from hwnas.files import data_folder, read_json, replacing, shaped, write_json
+from hwnas.files import data_folder, printable, read_json, replacing, shaped, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ PARTS = {
 }
 """Names of the folders of a split, in small letters."""
 
-VERBS = {"train": "train on", "valid": "validate on", "test": "test on"}
+VERBS = {"train": "train", "valid": "validate", "test": "test"}
 
 SIDES = (8, 12, 16, 20, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224)
 """Sides that image_size=auto chooses among."""
@@ -136,7 +136,8 @@ class ClassFolders(Images):
         if not path:
             raise ValueError("dataset=folder needs dataset.path=<folder with a folder of images per class>")
         self.folder, self._given = _place(path), f"dataset.path={path}"
-        self._names, self._files, other = _listing(self.folder, self._given)
+        self._roots = _roots(self.folder, self._given)
+        self._names, self._files, other = _listing(self.folder, self._roots, self._given)
         self._own_valid = "valid" in self._files
         self._draw_test(test_fraction)
         self._check_counts()
@@ -153,7 +154,7 @@ class ClassFolders(Images):
             channels = 1 if all(grey for _, _, grey in headers) else 3
         self.side = int(side)
         super().__init__(
-            name if name != "folder" else f"folder-{self.folder.name}",
+            name if name != "folder" else f"folder-{self.folder.resolve().name}",
             source="folder",
             image_shape=[channels, self.side, self.side],
             num_classes=len(self._names),
@@ -194,7 +195,7 @@ class ClassFolders(Images):
     def file_names(self, part: str) -> Sequence[str]:
         """Files of a part's images, relative to the folder."""
         where, rows = self._rows(part)
-        return np.array(self._sources[where], dtype=object)[rows].tolist()
+        return [printable(name) for name in np.array(self._sources[where], dtype=object)[rows]]
 
     def fingerprint(self) -> str:
         """A hash of all images and labels, and of which of them the folder has for validation."""
@@ -241,7 +242,7 @@ class ClassFolders(Images):
             return
         files = self._files["train"]
         labels = np.array([label for _, label in files])
-        test, _ = splits.stratified(labels, fraction, keep=1 if self._own_valid else 2)
+        test, _ = splits.stratified(labels, fraction, keep=2)
         drawn = set(test.tolist())
         self._files["test"] = [file for row, file in enumerate(files) if row in drawn]
         self._files["train"] = [file for row, file in enumerate(files) if row not in drawn]
@@ -255,11 +256,11 @@ class ClassFolders(Images):
         for part, files in self._files.items():
             needed = 2 if part == "train" and not self._own_valid else 1
             labels = [label for name, label in files if name not in left_out]
-            counts = np.bincount(labels, minlength=len(self._names))
+            counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(self._names))
             if (few := int(counts.min())) < needed:
                 raise ValueError(
                     f"{self._given}: class {self._names[int(counts.argmin())]} has {few} readable images "
-                    f"to {VERBS[part]}, and needs at least {needed}; add images, or remove the class"
+                    f"to {VERBS[part]} on, and needs at least {needed}; add images, or remove the class"
                 )
 
     def _headers(self) -> list[tuple[int, int, bool]]:
@@ -282,7 +283,7 @@ class ClassFolders(Images):
         counts = np.bincount([label for files in self._files.values() for _, label in files])
         few, many = int(counts.min()), int(counts.max())
         each_class = f"{few:,} each" if few == many else f"{few:,} to {many:,} each"
-        parts = ", ".join(f"{len(self._files[part]):,} {part}" for part in PARTS if part in self._files)
+        parts = ", ".join(self._part_described(part) for part in PARTS if part in self._files)
         C, S, _ = self.image_shape
         text = (
             f"{self.name}: {counts.sum():,} images of {len(counts)} classes, {each_class} ({parts}); shorter "
@@ -292,11 +293,19 @@ class ClassFolders(Images):
             text += "; classes are unequal, so look at the balanced accuracy beside the accuracy"
         return text
 
+    def _part_described(self, part: str) -> str:
+        """How many images a part has, and where they come from, e.g. "6 drawn to test"."""
+        drawn, root = "" if part in self._roots else "drawn ", self._roots.get(part, self.folder)
+        own = "" if root == self.folder else f" in {root.name}/"
+        return f"{len(self._files[part]):,}{own} {drawn}to {VERBS[part]}"
+
     def _load(self) -> dict[str, np.ndarray]:
         if self._arrays is None:
             files = [file for part in PARTS for file in self._files.get(part, [])]
             path = None if self._store_dir is None else self._store_dir / "images" / f"{self._key(files)}.bin"
             known = None if path is None else _cached(path)
+            if path is not None and known is None and not _writable(path.parent):
+                path = None
             pixels, facts = self._read(files, path) if known is None else known
             self._check_readable(facts["left_out"], len(files))
             self._valid, num = facts["valid"], facts["train"] + facts["valid"]
@@ -376,7 +385,7 @@ class ClassFolders(Images):
         """Raise ValueError if files are no readable images and may not be left out, or too few are left."""
         if not left_out:
             return
-        named = "; ".join(f"{name}: {why}" for name, why in left_out[:NAMED])
+        named = "; ".join(f"{printable(name)}: {printable(why)}" for name, why in left_out[:NAMED])
         text = (
             f"{self._given}: {len(left_out):,} of {num:,} files cannot be read as images ({named}"
             f"{'; ...' if len(left_out) > NAMED else ''})"
@@ -403,9 +412,18 @@ def _cached(path: Path) -> tuple[np.ndarray, Facts] | None:
 
 def _mapped(path: Path, facts: Facts) -> np.ndarray:
     """The pixels of a cache; changes would stay in memory."""
+    if facts["shape"][0] == 0:  # nothing can be mapped
+        return np.empty(facts["shape"], np.uint8)
     if path.stat().st_size != np.prod(facts["shape"]):
         raise ValueError(f"{path} is not whole")
     return np.memmap(path, np.uint8, mode="c", shape=tuple(facts["shape"]))
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, which may have to be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
 
 
 def _made_for(search_space: str | None) -> int | None:
@@ -455,13 +473,12 @@ def _place(path: str) -> Path:
     raise ValueError(f"dataset.path={path} is not a folder; looked for {looked}")
 
 
-def _listing(folder: Path, given: str) -> tuple[list[str], Files, list[str]]:
+def _listing(folder: Path, roots: Mapping[str, Path], given: str) -> tuple[list[str], Files, list[str]]:
     """Names of the classes, images per part that the folder has, and other files, relative to the folder.
 
     Raises:
         ValueError: Another layout; begins with `given`.
     """
-    roots = _roots(folder, given)
     names = _folders(roots["train"])
     for root in roots.values():
         if odd := sorted(set(_folders(root)) ^ set(names)):
@@ -563,4 +580,4 @@ def _walk(root: Path) -> Iterator[Path]:
 def _some(names: Sequence[str]) -> str:
     """A few names, and how many there are."""
     more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:NAMED])) + (f" and {more:,} more" if more > 0 else "")

@@ -72,8 +72,8 @@ def test_without_splits_each_class_is_divided(tmp_path: Path) -> None:
         "validation on 25% of the training images, a seeded draw of each class"
     )
     assert said[0] == (
-        "folder-fruit: 30 images of 2 classes, 10 to 20 each (24 train, 6 test); shorter sides of 10 to 10 "
-        "pixels become 8x8, 3 channels"
+        "folder-fruit: 30 images of 2 classes, 10 to 20 each (24 to train, 6 drawn to test); "
+        "shorter sides of 10 to 10 pixels become 8x8, 3 channels"
     )
 
 
@@ -101,14 +101,17 @@ def test_own_splits(tmp_path: Path) -> None:
     counts = {"train": 5, "Validation": 2, "test": 3}
     for part, num in counts.items():
         write(tmp_path / part, {"a": num, "b": num})
-    dataset = images(tmp_path)
+    said: list[str] = []
+    dataset = images(tmp_path, announce=said.append)
+    assert "(10 in train/ to train, 4 in Validation/ to validate, 6 in test/ to test)" in said[0]
     for part, num in (("train", 5), ("valid", 2), ("all", 7), ("test", 3)):
         assert dataset.size(part) == 2 * num
     assert {name.split("/")[0] for name in dataset.file_names("valid")} == {"Validation"}
     assert "own validation set" in dataset.protocol
     before = dataset.fingerprint()
     shutil.rmtree(tmp_path / "test")  # then Validation/ tests, as for ImageNet
-    dataset = images(tmp_path)
+    dataset = images(tmp_path, announce=said.append)
+    assert "(10 in train/ to train, 4 in Validation/ to test)" in said[-1]
     assert (dataset.size("all"), dataset.size("test")) == (10, 4)
     assert {name.split("/")[0] for name in dataset.file_names("test")} == {"Validation"}
     assert dataset.fingerprint() != before
@@ -311,3 +314,28 @@ def test_imagenet_starts_no_programs_either(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"00\.png is not a readable image"):
         list(dataset.batches("test", batch_size=4, train=False))
+
+
+def test_files_of_any_name(tmp_path: Path) -> None:
+    """Names that are no text, or would control a terminal, are shown as escapes."""
+    folder = write(tmp_path / "x", {"a": 4, "b": 4})
+    for number, odd in enumerate((b"\xff.png", b"line\n\x1b[2J.png")):
+        (folder / "a" / f"{number:02}.png").rename(folder / "a" / os.fsdecode(odd))
+    (folder / "b" / os.fsdecode(b"\xfe.png")).write_bytes(b"")
+    said: list[str] = []
+    for _ in range(2):  # read, and from the cache
+        dataset = images(folder, store_dir=tmp_path / "store", skip_corrupt=True, warn=said.append)
+        names = [*dataset.file_names("all"), *dataset.file_names("test")]
+        assert {r"a/\udcff.png", "a/line\n\\x1b[2J.png"} <= set(names)
+    assert len(said) == 2
+    assert r"1 of 9 files cannot be read as images (b/\udcfe.png: an empty file)" in said[0]
+
+
+def test_no_readable_image_at_all(tmp_path: Path) -> None:
+    write(tmp_path / "x", {"a": 4, "b": 4})
+    for file in (tmp_path / "x").rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:45])
+    with pytest.raises(ValueError, match="class a has 0 readable images to train on"):
+        images(tmp_path / "x", store_dir=tmp_path / "store", skip_corrupt=True).size("all")
+    with pytest.raises(ValueError, match="class a has 0 readable images to train on"):
+        images(tmp_path / "x", skip_corrupt=True).size("all")
