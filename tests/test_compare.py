@@ -227,6 +227,22 @@ def test_finished_runs_are_judged_as_those_in_memory(
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+def test_settings_that_tell_finished_runs_apart(tmp_path: Path, sweep: Path) -> None:
+    """Those of a strategy whose runs differ in them; of others the strategy's name says it all."""
+    more = []
+    for seed in range(2):
+        problem = compose(*SWEPT[:-1], "strategy=random", "generations=2", seed=seed)
+        more.append(str(tmp_path / f"short{seed}"))
+        search(problem, more[-1], store=tmp_path / "store", show=False)
+    done = compare(str(sweep), *more, folder=tmp_path / "to", show=False)
+    assert {name for name, _ in losses(tmp_path / "to")} == {
+        "local_search",
+        "random:generations=3",
+        "random:generations=2",
+    }
+    assert done.result["failed"] == []
+
+
 def test_runs_with_nothing_in_common(tmp_path: Path, sweep: Path) -> None:
     folders = [str(sweep / name) for name in ("random0", "local_search1")]
     with pytest.raises(
@@ -308,6 +324,10 @@ def test_words(tmp_path: Path) -> None:
         (
             "limits.latency=3",
             "limits.latency: no evaluator or device of this run reports latency; did you mean",
+        ),
+        (
+            "warm_start=store",
+            "warm_start=store: hwnas compare begins with nothing; search with it in a sweep",
         ),
         ("nowhere", "nowhere is not a folder"),
     ],

@@ -392,6 +392,11 @@ def _setting(
     context: RunContext,
 ) -> Setting:
     """A problem with its objects made, and its limits as numbers."""
+    if problem.warm_start is not None:
+        raise ValueError(
+            f"warm_start={','.join(problem.warm_start.sources)}: hwnas compare begins with nothing; search "
+            "with it in a sweep (hwnas search -m strategy=... seed=... warm_start=...), then give its folder"
+        )
     of_problem = {name: bound for name, bound in problem.limits.items() if bound is not None}
     free = replace(problem, strategy=contender.strategy, limits={}, confidence=None, recipe=Recipe(epochs=0))
     task = set_up(free, context)

@@ -20,7 +20,10 @@ from hwnas.store.archive import read_archive
 OF_THE_PROBLEM = ("search_space", "dataset", "evaluator", "device")
 """Groups whose choices and settings make a problem."""
 
-OF_THE_STRATEGY = ("strategy", "generations", "budget", "experiment")
+OF_THE_STRATEGY = (
+    *("strategy", "generations", "budget", "experiment"),
+    *("warm_start", "warm_start_scored", "robust"),
+)
 """The group, and the settings, that make a strategy; those that all of its runs share are not named."""
 
 
@@ -82,7 +85,11 @@ def cases_of(finished: Sequence[Finished]) -> tuple[list[tuple[Case, list[Found]
     Raises:
         ValueError: There is none; says what the runs have in common, and what not.
     """
-    of_problem, of_strategy = _varied(finished, OF_THE_PROBLEM), _varied(finished, OF_THE_STRATEGY)
+    of_problem = _varied(finished, OF_THE_PROBLEM)
+    of_strategy = {
+        name: _varied([run for run in finished if run.result.strategy == name], OF_THE_STRATEGY, "strategy")
+        for name in dict.fromkeys(run.result.strategy for run in finished)
+    }
     groups: dict[tuple[str, ...], list[Finished]] = {}
     for run in finished:
         groups.setdefault(_problem(run, of_problem), []).append(run)
@@ -96,7 +103,7 @@ def cases_of(finished: Sequence[Finished]) -> tuple[list[tuple[Case, list[Found]
         by_limits = sorted({_bounds(run) for run in runs})
         has: dict[str, dict[tuple[int, int], Finished]] = {}
         for run in runs:
-            own = has.setdefault(_strategy(run, of_strategy), {})
+            own = has.setdefault(_strategy(run, of_strategy[run.result.strategy]), {})
             key = (run.seed, by_limits.index(_bounds(run)))
             if key in own:
                 raise ValueError(
@@ -149,18 +156,24 @@ def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds[:5])) + (", ..." if len(seeds) > 5 else "")
 
 
-def _varied(finished: Sequence[Finished], groups: Sequence[str]) -> list[str]:
-    """Settings of some groups that are others in some of the runs with the same choice of the group."""
+def _varied(finished: Sequence[Finished], groups: Sequence[str], choice: str = "") -> list[str]:
+    """Settings of some groups that are others in some of the runs.
+
+    Args:
+        finished: The runs.
+        groups: Groups, and settings by their whole name.
+        choice: The name of a group whose choice the runs share, which is no setting.
+    """
+    names = dict.fromkeys(name for run in finished for name in run.settings)
 
     def differs(name: str) -> bool:
         group, dot, _ = name.partition(".")
-        values = {(vars(run.result).get(group), run.settings.get(name)) for run in finished}
-        return bool(dot or group not in vars(finished[0].result)) and len(values) > len(
-            {c for c, _ in values}
-        )
+        if group not in OF_THE_PROBLEM:
+            return len({run.settings.get(name) for run in finished}) > 1
+        values = {(vars(run.result)[group], run.settings.get(name)) for run in finished}
+        return bool(dot) and len(values) > len({chosen for chosen, _ in values})
 
-    names = dict.fromkeys(name for run in finished for name in run.settings)
-    return [name for name in names if name.partition(".")[0] in groups and differs(name)]
+    return [n for n in names if n != choice and n.partition(".")[0] in groups and differs(n)]
 
 
 def _problem(run: Finished, names: Sequence[str]) -> tuple[str, ...]:
