@@ -133,20 +133,22 @@ class GaussianProcess:
         unexplained = np.maximum(self._itself(self._watched) - self._explained, 1e-12)
         return constant + z @ self._V, variance * unexplained, variance * self._noise
 
-    def lessons(self, row: int, rows: NDArray[np.intp], taught: FloatArray) -> FloatArray:
-        """Row that knowing one watched network would add to V, for some of them, on the scale of y, (rows,).
+    def compare(self, rows: NDArray[np.intp]) -> None:
+        """Have `lessons` of some of the watched networks, by their rows (m,), after `predict`."""
+        self._compared = self._watched[rows], self._V[:, rows]
 
-        Its squares are the variances that they would lose.
+    def lessons(self, place: int, taught: FloatArray) -> FloatArray:
+        """Row that knowing one compared network would add to V, on the scale of y, (m,).
+
+        Its squares are the variances that the compared networks would lose.
 
         Args:
-            row: The network, as a place in `rows`.
-            rows: Watched networks.
-            taught: The same of networks before it that are not known yet, (m, rows).
+            place: The network, among the compared ones.
+            taught: The same of networks before it that are not known yet, (k, m).
         """
-        V, scale = self._V[:, rows], self._variance
-        own = self._covariance(self._watched[rows[[row]]], self._watched[rows])[0] - V[:, row] @ V
-        own = scale * own - taught[:, row] @ taught
-        return own / np.sqrt(max(own[row] + scale * self._noise, 1e-12 * scale))
+        (X, V), scale = self._compared, self._variance
+        own = scale * (self._covariance(X[[place]], X)[0] - V[:, place] @ V) - taught[:, place] @ taught
+        return own / np.sqrt(max(own[place] + scale * self._noise, 1e-12 * scale))
 
     @property
     def _noise(self) -> float:

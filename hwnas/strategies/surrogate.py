@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from scipy.stats import rankdata
 
 from hwnas.core import (
     Count,
@@ -161,7 +160,9 @@ class Surrogate(Strategy):
                 continue
             rows = self._rng.permutation(len(forms))[:MOST_HINTED]
             X = self._numbers(list(forms))[rows]
-            y = rankdata(np.array(list(forms.values()))[rows]) / len(rows)
+            values = np.array(list(forms.values()))[rows]
+            sides = [np.searchsorted(np.sort(values), values, side) for side in ("left", "right")]
+            y = np.mean(sides, axis=0) / len(rows)
             model = GaussianProcess(self._num_features)
             model.fit(X[:MOST_FITTED], y[:MOST_FITTED])
             model.know(X)
@@ -441,6 +442,8 @@ class Surrogate(Strategy):
         """The choice among watched candidates, by their rows (m,), with what is predicted of them (m, q)."""
         reached = _reached(self._candidates.cost[self._watched[rows]], levels)
         taught = [np.empty((0, len(rows))) for _ in self._models]
+        for model in self._models:
+            model.compare(rows)
         open_, chosen = np.ones(len(rows), dtype=bool), []
         for _ in range(min(self.population_size, len(rows))):
             which = int(self._rng.integers(len(self._models)))
@@ -452,7 +455,7 @@ class Surrogate(Strategy):
             chosen.append(int(self._watched[rows[last]]))
             open_[last] = False
             for place, model in enumerate(self._models):
-                lesson = model.lessons(last, rows, taught[place])
+                lesson = model.lessons(last, taught[place])
                 taught[place] = np.vstack([taught[place], lesson])
                 variance[:, place] -= lesson**2
             best = np.where(reached[last][:, None], np.maximum(best, mean[last]), best)
