@@ -97,8 +97,8 @@ class Problem:
     A part is an object, or what makes one: a class, a function or a `functools.partial` is given those of
     the run's objects that its parameters name. These are `dataset`, `space`, `seed`, `folder` (of the run),
     `kept` (a folder for what the run began with), `store_dir`, `announce` and `warn` (functions that take a
-    sentence); for a space `image_shape` and `num_classes`; for a strategy also `objectives`, `limits`,
-    `generations`, `evaluator` and `device`.
+    sentence); for a space `image_shape`, `num_classes` and `announce`; for a strategy also `objectives`,
+    `limits`, `generations`, `evaluator` and `device`.
 
     Attributes:
         space: Which networks there are; a class of `nn.Module` in which words mark what may vary is one, too.
@@ -291,7 +291,7 @@ def set_up(problem: Problem, context: RunContext) -> Task:
     if isinstance(dataset, Images) and dataset.validates_on_test_images:
         warn(dataset.protocol)
     shape = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes}
-    space = build(problem.space, SearchSpace, "search_space", **shape)
+    space = build(problem.space, SearchSpace, "search_space", **shape, announce=context.display.say)
     if space.note:
         context.display.doubt(space.note)
     recipe = build(problem.recipe, Recipe, "trainer")

@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
@@ -63,6 +64,7 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
         path: Its file and name: "mine.py:Net"; with a class only for others to find it.
         image_shape: (channels, height, width) of the images.
         num_classes: Number of classes.
+        announce: Called with sentences about the counting of networks.
 
     Raises:
         ValueError: No such file or class; a module without choices, with two of one name, with options that
@@ -77,9 +79,12 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
         path: str | None = None,
         image_shape: tuple[int, int, int] = (3, 32, 32),
         num_classes: Count = 10,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
+        began = time.perf_counter()
         if module is None and path is None:
             raise ValueError("path must be <file.py>:<class>, e.g. search_space.path=mine.py:Net")
+        self._announce = announce
         self._path = path if module is None else None
         self._class = source.load(str(path)) if module is None else source.checked_class(module)
         self._called = self._class.__name__
@@ -105,18 +110,26 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
             self._traces[tuple(ops[options.get(name, 0)] for name, ops in chosen)] = trace
         self._seen.clear()
         self._columns = ("flops", "params", *sorted(self._work))
-        self.costs = Parts(self._costs_of, len(self._columns))
-        self.meets = Parts(self._met_by, len(self.choices))
+        self.costs = Parts(self._costs_of, len(self._columns), self._say)
+        self.meets = Parts(self._met_by, len(self.choices), self._say)
         for parts in (self.costs, self.meets):
             rng = np.random.default_rng(0)  # the same networks for both
             parts.explore(partial(super().sample, rng))
         self.name = f"{self._called}-{self._digest()}"
         self.any_image_size = self._takes_small_images()
+        self._say(
+            f"{self._called} has {len(self.choices)} choices; {len(self._traces)} of its networks were built "
+            f"in {time.perf_counter() - began:.1f} s to learn which options fit and what each costs"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the class, where a file has it: another process finds it there."""
-        state = {**vars(self), "_tracer": None, "_traces": {}}
+        state = {**vars(self), "_tracer": None, "_traces": {}, "_announce": None}
         return state if self._path is None else {**state, "_class": None}
+
+    def _say(self, sentence: str) -> None:
+        if self._announce is not None:
+            self._announce(sentence)
 
     def _new_tracer(self) -> Tracer:
         if self._class is None and self._path is not None:  # in another process, which was given this space

@@ -9,11 +9,15 @@ network that is counted also checks what is known, and a space of 10^20 networks
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from hwnas.core import FloatArray, Genotype
+
+SECONDS_BETWEEN_NOTES = 15.0
+"""Time after which counting says that it goes on."""
 
 QUIET = 3
 """Walks that tell nothing new before what parts depend on counts as known."""
@@ -28,10 +32,16 @@ class Parts:
     Args:
         count: Figures per part of one network, by its name; parts that are missing have zeros.
         num_figures: Figures of each part.
+        say: Called with a sentence when counting takes long.
     """
 
-    def __init__(self, count: Callable[[Genotype], Mapping[str, Figures]], num_figures: int) -> None:
-        self._count = count
+    def __init__(
+        self,
+        count: Callable[[Genotype], Mapping[str, Figures]],
+        num_figures: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._count, self._say = count, say
         self._nothing: Figures = (0,) * num_figures
         self._same: dict[Figures, Figures] = {}
         self._counted: dict[Genotype, Mapping[str, Figures]] = {}
@@ -83,6 +93,7 @@ class Parts:
             return np.zeros((0, len(self._nothing)))
         if not self._counted:
             self._learn(tuple(G[0].tolist()))
+        counted, told = len(self._counted), time.monotonic()
         while True:
             total = np.zeros((len(G), len(self._nothing)))
             missing: dict[int, None] = {}
@@ -97,6 +108,12 @@ class Parts:
                 return total
             for row in missing:
                 self._complete(tuple(G[row].tolist()))
+                if time.monotonic() - told > SECONDS_BETWEEN_NOTES:
+                    told = time.monotonic()
+                    self._say(
+                        f"{len(self._counted) - counted:,} networks built to count {len(G):,}; layers whose "
+                        "costs depend on many choices need that many"
+                    )
 
     def _complete(self, genotype: Genotype) -> None:
         """Count a network, unless the sums of all its parts are known."""

@@ -130,8 +130,9 @@ class Tracer:
         with building(options) as build, self._blaming("cannot be built"):
             network = self._on_meta(build)
         parts: dict[str, Counter[str]] = {}
-        for name, parameter in network.named_parameters():
-            parts.setdefault(name.rpartition(".")[0], Counter())["params"] += parameter.numel()
+        with self._blaming("cannot be counted"):
+            for name, parameter in network.named_parameters():
+                parts.setdefault(name.rpartition(".")[0], Counter())["params"] += parameter.numel()
         functions = _Functions()
         for name, module in network.named_modules():
             module.training = False
@@ -146,7 +147,7 @@ class Tracer:
                 continue
             module.forward = wrapped
         x = torch.empty(IMAGES, *(image_shape or self.image_shape), device="meta")
-        with self._blaming("cannot be run"), torch.no_grad(), functions:
+        with self._blaming("cannot be run"), torch.no_grad(), torch.device("meta"), functions:
             logits = network(x)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != (IMAGES, self.num_classes):
             found = f"a {type(logits).__name__}"
