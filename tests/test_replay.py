@@ -12,15 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from hwnas import LocalSearch, NoImages, Problem, RandomSearch, Run, compose, read_run, search
-from hwnas.core import Genotype, SearchSpace, Strategy, Trial, front
+from hwnas.build import build, conf_folder
+from hwnas.core import Genotype, Objective, SearchSpace, Strategy, Trial, front
 from hwnas.runs.result import Replays
+from hwnas.searches.loop import search as loop
 from hwnas.searches.replay import Held, Replay, _rung, hold
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.held import held
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.toy import Toy, ToyCost
+from hwnas.store.archive import Archive
+
+YAMLS = sorted(path for path in (conf_folder() / "strategy").glob("*.yaml") if path.stem != "cascade")
 
 
 class Asks(Strategy):
@@ -166,6 +172,28 @@ def there(*paths: Path, space: SearchSpace | None = None, warn: Any = None, qual
     space = space or Toy(6)
     costs = [ToyCost(space, metric=metric) for metric in ("val_acc", "latency_ms")]  # type: ignore[arg-type]
     return hold(Replay(list(map(str, paths))), space, "none", quality or costs[0], costs[1], warn)
+
+
+@pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
+def test_every_strategy_replays_an_archive(source: Path, yaml: Path) -> None:
+    """All but the cascade, whose networks have answers at several rungs."""
+    found = there(source)
+    strategy = build(
+        OmegaConf.load(yaml),
+        space=found.space,
+        objectives=(Objective("val_acc", "max"), Objective("latency_ms", "min")),
+        limits=(),
+        seed=0,
+        generations=30,
+        evaluator=found.quality,
+        device=found.device,
+    )
+    archive = Archive()
+    loop(strategy, [found.quality, found.device], archive, 4)
+    known = {trial.genotype: trial.metrics for trial in read_run(source).trials}
+    assert len(archive.trials) >= 20
+    assert all(known[trial.genotype] == trial.metrics for trial in archive.trials)
+    assert strategy.result()
 
 
 def test_what_does_not_fit_is_one_line(source: Path, tmp_path: Path) -> None:
