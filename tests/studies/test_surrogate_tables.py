@@ -1,15 +1,14 @@
-"""What a model of the quality saves: regret after few evaluations on benchmark tables, printed.
+"""Regret after few evaluations under one limit on benchmark tables, printed.
 
     pytest tests/studies/test_surrogate_tables.py -m slow -s
 
-One run for all limits. The regret of a run is the best accuracy under a limit minus the best that it has
-found under it, in points, averaged over the nine decile limits of the device. Seeds that no setting was tuned
-on; mean and 95 % confidence interval. Needs HWNAS_DATA with the tables; about six minutes.
+The regret of a run is the best accuracy under its limit minus the best that it has found under it, in points.
+`surrogate` begins with nothing. Seeds that no setting was tuned on; the settings were chosen on CIFAR-10 with
+raspi4 and edgegpu. Mean and 95 % confidence interval. Needs HWNAS_DATA with the tables; about two minutes.
+Runs for all limits at once, and those of other strategies: `hwnas compare`, in docs/measurements.md.
 """
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import pytest
@@ -17,28 +16,26 @@ from study import Case, interval, show
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(1000, 1003)
-SIZES = (60, 100, 150)
-STRATEGIES = ("surrogate", "local_search")
+SEEDS = range(1000, 1020)
+QUANTILES = (0.3, 0.5)
+EVALUATIONS = 30
+STRATEGIES = ("surrogate", "local_search", "random")
 
 
-def test_regret_after_few_evaluations(cases: list[Case]) -> None:
+def test_regret_under_one_limit(cases: list[Case]) -> None:
     rows, mean = [], {}
     for strategy in STRATEGIES:
-        start, found = time.perf_counter(), []
-        for case in cases:
-            runs = [case.run(strategy, seed, num_unique=max(SIZES)) for seed in SEEDS]
-            found.append([[case.regrets(run[:size]).mean() for size in SIZES] for run in runs])
-        regrets = np.array(found)  # (cases, seeds, sizes)
-        each = (time.perf_counter() - start) / regrets.shape[0] / regrets.shape[1] / max(SIZES)
-        mean[strategy] = regrets.mean(axis=(0, 1))
-        for place, size in enumerate(SIZES):
-            by_case = (interval(values[:, place].tolist()) for values in regrets)
-            last = (f"{mean[strategy][place]:.2f}", f"{1000 * each:.1f} ms")
-            rows.append([f"{strategy}, {size}", *by_case, *last])
-    show(
-        "one run for all limits",
-        ["evaluations", *(case.name for case in cases), "mean", "each"],
-        rows,
-    )
-    assert (mean["surrogate"] < mean["local_search"]).all()
+        for quantile in QUANTILES:
+            place, found = round(10 * quantile) - 1, []
+            for case in cases:
+                bound = float(case.bounds[place])
+                runs = [case.run(strategy, seed, num_unique=EVALUATIONS, bound=bound) for seed in SEEDS]
+                found.append([float(case.regrets(run)[place]) for run in runs])
+            mean[strategy, quantile] = float(np.mean(found))
+            figures = [*map(interval, found), f"{mean[strategy, quantile]:.2f}"]
+            rows.append([f"{strategy}, q{quantile}", *figures])
+    header = ["limit", *(case.name for case in cases), "mean"]
+    show(f"one limit, {EVALUATIONS} evaluations", header, rows)
+    for quantile in QUANTILES:
+        others = [mean[strategy, quantile] for strategy in STRATEGIES[1:]]
+        assert mean["surrogate", quantile] < 0.5 * min(others)
