@@ -13,6 +13,7 @@ from PIL import Image
 
 from hwnas.__main__ import main
 from hwnas.reports.page import write_report
+from hwnas.runs.folder import read_run
 
 COLOURS = {"blue": (60, 60, 200), "green|one": (60, 200, 60), "red": (200, 60, 60)}
 SMALL = [
@@ -84,6 +85,13 @@ def test_the_page_shows_classes_and_pictures(folder: Path, figures: dict[str, An
     assert "<th>green|one</th>" in page
     assert page.count('<img src="data:image/png;base64,') == len(figures["answers"]["worst"])
     assert "a seeded draw of each class" in page
+
+
+def test_a_page_drawn_again_knows_the_sizes(folder: Path, result: dict[str, Any]) -> None:
+    """The configuration does not: the files do."""
+    space = read_run(folder / "run").space
+    assert (space.image_shape, space.num_classes) == ((3, 8, 8), 3)  # type: ignore[attr-defined]
+    assert (result["image_shape"], result["num_classes"]) == ([3, 8, 8], 3)
 
 
 def test_foreign_answers_are_checked(folder: Path, figures: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from hwnas.files import read_json, shaped, write_json
 from hwnas.reports.published import of_architecture
 from hwnas.runs.display import Display
 from hwnas.runs.folder import choices, take_from_run
-from hwnas.runs.result import read_result
+from hwnas.runs.result import Trained, read_result
 from hwnas.runs.tracking import Tracker
+from hwnas.searches.outcome import tested_in_words
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.presets import architecture
 from hwnas.training.checkpoint import Session
@@ -101,7 +102,7 @@ def main(job: Job) -> float:
         write_json(finished, {"status": "finished", "arch": text, **network})
         forget_checkpoint(folder / "network")
         completed = True
-        display.say(f"test accuracy {network['test_acc']:.2%} after {network['seconds']:.0f} s")
+        display.say(f"{tested_in_words(Trained(**network))} after {network['seconds']:.0f} s")
         if known := of_architecture(text, dataset.benchmark if isinstance(dataset, Images) else dataset.name):
             display.say(known)
         display.say(f"weights: {folder / network['weights']}")

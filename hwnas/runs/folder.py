@@ -402,7 +402,7 @@ def read_run(folder: Path, result: Result | None = None, space: SearchSpace | No
     _require(names, ("strategy", "search_space", "dataset", "evaluator", "device"), file)
     plan = result or read_plan(folder / PLAN)
     if space is None:
-        space = build(config.search_space, SearchSpace, "search_space", **_image_sizes(config))
+        space = build(config.search_space, SearchSpace, "search_space", **_image_sizes(config, plan))
 
     trials = read_archive(folder / "archive.jsonl")
     if not trials:
@@ -436,14 +436,18 @@ def versions_of(run: Run) -> dict[str, str]:
     return {str(name): str(version) for name, version in known.items()}
 
 
-def _image_sizes(config: DictConfig) -> dict[str, object]:
-    """What the space is told of the images; nothing where the images' file knows it alone."""
+def _image_sizes(config: DictConfig, plan: Plan) -> dict[str, object]:
+    """What the space is told of the images; nothing where only the images of an older run's file know it."""
     try:
         shape, num_classes = (
             OmegaConf.select(config, f"dataset.{k}") for k in ("image_shape", "num_classes")
         )
     except OmegaConfBaseException as error:
         raise ValueError(f"dataset is corrupt: {' '.join(str(error).split())}") from None
+    if shape is None and plan.image_shape is not None:
+        if len(plan.image_shape) != 3 or min(plan.image_shape) < 1:
+            raise ValueError(f"image_shape must be three numbers above 0, not {list(plan.image_shape)}")
+        return {"image_shape": plan.image_shape, "num_classes": plan.num_classes}
     if shape is None:
         return {}
     if not isinstance(shape, ListConfig):

@@ -301,12 +301,16 @@ class Plan:
         limits: Bound per metric.
         goals: The direction in which each metric of the run is better, also those that only reports show.
         robust: Standard errors by which a network must be better to beat another; None: any lead counts.
+        image_shape: (channels, height, width) of the images; None: no images, or not kept by that version.
+        num_classes: Number of classes; None likewise.
     """
 
     objectives: tuple[Objective, ...]
     limits: Mapping[str, float]
     goals: Mapping[str, Goal] = field(default_factory=dict)
     robust: float | None = None
+    image_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
 
     def goal(self, metric: str) -> Goal:
         """The direction in which a metric is better.

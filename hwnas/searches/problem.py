@@ -257,7 +257,15 @@ class Task:
         """Objectives, limits as numbers, and the goals of all metrics, reported ones included."""
         limits = {limit.metric: limit.bound for limit in self.limits}
         goals = {**self.goals, **self.quality.reported}
-        return Plan(objectives=self.objectives, limits=limits, goals=goals, robust=self.problem.robust)
+        known = isinstance(self.dataset, Images | ImageFolder)
+        return Plan(
+            objectives=self.objectives,
+            limits=limits,
+            goals=goals,
+            robust=self.problem.robust,
+            image_shape=self.dataset.image_shape if known else None,
+            num_classes=self.dataset.num_classes if known else None,
+        )
 
     def prepare_device(self) -> None:
         """Get the costs ready."""
