@@ -176,6 +176,38 @@ def test_a_space_of_ten_to_the_twenty() -> None:
         )
 
 
+class Dense(nn.Module):
+    """Each of six layers sees all before it: the last depends on six widths, but on the sum of five."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        channels, self.convs = 3, nn.ModuleList()
+        for index in range(6):
+            grown = width(f"layer{index}", [4, 8, 12, 16])
+            self.convs.append(nn.Conv2d(channels, grown, 3, padding=1))
+            channels += grown
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = torch.cat([x, conv(x).relu()], dim=1)
+        return self.head(x.mean((2, 3)))
+
+
+def test_layers_that_depend_on_the_sum_of_many_widths() -> None:
+    space = ModuleSpace(Dense, image_shape=(3, 8, 8))
+    everything = space.all()
+    found = space.static_metrics(everything)
+    assert len(everything) == 4**6
+    assert space.costs.num_counted < 400
+    grown = np.array([[4, 8, 12, 16][op] for genotype in everything for op in genotype]).reshape(-1, 6)
+    seen = 3 + np.cumsum(grown, axis=1) - grown
+    params = (9 * seen * grown + grown).sum(axis=1) + 10 * (seen[:, -1] + grown[:, -1]) + 10
+    flops = 64 * (9 * seen * grown).sum(axis=1) + 10 * (seen[:, -1] + grown[:, -1]) + 10
+    assert (found["params"] == params).all()
+    assert (found["flops"] == flops).all()
+
+
 def net(code: str) -> type[nn.Module]:
     """A class whose constructor has this code, and whose networks are `self.layer`."""
     own: dict[str, object] = {}

@@ -110,8 +110,8 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
             self._traces[tuple(ops[options.get(name, 0)] for name, ops in chosen)] = trace
         self._seen.clear()
         self._columns = ("flops", "params", *sorted(self._work))
-        self.costs = Parts(self._costs_of, len(self._columns), self._say)
-        self.meets = Parts(self._met_by, len(self.choices), self._say)
+        self.costs = Parts(self._costs_of, len(self._columns), self._say, self._amounts())
+        self.meets = Parts(self._met_by, len(self.choices), self._say, self._amounts())
         for parts in (self.costs, self.meets):
             rng = np.random.default_rng(0)  # the same networks for both
             parts.explore(partial(super().sample, rng))
@@ -126,6 +126,14 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
         """All but the class, where a file has it: another process finds it there."""
         state = {**vars(self), "_tracer": None, "_traces": {}, "_announce": None}
         return state if self._path is None else {**state, "_class": None}
+
+    def _amounts(self) -> NDArray[np.intp]:
+        """Number that each option stands for, shape (choices, options); -1: none."""
+        amounts = np.full((len(self._all), len(self.ops)), -1)
+        for row, ops in zip(amounts, self._all, strict=True):
+            if all(self.ops[op].isdigit() for op in ops):
+                row[list(ops)] = [int(self.ops[op]) for op in ops]
+        return amounts
 
     def _say(self, sentence: str) -> None:
         if self._announce is not None:

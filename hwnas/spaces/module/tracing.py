@@ -65,13 +65,16 @@ class _NoInitialValues(TorchFunctionMode):
 class _Functions(TorchDispatchMode):
     """Counts functions outside of torch's own layers, and floating-point operations by torch's own rules.
 
+    Each is a part of its own, "<module>#<number>": what one costs depends on fewer choices than all of them.
+
     Attributes:
-        part: Figures of the module that calls the functions; they are added to it.
+        parts: Figures per part.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.part: Counter[str] = Counter()
+        self.parts: dict[str, Counter[str]] = {}
+        self._name, self._calls = "", Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Call a function, and count it."""
@@ -79,16 +82,18 @@ class _Functions(TorchDispatchMode):
         rule = flop_registry.get(func._overloadpacket)
         flops = 0 if rule is None else rule(*args, **(kwargs or {}), out_val=result)
         elements = result.numel() if isinstance(result, Tensor) else 0
-        self.part.update(_figures("functions", 1, flops, elements))
+        self._calls[self._name] += 1
+        part = f"{self._name}#{self._calls[self._name]}"
+        self.parts[part] = _figures("functions", 1, flops, elements)
         return result
 
-    def inside(self, forward: Callable[..., Any], part: Counter[str], *inputs: Any, **others: Any) -> Any:
-        """The output of a module, whose own functions are added to its part."""
-        outer, self.part = self.part, part
+    def inside(self, forward: Callable[..., Any], name: str, *inputs: Any, **others: Any) -> Any:
+        """The output of a module, whose own functions have its name."""
+        outer, self._name = self._name, name
         try:
             return forward(*inputs, **others)
         finally:
-            self.part = outer
+            self._name = outer
 
 
 class Tracer:
@@ -140,7 +145,7 @@ class Tracer:
             if isinstance(module, nn.Linear) and module.bias is not None:
                 part["flops"] += module.bias.numel()
             if not type(module).__module__.startswith("torch.nn.modules"):
-                wrapped = partial(functions.inside, module.forward, part)
+                wrapped = partial(functions.inside, module.forward, name)
             elif not module._modules:
                 wrapped = partial(self._layer, module, type(module).forward, part)
             else:
@@ -156,6 +161,7 @@ class Tracer:
             raise MisfitError(
                 f"returns {found} for {IMAGES} images, not the logits of {self.num_classes} classes for each"
             )
+        parts |= functions.parts
         return Trace(build.met, {name: part for name, part in parts.items() if part})
 
     def _on_meta(self, build: Build) -> nn.Module:
@@ -182,8 +188,9 @@ class Tracer:
         if known is None:
             with _disable_current_modes(), torch.no_grad(), _Functions() as own:
                 y = forward(module, x)
+            flops = sum(each["flops"] for each in own.parts.values())
             elements = x.numel() + y.numel() if isinstance(y, Tensor) else x.numel()
-            known = self._layers[key] = y, _figures(kind(module), 1, 2 * IMAGES * own.part["flops"], elements)
+            known = self._layers[key] = y, _figures(kind(module), 1, 2 * IMAGES * flops, elements)
         y, figures = known
         part.update(figures)
         return y
