@@ -289,6 +289,22 @@ def test_a_run_that_ends_early_says_so(tmp_path: Path) -> None:
     ]
 
 
+def test_a_warm_start(tmp_path: Path) -> None:
+    """Runs begin with the networks of a list, of which the last is the best of the space."""
+    space = Toy(5)
+    best = tuple(map(int, ToyCost(space, metric="val_acc").table.argmax(axis=1)))
+    names = [space.to_str(genotype) for genotype in (*space.sample(np.random.default_rng(0), 4), best)]
+    (tmp_path / "list.csv").write_text("arch\n" + "\n".join(names) + "\n")
+    words = (*TOY, f"warm_start={tmp_path / 'list.csv'}", "limits.latency_ms=1000", f"store.dir={tmp_path}")
+    done = compare(
+        *words, "evaluations=20", "strategy=random,local_search", folder=tmp_path / "to", show=False
+    )
+    (case,) = done.result["cases"]  # type: ignore[misc]
+    for figures in case["strategies"].values():
+        assert figures["loss"] == pytest.approx([0.0])
+    assert any("which does not count as evaluations" in note for note in done.result["notes"])  # type: ignore[attr-defined]
+
+
 def test_words(tmp_path: Path) -> None:
     words = parse(
         ["strategy=a:x=[1,2]:y=3,b", "device=[raspi4,fpga]", "+limits.f=q0.1,5", "evaluator.z=[1,2]"]
@@ -326,8 +342,8 @@ def test_words(tmp_path: Path) -> None:
             "limits.latency: no evaluator or device of this run reports latency; did you mean",
         ),
         (
-            "warm_start=store",
-            "warm_start=store: hwnas compare begins with nothing; search with it in a sweep",
+            "warm_start=nothing.csv",
+            "warm_start=nothing.csv is none of scores, store, a file of architectures",
         ),
         ("nowhere", "nowhere is not a folder"),
     ],
@@ -335,7 +351,8 @@ def test_words(tmp_path: Path) -> None:
 def test_bad_words_are_one_line(
     words: str, why: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    settings = [] if words == "nowhere" else [*TOY, f"to={tmp_path / 'to'}"]
+    own = [f"to={tmp_path / 'to'}", f"store.dir={tmp_path / 'store'}"]
+    settings = [] if words == "nowhere" else [*TOY, *own]
     usual = [] if "strategy" in words or words == "nowhere" else ["strategy=random,local_search"]
     assert command([*settings, *usual, words]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -355,4 +372,4 @@ def test_what_computes_its_answers_is_for_a_sweep(tmp_path: Path) -> None:
     problem = compose(*TOY, "strategy=random", evaluator=partial(Slow, metric="val_acc"))
     task = set_up(problem, RunContext(tmp_path, tmp_path, tmp_path, Display()))
     with pytest.raises(ValueError, match=r"computes its answers; .* hwnas compare multirun/sweeps"):
-        setting("it", task, [])
+        setting("it", task, [], tmp_path)

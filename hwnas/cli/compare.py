@@ -288,10 +288,10 @@ def _of_words(
     with display.phase("problems", "preparing the problems"):
         settings, contenders = _prepared(words, names, strategies, defaults, context)
         for one in settings:
-            if at[-1] > one.space.size:
+            if at[-1] > one.task.space.size:
                 raise ValueError(
-                    f"evaluations={at[-1]} is more than the {count(one.space.size)} architectures of "
-                    f"{one.space.name}"
+                    f"evaluations={at[-1]} is more than the {count(one.task.space.size)} architectures of "
+                    f"{one.task.space.name}"
                 )
         check(settings, contenders)
     runs = len(contenders) * num_seeds * sum(len(one.limits) for one in settings)
@@ -317,6 +317,11 @@ def _of_words(
         reasons = "; ".join(_told(one) for one in _first_of_each(failed))
         raise ValueError(f"fewer than two strategies are left to compare: {reasons}")
     notes = [f"{_told(one)}; it is left out" for one in _first_of_each(failed)]
+    if (warm := settings[0].task.problem.warm_start) is not None:
+        notes.append(
+            f"every run began with what is known by {', '.join(warm.sources)}, which does not count as "
+            "evaluations"
+        )
     with display.phase("statistics", "judging"):
         judged = [judge(one.case, runs, at) for one, runs in zip(settings, found, strict=True)]
         return conclude(judged, notes), failed
@@ -392,11 +397,6 @@ def _setting(
     context: RunContext,
 ) -> Setting:
     """A problem with its objects made, and its limits as numbers."""
-    if problem.warm_start is not None:
-        raise ValueError(
-            f"warm_start={','.join(problem.warm_start.sources)}: hwnas compare begins with nothing; search "
-            "with it in a sweep (hwnas search -m strategy=... seed=... warm_start=...), then give its folder"
-        )
     of_problem = {name: bound for name, bound in problem.limits.items() if bound is not None}
     free = replace(problem, strategy=contender.strategy, limits={}, confidence=None, recipe=Recipe(epochs=0))
     task = set_up(free, context)
@@ -414,4 +414,4 @@ def _setting(
         check_possible(task.space, task.evaluators, own, "")
         parsed.append(own)
     what = task.names["search_space" if task.names["dataset"] == "none" else "dataset"]
-    return setting(title or f"{what}, {task.names['device']}", task, parsed)
+    return setting(title or f"{what}, {task.names['device']}", task, parsed, context.store_dir)

@@ -20,9 +20,7 @@ import numpy as np
 
 from hwnas.core import (
     MOST_LISTED,
-    Evaluator,
     Limit,
-    SearchSpace,
     Strategy,
     Trial,
     costs,
@@ -33,7 +31,9 @@ from hwnas.searches.blind import DECILES
 from hwnas.searches.judge import Case, Found, columns
 from hwnas.searches.loop import search
 from hwnas.searches.problem import Choice, Problem, Task, make_strategy
+from hwnas.searches.warm_start import begin
 from hwnas.store.archive import Archive
+from hwnas.store.evaluations import open_for_run
 from hwnas.store.workers import Unpickler, packed
 from hwnas.training.progress import progress
 
@@ -67,18 +67,16 @@ class Setting:
 
     Attributes:
         case: The case.
-        problem: The problem, of which strategy and seed are replaced.
-        space: The search space.
-        evaluators: Quality, device, and what else knows limited metrics; prepared.
+        task: The problem and its objects, of which strategy, seed and limits are replaced.
         limits: Limits of the runs, numbered as those of the case; one without any for runs that are judged by
             all of the case's limits.
+        store: The folder of evaluations that warm starts read, and that they keep scores in.
     """
 
     case: Case
-    problem: Problem
-    space: SearchSpace
-    evaluators: tuple[Evaluator, ...]
+    task: Task
     limits: tuple[tuple[Limit, ...], ...]
+    store: Path
 
     def place(self, number: int) -> int | None:
         """Which of the case's limits the runs with a limit of this number are judged by; None: all."""
@@ -96,7 +94,7 @@ class Failed:
     traceback: str
 
 
-def setting(name: str, task: Task, limits: Sequence[tuple[Limit, ...]]) -> Setting:
+def setting(name: str, task: Task, limits: Sequence[tuple[Limit, ...]], store: Path) -> Setting:
     """A case, its exact answers where they are known, and what its runs share.
 
     Args:
@@ -104,6 +102,7 @@ def setting(name: str, task: Task, limits: Sequence[tuple[Limit, ...]]) -> Setti
         task: Made without limits; its device is prepared.
         limits: Limits of runs, a run for each; empty: one run, judged under the nine deciles of the first
             cost, or by its whole front where the space cannot be listed.
+        store: The folder of what all runs share.
 
     Raises:
         ValueError: An evaluator that computes its answers, network by network.
@@ -131,7 +130,7 @@ def setting(name: str, task: Task, limits: Sequence[tuple[Limit, ...]]) -> Setti
         best = tuple(sign * float(quality[whole.within(kept)].min()) for kept in judged_by)
         worst = sign * float(quality[np.isfinite(quality)].max())
     case = Case(name, objectives, judged_by, best, worst)
-    return Setting(case, task.problem, task.space, evaluators, tuple(limits) or ((),))
+    return Setting(case, task, tuple(limits) or ((),), store.absolute())
 
 
 class _Enough(Exception):  # noqa: N818 - no error
@@ -152,11 +151,11 @@ def run(setting: Setting, contender: Contender, seed: int, number: int, most: in
     Raises:
         Exception: Whatever the strategy raises.
     """
-    problem, evaluators = contender.of(setting.problem, seed), setting.evaluators
     start = time.perf_counter()
-    strategy = make_strategy(
-        problem, setting.space, evaluators, setting.case.objectives, setting.limits[number]
-    )
+    task = _task(setting, contender, seed, number)
+    evaluators = task.evaluators
+    if task.problem.warm_start is not None:
+        _begin(task, setting.store)
     found: dict[tuple[int, ...], Trial] = {}
 
     def log(generation: int, trials: list[Trial], replayed: bool) -> None:
@@ -166,7 +165,7 @@ def run(setting: Setting, contender: Contender, seed: int, number: int, most: in
             raise _Enough
 
     with contextlib.suppress(_Enough):
-        search(strategy, evaluators, Archive(), problem.generations, log)
+        search(task.strategy, evaluators, Archive(), task.generations, log)
     spent = time.perf_counter() - start
     trials = list(found.values())[:most]
     costs(trials, setting.case.objectives)  # every trial has them
@@ -182,6 +181,27 @@ def run(setting: Setting, contender: Contender, seed: int, number: int, most: in
     )
 
 
+def _task(setting: Setting, contender: Contender, seed: int, number: int) -> Task:
+    """What a run searches, with a strategy made for it."""
+    task, limits = setting.task, setting.limits[number]
+    problem = contender.of(task.problem, seed)
+    strategy = make_strategy(problem, task.space, task.evaluators, task.objectives, limits)
+    return replace(task, problem=problem, strategy=strategy, limits=limits)
+
+
+def _begin(task: Task, store_dir: Path) -> None:
+    """Tell the strategy what a warm start knows."""
+
+    def silent(sentence: str) -> None:
+        """Every run would say the same."""
+
+    with temporary_folder() as name:
+        folder = Path(name)
+        url = f"sqlite:///{store_dir / 'evaluations.sqlite'}"
+        with contextlib.closing(open_for_run(url, "compare", folder, silent)) as store:
+            begin(task, folder, store, silent)
+
+
 def check(settings: Sequence[Setting], contenders: Sequence[Contender]) -> None:
     """Make every strategy once, so that a setting that does not fit is an error before anything runs.
 
@@ -189,11 +209,10 @@ def check(settings: Sequence[Setting], contenders: Sequence[Contender]) -> None:
         ValueError: It does not fit; names the strategy.
     """
     for setting, contender in itertools.product(settings, contenders):
-        problem = contender.of(setting.problem, 0)
         try:
-            make_strategy(
-                problem, setting.space, setting.evaluators, setting.case.objectives, setting.limits[0]
-            )
+            task = _task(setting, contender, 0, 0)
+            if task.problem.warm_start is not None:
+                _begin(task, setting.store)
         except ValueError as error:
             raise ValueError(f"{contender.name}: {error}") from None
 
