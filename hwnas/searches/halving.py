@@ -15,7 +15,6 @@ from hwnas.core import (
     SearchSpace,
     Trial,
     costs,
-    non_dominated,
     trials_of,
     unique,
     violations,
@@ -59,8 +58,8 @@ class Halving(CachedEvaluator):
 
     Source: Jamieson & Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization,
     AISTATS 2016; comparison with all networks at a rung: Li et al., A System for Massively Parallel
-    Hyperparameter Tuning, MLSys 2020; fronts: Schmucker et al., Multi-objective Asynchronous Successive
-    Halving, arXiv 2106.12639.
+    Hyperparameter Tuning, MLSys 2020. Both have one objective; for several `best_first` is ours. Fronts with
+    crowding distances instead lose more (docs/measurements.md).
     """
 
     def __init__(
@@ -145,26 +144,31 @@ def best_first(
     """Places of trials in order, the best one first; equals keep their order.
 
     With limits the order is that of the first objective within them; the others come after, by their
-    violation. Without limits it is that of NSGA-II: by fronts, and within a front by crowding distance, so
-    that cheap networks go on, too. Unsupported networks come last.
+    violation. Without limits the first ones are to serve any limit: each place is for the best of those left
+    under a bound on the costs, the quantiles 1, 1/2, 3/4, 1/4, 7/8, ... in turn. A network comes after those
+    that dominate it. Unsupported networks come last.
 
     Args:
         trials: Of different networks.
         objectives: Quality first, then costs.
         limits: On costs.
     """
-    # For whoever needs it: a search without rungs starts faster.
-    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+    # For whoever needs them: a search without rungs starts faster.
+    from scipy.stats import rankdata
+    from scipy.stats.qmc import Halton
 
     F, excess = costs(trials, objectives), violations(trials, limits)
     if limits:
         return np.lexsort((F[:, 0], excess))
-    rank, spread = np.full(len(trials), len(trials)), np.zeros(len(trials))
     left = np.flatnonzero(np.isfinite(excess))
-    number = 0
-    while len(left):
-        members = left[non_dominated(F[left])]
-        rank[members], spread[members] = number, calc_crowding_distance(F[members])
-        left = np.setdiff1d(left, members)
-        number += 1
-    return np.lexsort((-spread, rank))
+    last = np.flatnonzero(~np.isfinite(excess))
+    quantile = np.zeros(len(trials))
+    if len(left) and F.shape[1] > 1:
+        quantile[left] = rankdata(F[left, 1:], "max", axis=0).max(axis=1) / len(left)
+    order = []
+    for bound in 1 - Halton(1, scramble=False).random(len(left))[:, 0]:
+        within = left[quantile[left] <= max(bound, quantile[left].min())]
+        chosen = within[F[within, 0].argmin()]
+        order.append(chosen)
+        left = left[left != chosen]
+    return np.array([*order, *last], dtype=np.intp)
