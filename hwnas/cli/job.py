@@ -68,8 +68,10 @@ class Job:
 
     @property
     def words(self) -> list[str]:
-        """Settings that the user gave."""
-        return list(self.hydra.overrides.task)
+        """Settings that the user gave, with their `${...}` as they are."""
+        words = OmegaConf.to_container(self.hydra.overrides.task, resolve=False)
+        assert isinstance(words, list)
+        return list(map(str, words))
 
     @property
     def choices(self) -> Mapping[str, str]:
