@@ -23,7 +23,10 @@ from hwnas.cli.compare import parse, strategy_words
 ROOT = Path(__file__).parents[1]
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PROSE[0].read_text()
-PAGES = [path.read_text() for path in PROSE if path.name != "tutorial.md"]  # that one has its own tests
+OWN_TESTS = ("tutorial.md", "modules.md")
+"""Pages whose code and commands are run by tests of their own."""
+
+PAGES = [path.read_text() for path in PROSE if path.name not in OWN_TESTS]
 
 
 def commands(page: str) -> list[list[str]]:
