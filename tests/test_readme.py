@@ -156,7 +156,7 @@ def test_my_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_path: Path, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", "".join(PAGES), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(compile(code, "README.md", "exec"), {})
     assert "val_acc" in capsys.readouterr().out
 
