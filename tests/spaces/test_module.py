@@ -162,6 +162,7 @@ class Wide(nn.Module):
         return self.head(self.layers(x).mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_a_space_of_ten_to_the_twenty() -> None:
     """Some hundred networks tell the costs of all."""
     space = ModuleSpace(Wide, image_shape=(3, 8, 8))
