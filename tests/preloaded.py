@@ -29,7 +29,7 @@ MODULES = (
         "scipy.stats",
         "sqlalchemy",
     ),
-    *("sklearn.gaussian_process", "sklearn.linear_model", "pymoo.indicators.hv", "cma", "wandb"),
+    *("sklearn.gaussian_process", "sklearn.linear_model", "pymoo.indicators.hv", "cma"),
     *(f"hwnas.cli.{name}" for name in ("search", "train", "export", "prune", "profile", "report", "store")),
     *(f"hwnas.evaluators.{name}" for name in ("cascade", "rmi", "supernet", "table", "train", "zero_cost")),
     *("hwnas.api", "hwnas.__main__"),

@@ -16,7 +16,7 @@ from hwnas.spaces.nasbench201.encoding import EDGES, NONE, OPS
 from hwnas.strategies.predictor import Gap
 
 FITS = Path(__file__).with_name("published.json")
-"""Coefficients by image set; tests/studies/test_published_cells.py makes them of the benchmark's table."""
+"""Coefficients by image set; tests/studies/test_published_fit.py makes them of the benchmark's table."""
 
 PENALTIES = np.logspace(-2, 3, 11)
 """Penalties of the ridge regression, of which cross-validation chooses."""
