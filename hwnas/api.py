@@ -39,7 +39,7 @@ from hwnas.searches.warm_start import begin
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.store.archive import PLAN, Archive
 from hwnas.store.cache import CachedEvaluator
-from hwnas.store.evaluations import open_for_run
+from hwnas.store.evaluations import EvaluationStore, open_for_run
 from hwnas.store.workers import Processes, Workers, cores
 from hwnas.training.recipe import forget_checkpoint
 
@@ -162,23 +162,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             opened.callback(workers.close)
         archive = Archive(folder / "archive.jsonl")
         opened.callback(archive.close)
-        # Devices are not divided: what is measured on this machine is measured alone.
-        name = task.dataset.name
-        costs = [CachedEvaluator(evaluator, store, name) for evaluator in task.evaluators[1:]]
-        if task.quality.eta is None:
-            quality = CachedEvaluator(task.quality, store, name, workers)
-        else:
-            quality = Halving(
-                task.quality,
-                store,
-                name,
-                workers,
-                costs=costs,
-                archive=archive,
-                objectives=task.objectives,
-                limits=task.limits,
-            )
-        evaluators = [quality, *costs]
+        evaluators = _cached(task, store, workers, archive)
         for note in archive.notes:
             display.warn(note)
         if not (folder / PLAN).is_file():
@@ -228,6 +212,30 @@ def _plan(task: Task, context: RunContext, workers: int) -> None:
         budget = seconds_of(task.problem.budget)
         spent, each = paces(context.folder, budget, task.quality, task.space, workers, context.display.say)
         task.strategy.plan(budget, each, spent)
+
+
+def _cached(
+    task: Task, store: EvaluationStore, workers: Workers | None, archive: Archive
+) -> list[CachedEvaluator]:
+    """The evaluators of a run with the store before them, the quality first.
+
+    Devices are not divided among workers: what is measured on this machine is measured alone.
+    """
+    name = task.dataset.name
+    costs = [CachedEvaluator(evaluator, store, name) for evaluator in task.evaluators[1:]]
+    if task.quality.eta is None:
+        return [CachedEvaluator(task.quality, store, name, workers), *costs]
+    halving = Halving(
+        task.quality,
+        store,
+        name,
+        workers,
+        costs=costs,
+        archive=archive,
+        objectives=task.objectives,
+        limits=task.limits,
+    )
+    return [halving, *costs]
 
 
 def _check_versions(path: Path, task: Task, evaluators: Sequence[CachedEvaluator], *, resumed: bool) -> None:

@@ -737,6 +737,7 @@ class Evaluator(ABC):
         reported: Goal per metric that only `report` shows.
         rungs: Evaluators of growing cost and reliability, for a strategy that chooses one per population
             (`Strategy.rung`); empty: the evaluator itself answers.
+        held: Answers that are there before anything is evaluated, by network; as a rule none.
         eta: With rungs, for strategies that know none: the best 1/eta of a rung's networks go on to the next
             one, successive halving; None: the strategy chooses a rung.
         exhaustive: Whether it can answer for a whole space at once (a table, a formula, a profile).
@@ -749,6 +750,7 @@ class Evaluator(ABC):
     metrics: Mapping[str, Goal]
     reported: Mapping[str, Goal] = MappingProxyType({})
     rungs: tuple[Evaluator, ...] = ()
+    held: Mapping[Genotype, Mapping[str, float]] = MappingProxyType({})
     eta: int | None = None
     exhaustive: bool = False
     note: str = ""

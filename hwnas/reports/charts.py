@@ -265,3 +265,41 @@ def line_chart(
     places = [(x.at(a), from_top(y.at(b))) for a, b in (known[i] for i in spread(len(known), MAX_POINTS))]
     path = "M" + "L".join(f"{a} {b}" for a, b in places)
     return LineChart(title, x, y, path, places[-1], text(metric, known[-1][1]))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves of several kinds of runs in one plot.
+
+    Args:
+        title: Title.
+        x: Horizontal axis.
+        y: Vertical axis.
+        series: (name, colour, path, path of the band around it or "") per kind, in percent.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    series: list[tuple[str, int, str, str]]
+
+
+def banded(
+    x: Axis, y: Axis, xs: Sequence[float], middle: Sequence[float], half: Sequence[float]
+) -> tuple[str, str]:
+    """A curve and the band around it as SVG path data, in percent; the band is empty if it has no width.
+
+    Args:
+        x: Horizontal axis.
+        y: Vertical axis.
+        xs: Horizontal positions.
+        middle: Heights.
+        half: Half of the band's width at each.
+    """
+
+    def line(heights: Sequence[float]) -> list[str]:
+        return [f"{x.at(a)} {from_top(y.at(b))}" for a, b in zip(xs, heights, strict=True)]
+
+    upper, lower = (line([m + sign * h for m, h in zip(middle, half, strict=True)]) for sign in (1, -1))
+    band = "M" + "L".join([*upper, *reversed(lower)]) + "Z" if any(half) else ""
+    return "M" + "L".join(line(middle)), band

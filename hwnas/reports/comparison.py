@@ -11,8 +11,7 @@ import numpy as np
 
 from hwnas import __version__
 from hwnas.files import write_csv, write_json
-from hwnas.reports.charts import Axis, axis, from_top
-from hwnas.reports.sweep import Curves
+from hwnas.reports.charts import Curves, axis, banded
 from hwnas.reports.template import write_page
 from hwnas.runs.display import Display
 from hwnas.runs.units import text
@@ -265,7 +264,9 @@ def _rows(
         figures = [
             (
                 "" if math.isnan(value) else f"{value:.2f}",
-                "" if halves is None or math.isnan(value) else f"± {halves[place, column]:.2f}",
+                ""
+                if halves is None or math.isnan(halves[place, column])
+                else f"± {halves[place, column]:.2f}",
                 bool(value <= lowest[column]),
             )
             for column, value in enumerate(values[place])
@@ -294,13 +295,9 @@ def _final(compared: Comparison, colours: dict[str, int]) -> Table:
         columns.append("mean")
     values = np.column_stack([values, np.nanmean(ranks, axis=1)])
     halves = np.column_stack([halves, np.full(len(names), np.nan)])
-    rows = _rows(names, colours, values, halves)
-    shown = [
-        replace(row, figures=[(a, "" if "nan" in b else b, c) for a, b, c in row.figures]) for row in rows
-    ]
     last = _range([one.at[-1] for one in judged])
     title = f"mean {' or '.join(losses)} after {last} different architectures"
-    return Table(title, [*columns, "mean rank"], shown)
+    return Table(title, [*columns, "mean rank"], _rows(names, colours, values, halves))
 
 
 def _by_number(one: Judged, colours: dict[str, int]) -> Table:
@@ -348,27 +345,18 @@ def _curves(one: Judged, colours: dict[str, int]) -> Curves:
     first = one.at[0] if len(one.at) > 1 else one.at[-1] / 10
     from_here = [place for place, at in enumerate(one.drawn) if at >= first]
     xs = [one.drawn[place] for place in from_here]
-    bands = {}
-    for place, name in enumerate(one.strategies):
-        mean, half = interval(one.curves[place].mean(axis=1)[:, from_here])
-        bands[name] = mean, np.maximum(mean - half, 0.0), mean + half
-    x = axis("evaluations", xs)
-    highest = max(float(mean.max()) for mean, _, _ in bands.values())
-    y = axis("loss", [0.0, highest])
-    series = []
-    for name, (mean, low, high) in bands.items():
-        middle, lower, upper = (
-            [_place(x, y, a, b) for a, b in zip(xs, of, strict=True)] for of in (mean, low, high)
-        )
-        around = "M" + "L".join([*upper, *reversed(lower)]) + "Z"
-        series.append((name, colours[name], "M" + "L".join(middle), around))
-    return Curves(
-        one.case.name, replace(x, label="different architectures"), replace(y, label=_loss_title(one)), series
-    )
-
-
-def _place(x: Axis, y: Axis, a: float, b: float) -> str:
-    return f"{x.at(a)} {from_top(y.at(b))}"
+    bands = {
+        name: interval(one.curves[place].mean(axis=1)[:, from_here])
+        for place, name in enumerate(one.strategies)
+    }
+    x = replace(axis("evaluations", xs), label="different architectures")
+    highest = max(float(mean.max()) for mean, _ in bands.values())
+    y = replace(axis("loss", [0.0, highest]), label=_loss_title(one))
+    series = [
+        (name, colours[name], *banded(x, y, xs, mean.tolist(), half.tolist()))
+        for name, (mean, half) in bands.items()
+    ]
+    return Curves(one.case.name, x, y, series)
 
 
 def say(display: Display, compared: Comparison) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from hwnas.core import Trial, front
-from hwnas.reports.charts import Axis, axis, from_top, steps
+from hwnas.reports.charts import Curves, axis, banded, from_top, steps
 from hwnas.runs.folder import given_settings
 from hwnas.runs.jobs import Jobs
 from hwnas.runs.result import Blind, Result, read_result
@@ -90,23 +90,6 @@ def grouped(jobs: Iterable[Job], key: Callable[[Job], K]) -> dict[K, list[Job]]:
     for job in jobs:
         groups.setdefault(key(job), []).append(job)
     return groups
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Curves of several kinds of runs in one plot.
-
-    Args:
-        title: Title.
-        x: Horizontal axis.
-        y: Vertical axis.
-        series: (name, colour, path, path of the band around it or "") per kind, in percent.
-    """
-
-    title: str
-    x: Axis
-    y: Axis
-    series: list[tuple[str, int, str, str]]
 
 
 def page(folder: Path) -> dict[str, object]:
@@ -283,14 +266,10 @@ def _progress(
         metric, [m + s * sign for band in bands.values() for m, s in band for sign in (-1, 1)], num_ticks=6
     )
     x = axis("generation", range(length))
-    series = []
-    for name, band in bands.items():
-        upper, lower = (
-            [f"{x.at(i)} {from_top(y.at(m + sign * s))}" for i, (m, s) in enumerate(band)] for sign in (1, -1)
-        )
-        middle = "M" + "L".join(f"{x.at(i)} {from_top(y.at(m))}" for i, (m, _) in enumerate(band))
-        around = "M" + "L".join([*upper, *reversed(lower)]) + "Z" if any(s for _, s in band) else ""
-        series.append((name, colours[name], middle, around))
+    series = [
+        (name, colours[name], *banded(x, y, range(len(band)), *zip(*band, strict=True)))
+        for name, band in bands.items()
+    ]
     return Curves(f"{title}: {quantity(metric).name}", x, y, series)
 
 
@@ -404,13 +383,7 @@ def _blind_curves(jobs: Sequence[Job], kind: Callable[[Job], str]) -> Curves | N
     y = replace(axis("regret", [max(0.0, height) for height in heights]), label="blind regret, points")
     series = []
     for number, (name, points) in enumerate(curves.items()):
-        points.sort()
-        upper, lower = (
-            [f"{x.at(s)} {from_top(y.at(m + sign * d))}" for s, m, d in points] for sign in (1, -1)
-        )
-        middle = "M" + "L".join(f"{x.at(s)} {from_top(y.at(m))}" for s, m, _ in points)
-        band = "M" + "L".join([*upper, *reversed(lower)]) + "Z"
-        series.append((name, (number + 1) % NUM_COLOURS, middle, band))
+        series.append((name, (number + 1) % NUM_COLOURS, *banded(x, y, *zip(*sorted(points), strict=True))))
     for choice, level in levels.items():
         series.append(
             (CHOICES[choice], (len(series) + 1) % NUM_COLOURS, f"M0 {from_top(y.at(level))}H100", "")

@@ -37,16 +37,17 @@ def described(problem: Problem, names: Mapping[str, str]) -> dict[str, Plain]:
         problem: What is searched.
         names: What pages call its parts, by config group.
     """
+    added: dict[str, Plain] = {"robust": problem.robust, "budget": problem.budget}
+    for name in ("warm_start", "replay"):
+        part = vars(problem)[name]
+        added[name] = None if part is None else _settings(vars(part))
     return {
         "schema": SCHEMA,
         "names": dict(names),
         **{group: _node(vars(problem)[part]) for part, group in GROUPS.items()},
         "limits": _plain(problem.limits),
         "confidence": problem.confidence,
-        **({} if problem.robust is None else {"robust": problem.robust}),
-        **({} if problem.budget is None else {"budget": problem.budget}),
-        **({} if problem.warm_start is None else {"warm_start": _settings(vars(problem.warm_start))}),
-        **({} if problem.replay is None else {"replay": _settings(vars(problem.replay))}),
+        **{name: value for name, value in added.items() if value is not None},
         "generations": problem.generations,
         "seed": problem.seed,
     }

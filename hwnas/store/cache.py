@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Sequence
 
 from hwnas.core import Evaluator, FloatArray, Genotype, SearchSpace, checked_answers
-from hwnas.evaluators.replayed import Replayed
 from hwnas.files import gone
 from hwnas.store.evaluations import EvaluationStore, Key
 from hwnas.store.workers import Answers, Part, Workers
@@ -50,7 +49,7 @@ class CachedEvaluator(Evaluator):
         self._dataset = dataset
         self._workers = workers
         self._key: Key | None = None
-        self._held = inner.held if isinstance(inner, Replayed) else {}
+        self._held = inner.held
         self._known: dict[Genotype, dict[str, float]] = {}
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
@@ -65,7 +64,7 @@ class CachedEvaluator(Evaluator):
         key = (self.name, space.name, self._dataset, self.version)
         if key != self._key:
             self._key = key
-            self._known = dict(self._held)
+            self._known = {genotype: dict(row) for genotype, row in self._held.items()}
         return self.version
 
     @property

@@ -12,6 +12,7 @@ from annotated_types import Len
 from scipy.stats import rankdata
 
 from hwnas.core import (
+    DEVIATION,
     Evaluator,
     FloatArray,
     Genotype,
@@ -30,7 +31,7 @@ from hwnas.strategies.evolution import check_told
 from hwnas.strategies.pool import Pool
 from hwnas.strategies.predictor import MODELS, Gap, best_model, gaussian_process
 
-ESTIMATE, DEVIATION = "estimate", "estimate_std"
+ESTIMATE = "estimate"
 """Metrics that this strategy adds to trials: a network's estimated quality, and how unsure it is."""
 
 SCORED_IN = 4
@@ -218,7 +219,7 @@ class Cascade(Strategy):
         found = []
         for trial, form in zip(trials, self._pool.forms([t.genotype for t in trials]), strict=True):
             estimate, deviation, _ = self._estimates[form]
-            metrics = {ESTIMATE: estimate, DEVIATION: deviation, **trial.metrics}
+            metrics = {ESTIMATE: estimate, ESTIMATE + DEVIATION: deviation, **trial.metrics}
             found.append(replace(trial, metrics=metrics))
         return found
 
@@ -276,7 +277,7 @@ class Cascade(Strategy):
             return [self._stranger()]
         first = not any(self._accuracies[0] in known for known in self._known.values())
         chosen = self._pool.choose(
-            np.array([self._estimates[form][2:] for form in forms]),
+            np.array([self._estimates[form][2] for form in forms]),
             np.array([accuracy not in self._known.get(form, {}) for form in forms]),
             size,
             self._rng,

@@ -146,19 +146,19 @@ class Pool:
     ) -> list[Genotype]:
         """New candidates of the highest values under bounds that are spread over the costs' quantiles.
 
-        So one run serves every limit. With several values a place takes one of them by chance. Bound i of n
-        is drawn between the quantiles i/n and (i+1)/n of all networks that cost no more than the dearest of
-        those that are allowed, also those without a path, as those that limits may be given by.
+        So one run serves every limit. Bound i of n is drawn between the quantiles i/n and (i+1)/n of all
+        networks that cost no more than the dearest of those that are allowed, also those without a path, as
+        those that limits may be given by.
 
         Args:
-            value: What is hoped for of each candidate, (n, values).
+            value: What is hoped for of each candidate, (n,).
             new: Which of them were not chosen before, (n,).
             size: Networks to choose; fewer if there are not so many.
             rng: Source of randomness.
             num_drawn: How many of them are drawn uniformly instead, from the second on.
         """
-        names, _, cost, _ = self.candidates()
-        allowed = self.candidates().allowed
+        found = self.candidates()
+        names, cost, allowed = found.genotypes, found.costs, found.allowed
         every = self.costs_of_all()
         every = every[np.isfinite(every).all(axis=1)]
         open_ = allowed & new
@@ -166,7 +166,7 @@ class Pool:
         for place in range(size):
             if not open_.any():
                 break
-            which, hope = rng.integers(cost.shape[1]), value[:, rng.integers(value.shape[1])]
+            which = rng.integers(cost.shape[1])
             column, dearest = cost[:, which], cost[allowed, which].max()
             part = (place + rng.random()) / size
             bound = np.quantile(every[every[:, which] <= dearest, which], part)
@@ -174,7 +174,7 @@ class Pool:
             if not len(under):
                 under = np.flatnonzero(open_)[[column[open_].argmin()]]
             drawn = 0 < place <= num_drawn
-            row = int(rng.choice(under) if drawn else under[hope[under].argmax()])
+            row = int(rng.choice(under) if drawn else under[value[under].argmax()])
             open_[row] = False
             chosen.append(row)
         return [names[row] for row in chosen]

@@ -128,12 +128,11 @@ def ridge(X: FloatArray, y: FloatArray, seed: int) -> Predict:
     return lambda numbers: model.predict((numbers - mean) / spread, return_std=True)
 
 
-def gaussian_process(X: FloatArray, y: FloatArray, seed: int, least_noise: float = 1e-2) -> Predict:
+def gaussian_process(X: FloatArray, y: FloatArray, seed: int) -> Predict:
     """A Gaussian process: squared exponential and noise, of the likeliest scales, by scikit-learn.
 
     The deviation is that of the quality without the noise. Numbers that are the same for all n networks are
     ignored. y may be (n, m), m qualities of common scales; mean and deviation are (N, m) then.
-    The variance of the noise is at least `least_noise`, as a fraction of that of y.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -147,7 +146,7 @@ def gaussian_process(X: FloatArray, y: FloatArray, seed: int, least_noise: float
 
     wide, some = X.shape[1] ** 0.5, np.random.default_rng(seed).permutation(len(X))[:MOST_SCALED]
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(wide, (0.3 * wide, 20 * wide)) + WhiteKernel(
-        0.1, (least_noise, 1.0)
+        0.1, (1e-2, 1.0)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at an end of its range is fine

@@ -132,7 +132,7 @@ class Surrogate(Strategy):
         # Evaluated networks of finite metrics, in order: numbers (n, d), qualities, costs, forms.
         self._X, self._y = np.empty((0, 0)), np.empty((0, len(self._qualities)))
         self._cost, self._form = np.empty((0, len(self._costs))), list[Genotype]()
-        self._candidates = Candidates(len(self._costs))
+        self._candidates = CandidateRows(len(self._costs))
         self._members: dict[Genotype, list[Genotype]] = {}  # networks of each form, the cheapest first
         self._scaling: tuple[FloatArray, FloatArray] | None = None  # mean and deviation of features
         self._models: list[GaussianProcess] = []  # of every quality
@@ -462,7 +462,7 @@ class Surrogate(Strategy):
         return chosen
 
 
-class Candidates:
+class CandidateRows:
     """Networks that may be asked for, as rows.
 
     Args:
