@@ -338,6 +338,20 @@ class SmallerImages:
         return self.dataset.normalisation()
 
 
+def check_images(user: str, dataset: object) -> None:
+    """See that a data set has images in memory.
+
+    Args:
+        user: Who needs them, e.g. "evaluator=train".
+        dataset: What was chosen.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not isinstance(dataset, Images):
+        raise ValueError(f"{user} needs images; choose a dataset that is held in memory, e.g. folder")
+
+
 def check_batch(setting: str, batch_size: int, num_images: int, devices: int = 1) -> None:
     """Raise ValueError if the training images do not fill one batch of each device.
 

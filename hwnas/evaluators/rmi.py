@@ -28,7 +28,7 @@ from hwnas.core import (
     checked,
     listed,
 )
-from hwnas.data.images import Images, augment, check_batch
+from hwnas.data.images import Images, augment, check_batch, check_images
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasFeatures, HasSimilarity, fingerprint
 from hwnas.training.checkpoint import Session
@@ -139,10 +139,7 @@ class RMI(LooksUp):
                 f"evaluator=rmi trains whole populations, which the {space.name} space does not build; "
                 "nasbench201, darts, fbnet and module do"
             )
-        if not isinstance(dataset, Images):
-            raise ValueError(
-                "evaluator=rmi needs images; choose a dataset that is held in memory, e.g. folder"
-            )
+        check_images("evaluator=rmi", dataset)
         if not isinstance(reference, Recipe):
             raise ValueError(f"reference must be a recipe of training, not {reference!r}")
         self.look_up(lookup)

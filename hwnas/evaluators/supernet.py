@@ -27,7 +27,7 @@ from hwnas.core import (
     checked,
     log_rank_sum,
 )
-from hwnas.data.images import Images, check_batch
+from hwnas.data.images import Images, check_batch, check_images
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.evaluators.zero_cost import TRIES, ZeroCost
 from hwnas.files import only_maker, read_torch, write_torch
@@ -250,10 +250,7 @@ class Supernet(LooksUp):
     ) -> None:
         if not isinstance(space, HasSupernet):
             raise ValueError(f"evaluator=supernet: the {space.name} space has no supernet")
-        if not isinstance(dataset, Images):
-            raise ValueError(
-                "evaluator=supernet needs images; choose a dataset that is held in memory, e.g. folder"
-            )
+        check_images("evaluator=supernet", dataset)
         if not isinstance(training, SupernetRecipe):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         self.look_up(lookup)

@@ -18,7 +18,7 @@ import numpy as np
 from annotated_types import Ge
 
 from hwnas.core import DEVIATION, Count, Genotype, Positive, SearchSpace, Seed, checked
-from hwnas.data.images import Images, SmallerImages, check_batch
+from hwnas.data.images import Images, SmallerImages, check_batch, check_images
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasNetworks, fingerprint, in_size
 from hwnas.training.checkpoint import Session
@@ -126,10 +126,7 @@ class Train(LooksUp):
     ) -> None:
         if not isinstance(space, HasNetworks):
             raise ValueError(f"evaluator=train: the {space.name} space has no networks to train")
-        if not isinstance(dataset, Images):
-            raise ValueError(
-                "evaluator=train needs images; choose a dataset that is held in memory, e.g. folder"
-            )
+        check_images("evaluator=train", dataset)
         if not isinstance(training, Recipe):
             raise ValueError(f"training must be a recipe of training, not {training!r}")
         if not training.epochs:

@@ -26,7 +26,7 @@ from hwnas.core import (
     checked,
     suggestion,
 )
-from hwnas.data.images import Images, check_batch
+from hwnas.data.images import Images, check_batch, check_images
 from hwnas.evaluators.scores import (
     MECO_SIDE,
     PASSES,
@@ -129,10 +129,7 @@ class ZeroCost(LooksUp):
     ) -> None:
         if not isinstance(space, HasNetworks):
             raise ValueError(f"evaluator=zero_cost: the {space.name} space has no networks to score")
-        if not isinstance(dataset, Images):
-            raise ValueError(
-                "evaluator=zero_cost needs images; choose a dataset that is held in memory, e.g. folder"
-            )
+        check_images("evaluator=zero_cost", dataset)
         self.look_up(lookup)
         for name in scores:
             if name not in NAMES:

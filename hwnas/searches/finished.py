@@ -95,22 +95,13 @@ def cases_of(finished: Sequence[Finished]) -> tuple[list[tuple[Case, list[Found]
         groups.setdefault(_problem(run, of_problem), []).append(run)
     parts = [group[:4] for group in groups]
     shared = [len({part[place] for part in parts}) == 1 for place in range(4)]
-    cases, notes = [], []
+    cases, notes, left_out = [], [], []
     for group, runs in groups.items():
         title = ", ".join(text for text, same in zip(group, shared, strict=False) if not same)
         title = title or f"{group[0] if group[1] == 'none' else group[1]}, {group[3]}"
         title = ", ".join([title, *filter(None, group[5:])])
         by_limits = sorted({_bounds(run) for run in runs})
-        has: dict[str, dict[tuple[int, int], Finished]] = {}
-        for run in runs:
-            own = has.setdefault(_strategy(run, of_strategy[run.result.strategy]), {})
-            key = (run.seed, by_limits.index(_bounds(run)))
-            if key in own:
-                raise ValueError(
-                    f"{own[key].folder} and {run.folder} are runs of the same strategy, problem and seed; "
-                    "leave out one of them"
-                )
-            own[key] = run
+        has = _by_strategy(runs, of_strategy, by_limits)
         common = set.intersection(*(set(own) for own in has.values()))
         places = sorted({place for _, place in common})
         seeds = sorted(seed for seed in {s for s, _ in common} if all((seed, p) in common for p in places))
@@ -118,7 +109,7 @@ def cases_of(finished: Sequence[Finished]) -> tuple[list[tuple[Case, list[Found]
             having = ", ".join(
                 f"{name} (seeds {_listed(sorted({seed for seed, _ in own}))})" for name, own in has.items()
             )
-            notes.append(f"{title}: {having}")
+            left_out.append(f"{title}: {having}")
             continue
         fewest = len(seeds) * len(places)
         for name, own in has.items():
@@ -142,14 +133,35 @@ def cases_of(finished: Sequence[Finished]) -> tuple[list[tuple[Case, list[Found]
             )
         )
     if not cases:
-        what = "; ".join(notes) or "no runs are left"
+        what = "; ".join(left_out) or "no runs are left"
         raise ValueError(
             f"nothing to compare: no problem was searched by two strategies with two seeds in common ({what})"
         )
-    return cases, [
-        note if "count;" in note else f"left out, no two strategies with two common seeds: {note}"
-        for note in notes
-    ]
+    left_out = [f"left out, no two strategies with two common seeds: {note}" for note in left_out]
+    return cases, notes + left_out
+
+
+def _by_strategy(
+    runs: Sequence[Finished],
+    of_strategy: Mapping[str, Sequence[str]],
+    by_limits: Sequence[tuple[tuple[str, float], ...]],
+) -> dict[str, dict[tuple[int, int], Finished]]:
+    """The runs of each strategy on a problem, by seed and place of their limits.
+
+    Raises:
+        ValueError: Two runs have the same.
+    """
+    has: dict[str, dict[tuple[int, int], Finished]] = {}
+    for run in runs:
+        own = has.setdefault(_strategy(run, of_strategy[run.result.strategy]), {})
+        key = (run.seed, by_limits.index(_bounds(run)))
+        if key in own:
+            raise ValueError(
+                f"{own[key].folder} and {run.folder} are runs of the same strategy, problem and seed; "
+                "leave out one of them"
+            )
+        own[key] = run
+    return has
 
 
 def _listed(seeds: Sequence[int]) -> str:

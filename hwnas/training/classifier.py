@@ -193,6 +193,24 @@ class Classifier(Resumable):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def _started(
+    session: Session, dataset: TrainingData, recipe: Recipe, seed: int, until: int | None
+) -> tuple[Session, Checkpoint | None]:
+    """The session with all that a training depends on in its identity, and the checkpoint to resume from.
+
+    A checkpoint of more than `until` steps is left as it is: the session then keeps nothing.
+    """
+    if session.identity is not None:
+        session.folder.mkdir(parents=True, exist_ok=True)
+        chosen = {f"trainer.{k}": value for k, value in asdict(recipe).items() if k not in MAY_CHANGE}
+        added = {"augmentation": dataset.augmentation, "seed": seed, **chosen}
+        session = replace(session, identity={**session.identity, **added})
+    start = session.start()
+    if until is not None and start is not None and start.get("step", 0) > until:
+        return replace(session, identity=None), None
+    return session, start
+
+
 def fit(
     network: nn.Module,
     dataset: TrainingData,
@@ -231,14 +249,7 @@ def fit(
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
     last = num_steps if until is None else min(until, num_steps)
-    if session.identity is not None:
-        session.folder.mkdir(parents=True, exist_ok=True)
-        chosen = {f"trainer.{k}": value for k, value in asdict(recipe).items() if k not in MAY_CHANGE}
-        added = {"augmentation": dataset.augmentation, "seed": seed, **chosen}
-        session = replace(session, identity={**session.identity, **added})
-    start = session.start()
-    if until is not None and start is not None and start.get("step", 0) > last:
-        start, session = None, replace(session, identity=None)
+    session, start = _started(session, dataset, recipe, seed, None if until is None else last)
     module = Classifier(
         network,
         *dataset.normalisation(),
