@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -209,7 +209,7 @@ class RMI(LooksUp):
             if self._sorted_flops is not None:
                 settings.append(self.flops_weight)
                 digest.update(self._sorted_flops.tobytes())
-            digest.update(json.dumps([settings, asdict(self.reference)]).encode())
+            digest.update(json.dumps([settings, self.reference.settings()]).encode())
             self._version = digest.hexdigest()[:16]
         return self._version
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -202,7 +202,7 @@ class Train(LooksUp):
         """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
         import torch
 
-        recipe = asdict(self.training)
+        recipe = self.training.settings()
         images, metrics = self._images, list(self._whole)
         settings = [
             TRAIN_VERSION,

@@ -35,6 +35,7 @@ class Checkpoint(TypedDict):
 
     Attributes:
         network: Its state.
+        average: That of the averaged weights, of a training that averages them.
         optimizer: Its state.
         precision: Loss scale of fp16; older ones lack it.
         step: Optimiser steps taken; older ones were written after whole passes only.
@@ -45,6 +46,7 @@ class Checkpoint(TypedDict):
     """
 
     network: dict[str, Tensor]
+    average: NotRequired[dict[str, Tensor]]
     optimizer: dict[str, object]
     precision: NotRequired[dict[str, object]]
     step: NotRequired[int]

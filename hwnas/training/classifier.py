@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.optim.swa_utils import AveragedModel
 
 from hwnas.core import seed_of
+from hwnas.data.augmentation import mixed, moved, recoloured
 from hwnas.training.checkpoint import (
     Batch,
     Checkpoint,
@@ -28,6 +31,9 @@ from hwnas.training.recipe import PRECISIONS, Recipe
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
 """Settings of a recipe that may be others when a training resumes."""
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class DivergedError(ValueError):
@@ -69,7 +75,8 @@ class Classifier(Resumable):
         recipe: How to train.
         num_steps: Optimiser steps of the whole training, for the schedule.
         steps_per_epoch: Optimiser steps per pass.
-        seed: Seed of drop-path; every epoch has its own.
+        seed: Seed of drop-path, of which every epoch has its own, and of the recipe's changes of images, of
+            which every step has its own.
         start: Checkpoint to resume from; None starts anew.
         on_epoch: Called with the figures of each epoch.
         stops: Whether the training may stop within a pass and resume there: checkpoints then also have the
@@ -115,6 +122,12 @@ class Classifier(Resumable):
             self.losses += start["losses"]
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.average: AveragedModel | None = None
+        if recipe.ema and num_steps:
+            self.average = AveragedModel(network, multi_avg_fn=self._average, use_buffers=True)
+            self.average.requires_grad_(requires_grad=False)
+            if start is not None:
+                self.average.load_state_dict(start["average"])
 
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Images in 0..1 as the network takes them."""
@@ -139,29 +152,72 @@ class Classifier(Resumable):
         else:
             torch.manual_seed(seed_of(self.seed, epoch * 1_009 + self.global_rank))
 
+    @torch.no_grad()
+    def _average(self, averages: Tensors, values: Tensors, num_averaged: Tensor | int) -> None:
+        """Take the values of a step, all of one type, into their moving averages."""
+        if values[0].is_floating_point():
+            keep = self.recipe.ema_decay(int(num_averaged), self.num_steps)
+            torch._foreach_lerp_(averages, values, 1 - keep)
+        else:  # counters
+            torch._foreach_copy_(averages, values)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Average the weights of the step."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def take_average(self) -> None:
+        """Give the network the averaged weights, if weights are averaged, for its tests."""
+        if self.average is not None:
+            self.network.load_state_dict(self.average.module.state_dict())
+
+    def changed(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None, float]:
+        """The images of a step, changed as the recipe asks, and what `mixed` says of them, if they are."""
+        recipe, rows, weight = self.recipe, None, 1.0
+        rng = np.random.default_rng((self.seed, self.step, self.global_rank))
+        if recipe.shift or recipe.rotate or recipe.scale:
+            x_BCHW = moved(x_BCHW, rng, shift=recipe.shift, rotate=recipe.rotate, scale=recipe.scale)
+        if recipe.colour:
+            x_BCHW = recoloured(x_BCHW, rng, recipe.colour)
+        if (recipe.mixup or recipe.cutmix) and rng.random() < recipe.mix_prob:
+            x_BCHW, rows, weight = mixed(x_BCHW, rng, mixup=recipe.mixup, cutmix=recipe.cutmix)
+        return x_BCHW, rows, weight
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Cross-entropy of a batch, with the auxiliary classifier's; stops when it is not finite."""
-        x, y = batch
-        smoothing, weight = self.recipe.label_smoothing, self.recipe.auxiliary_weight
-        if weight:
+        y = batch[1]
+        x, rows, own = self.changed(batch[0])
+
+        def of_labels(measure: Callable[[Tensor], Tensor]) -> Tensor:
+            """A figure by the labels; of mixed images the weighted mean by both."""
+            return measure(y) if rows is None else own * measure(y) + (1 - own) * measure(y[rows])
+
+        def entropy(answers: Tensor) -> Tensor:
+            smoothing = self.recipe.label_smoothing
+            return of_labels(lambda labels: F.cross_entropy(answers, labels, label_smoothing=smoothing))
+
+        if self.recipe.auxiliary_weight:
             logits, auxiliary = self.network(self.normalise(x), True)
-            loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
-            loss = loss + weight * F.cross_entropy(auxiliary, y, label_smoothing=smoothing)
+            loss = main = entropy(logits)
+            loss = loss + self.recipe.auxiliary_weight * entropy(auxiliary)
         else:
             logits = self(x)
-            loss = main = F.cross_entropy(logits, y, label_smoothing=smoothing)
+            loss = main = entropy(logits)
         if not torch.isfinite(loss):
             raise DivergedError(
                 f"the loss became {loss.item()} in step {self.step} at a learning rate of "
                 f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
             )
+        right = of_labels(lambda labels: (logits.argmax(1) == labels).float().mean())
         self.losses.append(main.detach())
-        self.sums.append(torch.stack([main.detach(), (logits.argmax(1) == y).float().mean()]))
+        self.sums.append(torch.stack([main.detach(), right]))
         return loss
 
     def checkpoint(self, identity: Mapping[str, object]) -> Checkpoint:
         """The training so far."""
         found = super().checkpoint(identity)
+        if self.average is not None:
+            found["average"] = self.average.state_dict()
         if self.stops:
             found["losses"] = torch.stack(self.losses)
             on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
@@ -174,10 +230,14 @@ class Classifier(Resumable):
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         """SGD and the recipe's schedule, per step."""
-        recipe = self.recipe
+        recipe, parameters = self.recipe, list(self.network.parameters())
+        groups: list[dict[str, object]] = [{"params": parameters}]
+        if not recipe.decay_norms:
+            kernels, others = ([p for p in parameters if (p.ndim > 1) is wide] for wide in (True, False))
+            groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
         optimizer = self.restored(
             torch.optim.SGD(
-                self.network.parameters(),
+                groups,
                 lr=recipe.lr,
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
@@ -202,7 +262,7 @@ def _started(
     """
     if session.identity is not None:
         session.folder.mkdir(parents=True, exist_ok=True)
-        chosen = {f"trainer.{k}": value for k, value in asdict(recipe).items() if k not in MAY_CHANGE}
+        chosen = {f"trainer.{k}": value for k, value in recipe.settings().items() if k not in MAY_CHANGE}
         added = {"augmentation": dataset.augmentation, "seed": seed, **chosen}
         session = replace(session, identity={**session.identity, **added})
     start = session.start()
@@ -287,6 +347,7 @@ def fit(
             raise explained from error
         if session.identity is not None and recipe.devices > 1:  # trained in other processes
             module.history = read_checkpoint(session.path, session.identity)["history"]
+    module.take_average()
     return module.cpu().eval()
 
 

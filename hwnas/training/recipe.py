@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from hwnas.core import BelowOne, Count, Fraction, NotNegative, Positive, WholeNumber, checked
 from hwnas.files import remove
@@ -20,6 +20,9 @@ Precision = Literal["32", "bf16", "fp16", 32]
 
 CHECKPOINT = "checkpoint.pt"
 """File of the last finished epoch, in a training's folder; a new training in that folder resumes from it."""
+
+NEWER = {"mixup", "cutmix", "mix_prob", "shift", "rotate", "scale", "colour", "ema", "decay_norms"}
+"""Settings that recipes did not have at first; stores and checkpoints of that time have no word for them."""
 
 SLOW_EPOCHS = 5
 """Length of the warm-up and of the last, flatter part of the linear schedule."""
@@ -51,6 +54,18 @@ class Recipe:
         compile: Whether torch.compile is used; the first steps take minutes.
         devices: GPUs (or processes on a CPU) that share the work.
         strategy: Lightning's name of how they do; "auto" forks a process for each, with one thread.
+        mixup: Alpha of mixup, see `hwnas.data.augmentation.mixed`; 0: none.
+        cutmix: Alpha of cutmix; 0: none. With both, each batch has one of them.
+        mix_prob: Probability that a batch is mixed, in 0..1, where one of them is above 0.
+        shift: Largest random shift of an image, as a fraction of its side, see
+            `hwnas.data.augmentation.moved`; these changes come after those of the data set.
+        rotate: Largest random rotation, in degrees.
+        scale: Largest random enlargement and reduction, e.g. 0.1 for 0.9 to 1.1 times the size.
+        colour: Largest random change of brightness, contrast and saturation, in 0..1, see
+            `hwnas.data.augmentation.recoloured`.
+        ema: The network that is tested has the exponential moving average of the weights, which forgets over
+            this fraction of the training's steps, in 0..1; 0: the weights of the last step.
+        decay_norms: Whether `weight_decay` is also of biases and of normalisations' weights.
 
     Raises:
         ValueError: A value out of range; names the setting.
@@ -73,6 +88,15 @@ class Recipe:
     compile: bool = False
     devices: Count = 1
     strategy: str = "auto"
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    mix_prob: Fraction = 1.0
+    shift: Fraction = 0.0
+    rotate: Annotated[float, Ge(0), Le(180)] = 0.0
+    scale: BelowOne = 0.0
+    colour: Fraction = 0.0
+    ema: Fraction = 0.0
+    decay_norms: bool = True
 
     def __post_init__(self) -> None:
         if self.schedule == "linear" and 0 < self.epochs <= SLOW_EPOCHS:
@@ -117,6 +141,21 @@ class Recipe:
         if epoch < SLOW_EPOCHS and self.batch_size * self.devices > 256:
             factor *= (epoch + 1) / SLOW_EPOCHS
         return factor
+
+    def ema_decay(self, num_averaged: int, num_steps: int) -> float:
+        """The decay of the moving average in a step: it forgets over `ema` of the steps, at first faster.
+
+        Args:
+            num_averaged: Steps that are in the average.
+            num_steps: Of the whole training.
+        """
+        longest = math.exp(-1 / (self.ema * num_steps))
+        return min(longest, (1 + num_averaged) / (10 + num_averaged))
+
+    def settings(self) -> dict[str, object]:
+        """All settings by name, for identities; those of `NEWER` only where they are not as before."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {k: value for k, (value, usual) in values.items() if k not in NEWER or value != usual}
 
     def drop_path_at(self, epoch: int) -> float:
         """The probability of drop-path in an epoch, from 0."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +89,7 @@ def reference_model(
         seed: Seed of initialisation and training.
         part: What it is trained on: "train" or "all", every training image.
     """
-    key = json.dumps([dataset.fingerprint(), dataset.valid_fraction, asdict(recipe), seed])
+    key = json.dumps([dataset.fingerprint(), dataset.valid_fraction, recipe.settings(), seed])
     augmentation = "-".join(map(str, dataset.augmentation.values()))
     others = {"split": (dataset.split_rule, "seeded"), "part": (part, "train")}
     augmentation += "".join(f"-{name}={value}" for name, (value, usual) in others.items() if value != usual)

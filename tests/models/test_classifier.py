@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwnas.data.augmentation import mixed
 from hwnas.data.images import Images
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.darts.encoding import PRESETS
@@ -21,6 +23,10 @@ from hwnas.training.recipe import CHECKPOINT, Recipe
 SPACE = Darts(4, 3, image_shape=(1, 8, 8), num_classes=3, auxiliary=True)
 GENOTYPE = SPACE.from_str(PRESETS["evnas_a"])
 DARTS = {"schedule": "cosine", "auxiliary_weight": 0.4, "drop_path": 0.3, "nesterov": False, "lr": 0.025}
+STRONG = {
+    "mixup": 0.3, "cutmix": 1.0, "mix_prob": 0.8, "shift": 0.1, "rotate": 15.0, "scale": 0.1, "colour": 0.3,
+    "ema": 0.2, "decay_norms": False,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +67,11 @@ class StopError(Exception):
     """Stands for a crash."""
 
 
-def test_a_training_that_stopped_goes_on_to_the_same_weights(images: Images, tmp_path: Path) -> None:
-    recipe = Recipe(epochs=4, batch_size=8, **DARTS)
+@pytest.mark.parametrize("settings", [{}, STRONG])
+def test_a_training_that_stopped_goes_on_to_the_same_weights(
+    images: Images, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    recipe = Recipe(epochs=4, batch_size=8, **DARTS, **settings)
     whole = train(images, tmp_path / "whole", recipe)
     said: list[str] = []
     for stop_after in (1, 3):  # twice in the same training, in another epoch each time
@@ -123,6 +132,52 @@ def test_one_step_by_hand(images: Images, tmp_path: Path) -> None:
     ]
 
 
+def test_two_steps_of_mixed_images_by_hand(images: Images, tmp_path: Path) -> None:
+    """Norms and biases do not decay, and the result has averaged weights."""
+    recipe = Recipe(
+        epochs=2, batch_size=40, lr=0.5, momentum=0.0, weight_decay=0.1, grad_clip=None, schedule="cosine",
+        label_smoothing=0.1, mixup=0.3, ema=0.5, decay_norms=False, channels_last=False,
+    )  # fmt: skip
+    space = Darts(4, 3, image_shape=(1, 8, 8), num_classes=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = space.network(GENOTYPE)
+    expected = copy.deepcopy(network).train()
+    module = train(images, tmp_path, recipe, network=network)
+    mean, std = images.normalisation()
+    batches = images.batches("all", batch_size=40, seed=5)
+    steps = []
+    for step, lr in enumerate((0.5, 0.25)):  # 0.5 (1 + cos(pi step / 2)) / 2
+        (x, y), = batches  # fmt: skip
+        rng = np.random.default_rng((5, step, 0))
+        assert rng.random() < 1  # mixed always, but a number is drawn
+        x, others, weight = mixed(x, rng, mixup=0.3, cutmix=0.0)
+        soft = torch.zeros(40, 3).scatter_(1, y[:, None], weight)
+        soft = soft.scatter_add_(1, y[others][:, None], torch.full((40, 1), 1 - weight))
+        loss = -((0.9 * soft + 0.1 / 3) * expected((x - mean) / std).log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(expected.parameters()))
+        with torch.no_grad():
+            for p, gradient in zip(expected.parameters(), gradients, strict=True):
+                p -= lr * (gradient + (0.1 * p if p.ndim > 1 else 0.0))
+        steps.append({name: value.clone() for name, value in expected.state_dict().items()})
+        assert module.history[step]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    # one step is in the average: min(exp(-1 / (0.5 * 2)), (1 + 1) / (10 + 1)) of it stays
+    for name, value in module.network.state_dict().items():
+        if value.is_floating_point():
+            average = steps[0][name] * 2 / 11 + steps[1][name] * 9 / 11
+            assert torch.allclose(value, average, atol=1e-5), name
+
+
+def test_settings_that_are_off_leave_no_trace() -> None:
+    """Versions in stores and checkpoints stay those of the time when recipes had no such settings."""
+    assert list(Recipe(epochs=1).settings()) == [
+        "epochs", "batch_size", "lr", "momentum", "weight_decay", "nesterov", "label_smoothing", "grad_clip",
+        "max_steps", "schedule", "auxiliary_weight", "drop_path", "precision", "channels_last", "compile",
+        "devices", "strategy",
+    ]  # fmt: skip
+    assert set(Recipe(epochs=1, **STRONG).settings()) == {*Recipe(epochs=1).settings(), *STRONG}
+
+
 def test_learning_rates_and_drop_path_of_every_epoch(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,8 +218,9 @@ def test_precisions(images: Images, tmp_path: Path, precision: str | int) -> Non
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
 
-def test_two_processes_share_every_pass(images: Images, tmp_path: Path) -> None:
-    recipe = Recipe(epochs=2, batch_size=10, devices=2, schedule="cosine")
+@pytest.mark.parametrize("settings", [{}, STRONG])
+def test_two_processes_share_every_pass(images: Images, tmp_path: Path, settings: dict[str, Any]) -> None:
+    recipe = Recipe(epochs=2, batch_size=10, devices=2, schedule="cosine", **settings)
     assert len(images.batches("all", batch_size=10, num_shards=2)) == 2
     network = Darts(4, 3, image_shape=(1, 8, 8), num_classes=3).network(GENOTYPE)
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
@@ -173,6 +229,10 @@ def test_two_processes_share_every_pass(images: Images, tmp_path: Path) -> None:
     assert not any(
         torch.equal(weight, before[name]) for name, weight in states(module).items() if "stem.0" in name
     )
+    kept = torch.load(tmp_path / CHECKPOINT)
+    assert same(states(module), kept["network"]) is not bool(settings)
+    if settings:
+        assert same(states(module), {name[7:]: w for name, w in kept["average"].items() if "module." in name})
 
 
 def test_two_processes_train_a_cell_with_operations_that_nobody_uses(images: Images, tmp_path: Path) -> None:
