@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from hwnas.spaces.blocks import count
+from hwnas.spaces.known import counting
+from hwnas.spaces.known.mobile import MobileNet
 from hwnas.spaces.known.names import SMALL_SIDE, Known
+from hwnas.spaces.known.resnet import ResNet
+from hwnas.spaces.module.words import building
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": torchvision.models.mobilenet_v2,
@@ -19,30 +22,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """torchvision's functions that take a width multiplier."""
 
-
-class ThinResNet(torchvision.models.ResNet):
-    """torchvision's ResNet of basic blocks with another base width than 64.
-
-    Args:
-        depths: Blocks of the four stages.
-        base: Channels of the first stage.
-        num_classes: Number of classes.
-    """
-
-    def __init__(self, depths: Sequence[int], base: int, num_classes: int) -> None:
-        self._base = base
-        super().__init__(BasicBlock, list(depths), num_classes=num_classes)
-        self.conv1, self.bn1 = nn.Conv2d(3, base, 7, 2, 3, bias=False), nn.BatchNorm2d(base)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.fc = nn.Linear(8 * base, num_classes)
-
-    def _make_layer(
-        self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False
-    ) -> nn.Sequential:
-        """A stage; torchvision asks for 64, 128, 256 and 512 channels."""
-        if planes == 64:
-            self.inplanes = self._base
-        return super()._make_layer(block, planes * self._base // 64, blocks, stride, dilate)
+SPACES = {"mobile": (MobileNet, counting.mobile), "resnet": (ResNet, counting.resnet)}
+"""Per space its networks, and the function that counts them."""
 
 
 def build(known: Known, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -57,25 +38,20 @@ def build(known: Known, image_shape: tuple[int, int, int], num_classes: int) -> 
         image_shape: (channels, height, width) of the images.
         num_classes: Number of classes.
     """
-    channels, *sides = image_shape
-    small = min(sides) < SMALL_SIDE
-    network: nn.Module
     if known.depths:
-        network = ThinResNet(known.depths, int(known.width), num_classes)
-        if small:
-            network.conv1 = nn.Conv2d(3, int(known.width), 3, 1, 1, bias=False)
-            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-            network.maxpool = nn.Identity()
-    else:
-        network = MODELS[known.family](num_classes=num_classes, width_mult=known.width)
-        strided = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-        for convolution in strided[:2] if small else ():
+        options = {f"s{number}.depth": str(depth) for number, depth in enumerate(known.depths, start=1)}
+        with building({"width": str(known.width), **options}):
+            return ResNet(image_shape, num_classes)
+    network = MODELS[known.family](num_classes=num_classes, width_mult=known.width)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    if min(image_shape[1:]) < SMALL_SIDE:
+        for convolution in [each for each in convolutions if each.stride == (2, 2)][:2]:
             convolution.stride = (1, 1)
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    if first.in_channels != channels:
-        first.in_channels = channels
-        first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, channels, *first.kernel_size))
-        nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
+    stem, channels = convolutions[0], image_shape[0]
+    if channels != stem.in_channels:
+        stem.in_channels = channels
+        stem.weight = nn.Parameter(stem.weight.new_empty(stem.out_channels, channels, *stem.kernel_size))
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out")
     return network
 
 

@@ -109,12 +109,7 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
             chosen = zip(self._options, self._all, strict=True)
             self._traces[tuple(ops[options.get(name, 0)] for name, ops in chosen)] = trace
         self._seen.clear()
-        self._columns = ("flops", "params", *sorted(self._work))
-        self.costs = Parts(self._costs_of, len(self._columns), self._say, self._amounts())
-        self.meets = Parts(self._met_by, len(self.choices), self._say, self._amounts())
-        for parts in (self.costs, self.meets):
-            rng = np.random.default_rng(0)  # the same networks for both
-            parts.explore(partial(super().sample, rng))
+        self._explore()
         self.name = f"{self._called}-{self._digest()}"
         self.any_image_size = self._takes_small_images()
         self._say(
@@ -150,6 +145,23 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
         if self._tracer is None:
             self._tracer = self._new_tracer()
         return self._tracer
+
+    def _explore(self) -> None:
+        """Find out what the parts of networks depend on."""
+        self._columns = ("flops", "params", *sorted(self._work))
+        self.costs = Parts(self._costs_of, len(self._columns), self._say, self._amounts())
+        self.meets = Parts(self._met_by, len(self.choices), self._say, self._amounts())
+        for parts in (self.costs, self.meets):
+            rng = np.random.default_rng(0)  # the same networks for both
+            parts.explore(partial(super().sample, rng))
+
+    def _figures(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> FloatArray:
+        """Figures of networks, shape (n, columns), in the order of `_columns`."""
+        return self.costs.totals(genotypes)
+
+    def _meets(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Whether networks meet a choice, shape (n, choices)."""
+        return self.meets.totals(genotypes) > 0
 
     def _read(self) -> dict[str, tuple[str, ...]]:
         """Labels of the options of all choices that networks meet, in their order.
@@ -302,7 +314,7 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
         """Genotypes (n, choices) with the first option of each choice that a network does not meet."""
         G = np.array(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
         first = np.array([ops[0] for ops in self.choices])
-        return np.where(self.meets.totals(G) > 0, G, first)
+        return np.where(self._meets(G), G, first)
 
     def _canonical(self, genotypes: Sequence[Genotype]) -> list[Genotype]:
         return [tuple(row) for row in self.live(genotypes).tolist()]
@@ -340,7 +352,7 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
 
     def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
         """`flops` (multiply-adds) and `params` per genotype, shape (n,), as `blocks.count` counts them."""
-        flops, params = self.costs.totals(genotypes).T[:2]
+        flops, params = self._figures(genotypes).T[:2]
         return {"flops": flops, "params": params}
 
     def features(self, genotypes: Sequence[Genotype]) -> FloatArray:
@@ -354,13 +366,13 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
             numeric = all(label.isdigit() for label in options)
             for place, label in enumerate(options):
                 row[self.ops.index(label)] = math.log2(1 + int(label)) if numeric else place
-        met = self.meets.totals(G) > 0
+        met = self._meets(G)
         costs = [np.log1p(column) for column in self.static_metrics(genotypes).values()]
         return np.column_stack([np.where(met, values[np.arange(G.shape[1]), G], 0.0), *costs])
 
     def to_str(self, genotype: Genotype) -> str:
         """Choices that the network meets with their options, e.g. "stem=16 stage1=2"."""
-        met = self.meets.totals([genotype])[0] > 0
+        met = self._meets([genotype])[0]
         return self._written([op if meets else None for op, meets in zip(genotype, met, strict=True)])
 
     def _written(self, ops: Sequence[int | None]) -> str:
@@ -393,7 +405,7 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
                 for name, ops in zip(self._options, self.choices, strict=True)
             ]
         )
-        for name, meets in zip(self._options, self.meets.totals([genotype])[0], strict=True):
+        for name, meets in zip(self._options, self._meets([genotype])[0], strict=True):
             if meets and name not in given:
                 raise ValueError(f"{text!r} has no {name}; known: {', '.join(self._options[name])}")
         return self._canonical([genotype])[0]
@@ -416,7 +428,7 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
 
     def work(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> dict[str, FloatArray]:
         """Number, multiply-adds and elements of layers of each kind per genotype, each (n,)."""
-        return dict(zip(self._columns[2:], self.costs.totals(genotypes).T[2:], strict=True))
+        return dict(zip(self._columns[2:], self._figures(genotypes).T[2:], strict=True))
 
 
 def _networks() -> ModuleType:

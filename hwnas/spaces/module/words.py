@@ -33,11 +33,12 @@ class Build:
     """One building of a network.
 
     Attributes:
-        options: Number of the chosen option by name of the choice; those that are not here take their first.
+        options: Number or label of the chosen option by name of the choice; those that are not here take
+            their first.
         met: Labels of the options per choice that was met, in this order.
     """
 
-    options: Mapping[str, int]
+    options: Mapping[str, int | str]
     met: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -45,7 +46,7 @@ _build: ContextVar[Build | None] = ContextVar("build", default=None)
 
 
 @contextmanager
-def building(options: Mapping[str, int]) -> Iterator[Build]:
+def building(options: Mapping[str, int | str]) -> Iterator[Build]:
     """Let the words return these options while a network is built."""
     build = Build(options)
     token = _build.set(build)
@@ -178,4 +179,5 @@ def _chosen(word: str, name: str, labels: Sequence[str]) -> int:
     if name in build.met:
         raise ChoiceError(f"two choices are called {name!r}; each needs a name of its own")
     build.met[name] = tuple(labels)
-    return build.options.get(name, 0)
+    chosen = build.options.get(name, 0)
+    return labels.index(chosen) if isinstance(chosen, str) else chosen

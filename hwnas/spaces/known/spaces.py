@@ -1,0 +1,191 @@
+"""Off-the-shelf networks as a space of one choice, and the spaces around them: `mobile` and `resnet`.
+
+The networks of these are written with the words of `hwnas.spaces.module`, as a user's module is. All of them
+meet all choices, and fit, and their costs have closed forms, so that a space is there at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+import numpy as np
+from annotated_types import Len
+from numpy.typing import NDArray
+
+from hwnas.core import Count, FloatArray, Genotype, checked, checked_choices, suggestion
+from hwnas.spaces.capabilities import HasNetworks, examples
+from hwnas.spaces.known.names import BASE_WIDTHS, DEPTHS, MULTIPLIERS, known
+from hwnas.spaces.module import ModuleSpace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class KnownNetworks(HasNetworks):
+    """Off-the-shelf networks: a genotype is the number of one among `names`, and its text form the name.
+
+    Widths follow the name: "mobilenet_v3_small_x0.5" has half the channels of torchvision's network,
+    "resnet18_w16" begins with 16 channels instead of 64. `known_names` lists them all. For small images they
+    give up less of the resolution, as is usual on CIFAR (`networks.build`).
+
+    Args:
+        names: The networks.
+        image_shape: (channels, height, width) of the images.
+        num_classes: Number of classes.
+        choices: Networks still allowed, as one list of their numbers; None allows all.
+
+    Raises:
+        ValueError: An unknown name, or one that is given twice; says which are near.
+    """
+
+    @checked
+    def __init__(
+        self,
+        names: Annotated[Sequence[str], Len(1)],
+        *,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        num_classes: Count = 10,
+        choices: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self._known = tuple(map(known, names))
+        if len(set(self._known)) < len(names):
+            raise ValueError(f"names must be of different networks, not {', '.join(names)}")
+        self.ops = tuple(names)
+        self.name = f"known-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]}"
+        self.image_shape, self.num_classes = image_shape, num_classes
+        self.choices = checked_choices(choices, 1, len(names))
+        self._counts: dict[int, tuple[int, int]] = {}
+
+    def restrict(self, keep: Sequence[Sequence[int]]) -> Self:
+        """The sub-space with only the networks `keep[0]`."""
+        return type(self)(self.ops, image_shape=self.image_shape, num_classes=self.num_classes, choices=keep)
+
+    def to_str(self, genotype: Genotype) -> str:
+        """The network's name."""
+        return self.ops[genotype[0]]
+
+    def from_str(self, text: str) -> Genotype:
+        """The genotype of a name.
+
+        Raises:
+            ValueError: A name that is not among those of the space.
+        """
+        if text not in self.ops:
+            raise ValueError(f"{text!r} is not among these networks{suggestion(text, self.ops)}")
+        return self.check((self.ops.index(text),))
+
+    def network(self, genotype: Genotype) -> nn.Module:
+        """The network, randomly initialised by torch's generator."""
+        (number,) = self.check(genotype)
+        return _networks().build(self._known[number], self.image_shape, self.num_classes)
+
+    def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
+        """`flops` (multiply-adds) and `params` per genotype, shape (n,), as `blocks.count` counts them."""
+        for number in {number for (number,) in genotypes} - self._counts.keys():
+            self._counts[number] = _networks().counted(
+                self._known[number], self.image_shape, self.num_classes
+            )
+        figures = np.array([self._counts[number] for (number,) in genotypes], dtype=float).reshape(-1, 2)
+        return {"flops": figures[:, 1], "params": figures[:, 0]}
+
+
+class KnownSpace(ModuleSpace):
+    """A module space that ships with this package.
+
+    Args:
+        image_shape: (channels, height, width) of the images.
+        num_classes: Number of classes.
+
+    Attributes:
+        kind: What the space is called in a configuration.
+    """
+
+    kind: ClassVar[str]
+
+    @checked
+    def __init__(self, *, image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: Count = 10) -> None:
+        module, self._closed_form = _networks().SPACES[self.kind]
+        super().__init__(module, image_shape=image_shape, num_classes=num_classes)
+        self.name = f"{self.kind}-{self._digest()}"
+        self.presets = {name: self._text(options) for name, options in self._published().items()}
+
+    def _published(self) -> dict[str, dict[str, str]]:
+        """Options of published networks by their name, where they are not the first ones."""
+        raise NotImplementedError
+
+    def _text(self, options: Mapping[str, str]) -> str:
+        """The text form of a network with these options and the first ones elsewhere."""
+        return " ".join(f"{name}={options.get(name, labels[0])}" for name, labels in self._options.items())
+
+    def _read(self) -> dict[str, tuple[str, ...]]:
+        """Labels of the options of all choices: any network meets them all."""
+        return dict(self._fitting({}, {}).met)
+
+    def _explore(self) -> None:
+        found = self._named(np.array(examples(self)))
+        self._columns = ("flops", "params", *sorted(found.keys() - {"flops", "params"}))
+
+    def _named(self, G: NDArray[np.intp]) -> dict[str, FloatArray]:
+        labels = np.array(self.ops)[G]
+        chosen = dict(zip(self._options, labels.T, strict=True))
+        return self._closed_form(chosen, self.image_shape, self.num_classes)
+
+    def _figures(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> FloatArray:
+        G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
+        found, nothing = self._named(G), np.zeros(len(G))
+        return np.column_stack([found.get(name, nothing) for name in self._columns])
+
+    def _meets(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
+        return np.ones((len(genotypes), len(self.choices)), dtype=bool)
+
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self._options).encode()).hexdigest()[:8]
+
+    def _takes_small_images(self) -> bool:
+        return True
+
+
+class MobileSpace(KnownSpace):
+    """Networks of inverted residual blocks, around MobileNetV2 and with the parts of MobileNetV3.
+
+    Per stage a width, an expansion, a kernel, squeeze and excitation, and a depth; for the whole network the
+    resolution of its images, a multiplier of all widths, the activation, strides, and the width of the head:
+    `mobile.MobileNet` has them all. MobileNetV2 at five widths is among them, exactly; MobileNetV3 is not,
+    whose expansions and activations follow no rule: `KnownNetworks` has it.
+    """
+
+    kind = "mobile"
+
+    def _published(self) -> dict[str, dict[str, str]]:
+        thinner = {f"mobilenet_v2_x{each:g}": {"width": str(each)} for each in MULTIPLIERS[:-1]}
+        return {"mobilenet_v2": {}, **thinner}
+
+
+class ResNetSpace(KnownSpace):
+    """Residual networks of basic or of bottleneck blocks, around ResNet-18 at base widths of 8 to 64.
+
+    Per stage a width and a depth; for the whole network the resolution of its images, the base width, the
+    stem, and the kind of block: `resnet.ResNet` has them all. ResNet-10, 14, 18 and 34 at six base widths
+    and ResNet-50 are among them, exactly.
+    """
+
+    kind = "resnet"
+
+    def _published(self) -> dict[str, dict[str, str]]:
+        found = {}
+        for name, depths in DEPTHS.items():
+            options = {f"s{number}.depth": str(depth) for number, depth in enumerate(depths, start=1)}
+            found[name] = options
+            found |= {f"{name}_w{base}": {**options, "width": str(base)} for base in BASE_WIDTHS[:-1]}
+        return {**found, "resnet50": {**found["resnet34"], "block": "bottleneck"}}
+
+
+def _networks() -> ModuleType:
+    # torch is loaded once networks are built: names and configurations need none.
+    from hwnas.spaces.known import networks
+
+    return networks

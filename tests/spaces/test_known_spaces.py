@@ -1,0 +1,138 @@
+"""`search_space=mobile` and `resnet`: closed forms equal counts of torch, published networks are points."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from hwnas import compose, search
+from hwnas.spaces.blocks import count
+from hwnas.spaces.capabilities import drawing
+from hwnas.spaces.known import KnownNetworks, MobileSpace, ResNetSpace
+from hwnas.spaces.known.spaces import KnownSpace
+from hwnas.spaces.presets import architecture
+
+SPACES = {"mobile": MobileSpace, "resnet": ResNetSpace}
+
+
+@pytest.fixture(scope="module")
+def mobile() -> KnownSpace:
+    return MobileSpace(image_shape=(3, 224, 224), num_classes=1000)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> KnownSpace:
+    return ResNetSpace(image_shape=(3, 224, 224), num_classes=1000)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (4, 45, 70)])
+@pytest.mark.parametrize("name", ["mobile", "resnet"])
+def test_all_figures_are_those_of_built_networks(name: str, shape: tuple[int, int, int]) -> None:
+    """Of 4 networks: multiply-adds, parameters, and number, work and elements of layers of each kind."""
+    space = SPACES[name](image_shape=shape, num_classes=7)
+    networks = space.sample(np.random.default_rng(1), 4)
+    found = {**space.static_metrics(networks), **space.work(networks)}
+    for number, genotype in enumerate(networks):
+        built = Counter[str]()
+        for figures in space.tracer.trace(space._numbers(genotype)).parts.values():
+            built.update(figures)
+        assert {figure: values[number] for figure, values in found.items() if values[number]} == built
+
+
+def test_published_networks_are_points(mobile: KnownSpace, resnet: KnownSpace) -> None:
+    """With the numbers of parameters that torchvision's pages say, and those of torch for thinner ones."""
+    models = torchvision.models
+    with torch.device("meta"):
+        for space, name, make in (
+            (mobile, "mobilenet_v2", models.mobilenet_v2),
+            (mobile, "mobilenet_v2_x0.35", lambda: models.mobilenet_v2(width_mult=0.35)),
+            (mobile, "mobilenet_v2_x0.75", lambda: models.mobilenet_v2(width_mult=0.75)),
+            (resnet, "resnet18", models.resnet18),
+            (resnet, "resnet50", models.resnet50),
+        ):
+            found = space.static_metrics([architecture(space, name)])
+            assert (found["params"][0], found["flops"][0]) == count(make(), (3, 224, 224))
+    params = resnet.static_metrics([architecture(resnet, name) for name in ("resnet34", "resnet50")])[
+        "params"
+    ]
+    assert params.tolist() == [21_797_672, 25_557_032]
+    assert architecture(mobile, "mobilenet_v2") == tuple(ops[0] for ops in mobile._all)
+
+
+def test_known_networks_are_points_for_small_images() -> None:
+    names = ["mobilenet_v2_x0.5", "resnet14_w24", "resnet34"]
+    known = KnownNetworks(names, image_shape=(3, 32, 32), num_classes=10)
+    for number, space in enumerate((MobileSpace(), ResNetSpace(), ResNetSpace())):
+        expected, found = (
+            each.static_metrics([genotype])
+            for each, genotype in ((known, (number,)), (space, architecture(space, names[number])))
+        )
+        assert {key: value.tolist() for key, value in expected.items()} == {
+            key: value.tolist() for key, value in found.items()
+        }
+
+
+def test_the_weights_of_torchvision_give_the_same_logits(mobile: KnownSpace, resnet: KnownSpace) -> None:
+    """Tensors in the order of torchvision's MobileNetV2, and by name of its ResNet-18."""
+    x = torch.randn(2, 3, 64, 64)
+    theirs = torchvision.models.mobilenet_v2().eval()
+    ours = mobile.network(architecture(mobile, "mobilenet_v2")).eval()
+    values = theirs.state_dict().values()
+    ours.load_state_dict(dict(zip(ours.state_dict(), values, strict=True)))
+    with torch.no_grad():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+        theirs = torchvision.models.resnet18().eval()
+        ours = resnet.network(architecture(resnet, "resnet18")).eval()
+        ours.load_state_dict(theirs.state_dict())
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mobile", "resnet"])
+def test_spaces_for_other_images(name: str) -> None:
+    """Grey ones of 24 pixels with two classes: options, text form, pickles, drawing, a gradient."""
+    space = SPACES[name](image_shape=(1, 24, 24), num_classes=2)
+    assert [space.ops[op] for op in space.choices[0]] == ["24", "18"]
+    assert 10 < len(space.ops) <= 36
+    (genotype,) = space.sample(np.random.default_rng(3), 1)
+    assert space.from_str(space.to_str(genotype)) == genotype
+    assert space.neighbours(genotype)
+    again = pickle.loads(pickle.dumps(space))
+    assert again.network(genotype)(torch.zeros(2, 1, 24, 24)).shape == (2, 2)
+    assert again.name == space.name != SPACES[name](image_shape=(1, 32, 32)).name
+    assert len(drawing(space).slots) == len(space.choices)
+    network = space.network(genotype)
+    network(torch.rand(4, 1, 24, 24)).sum().backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+def test_resolutions() -> None:
+    """96 pixels, at 24 for a mean of 4x4 and at 36 for 2x2 and three quarters: what the first layer gets."""
+    space = ResNetSpace(image_shape=(3, 96, 96), num_classes=2)
+    x = torch.rand(1, 3, 96, 96)
+    for resolution in (96, 72, 48, 36, 24):
+        text = space.presets["resnet10_w8"].replace("resolution=96", f"resolution={resolution}")
+        small = space.network(space.from_str(text)).resize(x)
+        assert small.shape == (1, 3, resolution, resolution)
+        assert torch.allclose(small.mean(), x.mean(), atol=0.01)
+    assert torch.allclose(small[0, 0, 0, 0], x[0, 0, :4, :4].mean())
+
+
+def test_a_search(tmp_path: Path) -> None:
+    words = ("search_space=mobile", "evaluator=zero_cost", "evaluator.num_reference=4", "device=flops")
+    few = ("strategy=random", "strategy.population_size=4", "generations=1", "trainer.max_steps=1")
+    folder = tmp_path / "run"
+    run = search(compose(*words, *few, limits={"flops": "q0.9"}), folder, store=tmp_path, show=False)
+    assert run.best is not None
+    assert run.space.to_str(run.best.genotype).startswith("resolution=8 width=")
+    assert run.result is not None
+    assert run.result.network is not None
+    weights = torch.load(folder / run.result.network.weights, weights_only=True)
+    network: nn.Module = run.space.network(run.best.genotype)
+    network.load_state_dict(weights)
