@@ -249,6 +249,10 @@ def test_fbnet_by_name_and_by_its_blocks(folder: Path, arch: str) -> None:
         (["arch=evnas_a", "trainer.precision=8"], "trainer.precision must be one of 32, bf16, fp16, not 8"),
         (["arch=evnas_a", "dataset=imagenet"], "dataset=imagenet needs dataset.path=<folder"),
         (["arch=evnas_a", "trainer.lr=1e30"], "the loss became nan in step 1 at a learning rate of 1e+30"),
+        (
+            ["arch=evnas_a", "trainer.teacher=nowhere"],
+            "trainer.teacher=nowhere must be the folder of a trained network, with weights.pt and",
+        ),
         (["resume=nowhere"], "resume=nowhere is not a folder"),
     ],
 )

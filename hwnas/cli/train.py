@@ -25,6 +25,7 @@ from hwnas.spaces.presets import architecture
 from hwnas.training.checkpoint import Session
 from hwnas.training.final import train_network
 from hwnas.training.recipe import Recipe, forget_checkpoint
+from hwnas.training.teacher import teacher_in
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -66,7 +67,9 @@ def main(job: Job) -> float:
     recipe = build(cfg.trainer, Recipe)
     if not recipe.epochs:
         raise ValueError("trainer.epochs must be at least 1 to train")
-    recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
+    recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path, teacher=True)
+    if recipe.teacher is not None:
+        teacher_in(recipe.teacher, space.image_shape, space.num_classes)
     if not isinstance(dataset, Images | ImageFolder):
         raise ValueError(f"dataset={dataset.name} has no images to train on; choose another")
     check_batch("trainer.batch_size", recipe.batch_size, dataset.size("all"), recipe.devices)

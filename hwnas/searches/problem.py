@@ -43,6 +43,7 @@ from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.module import ModuleSpace
 from hwnas.spaces.module.source import is_network, named
 from hwnas.training.recipe import Recipe
+from hwnas.training.teacher import teacher_in
 
 T = TypeVar("T")
 
@@ -304,7 +305,9 @@ def set_up(problem: Problem, context: RunContext) -> Task:
         context.display.doubt(space.note)
     recipe = build(problem.recipe, Recipe, "trainer")
     if recipe.epochs and isinstance(space, HasNetworks):
-        recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path)
+        recipe.check(auxiliary=space.auxiliary, drop_path=space.drop_path, teacher=True)
+        if recipe.teacher is not None:
+            teacher_in(recipe.teacher, space.image_shape, space.num_classes)
     offered = {**context.offered, "dataset": dataset, "space": space, "seed": problem.seed}
     quality = build(problem.evaluator, Evaluator, "evaluator", **offered)
     trains = recipe.epochs and isinstance(space, HasNetworks) and not quality.reported

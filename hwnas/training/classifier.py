@@ -28,6 +28,7 @@ from hwnas.training.checkpoint import (
 )
 from hwnas.training.lightning import Devices, fit_by_lightning
 from hwnas.training.recipe import PRECISIONS, Recipe
+from hwnas.training.teacher import Teacher
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
 """Settings of a recipe that may be others when a training resumes."""
@@ -81,6 +82,7 @@ class Classifier(Resumable):
         on_epoch: Called with the figures of each epoch.
         stops: Whether the training may stop within a pass and resume there: checkpoints then also have the
             losses and the states of generators.
+        teacher: Gives logits (B, classes) of images in 0..1, which the network learns from by the recipe.
 
     Attributes:
         losses: Of each step of this session, of the main classifier; those before are among them if `stops`.
@@ -107,10 +109,12 @@ class Classifier(Resumable):
         start: Checkpoint | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda figures: None,
         stops: bool = False,
+        teacher: nn.Module | None = None,
     ) -> None:
         recipe.check(
             auxiliary="auxiliary" in dict(network.named_children()),
             drop_path=isinstance(network, HasDropPath),
+            teacher=teacher is not None,
         )
         super().__init__(network, steps_per_epoch=steps_per_epoch, start=start, on_epoch=on_epoch)
         self.recipe = recipe
@@ -122,6 +126,7 @@ class Classifier(Resumable):
             self.losses += start["losses"]
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.teacher = teacher
         self.average: AveragedModel | None = None
         if recipe.ema and num_steps:
             self.average = AveragedModel(network, multi_avg_fn=self._average, use_buffers=True)
@@ -183,8 +188,22 @@ class Classifier(Resumable):
             x_BCHW, rows, weight = mixed(x_BCHW, rng, mixup=recipe.mixup, cutmix=recipe.cutmix)
         return x_BCHW, rows, weight
 
+    @torch.no_grad()
+    def _taught(self, teacher: nn.Module, x_BCHW: Tensor) -> Tensor:
+        """The teacher's log-probabilities (B, classes) at the recipe's temperature."""
+        logits = teacher.eval()(x_BCHW)  # Lightning may have put all parts into training mode
+        return (logits.float() / self.recipe.temperature).log_softmax(1)
+
+    def _with_teacher(self, loss: Tensor, logits: Tensor, taught: Tensor) -> Tensor:
+        """The loss by labels and the teacher's, weighted."""
+        T, weight = self.recipe.temperature, self.recipe.teacher_weight
+        own = (logits.float() / T).log_softmax(1)
+        return (1 - weight) * loss + weight * T**2 * F.kl_div(
+            own, taught, reduction="batchmean", log_target=True
+        )
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Cross-entropy of a batch, with the auxiliary classifier's; stops when it is not finite."""
+        """Loss of a batch, with the auxiliary classifier's; stops when it is not finite."""
         y = batch[1]
         x, rows, own = self.changed(batch[0])
 
@@ -192,17 +211,20 @@ class Classifier(Resumable):
             """A figure by the labels; of mixed images the weighted mean by both."""
             return measure(y) if rows is None else own * measure(y) + (1 - own) * measure(y[rows])
 
-        def entropy(answers: Tensor) -> Tensor:
+        taught = None if self.teacher is None else self._taught(self.teacher, x)
+
+        def loss_of(answers: Tensor) -> Tensor:
             smoothing = self.recipe.label_smoothing
-            return of_labels(lambda labels: F.cross_entropy(answers, labels, label_smoothing=smoothing))
+            loss = of_labels(lambda labels: F.cross_entropy(answers, labels, label_smoothing=smoothing))
+            return loss if taught is None else self._with_teacher(loss, answers, taught)
 
         if self.recipe.auxiliary_weight:
             logits, auxiliary = self.network(self.normalise(x), True)
-            loss = main = entropy(logits)
-            loss = loss + self.recipe.auxiliary_weight * entropy(auxiliary)
+            loss = main = loss_of(logits)
+            loss = loss + self.recipe.auxiliary_weight * loss_of(auxiliary)
         else:
             logits = self(x)
-            loss = main = entropy(logits)
+            loss = main = loss_of(logits)
         if not torch.isfinite(loss):
             raise DivergedError(
                 f"the loss became {loss.item()} in step {self.step} at a learning rate of "
@@ -254,15 +276,23 @@ class Classifier(Resumable):
 
 
 def _started(
-    session: Session, dataset: TrainingData, recipe: Recipe, seed: int, until: int | None
+    session: Session,
+    dataset: TrainingData,
+    recipe: Recipe,
+    seed: int,
+    until: int | None,
+    teacher: Teacher | None,
 ) -> tuple[Session, Checkpoint | None]:
     """The session with all that a training depends on in its identity, and the checkpoint to resume from.
 
-    A checkpoint of more than `until` steps is left as it is: the session then keeps nothing.
+    A teacher counts by its weights, wherever it lies. A checkpoint of more than `until` steps is left as it
+    is: the session then keeps nothing.
     """
     if session.identity is not None:
         session.folder.mkdir(parents=True, exist_ok=True)
         chosen = {f"trainer.{k}": value for k, value in recipe.settings().items() if k not in MAY_CHANGE}
+        if teacher is not None:
+            chosen["trainer.teacher"] = teacher.digest
         added = {"augmentation": dataset.augmentation, "seed": seed, **chosen}
         session = replace(session, identity={**session.identity, **added})
     start = session.start()
@@ -280,6 +310,7 @@ def fit(
     part: str,
     seed: int,
     until: int | None = None,
+    teacher: Teacher | None = None,
 ) -> Classifier:
     """Train a network; returns the module in evaluation mode, on the CPU.
 
@@ -297,6 +328,7 @@ def fit(
         until: Optimiser steps after which the training stops, to resume later; its schedule is that of the
             whole training all the same. A checkpoint of more steps is neither used nor replaced. None: it
             does not stop.
+        teacher: The network that `recipe.teacher` names.
 
     Raises:
         ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
@@ -309,7 +341,7 @@ def fit(
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
     last = num_steps if until is None else min(until, num_steps)
-    session, start = _started(session, dataset, recipe, seed, None if until is None else last)
+    session, start = _started(session, dataset, recipe, seed, None if until is None else last, teacher)
     module = Classifier(
         network,
         *dataset.normalisation(),
@@ -320,6 +352,7 @@ def fit(
         start,
         session.on_epoch,
         stops=until is not None,
+        teacher=None if teacher is None else _classifying(teacher),
     )
     if recipe.channels_last:
         module.to(memory_format=torch.channels_last)  # 1.4 times faster on a CPU
@@ -348,7 +381,14 @@ def fit(
         if session.identity is not None and recipe.devices > 1:  # trained in other processes
             module.history = read_checkpoint(session.path, session.identity)["history"]
     module.take_average()
+    module.teacher = None
     return module.cpu().eval()
+
+
+def _classifying(teacher: Teacher) -> Classifier:
+    """A teacher as a module that takes images in 0..1."""
+    module = Classifier(teacher.network(), *teacher.normalisation(), Recipe(epochs=0), num_steps=0)
+    return module.requires_grad_(requires_grad=False)
 
 
 def _leaves_unused(network: nn.Module, dataset: TrainingData, recipe: Recipe) -> bool:

@@ -21,7 +21,10 @@ Precision = Literal["32", "bf16", "fp16", 32]
 CHECKPOINT = "checkpoint.pt"
 """File of the last finished epoch, in a training's folder; a new training in that folder resumes from it."""
 
-NEWER = {"mixup", "cutmix", "mix_prob", "shift", "rotate", "scale", "colour", "ema", "decay_norms"}
+NEWER = {
+    *("mixup", "cutmix", "mix_prob", "shift", "rotate", "scale", "colour", "ema", "decay_norms"),
+    *("teacher", "teacher_weight", "temperature"),
+}
 """Settings that recipes did not have at first; stores and checkpoints of that time have no word for them."""
 
 SLOW_EPOCHS = 5
@@ -66,6 +69,11 @@ class Recipe:
         ema: The network that is tested has the exponential moving average of the weights, which forgets over
             this fraction of the training's steps, in 0..1; 0: the weights of the last step.
         decay_norms: Whether `weight_decay` is also of biases and of normalisations' weights.
+        teacher: Folder of a trained network for the same images and classes, whose answers on the same
+            changed images are learnt, too; None: none.
+        teacher_weight: Weight of the teacher's loss, in 0..1; that of the labels has the rest. It is
+            temperature^2 times the Kullback-Leibler divergence from the teacher's probabilities.
+        temperature: What the logits of both are divided by for it.
 
     Raises:
         ValueError: A value out of range; names the setting.
@@ -97,18 +105,27 @@ class Recipe:
     colour: Fraction = 0.0
     ema: Fraction = 0.0
     decay_norms: bool = True
+    teacher: str | None = None
+    teacher_weight: Fraction = 0.5
+    temperature: Positive = 2.0
 
     def __post_init__(self) -> None:
         if self.schedule == "linear" and 0 < self.epochs <= SLOW_EPOCHS:
             raise ValueError(f"epochs must be above {SLOW_EPOCHS} with schedule=linear, not {self.epochs}")
 
-    def check(self, *, auxiliary: bool, drop_path: bool) -> None:
+    def check(self, *, auxiliary: bool, drop_path: bool, teacher: bool = False) -> None:
         """Raise ValueError if the recipe needs what a network has not.
 
         Args:
             auxiliary: Whether it has an auxiliary classifier.
             drop_path: Whether it has drop-path.
+            teacher: Whether it may have a teacher.
         """
+        if self.teacher is not None and not teacher:
+            raise ValueError(
+                f"teacher={self.teacher} is for final networks only (trainer.teacher): it may have learnt "
+                "from the validation images on which other networks are judged"
+            )
         if self.auxiliary_weight and not auxiliary:
             raise ValueError(
                 f"trainer.auxiliary_weight={self.auxiliary_weight} needs a network with an auxiliary "
