@@ -31,7 +31,7 @@ from hwnas.data.images import Images, check_batch, check_images
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.evaluators.zero_cost import TRIES, ZeroCost
 from hwnas.files import only_maker, read_torch, write_torch
-from hwnas.spaces.capabilities import HasSupernet
+from hwnas.spaces.capabilities import HasSupernet, in_size
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
 from hwnas.training.shared_weights import (
@@ -188,7 +188,7 @@ class Supernet(LooksUp):
         store_dir: Folder of the store, for supernets that all runs use.
         folder: The run's folder, for supernets that are trained on its populations.
         announce: Called with a sentence about each training.
-        channels: C of the supernet; None: the space's.
+        channels: C of the supernet; None: the space's. Spaces of one size ignore it, and `num_cells`.
         num_cells: Cells of the supernet, in the space's unit; None: the space's; "fewest": as few as
             possible.
         affine: Whether BatchNorm in cells has a weight and a bias.
@@ -267,6 +267,11 @@ class Supernet(LooksUp):
                 "training.schedule=complexity needs a space that adds up parameters by operation: "
                 f"nasbench201, not {space.name}"
             )
+        if not space.mixes and (decoding != "hard" or training.sampling not in ("single_path", "population")):
+            raise ValueError(
+                f"evaluator=supernet runs single networks of {space.name}, not mixtures: training.sampling="
+                f"single_path (or population) and decoding=hard, not {training.sampling} and {decoding}"
+            )
         check_batch("training.batch_size", training.batch_size, dataset.size("train"), training.devices)
         self.name = "supernet"
         self.metrics = {"val_acc": "max"}
@@ -287,11 +292,10 @@ class Supernet(LooksUp):
                 "epochs_per_generation of at least 1 and warmup_epochs=0"
             )
         self.num_valid, self.valid_batch_size, self.seed = num_valid, valid_batch_size, seed
-        self.channels = int(space.sizes["channels"]) if channels is None else channels
-        if num_cells is None:
-            num_cells = int(space.sizes["num_cells"])
-        self.num_cells = space.fewest_cells if num_cells == "fewest" else num_cells
-        space.resized(channels=self.channels, num_cells=self.num_cells)  # which checks what it needs
+        sizes = in_size(space, channels, num_cells).sizes  # which checks what it needs
+        self.channels, self.num_cells = (
+            int(sizes[size]) if size in sizes else None for size in ("channels", "num_cells")
+        )
         if cutout is not None:
             dataset = copy.copy(dataset)
             dataset.cutout = cutout
@@ -329,7 +333,8 @@ class Supernet(LooksUp):
         population trains at once what depends on none.
         """
         assert isinstance(space, HasSupernet)
-        resized = space.resized(channels=self.channels, num_cells=self.num_cells)
+        resized = in_size(space, self.channels, self.num_cells)
+        assert isinstance(resized, HasSupernet)
         if not self._links or resized.choices != self._links[-1].space.choices:
             stage = self._links[-1].stage + 1 if self._links else 0
             parent = self._links[-1].chain if self._links and self.inherit else self._rooted(resized)
@@ -542,8 +547,9 @@ class Supernet(LooksUp):
     def _made_for(self, link: _Link) -> dict[str, object]:
         """Description of the weights, which a checkpoint must match."""
         space = link.space
+        size = "" if self.channels is None else f" {self.channels}x{self.num_cells}"
         return {
-            "space": f"{space.name} {space.sizes['channels']}x{space.sizes['num_cells']}",
+            "space": f"{space.name}{size}",
             "images": list(space.image_shape),
             "classes": space.num_classes,
         }
@@ -592,9 +598,11 @@ class Supernet(LooksUp):
         except RuntimeError as error:  # torch's only kind of it on a CPU
             if not any(sign in str(error) for sign in ("out of memory", "allocate memory", "enough memory")):
                 raise
+            smaller = f"evaluator.{setting}"
+            if self.channels is not None:
+                smaller += f", evaluator.channels ({self.channels}) or evaluator.num_cells ({self.num_cells})"
             raise ValueError(
-                f"evaluator=supernet ran out of memory in {what}; a smaller evaluator.{setting}, "
-                f"evaluator.channels ({self.channels}) or evaluator.num_cells ({self.num_cells}) needs less"
+                f"evaluator=supernet ran out of memory in {what}; a smaller {smaller} needs less"
             ) from None
 
 

@@ -142,7 +142,13 @@ class HasFeatures(Resizable):
 
 
 class HasSupernet(Resizable):
-    """A space with one network that holds every architecture."""
+    """A space with one network that holds every architecture.
+
+    Attributes:
+        mixes: Whether that network also runs mixtures of operations, or only single architectures.
+    """
+
+    mixes: bool = True
 
     @abstractmethod
     def supernet(self, *, affine: bool, track_running_stats: bool) -> Supernet:

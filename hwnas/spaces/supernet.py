@@ -1,4 +1,6 @@
-"""One network that holds every architecture of a space, with shared weights, executed in three ways.
+"""One network that holds every architecture of a space, with shared weights.
+
+`Supernet` is what training and evaluation need of it; `CellSupernet` is one of cells, executed in three ways.
 
 An architecture is given as mixing weights, an array (edges, ops): an edge is the sum of its operations'
 outputs times their weights. An operation of weight 0 is not run. A softmax makes a soft mixture, one-hot rows
@@ -41,8 +43,61 @@ from hwnas.spaces.blocks import folded_convolution
 Body = Callable[[Tensor], Tensor]
 """From the stem's output to logits."""
 
+Region = tuple[slice, ...]
+"""Part of a tensor."""
+
 
 class Supernet(nn.Module):
+    """The weights of all architectures of a space, and how one of them, or a mixture, is run with them.
+
+    Parameters are named by their place and operation, so that a supernet with fewer operations finds its own.
+
+    Attributes:
+        slices: Whether networks run with regions of parameters.
+    """
+
+    slices: ClassVar[bool] = False
+
+    def kernels(self) -> dict[int, list[nn.Parameter]]:
+        """Kernels of each operation that has some, on all edges of all cells; empty if the space has no say.
+
+        For spaces whose edges choose among the same operations, independently of each other.
+        """
+        return {}
+
+    def used(self) -> dict[nn.Parameter, Region]:
+        """Regions of parameters that ran in training since the last call; the others ran whole, or not."""
+        return {}
+
+    @abstractmethod
+    def forward(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+        """Logits (B, classes) in training mode; updates running statistics.
+
+        Args:
+            x_BCHW: Images.
+            weights: Mixing weights (edges, ops); operations of weight 0 are not run.
+
+        Raises:
+            ValueError: Weights of another shape, or of operations that are not allowed.
+        """
+
+    @abstractmethod
+    def compiled(self, weights: FloatArray, *, batch_statistics: bool = False) -> Callable[[Tensor], Tensor]:
+        """One architecture as a function from images to logits, for evaluation; buffers stay as they are.
+
+        The function is valid until the weights of the supernet change.
+
+        Args:
+            weights: Mixing weights (edges, ops).
+            batch_statistics: Whether every BatchNorm uses the batch's statistics instead of the running ones;
+                those that track none always do.
+
+        Raises:
+            ValueError: Weights of another shape, or of operations that are not allowed.
+        """
+
+
+class CellSupernet(Supernet):
     """Stem, cells and classifier; a space's own supernet has the cells.
 
     Args:
@@ -65,15 +120,8 @@ class Supernet(nn.Module):
             nn.Conv2d(image_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         )
 
-    def kernels(self) -> dict[int, list[nn.Parameter]]:
-        """Kernels of each operation that has some, on all edges of all cells; empty if the space has no say.
-
-        For spaces whose edges choose among the same operations, independently of each other.
-        """
-        return {}
-
     def plain(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
-        """Logits (B, classes), operation by operation.
+        """Logits (B, classes), operation by operation, in either mode; what the other two are compared with.
 
         Args:
             x_BCHW: Images.
@@ -85,32 +133,13 @@ class Supernet(nn.Module):
         return self._plain(self.stem(x_BCHW), self._effective(weights))
 
     def forward(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
-        """Logits (B, classes) in training mode, stacked; updates running statistics.
-
-        Args:
-            x_BCHW: Images.
-            weights: Mixing weights (edges, ops).
-
-        Raises:
-            ValueError: Weights of another shape, or of operations that are not allowed.
-        """
+        """As `Supernet.forward`, stacked."""
         assert self.training, "`compiled` is for evaluation"
         return self._trained(x_BCHW, self._effective(weights))
 
     @torch.no_grad()
     def compiled(self, weights: FloatArray, *, batch_statistics: bool = False) -> Callable[[Tensor], Tensor]:
-        """One architecture as a function from images to logits, for evaluation; buffers stay as they are.
-
-        The function is valid until the weights of the supernet change.
-
-        Args:
-            weights: Mixing weights (edges, ops).
-            batch_statistics: Whether every BatchNorm uses the batch's statistics instead of the running ones;
-                those in cells that track none always do.
-
-        Raises:
-            ValueError: Weights of another shape, or of operations that are not allowed.
-        """
+        """As `Supernet.compiled`, folded where that is possible."""
         weights = self._effective(weights)
         stem = folded_convolution(self.stem[0], self.stem[1], batch_statistics)
         folds = self.tracks and not batch_statistics

@@ -1,15 +1,7 @@
 """Weights that all architectures of a space share: training by the epoch, accuracy by architecture.
 
-What is not specific to a space. A space takes part by `supernet(affine=, track_running_stats=)`, a module
-with
-
-- `forward(x, weights)`: logits in training mode for mixing weights (edges, ops), an array; operations of
-  weight 0 are not run;
-- `plain(x, weights)`: the same, operation by operation, in either mode; the reference of tests;
-- `compiled(weights, batch_statistics=)`: a fast function from images to logits, for evaluation;
-- parameters named by their place and operation, so that a supernet with fewer operations finds its own;
-
-and by `onehot`, which says what an architecture chooses on every edge.
+What is not specific to a space. A space takes part by `supernet(affine=, track_running_stats=)`, a module of
+`hwnas.spaces.supernet.Supernet`, and by `onehot`, which says what an architecture chooses on every edge.
 
 The weights are a Lightning module that a Trainer can fit. On one device a search drives it by a plain loop
 instead: generations of a search and epochs of training take turns, a Trainer per generation leaks memory, and
@@ -34,12 +26,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwnas.core import FloatArray, Genotype, SearchSpace
+from hwnas.core import FloatArray, Genotype, SearchSpace, seed_of
 from hwnas.data.images import Batches, Images, augment
 from hwnas.files import read_torch, temporary_folder, write_torch
 from hwnas.spaces.capabilities import HasSupernet
 from hwnas.training.importance import Importance
 from hwnas.training.lightning import Devices, fit_by_lightning
+from hwnas.training.partial_sgd import PartialSGD
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
 
@@ -245,13 +238,15 @@ class SharedWeights(pl.LightningModule):
 
     def _sgd(self) -> torch.optim.SGD:
         recipe = self.recipe
-        return torch.optim.SGD(
-            self.supernet.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-        )
+        settings: dict[str, Any] = {
+            "lr": recipe.lr,
+            "momentum": recipe.momentum,
+            "weight_decay": recipe.weight_decay,
+            "nesterov": recipe.nesterov and recipe.momentum > 0,
+        }
+        if self.supernet.slices:
+            return PartialSGD(self.supernet.parameters(), self.supernet.used, **settings)
+        return torch.optim.SGD(self.supernet.parameters(), **settings)
 
     def configure_optimizers(self) -> torch.optim.SGD:
         """SGD with its momenta; for a Trainer. Steps set the learning rate themselves."""
@@ -271,7 +266,10 @@ class SharedWeights(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Draw the architectures of an epoch, the same in every process; for a Trainer."""
-        self._start(self.first_epoch + self.current_epoch, self._population)
+        epoch = self.first_epoch + self.current_epoch
+        self._start(epoch, self._population)
+        if self.trainer.world_size > 1:
+            torch.manual_seed(seed_of(self.seed, epoch))  # of dropout
 
     def on_train_epoch_end(self) -> None:
         """Figures of an epoch, of all processes together; for a Trainer."""
@@ -414,16 +412,18 @@ class SharedWeights(pl.LightningModule):
             ValueError: The loss is not finite; says in which step.
         """
         self._start(epoch, population)
-        for step, batch in enumerate(self._batches):
-            loss = self.training_step(batch, step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            if self.recipe.grad_clip is not None:
-                nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
-            if self._draws_operations:
-                self._operation_norms.append(self._kernel_norms(self._mixtures[step]))
-            self.optimizer.step()
-            progress("steps", step + 1, len(self._batches))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_of(self.seed, epoch))  # of dropout
+            for step, batch in enumerate(self._batches):
+                loss = self.training_step(batch, step)
+                self.optimizer.zero_grad()
+                loss.backward()
+                if self.recipe.grad_clip is not None:
+                    nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
+                if self._draws_operations:
+                    self._operation_norms.append(self._kernel_norms(self._mixtures[step]))
+                self.optimizer.step()
+                progress("steps", step + 1, len(self._batches))
         summary = self._summary(epoch, torch.stack(self._figures))
         self._learn_importance(epoch)
         return summary

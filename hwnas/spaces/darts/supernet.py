@@ -53,7 +53,7 @@ from hwnas.spaces.darts.encoding import (
     DartsEncoding,
 )
 from hwnas.spaces.darts.network import FactorizedReduce, operation
-from hwnas.spaces.supernet import Body, Supernet, leaving
+from hwnas.spaces.supernet import Body, CellSupernet, leaving
 
 IN_CACHE = 1 << 18
 """Numbers of a stack of operations that stay in a core's cache: so few images a folded cell takes at once."""
@@ -384,7 +384,7 @@ class _FoldedSource:
             add_products(nodes, targets, parts(y, n), products)
 
 
-class DartsSupernet(Supernet):
+class DartsSupernet(CellSupernet):
     """Every architecture of a DARTS space in one network with shared weights.
 
     Pools are followed by BatchNorm, and BatchNorm in the cells has neither weight nor bias, as in the papers'

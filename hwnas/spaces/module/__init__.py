@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core import Count, FloatArray, Genotype, checked, checked_choices, suggestion
-from hwnas.spaces.capabilities import Drawable, HasCosts, HasFeatures
+from hwnas.spaces.capabilities import Drawable, HasCosts, HasFeatures, HasSupernet
 from hwnas.spaces.drawing import Drawing
 from hwnas.spaces.module import source
 from hwnas.spaces.module.drawing import columns
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hwnas.spaces.blocks import Blocks, Population
+    from hwnas.spaces.module.supernet import ModuleSupernet
     from hwnas.spaces.module.tracing import Trace, Tracer
 
 MOST_OPTIONS = 36
@@ -47,7 +48,7 @@ SMALL_SIDE = 8
 """Height and width of images that networks must take for evaluators to judge them on smaller images."""
 
 
-class ModuleSpace(HasFeatures, HasCosts, Drawable):
+class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
     """The networks of a module whose constructor uses `choice`, `width`, `depth`, `kernel` and `optional`.
 
     A genotype has an option per choice, in the order in which a network meets them. Choices that only some
@@ -70,6 +71,8 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
         ValueError: No such file or class; a module without choices, with two of one name, with options that
             do not fit, or that cannot be counted; says which line of the file.
     """
+
+    mixes = False
 
     @checked
     def __init__(
@@ -259,7 +262,7 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
 
     def _trace(self, genotype: Genotype) -> Trace:
         if genotype not in self._traces:
-            trace = self._fitting(self._numbers(genotype), self._options)
+            trace = self._fitting(self.numbers(genotype), self._options)
             if new := [name for name in trace.met if name not in self._options]:
                 raise ValueError(
                     f"{self._called}: choice {new[0]!r} was not met by any of the first networks; only with "
@@ -283,12 +286,12 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
         try:
             for ends in (0, -1):
                 genotype = tuple(options[ends] for options in self._all)
-                self.tracer.trace(self._numbers(genotype), small)
+                self.tracer.trace(self.numbers(genotype), small)
         except MisfitError:
             return False
         return True
 
-    def _numbers(self, genotype: Genotype) -> dict[str, int]:
+    def numbers(self, genotype: Genotype) -> dict[str, int]:
         """Number of the chosen option by name of the choice."""
         return {
             name: options.index(op)
@@ -309,6 +312,20 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
                     f"choice {list(self._options)[edge]!r} has no option {set(ops) - set(known)}"
                 )
         return smaller
+
+    @property
+    def unrestricted(self) -> Self:
+        """The space with all options of its module."""
+        return self.restrict(self._all)
+
+    @property
+    def largest(self) -> Genotype:
+        """The architecture with the largest number of each choice, and the last of options that are none."""
+        amounts = self._amounts()
+        return tuple(
+            max(ops, key=lambda op: (amounts[place, op], ops.index(op)))
+            for place, ops in enumerate(self.choices)
+        )
 
     def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
         """Genotypes (n, choices) with the first option of each choice that a network does not meet."""
@@ -412,11 +429,20 @@ class ModuleSpace(HasFeatures, HasCosts, Drawable):
 
     def network(self, genotype: Genotype) -> nn.Module:
         """The network of one architecture, randomly initialised by torch's generator."""
-        return self.tracer.network(self._numbers(self.check(genotype)))
+        return self.tracer.network(self.numbers(self.check(genotype)))
 
     def drawn(self, genotypes: Sequence[Genotype], seed: int) -> Population:
         """The networks of K architectures as one module, each with weights drawn with the seed."""
-        return _networks().population([(self.tracer, self._numbers(self.check(g))) for g in genotypes], seed)
+        return _networks().population([(self.tracer, self.numbers(self.check(g))) for g in genotypes], seed)
+
+    def supernet(self, *, affine: bool, track_running_stats: bool) -> ModuleSupernet:
+        """All networks with shared weights; single architectures run.
+
+        Args:
+            affine: Without effect: BatchNorm has what the module's code says.
+            track_running_stats: Whether normalisations keep the running statistics that the code gives them.
+        """
+        return _supernets().ModuleSupernet(self, track_running_stats=track_running_stats)
 
     def drawing(self) -> Drawing:
         """A column per part of the module, with a box per choice."""
@@ -436,3 +462,10 @@ def _networks() -> ModuleType:
     from hwnas.spaces.module import tracing
 
     return tracing
+
+
+def _supernets() -> ModuleType:
+    # as above
+    from hwnas.spaces.module import supernet
+
+    return supernet

@@ -121,6 +121,37 @@ class Tracer:
         with building(options):
             return self.module(**self._arguments)
 
+    def shapes(self, options: Mapping[str, int]) -> tuple[nn.Module, Build]:
+        """A network on `meta`, and how it was built.
+
+        Args:
+            options: As for `network`.
+
+        Raises:
+            MisfitError: It cannot be built.
+        """
+        with building(options) as build, self._blaming("cannot be built"):
+            return self._on_meta(build), build
+
+    def skeleton(self, options: Mapping[str, int]) -> tuple[nn.Module, Build]:
+        """A network whose parameters are on `meta` and whose buffers have values, and how it was built.
+
+        What the constructor draws is the same for the same options.
+
+        Args:
+            options: As for `network`.
+        """
+        with torch.random.fork_rng(devices=[]), building(options) as build:
+            torch.default_generator.manual_seed(0)  # which costs less than `torch.manual_seed`
+            network = self.module(**self._arguments)
+        empty: dict[nn.Parameter, nn.Parameter] = {}  # one that stands at two places stays one
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter not in empty:
+                    empty[parameter] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+                module._parameters[name] = empty[parameter]
+        return network, build
+
     def trace(self, options: Mapping[str, int], image_shape: Sequence[int] | None = None) -> Trace:
         """Build and count a network.
 
@@ -132,8 +163,7 @@ class Tracer:
             MisfitError: It cannot be built, does not take the images, or returns something other than logits.
             ChoiceError: Words that are used wrongly.
         """
-        with building(options) as build, self._blaming("cannot be built"):
-            network = self._on_meta(build)
+        network, build = self.shapes(options)
         parts: dict[str, Counter[str]] = {}
         with self._blaming("cannot be counted"):
             for name, parameter in network.named_parameters():
@@ -172,7 +202,7 @@ class Tracer:
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error):
                 raise
-        build.met.clear()
+        build.clear()
         with torch.random.fork_rng(devices=[]):
             return self.module(**self._arguments).to("meta")
 

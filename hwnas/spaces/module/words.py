@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NAME = re.compile(r"[A-Za-z_][\w.-]*")
 """Names of choices."""
@@ -36,10 +39,17 @@ class Build:
         options: Number or label of the chosen option by name of the choice; those that are not here take
             their first.
         met: Labels of the options per choice that was met, in this order.
+        options_of: Options that a module is, e.g. "conv=plain", from the innermost choice to the outermost.
     """
 
     options: Mapping[str, int | str]
     met: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    options_of: dict[nn.Module, tuple[str, ...]] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.met.clear()
+        self.options_of.clear()
 
 
 _build: ContextVar[Build | None] = ContextVar("build", default=None)
@@ -69,8 +79,13 @@ def choice(name: str, options: Mapping[str, Any] | Sequence[Any]) -> Any:
     """
     if not isinstance(options, Mapping):
         options = {str(option): option for option in _listed("choice", name, options)}
-    option = list(options.values())[_chosen("choice", name, [str(label) for label in options])]
-    return option() if callable(option) and not _is_module(option) else option
+    number = _chosen("choice", name, [str(label) for label in options])
+    label, option = list(options.items())[number]
+    if callable(option) and not _is_module(option):
+        option = option()
+    if (build := _build.get()) is not None and _is_module(option):
+        build.options_of[option] = (*build.options_of.get(option, ()), f"{name}={label}")
+    return option
 
 
 def width(name: str, options: Sequence[int]) -> int:

@@ -29,7 +29,7 @@ from hwnas.spaces.nasbench201.encoding import (
     SKIP,
     NasBench201Encoding,
 )
-from hwnas.spaces.supernet import Body, Supernet, leaving
+from hwnas.spaces.supernet import Body, CellSupernet, leaving
 
 KERNELS = ((3, CONV_3X3), (1, CONV_1X1))
 """Kernel size and operation of the convolutions."""
@@ -386,7 +386,7 @@ class _InPlaceSums:
             self._nodes[target], self._mine[target] = torch.add(node, term, alpha=weight), True
 
 
-class NasBench201Supernet(Supernet):
+class NasBench201Supernet(CellSupernet):
     """Every architecture of a NAS-Bench-201 space in one network with shared weights.
 
     Stem, residual blocks and head are those of the published network; BatchNorm in the cells differs as the
