@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas import ModuleSpace, choice, depth, kernel, optional, width
+from hwnas import ModuleSpace, Trial, choice, compose, depth, kernel, optional, search, width
 from hwnas.core import Genotype
 from hwnas.data.images import Images
 from hwnas.spaces.module.supernet import ModuleSupernet
@@ -266,3 +266,36 @@ def test_training_helps_all_networks_and_is_inherited() -> None:
         for weights in (part, whole)
     ]
     assert torch.equal(*same)
+
+
+def test_a_search_resumes_to_the_same_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails in the third generation, whose population is being trained."""
+    words = [
+        *("evaluator=supernet", "evaluator.warmup_epochs=0", "evaluator.epochs_per_generation=1", "seed=1"),
+        *("evaluator.training.sampling=population", "evaluator.training.batch_size=256", "device=flops"),
+        *("strategy=regularized_evolution", "strategy.population_size=3", "strategy.sample_size=2"),
+        *("generations=4", "trainer=none"),
+    ]
+
+    def run(name: str) -> list[Trial]:
+        problem = compose(*words, space=Small)
+        return search(problem, tmp_path / name, store=tmp_path / f"{name} store", show=False).trials
+
+    def failing(self: SharedWeights, epoch: int, population: object = ()) -> dict[str, float]:
+        if epoch == 2:
+            raise RuntimeError("power is gone")
+        return train(self, epoch, population)
+
+    expected, train = run("whole"), SharedWeights.train_epoch
+    monkeypatch.setattr(SharedWeights, "train_epoch", failing)
+    with pytest.raises(RuntimeError, match="power is gone"):
+        run("stopped")
+    monkeypatch.setattr(SharedWeights, "train_epoch", train)
+    assert run("stopped") == expected
+    assert len(expected) == 12
+
+
+def test_mixtures_are_refused(tmp_path: Path) -> None:
+    words = ("evaluator=supernet", "evaluator.training.sampling=random_alpha", "trainer=none", "device=flops")
+    with pytest.raises(ValueError, match="supernet runs single networks of Small-"):
+        search(compose(*words, space=Small), tmp_path, show=False)
