@@ -69,9 +69,11 @@ def alone(space: ModuleSpace, genotype: Genotype, network: ModuleSupernet) -> nn
 def test_sliced_networks_are_stand_alone_ones(ushaped: ModuleSpace) -> None:
     """Under evaluation with either kind of statistics, and in training, which updates the running ones."""
     network, x = supernet(ushaped), images()
-    assert network.weights["down/2/large/0/0/weight Conv2d depthwise 4d"].shape == (24, 1, 7, 7)
-    assert network.weights["down/2/join/0/weight Conv2d 4d"].shape == (24, 32, 1, 1)
-    assert "down/0/attention/gate/0/weight level0/attention=yes Linear 2d" in network.weights
+    assert network.weights["down/2/large/0/0/weight Inception Conv2d depthwise 4d"].shape == (24, 1, 7, 7)
+    assert network.weights["down/2/join/0/weight Inception Conv2d 4d"].shape == (24, 32, 1, 1)
+    assert (
+        "down/0/attention/gate/0/weight Inception level0/attention=yes Attention Linear 2d" in network.weights
+    )
     for genotype in ushaped.sample(np.random.default_rng(0), 8):
         weights = ushaped.onehot([genotype])[0]
         for batch_statistics in (True, False):

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -321,11 +322,11 @@ class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
     @property
     def largest(self) -> Genotype:
         """The architecture with the largest number of each choice, and the last of options that are none."""
-        amounts = self._amounts()
-        return tuple(
-            max(ops, key=lambda op: (amounts[place, op], ops.index(op)))
-            for place, ops in enumerate(self.choices)
-        )
+
+        def size(op: int) -> float:
+            return float(self.ops[op]) if re.fullmatch(r"\d+(\.\d+)?", self.ops[op]) else 0.0
+
+        return tuple(max(reversed(ops), key=size) for ops in self.choices)
 
     def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
         """Genotypes (n, choices) with the first option of each choice that a network does not meet."""

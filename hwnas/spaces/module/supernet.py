@@ -1,10 +1,11 @@
 """One set of weights for all networks of a user's module: a network runs with slices of them.
 
-A parameter is named by where it stands and by the kind of its layer. There is one of each, as large as the
-largest of all networks. A smaller network has the leading part of every dimension: the first channels of a
-layer, the first blocks of a depth. Of kernels it has the middle. Modules that are options of a `choice` have
-weights of their own. Where channels of several widths lie side by side (`torch.cat`), and in grouped
-convolutions, the leading part is an approximation: what an input channel means depends on the widths before.
+A parameter is named by where it stands, and by the classes of the modules around it. There is one of each, as
+large as the largest of all networks. A smaller network has the leading part of every dimension: the first
+channels of a layer, the first blocks of a depth. Of kernels it has the middle. Modules that are options of a
+`choice` have weights of their own. Where channels of several widths lie side by side (`torch.cat`), and in
+grouped convolutions, the leading part is an approximation: what an input channel means depends on the widths
+before.
 
 `functional_call` runs a network that was built without weights with the slices, which are views: it computes
 what the network alone computes with these weights. Statistics of normalisation are shared in the same way;
@@ -25,6 +26,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from hwnas.core import FloatArray, Genotype
+from hwnas.spaces.module.features import CONTAINERS
 from hwnas.spaces.module.words import Build, MisfitError
 from hwnas.spaces.supernet import Region, Supernet
 
@@ -267,15 +269,16 @@ class _Largest:
 def _parts(network: nn.Module, build: Build) -> Iterator[_Part]:
     """What a network has of shared tensors.
 
-    A key has the name, the kind of the layer, and options of choices that the layer is in.
+    A key has the name, and what the layer is in: classes of modules, and options of choices.
     """
-    options: dict[str, tuple[str, ...]] = {"": ()}
+    within: dict[str, tuple[str, ...]] = {}
     known: set[Tensor] = set()
     for place, module in network.named_modules():
-        outer = options[place.rpartition(".")[0]]
-        options[place] = (*build.options_of.get(module, ()), *outer)
+        outer = within[place.rpartition(".")[0]] if place else ()
+        within[place] = (*outer, *reversed(build.options_of.get(module, ())))
+        if place and not isinstance(module, CONTAINERS):
+            within[place] += (_kind(module),)
         spatial = isinstance(module, _ConvNd)
-        what = " ".join([*options[place], _kind(module)])
         for learned, tensors in ((True, module._parameters), (False, module._buffers)):
             if not learned and not isinstance(module, _NormBase):
                 continue
@@ -284,7 +287,8 @@ def _parts(network: nn.Module, build: Build) -> Iterator[_Part]:
                     continue
                 known.add(tensor)
                 name = f"{place}.{own}".removeprefix(".")
-                key = f"{name} {what} {tensor.dim()}d".replace(".", "/")  # names of parameters have no dots
+                key = " ".join([name, *within[place], f"{tensor.dim()}d"])
+                key = key.replace(".", "/")  # names of parameters have no dots
                 yield _Part(name, key, tuple(tensor.shape), spatial and own == "weight", learned)
 
 

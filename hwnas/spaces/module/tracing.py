@@ -33,6 +33,10 @@ PLAIN = (bool, int, float, str, type(None), tuple, torch.Size)
 """Types of settings that tell layers apart."""
 
 
+FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+"""Functions that change values only."""
+
+
 @dataclass(frozen=True)
 class Trace:
     """What one network consists of.
@@ -55,9 +59,9 @@ class _NoInitialValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Call a function, unless it is one of `torch.nn.init`."""
+        """Call a function, unless it is one of `torch.nn.init`, or what those call."""
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
