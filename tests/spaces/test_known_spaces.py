@@ -79,19 +79,65 @@ def test_known_networks_are_points_for_small_images() -> None:
         }
 
 
-def test_the_weights_of_torchvision_give_the_same_logits(mobile: KnownSpace, resnet: KnownSpace) -> None:
-    """Tensors in the order of torchvision's MobileNetV2, and by name of its ResNet-18."""
-    x = torch.randn(2, 3, 64, 64)
-    theirs = torchvision.models.mobilenet_v2().eval()
-    ours = mobile.network(architecture(mobile, "mobilenet_v2")).eval()
-    values = theirs.state_dict().values()
-    ours.load_state_dict(dict(zip(ours.state_dict(), values, strict=True)))
-    with torch.no_grad():
-        assert torch.allclose(ours(x), theirs(x), atol=1e-6)
-        theirs = torchvision.models.resnet18().eval()
-        ours = resnet.network(architecture(resnet, "resnet18")).eval()
-        ours.load_state_dict(theirs.state_dict())
-        assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """State dicts of torchvision, with random values."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    found = {name: str(folder / f"{name}.pt") for name in ("v2", "v3", "resnet18", "checkpoint")}
+    torch.save(torchvision.models.mobilenet_v2(width_mult=0.5).state_dict(), found["v2"])
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), found["v3"])
+    torch.save(torchvision.models.resnet18().state_dict(), found["resnet18"])
+    torch.save({"epoch": 3}, found["checkpoint"])
+    return found
+
+
+def test_published_networks_with_their_weights(files: dict[str, str]) -> None:
+    """The logits are torchvision's; a copy in another process has the weights, too."""
+    x, models = torch.randn(2, 3, 64, 64), torchvision.models
+    for name, preset, theirs in (
+        ("v2", "mobilenet_v2_x0.5", models.mobilenet_v2(width_mult=0.5)),
+        ("resnet18", "resnet18", models.resnet18()),
+    ):
+        theirs.load_state_dict(torch.load(files[name], weights_only=True))
+        kind = MobileSpace if name == "v2" else ResNetSpace
+        said: list[str] = []
+        space = kind(image_shape=(3, 64, 64), num_classes=1000, pretrained=files[name], announce=said.append)
+        assert said == [f"{files[name]} has the weights of {preset}: networks start with those that fit"]
+        for each in (space, pickle.loads(pickle.dumps(space))):
+            network = each.network(architecture(each, preset)).eval()
+            with torch.no_grad():
+                assert torch.allclose(network(x), theirs.eval()(x), atol=1e-5)
+
+
+def test_networks_start_with_the_weights_that_fit(files: dict[str, str]) -> None:
+    """A deeper ResNet of two classes: its first two blocks have weights of the file, its third has none."""
+    said: list[str] = []
+    space = ResNetSpace(num_classes=2, pretrained=files["resnet18"], announce=said.append)
+    assert said[0].endswith(
+        "; conv1.weight and fc.weight and fc.bias do not fit, and start with random values"
+    )
+    assert space.name.startswith(f"{ResNetSpace(num_classes=2).name}-")
+    text = space.presets["resnet18"].replace("s1.depth=2", "s1.depth=3")
+    network, weights = space.network(space.from_str(text)), torch.load(files["resnet18"], weights_only=True)
+    assert torch.equal(network.layer1[1].conv1.weight, weights["layer1.1.conv1.weight"])
+    assert not torch.equal(network.layer1[2].conv1.weight, weights["layer1.1.conv1.weight"])
+    assert network.fc.weight.shape == (2, 512)
+
+
+def test_weights_that_are_wrong(files: dict[str, str], tmp_path: Path) -> None:
+    for kind, path, message in (
+        (
+            MobileSpace,
+            files["resnet18"],
+            r"of another network: of its 122 tensors \d+ fit the nearest",
+        ),
+        (MobileSpace, files["v3"], "v3.pt is of another network"),
+        (ResNetSpace, files["v2"], "v2.pt is of another network: of its 314 tensors 0 fit"),
+        (ResNetSpace, files["checkpoint"], "must be a state dict, .*; its 'epoch' is of type int"),
+        (ResNetSpace, str(tmp_path / "none.pt"), "not found"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(image_shape=(3, 64, 64), pretrained=path)
 
 
 @pytest.mark.parametrize("name", ["mobile", "resnet"])

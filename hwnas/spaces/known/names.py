@@ -47,6 +47,12 @@ class Known:
         """Blocks per stage of a ResNet; of other networks none."""
         return DEPTHS.get(self.family, ())
 
+    @property
+    def options(self) -> dict[str, str]:
+        """Options of `search_space=mobile` or `resnet` for this network where they are not the first."""
+        depths = {f"s{number}.depth": str(depth) for number, depth in enumerate(self.depths, start=1)}
+        return {"width": str(self.width), **depths}
+
 
 def _all() -> dict[str, Known]:
     found = {}
@@ -58,6 +64,11 @@ def _all() -> dict[str, Known]:
 
 
 _KNOWN = _all()
+
+
+def points(*families: str) -> dict[str, dict[str, str]]:
+    """`Known.options` of all networks of some families, by name."""
+    return {name: each.options for name, each in _KNOWN.items() if each.family in families}
 
 
 def known_names() -> tuple[str, ...]:

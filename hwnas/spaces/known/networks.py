@@ -12,15 +12,17 @@ from hwnas.spaces.blocks import count
 from hwnas.spaces.known import counting
 from hwnas.spaces.known.mobile import MobileNet
 from hwnas.spaces.known.names import SMALL_SIDE, Known
+from hwnas.spaces.known.pretrained import Pretrained
 from hwnas.spaces.known.resnet import ResNet
 from hwnas.spaces.module.words import building
 
+__all__ = ["SPACES", "Pretrained", "build", "counted"]
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mobilenet_v2": torchvision.models.mobilenet_v2,
     "mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
     "mobilenet_v3_large": torchvision.models.mobilenet_v3_large,
 }
-"""torchvision's functions that take a width multiplier."""
+"""torchvision's functions that take a width multiplier; other networks are points of the spaces."""
 
 SPACES = {"mobile": (MobileNet, counting.mobile), "resnet": (ResNet, counting.resnet)}
 """Per space its networks, and the function that counts them."""
@@ -38,10 +40,9 @@ def build(known: Known, image_shape: tuple[int, int, int], num_classes: int) -> 
         image_shape: (channels, height, width) of the images.
         num_classes: Number of classes.
     """
-    if known.depths:
-        options = {f"s{number}.depth": str(depth) for number, depth in enumerate(known.depths, start=1)}
-        with building({"width": str(known.width), **options}):
-            return ResNet(image_shape, num_classes)
+    if known.family not in MODELS:
+        with building(known.options):
+            return (ResNet if known.depths else MobileNet)(image_shape, num_classes)
     network = MODELS[known.family](num_classes=num_classes, width_mult=known.width)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     if min(image_shape[1:]) < SMALL_SIDE:

@@ -6,9 +6,11 @@ meet all choices, and fit, and their costs have closed forms, so that a space is
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from hwnas.core import Count, FloatArray, Genotype, checked, checked_choices, suggestion
 from hwnas.spaces.capabilities import HasNetworks, examples
-from hwnas.spaces.known.names import BASE_WIDTHS, DEPTHS, MULTIPLIERS, known
+from hwnas.spaces.known.names import DEPTHS, known, points
 from hwnas.spaces.module import ModuleSpace
 
 if TYPE_CHECKING:
@@ -36,10 +38,12 @@ class KnownNetworks(HasNetworks):
         names: The networks.
         image_shape: (channels, height, width) of the images.
         num_classes: Number of classes.
+        pretrained: As of `KnownSpace`, for the network that it is of.
         choices: Networks still allowed, as one list of their numbers; None allows all.
 
     Raises:
-        ValueError: An unknown name, or one that is given twice; says which are near.
+        ValueError: An unknown name, or one that is given twice; says which are near. What `KnownSpace` raises
+            of weights.
     """
 
     @checked
@@ -49,6 +53,7 @@ class KnownNetworks(HasNetworks):
         *,
         image_shape: tuple[int, int, int] = (3, 32, 32),
         num_classes: Count = 10,
+        pretrained: str | None = None,
         choices: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._known = tuple(map(known, names))
@@ -59,10 +64,17 @@ class KnownNetworks(HasNetworks):
         self.image_shape, self.num_classes = image_shape, num_classes
         self.choices = checked_choices(choices, 1, len(names))
         self._counts: dict[int, tuple[int, int]] = {}
+        self._pretrained = None
+        if pretrained is not None:
+            networks = {name: partial(self.network, (number,)) for number, name in enumerate(names)}
+            self._pretrained = _networks().Pretrained(pretrained, networks)
+            self.name += f"-{self._pretrained.digest}"
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Self:
         """The sub-space with only the networks `keep[0]`."""
-        return type(self)(self.ops, image_shape=self.image_shape, num_classes=self.num_classes, choices=keep)
+        smaller = copy.copy(self)
+        smaller.choices = checked_choices(keep, 1, len(self.ops))
+        return smaller
 
     def to_str(self, genotype: Genotype) -> str:
         """The network's name."""
@@ -81,7 +93,8 @@ class KnownNetworks(HasNetworks):
     def network(self, genotype: Genotype) -> nn.Module:
         """The network, randomly initialised by torch's generator."""
         (number,) = self.check(genotype)
-        return _networks().build(self._known[number], self.image_shape, self.num_classes)
+        network = _networks().build(self._known[number], self.image_shape, self.num_classes)
+        return network if self._pretrained is None else self._pretrained.start(network)
 
     def static_metrics(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
         """`flops` (multiply-adds) and `params` per genotype, shape (n,), as `blocks.count` counts them."""
@@ -99,19 +112,39 @@ class KnownSpace(ModuleSpace):
     Args:
         image_shape: (channels, height, width) of the images.
         num_classes: Number of classes.
+        pretrained: File of a state dict of torchvision, relative to the working folder or the data folder:
+            networks start with the weights of it that fit; None: with random ones.
+        announce: Called with a sentence that says which network the weights are of.
 
     Attributes:
         kind: What the space is called in a configuration.
+
+    Raises:
+        ValueError: A file that is missing, is no state dict, or is of another network.
     """
 
     kind: ClassVar[str]
 
     @checked
-    def __init__(self, *, image_shape: tuple[int, int, int] = (3, 32, 32), num_classes: Count = 10) -> None:
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        num_classes: Count = 10,
+        pretrained: str | None = None,
+        announce: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         module, self._closed_form = _networks().SPACES[self.kind]
         super().__init__(module, image_shape=image_shape, num_classes=num_classes)
         self.name = f"{self.kind}-{self._digest()}"
-        self.presets = {name: self._text(options) for name, options in self._published().items()}
+        published = self._published()
+        self.presets = {name: self._text(options) for name, options in published.items()}
+        self._pretrained = None
+        if pretrained is not None:
+            networks = {name: partial(self.tracer.network, options) for name, options in published.items()}
+            self._pretrained = _networks().Pretrained(pretrained, networks)
+            self.name += f"-{self._pretrained.digest}"
+            announce(self._pretrained.sentence)
 
     def _published(self) -> dict[str, dict[str, str]]:
         """Options of published networks by their name, where they are not the first ones."""
@@ -148,6 +181,11 @@ class KnownSpace(ModuleSpace):
     def _takes_small_images(self) -> bool:
         return True
 
+    def network(self, genotype: Genotype) -> nn.Module:
+        """The network of one architecture, randomly initialised by torch's generator, or pretrained."""
+        network = super().network(genotype)
+        return network if self._pretrained is None else self._pretrained.start(network)
+
 
 class MobileSpace(KnownSpace):
     """Networks of inverted residual blocks, around MobileNetV2 and with the parts of MobileNetV3.
@@ -161,8 +199,7 @@ class MobileSpace(KnownSpace):
     kind = "mobile"
 
     def _published(self) -> dict[str, dict[str, str]]:
-        thinner = {f"mobilenet_v2_x{each:g}": {"width": str(each)} for each in MULTIPLIERS[:-1]}
-        return {"mobilenet_v2": {}, **thinner}
+        return points("mobilenet_v2")
 
 
 class ResNetSpace(KnownSpace):
@@ -176,11 +213,7 @@ class ResNetSpace(KnownSpace):
     kind = "resnet"
 
     def _published(self) -> dict[str, dict[str, str]]:
-        found = {}
-        for name, depths in DEPTHS.items():
-            options = {f"s{number}.depth": str(depth) for number, depth in enumerate(depths, start=1)}
-            found[name] = options
-            found |= {f"{name}_w{base}": {**options, "width": str(base)} for base in BASE_WIDTHS[:-1]}
+        found = points(*DEPTHS)
         return {**found, "resnet50": {**found["resnet34"], "block": "bottleneck"}}
 
 

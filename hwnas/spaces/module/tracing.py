@@ -116,11 +116,11 @@ class Tracer:
         self._arguments = {name: value for name, value in offered.items() if name in known}
         self._layers: dict[object, tuple[Any, Counter[str]]] = {}
 
-    def network(self, options: Mapping[str, int]) -> nn.Module:
+    def network(self, options: Mapping[str, int | str]) -> nn.Module:
         """A network, randomly initialised by torch's generator.
 
         Args:
-            options: Number of the chosen option by name of the choice.
+            options: Number or label of the chosen option by name of the choice.
         """
         with building(options):
             return self.module(**self._arguments)

@@ -1,0 +1,93 @@
+"""Weights of torchvision's networks from a file, for networks that have tensors of the same shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from hwnas.files import find_file, read_torch
+from hwnas.spaces.known.mobile import MobileNet
+
+ENOUGH = 0.5
+"""Fraction of a network's tensors that must fit for a file to count as that network's weights."""
+
+
+class Pretrained:
+    """Weights that networks start with, as far as they have tensors of the same names and shapes.
+
+    Args:
+        path: File of a state dict of torchvision, relative to the working folder or the data folder.
+        networks: Builds the networks that it may be of, by name.
+
+    Attributes:
+        digest: Hash of the file.
+        sentence: Which network the file has the weights of, and what of it does not fit here.
+
+    Raises:
+        ValueError: A file that is missing, is no state dict, or is of none of the networks.
+    """
+
+    def __init__(self, path: str, networks: Mapping[str, Callable[[], nn.Module]]) -> None:
+        self._path = find_file(path).absolute()
+        self.digest = hashlib.sha256(self._path.read_bytes()).hexdigest()[:8]
+        self._weights: dict[str, Tensor] | None = None
+        with torch.device("meta"):
+            shapes = {name: _tensors(build()) for name, build in networks.items()}
+        name = max(shapes, key=lambda each: len(self._fitting(shapes[each])))
+        own, fits = shapes[name], self._fitting(shapes[name])
+        if len(fits) < ENOUGH * len(own):
+            raise ValueError(
+                f"pretrained: {self._path} is of another network: of its {len(self.weights)} tensors "
+                f"{len(fits)} fit the nearest one, {name}"
+            )
+        drawn = [each for each in own if each not in fits]
+        rest = f"; {' and '.join(drawn)} do not fit, and start with random values" if drawn else ""
+        self.sentence = f"{self._path} has the weights of {name}: networks start with those that fit{rest}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the weights, which another process reads again."""
+        return {**vars(self), "_weights": None}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the file by their name; of torchvision's MobileNetV2 by that in `MobileNet`.
+
+        Raises:
+            ValueError: No such file, or something else than a state dict.
+        """
+        if self._weights is None:
+            content = read_torch(self._path)
+            for name, value in content.items():
+                if not isinstance(value, Tensor):
+                    raise ValueError(
+                        f"pretrained: {self._path} must be a state dict, as torch.save(network.state_dict(), "
+                        f"file) writes it; its {name!r} is of type {type(value).__name__}"
+                    )
+            with torch.device("meta"):  # both have the same tensors in the same order
+                theirs, ours = torchvision.models.mobilenet_v2().state_dict(), MobileNet().state_dict()
+            names = dict(zip(theirs, ours, strict=True)) if content.keys() == theirs.keys() else {}
+            self._weights = {names.get(name, name): value for name, value in content.items()}
+        return self._weights
+
+    def start(self, network: nn.Module) -> nn.Module:
+        """A network with the weights that fit; the others stay as they were drawn."""
+        network.load_state_dict(self._fitting(_tensors(network)), strict=False)
+        return network
+
+    def _fitting(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that have the name and the shape of one of a network's."""
+        return {
+            name: value
+            for name, value in self.weights.items()
+            if name in own and own[name].shape == value.shape
+        }
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and statistics of a network, without counters."""
+    return {name: value for name, value in network.state_dict().items() if value.dim()}
