@@ -41,7 +41,7 @@ def test_all_figures_are_those_of_built_networks(name: str, shape: tuple[int, in
     found = {**space.static_metrics(networks), **space.work(networks)}
     for number, genotype in enumerate(networks):
         built = Counter[str]()
-        for figures in space.tracer.trace(space._numbers(genotype)).parts.values():
+        for figures in space.tracer.trace(space.numbers(genotype)).parts.values():
             built.update(figures)
         assert {figure: values[number] for figure, values in found.items() if values[number]} == built
 
