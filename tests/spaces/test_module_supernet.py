@@ -21,6 +21,11 @@ from hwnas.training.shared_weights import Judges, SharedWeights, inherit
 PAGE = (Path(__file__).parents[2] / "docs" / "modules.md").read_text()
 
 
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture(scope="module")
 def ushaped() -> ModuleSpace:
     """The module of docs/modules.md."""
