@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import logging
+import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from hwnas.runs.result import Evaluations, Result, Trained
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
 from hwnas.searches.budget import paces, seconds_of
+from hwnas.searches.finish import SEARCH_PART, TRIALS, Finish, advice
 from hwnas.searches.halving import Halving
 from hwnas.searches.loop import search as loop
 from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
@@ -183,7 +185,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             with display.generations(task.generations):
                 loop(task.strategy, evaluators, archive, task.generations, progress.log)
             end = Conclusion(task, archive.trials)
-            network = _trained(end, folder / "network", display)
+            finished = Finish(end, context).carry_out()
             asked = len(archive.trials)
             counts = Evaluations(asked, len(unique(archive.trials)), asked - sum(map(store.paid, task.paid)))
             result = replace(
@@ -194,7 +196,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
                 hypervolume=tuple(progress.hypervolumes),
                 versions={evaluator.name: evaluator.version for evaluator in evaluators},
                 warm_start=warm,
-                network=network,
+                **vars(finished),
                 doubts=tuple(display.doubts),
             )
             result = _write(context, end, result, tracker)
@@ -210,8 +212,10 @@ def _plan(task: Task, context: RunContext, workers: int) -> None:
     """Have the strategy plan by the budget, if there is one."""
     if task.problem.budget is not None:
         budget = seconds_of(task.problem.budget)
-        spent, each = paces(context.folder, budget, task.quality, task.space, workers, context.display.say)
-        task.strategy.plan(budget, each, spent)
+        before = time.perf_counter() - context.began if task.trains else 0.0
+        announce = context.display.say
+        spent, each = paces(context.folder, budget, task.quality, task.space, workers, announce, before)
+        task.strategy.plan(budget, each, spent, SEARCH_PART if task.trains else 1.0)
 
 
 def _cached(
@@ -292,33 +296,6 @@ def _announce(display: Display, task: Task, archive: Archive) -> None:
         display.say(f"resuming after {len(archive.trials)} evaluations")
 
 
-def _trained(end: Conclusion, folder: Path, display: Display) -> Trained | None:
-    """Train the answer from scratch, if that is asked for and a benchmark does not know its accuracy."""
-    task, answer = end.task, end.to_train
-    if answer is None or not isinstance(task.space, HasNetworks):
-        return None
-    if not task.space.is_connected([answer.genotype])[0]:
-        display.doubt(
-            "the best network has no path from input to output: it answers the same for all images and is "
-            "not trained"
-        )
-        return None
-    assert isinstance(task.dataset, Images | ImageFolder)  # or `set_up` would have refused it
-    # torch is loaded once a network is trained: a search on tables needs none.
-    from hwnas.training.final import Session, train_network
-
-    with display.phase("final network", "training the final network"):
-        figures = train_network(
-            task.space,
-            answer.genotype,
-            task.dataset,
-            task.recipe,
-            Session(folder, announce=display.say, warn=display.doubt),
-            seed=task.seed,
-        )
-    return Trained(**figures)
-
-
 def _write(
     context: RunContext,
     end: Conclusion,
@@ -346,6 +323,7 @@ def _write(
     result.write(folder / "result.json")
     if result.network is not None:
         forget_checkpoint(folder / "network")
+        shutil.rmtree(folder / TRIALS, ignore_errors=True)
     tracker.artifact("result", [folder / name for name in ("result.json", "pareto.csv", "report.html")])
     if result.network is not None:
         tracker.artifact(
@@ -375,6 +353,8 @@ def _say_end(context: RunContext, end: Conclusion, result: Result) -> None:
     display.say(f"report: {folder / 'report.html'}")
     if end.answer is not None and end.task.has_networks:
         display.say(f"next: hwnas {'train' if network is None else 'export'} run={folder}")
+    if sentence := advice(result):
+        display.say(sentence)
 
 
 def _run_id(folder: Path) -> str:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+    from torch import nn
 
 Genotype = tuple[int, ...]
 """One operation index per decision, canonical and hashable: the cache key of an architecture."""
@@ -832,6 +833,10 @@ class Evaluator(ABC):
         """Training time of the genotypes in a benchmark, in seconds; None if it is unknown."""
         return None
 
+    def timed(self, networks: Sequence[nn.Module]) -> list[float] | None:
+        """Milliseconds that any networks take on the device, measured now; None if nothing is measured here."""
+        return None
+
 
 @dataclass(frozen=True)
 class Hints:
@@ -909,13 +914,14 @@ class Strategy(ABC):
     def result(self) -> list[Trial]:
         """The answer of the method: a front, an elite, a mean."""
 
-    def plan(self, seconds: float, each: Sequence[float], spent: float = 0.0) -> None:
+    def plan(self, seconds: float, each: Sequence[float], spent: float = 0.0, part: float = 1.0) -> None:
         """Plan the populations of a run by a budget, before the first is asked for.
 
         Args:
             seconds: The budget.
             each: Seconds per network of each of `Evaluator.rungs`.
             spent: Seconds of the budget that are gone.
+            part: Of the budget, for the search; the rest is for trainings after it.
 
         Raises:
             ValueError: The strategy cannot plan, as most, or the budget is too small.

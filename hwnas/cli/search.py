@@ -95,6 +95,12 @@ def _warm_start(cfg: DictConfig) -> WarmStart | None:
     )
 
 
+def _baselines(cfg: DictConfig) -> str | list[str]:
+    """The off-the-shelf networks that a configuration compares with; those of earlier versions know none."""
+    named = cfg.get("baselines", [])
+    return named if isinstance(named, str) else [str(name) for name in named or []]
+
+
 def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
     """The problem that a configuration states.
 
@@ -121,6 +127,7 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
         names=names,
         warm_start=_warm_start(cfg),
         replay=_replay(cfg),
+        baselines=_baselines(cfg),
     )
 
 

@@ -9,17 +9,20 @@ import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from annotated_types import Ge
 
 from hwnas.core import Count, Evaluator, FloatArray, Genotype, SearchSpace, checked
 from hwnas.devices.board import processor
-from hwnas.devices.measure import Backend, Settings, measure, require_blocks
+from hwnas.devices.measure import Backend, Settings, measure, require_blocks, time_networks
 from hwnas.devices.onnx_models import require_onnx
 from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
 from hwnas.files import only_maker, write_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NUM_CHECK, NOISE = 20, 0.1
 """Whole networks for the fit and for its check; variation above which a figure is measured again."""
@@ -60,7 +63,7 @@ class Host(Evaluator):
         rounds: Annotated[int, Ge(3)],
         backend: Backend = "torch",
     ) -> None:
-        require_blocks(space)
+        self._space = require_blocks(space)
         self.name = "host"
         self.exhaustive = True
         self.metrics = {"latency_ms": "min"}
@@ -76,7 +79,6 @@ class Host(Evaluator):
             seed=0,
         )
         self.profile: Profile | None = None
-        self._space = space
         self._store_dir = store_dir
         self._kept = kept
         self._announce = announce
@@ -149,6 +151,10 @@ class Host(Evaluator):
     def errors(self, metric: str) -> FloatArray:
         """As for the profile."""
         return np.empty(0) if self.profile is None else self.profile.errors(metric)
+
+    def timed(self, networks: Sequence[nn.Module]) -> list[float]:
+        """Milliseconds that networks take on this machine, by the settings of the profile."""
+        return time_networks(networks, self._space.image_shape, self.settings)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted latency per genotype."""

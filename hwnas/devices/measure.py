@@ -261,6 +261,33 @@ def time_modules(
     return [float(np.median(figures[name])) for name in timers]
 
 
+def time_networks(
+    networks: Sequence[nn.Module], image_shape: Sequence[int], settings: Settings
+) -> list[float]:
+    """Median milliseconds of a forward pass of each network on this machine, all in turns.
+
+    Args:
+        networks: Whole networks; their weights have no effect, and are changed.
+        image_shape: (channels, height, width).
+        settings: Backend, threads, batch size and rounds; providers of the CPU only.
+    """
+    shape = [settings.batch_size, *image_shape]
+    for network in networks:
+        draw_weights(network)
+    if settings.backend == "torch":
+        modules = [(network, shape) for network in networks]
+        return time_modules(modules, threads=settings.threads, rounds=settings.rounds)
+    with temporary_folder() as folder:
+        models = {str(i): (network, shape, f"{i}.onnx") for i, network in enumerate(networks)}
+        write_models(models, Path(folder))
+        timers = {
+            name: board.onnx_timer(str(Path(folder, file)), shape, settings.provider, settings.threads)
+            for name, (_, shape, file) in models.items()
+        }
+        figures, _ = board.time_rounds(timers, settings.rounds, noise=math.inf)
+    return [float(np.median(figures[name])) for name in models]
+
+
 def _torch_timer(name: str, module: nn.Module, shape: Sequence[int], cuda: bool) -> board.Timer:
     import torch
 

@@ -60,6 +60,9 @@ class Trained:
         seconds: What training and testing took.
         balanced_test_acc: Mean over the classes of their test accuracy, in 0..1; None: not known.
         classes: Names of the classes, in the order of their labels; None: they have numbers only.
+        name: Of the off-the-shelf network that was trained instead, because it did better; None: the best
+            network that was found.
+        latency_ms: Measured on the device, with those of `Result.baselines`; None: not measured.
     """
 
     test_acc: float
@@ -68,6 +71,37 @@ class Trained:
     seconds: float = 0.0
     balanced_test_acc: float | None = None
     classes: tuple[str, ...] | None = None
+    name: str | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network beside others that were trained by the same recipe for the same time, on the same images.
+
+    Attributes:
+        name: Of the off-the-shelf network, or the text of the found one.
+        flops: Multiply-adds.
+        params: Parameters.
+        within: Whether it keeps the limits, as far as its costs are known; others were not trained.
+        latency_ms: Measured on the device, all in turns; None: the device measures no networks.
+        val_acc: In 0..1, by which the one to take was chosen; None: not trained.
+        test_acc: In 0..1, on the test images; None: not trained.
+        seconds: Of the training.
+        lead: Of an off-the-shelf network its test accuracy less that of the found one; None: not compared.
+        lead_std: Its standard error, by the test images that only one of both answers right.
+    """
+
+    name: str
+    flops: float
+    params: float
+    within: bool
+    latency_ms: float | None = None
+    val_acc: float | None = None
+    test_acc: float | None = None
+    seconds: float = 0.0
+    lead: float | None = None
+    lead_std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -384,6 +418,8 @@ class Result(Plan):
         reports: What only reports may show of at most `MOST_REPORTED` networks, evenly spread.
         versions: What each evaluator's answers depend on.
         network: The final network; None if none was trained.
+        baselines: Off-the-shelf networks, and what they reached in the time that the found one had.
+        found: The best network that was found, trained beside them; None: there were none.
         doubts: Warnings that were given on the way.
         protocol: The images that validate, in words; None where the configuration says it.
         seconds: Per phase, and "total".
@@ -421,6 +457,8 @@ class Result(Plan):
     reports: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     network: Trained | None = None
+    baselines: tuple[Contender, ...] = ()
+    found: Contender | None = None
     doubts: tuple[str, ...] = ()
     protocol: str | None = None
     seconds: Mapping[str, float]

@@ -47,8 +47,9 @@ def paces(
     space: SearchSpace,
     workers: int,
     announce: Callable[[str], None],
+    spent: float = 0.0,
 ) -> tuple[float, list[float]]:
-    """Seconds that measuring took, and seconds per network of every rung with so many workers.
+    """Seconds of the budget that are gone, and seconds per network of every rung with so many workers.
 
     They are measured once, and then read from the folder: a run that is resumed, on whatever machine, has the
     plan that it began with.
@@ -60,6 +61,7 @@ def paces(
         space: The search space.
         workers: Parts of a population that are evaluated at once.
         announce: Called with a sentence when speeds are measured.
+        spent: Seconds of the budget that were gone before, if this is the beginning of the run.
 
     Raises:
         ValueError: The file is corrupt.
@@ -79,7 +81,7 @@ def paces(
         finally:
             torch.set_num_threads(before)
         took = time.perf_counter() - start
-        measured = {"seconds": budget, "measuring": took, "workers": workers, "seconds_per_network": each}
+        measured = {"seconds": budget, "measuring": spent + took, "workers": workers, "seconds_per_network": each}
         write_json(path, measured)
         announce(f"speed of this machine measured in {took:.1f} s; the plan is made by it, once for the run")
     content = read_json(path)

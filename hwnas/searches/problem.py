@@ -36,6 +36,7 @@ from hwnas.devices.flops import Flops
 from hwnas.devices.profile import margin
 from hwnas.runs.display import Display
 from hwnas.runs.result import Plan
+from hwnas.searches.baselines import check_baselines
 from hwnas.searches.budget import seconds_of
 from hwnas.searches.exact import check_possible, quantile
 from hwnas.searches.replay import Held, Replay, hold
@@ -120,6 +121,8 @@ class Problem:
         seed: Of the strategy, the evaluator and the final training.
         warm_start: What the strategy begins with; None: with nothing.
         replay: Runs whose networks are searched, with the answers that are there; None: all networks.
+        baselines: Names of off-the-shelf networks that are trained beside the best one; "auto": usual ones
+            within the limits, if there is a budget, and the device measures networks.
         names: What pages and files call the parts, by config group; the others are called by their own name,
             or that of their class.
 
@@ -141,6 +144,7 @@ class Problem:
     seed: Seed = 0
     warm_start: WarmStart | None = None
     replay: Replay | None = None
+    baselines: str | Sequence[str] = "auto"
     names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -254,6 +258,11 @@ class Task:
         return isinstance(self.space, HasNetworks)
 
     @property
+    def trains(self) -> bool:
+        """Whether the search ends with a training; where accuracies are known nobody trains."""
+        return bool(self.recipe.epochs) and self.has_networks and not self.quality.reported
+
+    @property
     def plan(self) -> Plan:
         """Objectives, limits as numbers, and the goals of all metrics, reported ones included."""
         limits = {limit.metric: limit.bound for limit in self.limits}
@@ -310,7 +319,8 @@ def set_up(problem: Problem, context: RunContext) -> Task:
             teacher_in(recipe.teacher, space.image_shape, space.num_classes)
     offered = {**context.offered, "dataset": dataset, "space": space, "seed": problem.seed}
     quality = build(problem.evaluator, Evaluator, "evaluator", **offered)
-    trains = recipe.epochs and isinstance(space, HasNetworks) and not quality.reported
+    trains = bool(recipe.epochs) and isinstance(space, HasNetworks) and not quality.reported
+    check_baselines(problem.baselines, trains)
     if trains:  # where accuracies are known nobody reads images
         if not isinstance(dataset, Images | ImageFolder):
             raise ValueError(

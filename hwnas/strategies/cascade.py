@@ -157,24 +157,26 @@ class Cascade(Strategy):
         self._matrix: FloatArray = np.empty((0, 0))
         self._answer: list[Trial] = []
 
-    def plan(self, seconds: float, each: Sequence[float], spent: float = 0.0) -> None:
+    def plan(self, seconds: float, each: Sequence[float], spent: float = 0.0, part: float = 1.0) -> None:
         """Set `networks` by a budget.
 
         Args:
             seconds: The budget.
             each: Seconds per network and rung.
             spent: Seconds of the budget that are gone.
+            part: Of the budget, for the search.
 
         Raises:
             ValueError: The budget does not suffice for the scores of the fewest networks; says what does.
         """
-        needed = spent + FEWEST[0] * each[0] / USED_PART
+        needed = (spent + FEWEST[0] * each[0] / USED_PART) / part
         if seconds < needed:
             raise ValueError(
                 f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: measuring the speed "
                 f"took {spent:.1f} s, scores of {FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s"
+                + f", and {1 - part:.0%} of it are for training what is found" * (part < 1)
             )
-        left = USED_PART * (seconds - spent)
+        left = USED_PART * (part * seconds - spent)
         scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * left / each[0])))
         short = int((left - scored * each[0]) / each[1])
         long = int((left - scored * each[0] - MOST[1] * each[1]) / each[2])

@@ -1,0 +1,341 @@
+"""The end of a search: the best network is trained, beside networks that anyone could take off the shelf.
+
+Off-the-shelf networks are timed on the device in turns with the found one. Those within the limits are trained
+like it, by the same recipe for the same time, on the training images without those that validate. The
+validation images say which is to be taken, and that one is trained on all training images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwnas.core import FloatArray, Genotype, Trial
+from hwnas.data.folder import ImageFolder
+from hwnas.data.images import Images
+from hwnas.files import consistent, read_json, shaped, write_json
+from hwnas.runs.result import Contender, Result, Trained
+from hwnas.runs.units import phrase
+from hwnas.searches.baselines import USUAL
+from hwnas.searches.budget import seconds_of
+from hwnas.searches.outcome import Conclusion
+from hwnas.searches.problem import RunContext, Task
+from hwnas.spaces.capabilities import HasNetworks, identity
+from hwnas.spaces.known import KnownNetworks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hwnas.training.recipe import Recipe
+
+PLAN, TRIALS = "finish.json", "trials"
+"""File of what was measured and planned, and folder of the trainings that are compared, in a run's folder."""
+
+FEWEST_PASSES = 10
+"""Passes over the training images that a network of `baselines=auto` would get through in the whole budget."""
+
+TRIAL_PART = 0.08
+"""Part of a budget for each training that is compared."""
+
+SEARCH_PART = 0.35
+"""Part of a budget for the search; the best network's training gets what is left."""
+
+FOUND = "found"
+"""Name of the found network in `PLAN`, and of its folder in `TRIALS`."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the end of a search gives.
+
+    Attributes:
+        network: The network that was trained on all training images; None: none.
+        found: The best network that was found, as it compares; None: nothing was compared.
+        baselines: Off-the-shelf networks.
+    """
+
+    network: Trained | None = None
+    found: Contender | None = None
+    baselines: tuple[Contender, ...] = ()
+
+
+class Finish:
+    """Times, compares and trains.
+
+    Args:
+        end: The search's end.
+        context: The run.
+    """
+
+    def __init__(self, end: Conclusion, context: RunContext) -> None:
+        self._task, self._answer = end.task, end.to_train
+        self._folder, self._display = context.folder, context.display
+        self._began = context.began
+        budget = self._task.problem.budget
+        self._budget = None if budget is None else seconds_of(budget)
+        self._planned = _read(context.folder / PLAN)
+
+    def carry_out(self) -> Finished:
+        """Do all of it; what was measured and trained before is not done again.
+
+        Raises:
+            ValueError: What `training.classifier.fit` raises.
+        """
+        task, answer, display = self._task, self._answer, self._display
+        if answer is None or not isinstance(task.space, HasNetworks):
+            return Finished()
+        if not task.space.is_connected([answer.genotype])[0]:
+            display.doubt(
+                "the best network has no path from input to output: it answers the same for all images and "
+                "is not trained"
+            )
+            return Finished()
+        names = self._names(answer)
+        if not names:
+            return Finished(self._trained(task.space, answer.genotype, None, None))
+        with display.phase("baselines", f"training {' and '.join(names)} beside the best network"):
+            found, baselines = self._compared(answer, names)
+        best = max((c for c in baselines if c.val_acc is not None), key=lambda c: c.val_acc or 0.0, default=None)
+        if best is None or (best.val_acc or 0.0) <= (found.val_acc or 0.0):
+            network = self._trained(task.space, answer.genotype, None, found.latency_ms)
+        else:
+            space = self._known([best.name])
+            network = self._trained(space, (0,), best.name, best.latency_ms)
+        return Finished(network, found, baselines)
+
+    @property
+    def _dataset(self) -> Images | ImageFolder:
+        assert isinstance(self._task.dataset, Images | ImageFolder)  # or `set_up` would have refused it
+        return self._task.dataset
+
+    def _known(self, names: Sequence[str]) -> KnownNetworks:
+        dataset = self._dataset
+        return KnownNetworks(names, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+
+    def _names(self, answer: Trial) -> list[str]:
+        """The baselines of this run."""
+        baselines = self._task.problem.baselines
+        if not isinstance(baselines, str):
+            return list(baselines)
+        if self._budget is None or self._task.device.timed([]) is None:
+            return []
+        if "names" not in self._planned:
+            self._keep(names=self._usual(answer.genotype, self._budget))
+        return list(self._planned["names"])
+
+    def _usual(self, found: Genotype, budget: float) -> list[str]:
+        """Of each family of `USUAL` the largest network within the limits that can be trained in the budget.
+
+        How long a pass takes is judged by that of the found network, and by multiply-adds. The smallest network
+        of a family that fits counts where none is fast enough.
+        """
+        space = self._task.space
+        assert isinstance(space, HasNetworks)
+        share = self._timed(self._task.recipe, FOUND, space, found, TRIAL_PART * budget, "train").max_steps
+        per_pass = self._dataset.size("train") / self._task.recipe.batch_size
+        work = float(space.static_metrics([found])["flops"][0]) * (share or 1) / per_pass / TRIAL_PART
+        known = self._known(USUAL)
+        sizes = known.static_metrics(known.all())
+        latency = self._task.device.timed([known.network(genotype) for genotype in known.all()])
+        costs = {**sizes, "latency_ms": latency or []}
+        kept = [
+            row
+            for row in range(len(USUAL))
+            if self._within({name: float(values[row]) for name, values in costs.items()})
+        ]
+        chosen = []
+        for family in ("mobilenet", "resnet"):
+            members = sorted((row for row in kept if USUAL[row].startswith(family)), key=sizes["flops"].item)
+            fast = [row for row in members if sizes["flops"][row] * FEWEST_PASSES <= work]
+            chosen += [USUAL[row] for row in (fast[-1:] or members[:1])]
+        return chosen
+
+    def _steps(self, space: HasNetworks, genotype: Genotype, seconds: float, part: str) -> int:
+        from hwnas.training.pace import steps_within
+
+        return steps_within(
+            space.network(genotype),
+            self._dataset,
+            self._task.recipe,
+            seconds,
+            part=part,
+            folder=self._folder / TRIALS / "pace",
+        )
+
+    def _within(self, costs: Mapping[str, float]) -> bool:
+        """Whether known costs keep the run's limits on costs."""
+        return all(
+            costs[limit.metric] <= limit.bound
+            for limit in self._task.limits
+            if limit.goal == "min" and limit.metric in costs
+        )
+
+    def _compared(self, answer: Trial, names: Sequence[str]) -> tuple[Contender, tuple[Contender, ...]]:
+        """The found network and the baselines, timed and trained alike."""
+        assert isinstance(self._task.space, HasNetworks)
+        known = self._known(names)
+        asked: dict[str, tuple[HasNetworks, Genotype]] = {FOUND: (self._task.space, answer.genotype)}
+        asked |= {name: (known, (number,)) for number, name in enumerate(names)}
+        latency = self._latency({name: space.network(genotype) for name, (space, genotype) in asked.items()})
+        contenders, right = {}, {}
+        for name, (space, genotype) in asked.items():
+            sizes = {key: float(of[0]) for key, of in space.static_metrics([genotype]).items()}
+            costs = sizes if latency is None else {**sizes, "latency_ms": latency[name]}
+            contender = Contender(
+                name=space.to_str(genotype),
+                flops=sizes["flops"],
+                params=sizes["params"],
+                within=name == FOUND or self._within(costs),
+                latency_ms=None if latency is None else latency[name],
+            )
+            if contender.within:
+                start = time.perf_counter()
+                valid, right[name] = self._tried(name, space, genotype)
+                contender = replace(
+                    contender,
+                    val_acc=valid,
+                    test_acc=float(right[name].mean()),
+                    seconds=time.perf_counter() - start,
+                )
+                self._display.say(f"  {contender_in_words(contender)}")
+            contenders[name] = contender
+        for name in right:
+            if name != FOUND:
+                lead, error = lead_of(right[name], right[FOUND])
+                contenders[name] = replace(contenders[name], lead=lead, lead_std=error)
+        found = contenders.pop(FOUND)
+        return found, tuple(contenders.values())
+
+    def _latency(self, networks: Mapping[str, nn.Module]) -> Mapping[str, float] | None:
+        """Measured milliseconds per network; None where the device measures none."""
+        if "latency_ms" not in self._planned:
+            measured = self._task.device.timed(list(networks.values()))
+            self._keep(latency_ms=None if measured is None else dict(zip(networks, measured, strict=True)))
+        found: Mapping[str, float] | None = self._planned["latency_ms"]
+        return found
+
+    def _tried(self, name: str, space: HasNetworks, genotype: Genotype) -> tuple[float, FloatArray]:
+        """Validation accuracy of a network after its training, and which test images it answers right."""
+        import torch
+
+        from hwnas.training.checkpoint import Session
+        from hwnas.training.classifier import fit
+        from hwnas.training.pace import right
+
+        task, dataset, recipe = self._task, self._dataset, self._task.recipe
+        seconds = None if self._budget is None else TRIAL_PART * self._budget
+        recipe = self._timed(recipe, name, space, genotype, seconds, "train")
+        folder = self._folder / TRIALS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(task.seed)
+            network = space.network(genotype)
+            session = Session(folder, identity(space, genotype, dataset), announce=self._display.say)
+            module = fit(network, dataset, recipe, session, part="train", seed=task.seed)
+        answered = right(module, dataset, "valid")
+        return float(answered.float().mean()), right(module, dataset, "test").double().numpy()
+
+    def _timed(
+        self,
+        recipe: Recipe,
+        name: str,
+        space: HasNetworks,
+        genotype: Genotype,
+        seconds: float | None,
+        part: str,
+    ) -> Recipe:
+        """The recipe for so many seconds, as planned once; as it is without a budget."""
+        from hwnas.training.pace import within
+
+        if seconds is None:
+            return recipe
+        steps: Mapping[str, int] = self._planned.get("steps", {})
+        if name not in steps:
+            self._keep(steps={**steps, name: self._steps(space, genotype, seconds, part)})
+        return within(recipe, self._planned["steps"][name], self._dataset, part)
+
+    def _trained(
+        self, space: HasNetworks, genotype: Genotype, name: str | None, latency_ms: float | None
+    ) -> Trained:
+        """Train a network on all training images; within a budget for what is left of it."""
+        from hwnas.training.checkpoint import Session
+        from hwnas.training.final import train_network
+
+        task, display = self._task, self._display
+        with display.phase("final network", "training the final network"):
+            left = None
+            if self._budget is not None:
+                least = TRIAL_PART * self._budget
+                left = max(least, self._budget - (time.perf_counter() - self._began))
+            recipe = self._timed(task.recipe, "network", space, genotype, left, "all")
+            figures = train_network(
+                space,
+                genotype,
+                self._dataset,
+                recipe,
+                Session(self._folder / "network", announce=display.say, warn=display.doubt),
+                seed=task.seed,
+            )
+        return Trained(**figures, name=name, latency_ms=latency_ms)
+
+    def _keep(self, **figures: object) -> None:
+        """Write what was measured or planned."""
+        self._planned = {**self._planned, **figures}
+        write_json(self._folder / PLAN, self._planned)
+
+
+def lead_of(right: FloatArray, other: FloatArray) -> tuple[float, float]:
+    """The accuracy of one network less that of another on the same images, and its standard error.
+
+    Args:
+        right: Of each image, 1 if the network answers it right, else 0; shape (n,).
+        other: Likewise of the other network.
+    """
+    difference = right - other
+    return float(difference.mean()), float(difference.std() / len(difference) ** 0.5)
+
+
+def contender_in_words(of: Contender) -> str:
+    """A line on a network that was compared."""
+    costs = [] if of.latency_ms is None else [phrase("latency_ms", of.latency_ms)]
+    costs.append(phrase("flops", of.flops))
+    if of.test_acc is None:
+        return f"{of.name}: {', '.join(costs)}: not within the limits"
+    lead = "" if of.lead is None else f" ({100 * of.lead:+.1f} ± {100 * (of.lead_std or 0.0):.1f} points)"
+    return f"{of.name}: {', '.join(costs)}, test accuracy {of.test_acc:.2%}{lead} after {of.seconds:.0f} s"
+
+
+def advice(result: Result) -> str | None:
+    """A sentence on the network to take; None if nothing was compared.
+
+    Its certainty is that of the test images: a lead of less than two standard errors may be luck.
+    """
+    found, trained = result.found, [other for other in result.baselines if other.test_acc is not None]
+    if found is None or result.network is None:
+        return None
+    taken = "the best network that was found" if result.network.name is None else result.network.name
+    if not trained:
+        return f"take {taken}: no off-the-shelf network of those asked for keeps the limits"
+    rival = max(trained, key=lambda other: other.val_acc or 0.0)
+    lead, error = -(rival.lead or 0.0), rival.lead_std or 0.0
+    if result.network.name is not None:
+        lead, rival = -lead, found
+    what = "the found one" if result.network.name is not None else rival.name
+    sure = "" if lead > 2 * error else ", which may be luck"
+    return (
+        f"take {taken}: trained alike for {found.seconds:.0f} s it has {100 * lead:+.1f} ± {100 * error:.1f} "
+        f"points on test images against {what}{sure}; trained to the end {result.network.test_acc:.2%}"
+    )
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    """What an earlier session measured and planned."""
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    with consistent(path):
+        shaped(content, {"names?": [str], "latency_ms?": ({str: float}, None), "steps?": {str: int}})
+    return dict(content)
