@@ -17,8 +17,6 @@ from types import MappingProxyType
 
 from hwnas.build import build
 from hwnas.core import Count, Interrupted, SearchSpace, check_setting, extent, unique
-from hwnas.data.folder import ImageFolder
-from hwnas.data.images import Images
 from hwnas.files import consistent, read_json, shaped, write_json, write_text
 from hwnas.reports.page import write_report
 from hwnas.runs.display import Display
@@ -26,7 +24,7 @@ from hwnas.runs.folder import CONFIG, PROBLEM, VERSIONS, Run
 from hwnas.runs.folder import read_run as read
 from hwnas.runs.lock import STORED, own_folder
 from hwnas.runs.log import writing
-from hwnas.runs.result import Evaluations, Result, Trained
+from hwnas.runs.result import Evaluations, Result
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
 from hwnas.searches.budget import paces, seconds_of
@@ -38,7 +36,6 @@ from hwnas.searches.problem import Choice, Problem, RunContext, Task, set_up
 from hwnas.searches.progress import Progress
 from hwnas.searches.stored import described, keep
 from hwnas.searches.warm_start import begin
-from hwnas.spaces.capabilities import HasNetworks
 from hwnas.store.archive import PLAN, Archive
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import EvaluationStore, open_for_run
@@ -353,8 +350,8 @@ def _say_end(context: RunContext, end: Conclusion, result: Result) -> None:
     display.say(f"report: {folder / 'report.html'}")
     if end.answer is not None and end.task.has_networks:
         display.say(f"next: hwnas {'train' if network is None else 'export'} run={folder}")
-    if sentence := advice(result):
-        display.say(sentence)
+    if (advised := advice(result)) is not None:
+        display.say(advised)
 
 
 def _run_id(folder: Path) -> str:

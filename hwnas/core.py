@@ -834,7 +834,7 @@ class Evaluator(ABC):
         return None
 
     def timed(self, networks: Sequence[nn.Module]) -> list[float] | None:
-        """Milliseconds that any networks take on the device, measured now; None if nothing is measured here."""
+        """Milliseconds that any networks take, measured on the device now; None if it measures none."""
         return None
 
 

@@ -40,6 +40,7 @@ from hwnas.runs.display import Display
 from hwnas.runs.folder import config_file, hydra_says, overrides, sweep_or_run, take_from_run, working_folder
 from hwnas.runs.lock import STORED
 from hwnas.spaces.capabilities import HasNetworks, identity
+from hwnas.spaces.known import KnownNetworks, known_names
 from hwnas.spaces.presets import architecture
 
 HOST, PROFILE = "hwnas.devices.host.Host", "hwnas.devices.profile.profile_device"
@@ -155,6 +156,10 @@ def main(job: Job) -> None:
         raise ValueError(f"the {space.name} space has no networks to export")
     if not isinstance(dataset, Images | ImageFolder):
         raise ValueError(f"dataset={dataset.name} has no images to export a network for; choose another")
+    if facts.get("arch") in known_names():  # it did better than the best network of the search
+        space = KnownNetworks(
+            [facts["arch"]], image_shape=dataset.image_shape, num_classes=dataset.num_classes
+        )
     if facts and facts.get("search_space") != space.name:
         raise ValueError(f"run={run} trained a network of {facts.get('search_space')}, not of {space.name}")
     genotype = space.check(facts["genotype"]) if facts else architecture(space, str(cfg.arch))

@@ -23,6 +23,7 @@ from hwnas.data import splits
 from hwnas.files import consistent, read_json
 from hwnas.reports import answers, sections
 from hwnas.reports import sweep as sweep_report
+from hwnas.reports.baselines import baselines
 from hwnas.reports.charts import LineChart, dots, line_chart
 from hwnas.reports.published import EXPERIMENTS, PAPERS, Paper
 from hwnas.reports.template import write_page
@@ -386,6 +387,7 @@ class FinalNetwork:
     facts: list[tuple[str, str]]
     weights: Path
     charts: list[LineChart]
+    name: str | None
 
 
 def _trained(view: View) -> FinalNetwork | None:
@@ -414,6 +416,7 @@ def _trained(view: View) -> FinalNetwork | None:
             facts=[*facts, ("epochs", str(figures["epochs"]))],
             weights=folder / "network" / "weights.pt",
             charts=charts,
+            name=None if (found := view.run.result) is None or found.network is None else found.network.name,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'network'} is corrupt: {error}") from None
@@ -540,6 +543,7 @@ SECTIONS: dict[str, Callable[[View], object]] = {
     "blind_regret": sections.blind_regret,
     "yardsticks": _yardsticks,
     "transfer": _transfer,
+    "baselines": baselines,
     "trained": _trained,
     "answers": answers.on_test_images,
     "phases": _phases,

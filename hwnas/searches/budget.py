@@ -81,7 +81,12 @@ def paces(
         finally:
             torch.set_num_threads(before)
         took = time.perf_counter() - start
-        measured = {"seconds": budget, "measuring": spent + took, "workers": workers, "seconds_per_network": each}
+        measured = {
+            "seconds": budget,
+            "measuring": spent + took,
+            "workers": workers,
+            "seconds_per_network": each,
+        }
         write_json(path, measured)
         announce(f"speed of this machine measured in {took:.1f} s; the plan is made by it, once for the run")
     content = read_json(path)

@@ -1,7 +1,7 @@
 """The end of a search: the best network is trained, beside networks that anyone could take off the shelf.
 
-Off-the-shelf networks are timed on the device in turns with the found one. Those within the limits are trained
-like it, by the same recipe for the same time, on the training images without those that validate. The
+Off-the-shelf networks are timed on the device in turns with the found one. Those within the limits are
+trained like it, by the same recipe for the same time, on the training images without those that validate. The
 validation images say which is to be taken, and that one is trained on all training images.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hwnas.core import FloatArray, Genotype, Trial
 from hwnas.data.folder import ImageFolder
@@ -22,7 +22,7 @@ from hwnas.runs.units import phrase
 from hwnas.searches.baselines import USUAL
 from hwnas.searches.budget import seconds_of
 from hwnas.searches.outcome import Conclusion
-from hwnas.searches.problem import RunContext, Task
+from hwnas.searches.problem import RunContext
 from hwnas.spaces.capabilities import HasNetworks, identity
 from hwnas.spaces.known import KnownNetworks
 
@@ -35,7 +35,7 @@ PLAN, TRIALS = "finish.json", "trials"
 """File of what was measured and planned, and folder of the trainings that are compared, in a run's folder."""
 
 FEWEST_PASSES = 10
-"""Passes over the training images that a network of `baselines=auto` would get through in the whole budget."""
+"""Passes over the training images that the budget must suffice for, for a network of `baselines=auto`."""
 
 TRIAL_PART = 0.08
 """Part of a budget for each training that is compared."""
@@ -98,8 +98,8 @@ class Finish:
             return Finished(self._trained(task.space, answer.genotype, None, None))
         with display.phase("baselines", f"training {' and '.join(names)} beside the best network"):
             found, baselines = self._compared(answer, names)
-        best = max((c for c in baselines if c.val_acc is not None), key=lambda c: c.val_acc or 0.0, default=None)
-        if best is None or (best.val_acc or 0.0) <= (found.val_acc or 0.0):
+        best = max(baselines, key=lambda other: other.val_acc or 0.0)
+        if (best.val_acc or 0.0) <= (found.val_acc or 0.0):
             network = self._trained(task.space, answer.genotype, None, found.latency_ms)
         else:
             space = self._known([best.name])
@@ -127,10 +127,10 @@ class Finish:
         return list(self._planned["names"])
 
     def _usual(self, found: Genotype, budget: float) -> list[str]:
-        """Of each family of `USUAL` the largest network within the limits that can be trained in the budget.
+        """Of each family of `USUAL` the largest network within the limits that the budget can train.
 
-        How long a pass takes is judged by that of the found network, and by multiply-adds. The smallest network
-        of a family that fits counts where none is fast enough.
+        How long a pass takes is judged by that of the found network, and by multiply-adds. The smallest
+        network of a family that fits counts where none is fast enough.
         """
         space = self._task.space
         assert isinstance(space, HasNetworks)
@@ -139,13 +139,12 @@ class Finish:
         work = float(space.static_metrics([found])["flops"][0]) * (share or 1) / per_pass / TRIAL_PART
         known = self._known(USUAL)
         sizes = known.static_metrics(known.all())
-        latency = self._task.device.timed([known.network(genotype) for genotype in known.all()])
-        costs = {**sizes, "latency_ms": latency or []}
-        kept = [
-            row
-            for row in range(len(USUAL))
-            if self._within({name: float(values[row]) for name, values in costs.items()})
+        latency = self._task.device.timed([known.network(genotype) for genotype in known.all()]) or []
+        costs = [
+            {"latency_ms": ms, **{name: float(values[row]) for name, values in sizes.items()}}
+            for row, ms in enumerate(latency)
         ]
+        kept = [row for row, of in enumerate(costs) if self._within(of)]
         chosen = []
         for family in ("mobilenet", "resnet"):
             members = sorted((row for row in kept if USUAL[row].startswith(family)), key=sizes["flops"].item)
@@ -331,7 +330,7 @@ def advice(result: Result) -> str | None:
     )
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def _read(path: Path) -> Mapping[str, Any]:
     """What an earlier session measured and planned."""
     if not path.is_file():
         return {}

@@ -306,7 +306,8 @@ def say_conclusion(display: Display, end: Conclusion, result: Result) -> None:
         display.say(f"best: {result.best.arch}")
         display.say("      " + _in_words(result.best.metrics))
         if result.network is not None:
-            display.say(f"      trained from scratch: {tested_in_words(result.network)}")
+            what = "" if result.network.name is None else f"{result.network.name}, in its place, "
+            display.say(f"      {what}trained from scratch: {tested_in_words(result.network)}")
         if len(result.result) == 1 and result.result[0].genotype != result.best.genotype:
             (returned,) = result.result
             display.say(f"{result.strategy} itself returns {returned.arch}: {_in_words(returned.metrics)}")

@@ -169,14 +169,14 @@ class Cascade(Strategy):
         Raises:
             ValueError: The budget does not suffice for the scores of the fewest networks; says what does.
         """
-        needed = (spent + FEWEST[0] * each[0] / USED_PART) / part
+        least = FEWEST[0] * each[0]
+        needed = spent + least / USED_PART
         if seconds < needed:
             raise ValueError(
-                f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: measuring the speed "
-                f"took {spent:.1f} s, scores of {FEWEST[0]} networks take {FEWEST[0] * each[0]:.1f} s"
-                + f", and {1 - part:.0%} of it are for training what is found" * (part < 1)
+                f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: getting ready took "
+                f"{spent:.1f} s, scores of {FEWEST[0]} networks take {least:.1f} s"
             )
-        left = USED_PART * (part * seconds - spent)
+        left = max(least, USED_PART * (part * seconds - spent))
         scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * left / each[0])))
         short = int((left - scored * each[0]) / each[1])
         long = int((left - scored * each[0] - MOST[1] * each[1]) / each[2])

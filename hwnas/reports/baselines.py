@@ -1,0 +1,61 @@
+"""The section of a run's page on the found network beside off-the-shelf ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwnas.reports.view import View
+from hwnas.runs.result import Contender
+from hwnas.runs.units import text
+from hwnas.searches.finish import advice
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network that was compared, written out; `taken`: the one that was trained to the end."""
+
+    name: str
+    arch: str | None
+    figures: list[str]
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The networks, the sentence on which one to take, and how they were compared."""
+
+    rows: list[Row]
+    advice: str
+    how: str
+
+
+def baselines(view: View) -> Baselines | None:
+    """The networks that were compared; None if none were."""
+    result = view.run.result
+    if result is None or result.found is None:
+        return None
+    advised = advice(result) or ""
+    taken = None if result.network is None else result.network.name
+    rows = [
+        Row("the found network", result.found.name, _figures(result.found), taken is None),
+        *(Row(other.name, None, _figures(other), taken == other.name) for other in result.baselines),
+    ]
+    return Baselines(
+        rows,
+        advised[:1].upper() + advised[1:] + ".",
+        "All were trained by one recipe for the same time, on the same images; validation images chose, test "
+        "images did not.",
+    )
+
+
+def _figures(of: Contender) -> list[str]:
+    lead = "" if of.lead is None else f"{100 * of.lead:+.1f} ± {100 * (of.lead_std or 0.0):.1f} points"
+    return [
+        "not measured" if of.latency_ms is None else text("latency_ms", of.latency_ms),
+        text("flops", of.flops),
+        text("params", of.params),
+        *(["over the limits"] if not of.within else [text("val_acc", of.val_acc or 0.0)]),
+        "" if of.test_acc is None else text("test_acc", of.test_acc),
+        lead,
+        f"{of.seconds:.0f} s" if of.within else "",
+    ]
