@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hwnas.core import FloatArray, Genotype, Trial
@@ -23,7 +24,7 @@ from hwnas.searches.baselines import USUAL
 from hwnas.searches.budget import seconds_of
 from hwnas.searches.outcome import Conclusion
 from hwnas.searches.problem import RunContext
-from hwnas.spaces.capabilities import HasNetworks, identity
+from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.known import KnownNetworks
 
 if TYPE_CHECKING:
@@ -153,9 +154,7 @@ class Finish:
         return chosen
 
     def _steps(self, space: HasNetworks, genotype: Genotype, seconds: float, part: str) -> int:
-        from hwnas.training.pace import steps_within
-
-        return steps_within(
+        steps: int = _training().steps_within(
             space.network(genotype),
             self._dataset,
             self._task.recipe,
@@ -163,6 +162,7 @@ class Finish:
             part=part,
             folder=self._folder / TRIALS / "pace",
         )
+        return steps
 
     def _within(self, costs: Mapping[str, float]) -> bool:
         """Whether known costs keep the run's limits on costs."""
@@ -218,24 +218,14 @@ class Finish:
 
     def _tried(self, name: str, space: HasNetworks, genotype: Genotype) -> tuple[float, FloatArray]:
         """Validation accuracy of a network after its training, and which test images it answers right."""
-        import torch
-
-        from hwnas.training.checkpoint import Session
-        from hwnas.training.classifier import fit
-        from hwnas.training.pace import right
-
-        task, dataset, recipe = self._task, self._dataset, self._task.recipe
+        training, dataset, recipe = _training(), self._dataset, self._task.recipe
         seconds = None if self._budget is None else TRIAL_PART * self._budget
         recipe = self._timed(recipe, name, space, genotype, seconds, "train")
         folder = self._folder / TRIALS / name
         folder.mkdir(parents=True, exist_ok=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(task.seed)
-            network = space.network(genotype)
-            session = Session(folder, identity(space, genotype, dataset), announce=self._display.say)
-            module = fit(network, dataset, recipe, session, part="train", seed=task.seed)
-        answered = right(module, dataset, "valid")
-        return float(answered.float().mean()), right(module, dataset, "test").double().numpy()
+        session = training.Session(folder, announce=self._display.say)
+        valid, test = training.tried(space, genotype, dataset, recipe, session, seed=self._task.seed)
+        return float(valid.mean()), test
 
     def _timed(
         self,
@@ -247,35 +237,31 @@ class Finish:
         part: str,
     ) -> Recipe:
         """The recipe for so many seconds, as planned once; as it is without a budget."""
-        from hwnas.training.pace import within
-
         if seconds is None:
             return recipe
         steps: Mapping[str, int] = self._planned.get("steps", {})
         if name not in steps:
             self._keep(steps={**steps, name: self._steps(space, genotype, seconds, part)})
-        return within(recipe, self._planned["steps"][name], self._dataset, part)
+        timed: Recipe = _training().within(recipe, self._planned["steps"][name], self._dataset, part)
+        return timed
 
     def _trained(
         self, space: HasNetworks, genotype: Genotype, name: str | None, latency_ms: float | None
     ) -> Trained:
         """Train a network on all training images; within a budget for what is left of it."""
-        from hwnas.training.checkpoint import Session
-        from hwnas.training.final import train_network
-
-        task, display = self._task, self._display
+        task, display, training = self._task, self._display, _training()
         with display.phase("final network", "training the final network"):
             left = None
             if self._budget is not None:
                 least = TRIAL_PART * self._budget
                 left = max(least, self._budget - (time.perf_counter() - self._began))
             recipe = self._timed(task.recipe, "network", space, genotype, left, "all")
-            figures = train_network(
+            figures = training.train_network(
                 space,
                 genotype,
                 self._dataset,
                 recipe,
-                Session(self._folder / "network", announce=display.say, warn=display.doubt),
+                training.Session(self._folder / "network", announce=display.say, warn=display.doubt),
                 seed=task.seed,
             )
         return Trained(**figures, name=name, latency_ms=latency_ms)
@@ -284,6 +270,13 @@ class Finish:
         """Write what was measured or planned."""
         self._planned = {**self._planned, **figures}
         write_json(self._folder / PLAN, self._planned)
+
+
+def _training() -> ModuleType:
+    """The trainings, which need torch; a search on tables does not."""
+    import hwnas.training.pace
+
+    return hwnas.training.pace
 
 
 def lead_of(right: FloatArray, other: FloatArray) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from hwnas.core import (
     checked,
     front,
     non_dominated,
+    violations,
 )
 from hwnas.strategies.evolution import check_told
 from hwnas.strategies.pool import Pool
@@ -226,13 +227,26 @@ class Cascade(Strategy):
         return found
 
     def result(self) -> list[Trial]:
-        """The front of estimate and costs over all networks that are known or can be listed."""
+        """The front of estimate and costs over all networks that are known or can be listed.
+
+        Where limits are on sizes that are no objectives, the front of those that keep them is added.
+        """
         if self.done:
-            return front(self.judged(self._answer), self.objectives)
-        names, forms, cost, _ = self._pool.candidates()
+            trials = self.judged(self._answer)
+            found = front(trials, self.objectives)
+            if self._pool.sizes:
+                within = [trial for trial in trials if violations([trial], self._pool.limits)[0] == 0]
+                found += [trial for trial in front(within, self.objectives) if trial not in found]
+            return found
+        candidates = self._pool.candidates()
+        names, forms, cost, _ = candidates
         estimate = np.array([self._estimates[form][0] for form in forms])
-        rows = non_dominated(np.column_stack([-estimate, cost]))
-        return self.judged([Trial(names[row], self._pool.metrics(cost[row]), 0) for row in rows])
+        F = np.column_stack([-estimate, cost])
+        rows = np.asarray(non_dominated(F))
+        if self._pool.sizes:
+            kept = np.flatnonzero(candidates.allowed)
+            rows = np.union1d(rows, kept[non_dominated(F[kept])])
+        return self.judged(self._pool.trials([names[row] for row in rows], cost[rows]))
 
     def _populations(self) -> Iterator[tuple[int | None, int]]:
         """Rung and size of every population."""

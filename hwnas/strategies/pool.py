@@ -56,10 +56,12 @@ class Pool:
         space: Search space.
         device: Says what networks cost; if it is exhaustive, also of networks that nobody asked for.
         objectives: The costs, c of them.
-        limits: Limits of the run; those on other metrics are ignored.
+        limits: Limits of the run; those on metrics of neither the device nor the space are ignored.
 
     Attributes:
         costs: The objectives that are costs of the device.
+        sizes: Metrics of limits that are no objectives, which the space knows.
+        limits: Those that are kept.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Pool:
         self.space = space
         self.costs = [objective for objective in objectives if objective.metric in device.metrics]
         self._device = device
-        known = {objective.metric for objective in self.costs}
-        self._limits = [limit for limit in limits if limit.metric in known]
+        limited, sizes = {limit.metric for limit in limits}, space.static_metrics([])
+        known = [objective.metric for objective in self.costs]
+        self.sizes = [name for name in sizes if name in limited and name not in known]
+        self.limits = [limit for limit in limits if limit.metric in (*known, *self.sizes)]
         self._networks: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # form and costs (c,)
         self._found: Candidates | None = None
         self._every: FloatArray | None = None
@@ -125,16 +129,21 @@ class Pool:
 
     def excess(self, genotypes: Sequence[Genotype], cost: FloatArray) -> FloatArray:
         """By how much networks of costs (n, c) violate the limits on costs, (n,); see `violations`."""
-        trials = [Trial(name, self.metrics(row), 0) for name, row in zip(genotypes, cost, strict=True)]
-        return violations(trials, self._limits)
+        return violations(self.trials(genotypes, cost), self.limits)
 
     def cost(self, genotype: Genotype) -> FloatArray:
         """Costs of a network that is known of, (c,)."""
         return self._networks[genotype][1]
 
-    def metrics(self, cost: FloatArray) -> dict[str, float]:
-        """Costs (c,) by their metrics' names."""
-        return dict(zip([objective.metric for objective in self.costs], cost.tolist(), strict=True))
+    def trials(self, genotypes: Sequence[Genotype], cost: FloatArray) -> list[Trial]:
+        """Trials of networks with costs (n, c), and with what limits need to know besides."""
+        names = [objective.metric for objective in self.costs]
+        sizes = self.space.static_metrics(genotypes) if self.sizes else {}
+        others = np.column_stack([np.empty((len(genotypes), 0)), *(sizes[name] for name in self.sizes)])
+        return [
+            Trial(genotype, dict(zip((*names, *self.sizes), (*costs, *more), strict=True)), 0)
+            for genotype, costs, more in zip(genotypes, cost.tolist(), others.tolist(), strict=True)
+        ]
 
     def choose(
         self,

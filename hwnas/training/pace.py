@@ -8,11 +8,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from hwnas.core import FloatArray, Genotype
+from hwnas.spaces.capabilities import HasNetworks, identity
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import TrainingData, answers, fit
+from hwnas.training.final import NamedData, train_network
 from hwnas.training.recipe import SLOW_EPOCHS, Recipe
+
+__all__ = ["Session", "steps_within", "train_network", "tried", "within"]
 
 FEW_STEPS, MOST_STEPS, CLOCKED_SECONDS = 4, 256, 1.5
 """Steps that are clocked first, and steps and seconds at most."""
@@ -74,7 +80,30 @@ def within(recipe: Recipe, steps: int, dataset: TrainingData, part: str) -> Reci
     return replace(recipe, epochs=max(least, epochs), max_steps=steps)
 
 
-def right(module: nn.Module, dataset: TrainingData, part: str) -> Tensor:
-    """Which images of a part a trained classifier answers right, (N,) of bool."""
-    logits, y = answers(module, dataset, part)  # type: ignore[arg-type]
-    return logits.argmax(1) == y
+def tried(
+    space: HasNetworks, genotype: Genotype, dataset: NamedData, recipe: Recipe, session: Session, *, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Train an architecture on the training images without those that validate.
+
+    Args:
+        space: The space.
+        genotype: The architecture.
+        dataset: Images.
+        recipe: How to train.
+        session: Its folder, created if needed, and whom it tells; an interrupted training resumes there.
+        seed: Seed of initialisation, shuffling and augmentation.
+
+    Returns:
+        Of each validation and each test image 1 if the network answers it right, else 0.
+
+    Raises:
+        ValueError: What `fit` raises.
+    """
+    session.folder.mkdir(parents=True, exist_ok=True)
+    session = replace(session, identity=identity(space, genotype, dataset))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = fit(space.network(genotype), dataset, recipe, session, part="train", seed=seed)
+    pairs = (answers(module, dataset, part) for part in ("valid", "test"))
+    valid, test = ((logits.argmax(1) == y).double().numpy() for logits, y in pairs)
+    return valid, test

@@ -225,10 +225,24 @@ def test_a_budget_without_time_for_trainings_is_for_scores() -> None:
     assert best.genotype.count(2) >= 4, "scores count these"
 
 
+def test_limits_on_sizes_that_are_no_objectives() -> None:
+    """A limit on parameters: the front of multiply-adds alone may have no network within it."""
+    space = NasBench201(image_shape=(3, 8, 8))
+    bound = float(np.quantile(space.static_metrics(space.all())["params"], 0.3))
+    strategy, evaluators = create(space, limits=(Limit("params", bound),))
+    trials = run(strategy, evaluators)
+    trained = [trial.genotype for trial in trials if "short" in trial.metrics]
+    assert (space.static_metrics(trained)["params"] <= bound).all()
+    found = strategy.result()
+    within = [trial for trial in found if trial.metrics["params"] <= bound]
+    allowed = [trial for trial in strategy.judged(strategy._answer) if trial.metrics["params"] <= bound]
+    assert {t.genotype for t in front(allowed, OBJECTIVES)} <= {t.genotype for t in within}
+
+
 def test_a_budget_that_is_too_small_says_what_is_needed() -> None:
     strategy, _ = create()
     with pytest.raises(
-        ValueError, match=r"at least 4s here, not 1s: measuring the speed took 2\.0 s, scores of 100 networks"
+        ValueError, match=r"at least 4s here, not 1s: getting ready took 2\.0 s, scores of 100 networks"
     ):
         strategy.plan(1, [0.01, 5.0, 20.0], spent=2.0)
     strategy.plan(4, [0.01, 5.0, 20.0], spent=2.0)
