@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from hwnas.core import Genotype, SearchSpace, suggestion
 from hwnas.spaces.darts import encoding as darts
 from hwnas.spaces.fbnet import encoding as fbnet
+from hwnas.spaces.known.names import published
 
 
 def space_of(name: str) -> str | None:
     """The search space that has a published architecture of this name."""
-    presets = {"darts": darts.PRESETS, "fbnet": fbnet.PRESETS}
+    presets: dict[str, Collection[str]] = {
+        "darts": darts.PRESETS,
+        "fbnet": fbnet.PRESETS,
+        **{space: published(space) for space in ("mobile", "resnet")},
+    }
     return next((space for space, known in presets.items() if name in known), None)
 
 

@@ -17,7 +17,7 @@ from hwnas.spaces.blocks import count
 from hwnas.spaces.capabilities import drawing
 from hwnas.spaces.known import KnownNetworks, MobileSpace, ResNetSpace
 from hwnas.spaces.known.spaces import KnownSpace
-from hwnas.spaces.presets import architecture
+from hwnas.spaces.presets import architecture, space_of
 
 SPACES = {"mobile": MobileSpace, "resnet": ResNetSpace}
 
@@ -63,6 +63,7 @@ def test_published_networks_are_points(mobile: KnownSpace, resnet: KnownSpace) -
         "params"
     ]
     assert params.tolist() == [21_797_672, 25_557_032]
+    assert space_of("resnet18_w16") == "resnet"
     assert architecture(mobile, "mobilenet_v2") == tuple(ops[0] for ops in mobile._all)
 
 

@@ -66,9 +66,12 @@ def _all() -> dict[str, Known]:
 _KNOWN = _all()
 
 
-def points(*families: str) -> dict[str, dict[str, str]]:
-    """`Known.options` of all networks of some families, by name."""
-    return {name: each.options for name, each in _KNOWN.items() if each.family in families}
+def published(space: str) -> dict[str, dict[str, str]]:
+    """Published networks that are points of `search_space=mobile` or `resnet`, as `Known.options` by name."""
+    if space == "mobile":
+        return {name: each.options for name, each in _KNOWN.items() if each.family == "mobilenet_v2"}
+    found = {name: each.options for name, each in _KNOWN.items() if each.depths}
+    return {**found, "resnet50": {**found["resnet34"], "block": "bottleneck"}}
 
 
 def known_names() -> tuple[str, ...]:

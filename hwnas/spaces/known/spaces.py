@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hwnas.core import Count, FloatArray, Genotype, checked, checked_choices, suggestion
 from hwnas.spaces.capabilities import HasNetworks, examples
-from hwnas.spaces.known.names import DEPTHS, known, points
+from hwnas.spaces.known.names import known, published
 from hwnas.spaces.module import ModuleSpace
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class KnownNetworks(HasNetworks):
         if len(set(self._known)) < len(names):
             raise ValueError(f"names must be of different networks, not {', '.join(names)}")
         self.ops = tuple(names)
+        self.presets = {name: name for name in names}
         self.name = f"known-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]}"
         self.image_shape, self.num_classes = image_shape, num_classes
         self.choices = checked_choices(choices, 1, len(names))
@@ -137,18 +138,14 @@ class KnownSpace(ModuleSpace):
         module, self._closed_form = _networks().SPACES[self.kind]
         super().__init__(module, image_shape=image_shape, num_classes=num_classes)
         self.name = f"{self.kind}-{self._digest()}"
-        published = self._published()
-        self.presets = {name: self._text(options) for name, options in published.items()}
+        options_of = published(self.kind)
+        self.presets = {name: self._text(options) for name, options in options_of.items()}
         self._pretrained = None
         if pretrained is not None:
-            networks = {name: partial(self.tracer.network, options) for name, options in published.items()}
+            networks = {name: partial(self.tracer.network, options) for name, options in options_of.items()}
             self._pretrained = _networks().Pretrained(pretrained, networks)
             self.name += f"-{self._pretrained.digest}"
             announce(self._pretrained.sentence)
-
-    def _published(self) -> dict[str, dict[str, str]]:
-        """Options of published networks by their name, where they are not the first ones."""
-        raise NotImplementedError
 
     def _text(self, options: Mapping[str, str]) -> str:
         """The text form of a network with these options and the first ones elsewhere."""
@@ -198,9 +195,6 @@ class MobileSpace(KnownSpace):
 
     kind = "mobile"
 
-    def _published(self) -> dict[str, dict[str, str]]:
-        return points("mobilenet_v2")
-
 
 class ResNetSpace(KnownSpace):
     """Residual networks of basic or of bottleneck blocks, around ResNet-18 at base widths of 8 to 64.
@@ -211,10 +205,6 @@ class ResNetSpace(KnownSpace):
     """
 
     kind = "resnet"
-
-    def _published(self) -> dict[str, dict[str, str]]:
-        found = points(*DEPTHS)
-        return {**found, "resnet50": {**found["resnet34"], "block": "bottleneck"}}
 
 
 def _networks() -> ModuleType:
