@@ -697,6 +697,13 @@ class SearchSpace(ABC):
         """
         return np.array(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
 
+    def used(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes (n, edges) without operations whose output nothing uses; here as `live`.
+
+        What a graph's export leaves of a network, also where it does not know which inputs are constant.
+        """
+        return self.live(genotypes)
+
     def features(self, genotypes: Sequence[Genotype]) -> FloatArray:
         """Structure in numbers, shape (n, features), from which models predict quality.
 

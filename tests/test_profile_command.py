@@ -41,9 +41,56 @@ def test_fit_and_use(run_hwnas, tmp_path: Path) -> None:
         assert trial["metrics"]["latency_ms"] == pytest.approx(expected, abs=0.05)
 
 
+def test_adapt_to_ten_networks_and_search(run_hwnas, tmp_path: Path) -> None:
+    write_csv(tmp_path / "mine.csv")
+    lines = (tmp_path / "mine.csv").read_text().splitlines()
+    ten = lines[8::14][:10]
+    (tmp_path / "ten.csv").write_text("\n".join([lines[0], *ten]) + "\n")
+    done = run_hwnas("profile", "adapt", "ten.csv", "from=[pixel3,gtx1080ti]", "to=mine.json", "next=3")
+    assert "adapted to 10 measured networks" in done.stdout
+    assert "3 more networks would lower the doubt about latency_ms from" in done.stdout
+    profile = json.loads((tmp_path / "mine.json").read_text())
+    assert (profile["device"], profile["origin"]["adapted_from"]) == ("ten", "pixel3, gtx1080ti")
+    header, *rows = (tmp_path / "mine.next.csv").read_text().splitlines()
+    assert header == "arch,predicted_ms,low_ms,high_ms"
+    measured = {line.rpartition(",")[0] for line in ten}
+    assert len(rows) == len({row.split(",")[0] for row in rows} - measured) == 3
+    for row in rows:
+        arch, expected, low, high = row.split(",")
+        assert float(low) - 0.1 <= 1 + 2 * arch.count("nor_conv_3x3") <= float(high) + 0.1
+        assert float(low) < float(expected) < float(high)
+    assert "in→1" in run_hwnas("profile", "show", "mine.json").stdout
+    run_hwnas("profile", "compare", "mine.json", "mine.json")
+    run_hwnas(
+        *("search", "device=mine.json", "evaluator=toy", "trainer=none", "generations=2"),
+        *("limits.latency_ms=q0.5", "logger=csv", "hydra.run.dir=run", "dataset=none"),
+    )
+    for line in (tmp_path / "run" / "archive.jsonl").read_text().splitlines():
+        trial = json.loads(line)
+        expected = 1 + 2 * sum(op == 3 for op in trial["genotype"])
+        assert trial["metrics"]["latency_ms"] == pytest.approx(expected, rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["adapt"], "hwnas profile adapt needs path=<file>"),
+        (["adapt", "nowhere.csv"], "file 'nowhere.csv' not found"),
+        (["adapt", "few.csv"], "9 measured networks are too few to adapt to; 10 are needed"),
+        (["adapt", "same.csv"], "all networks have the same latency_ms, 2; there is nothing to adapt to"),
+        (["adapt", "twice.csv"], "has two rows for |"),
+        (["adapt", "unknown.csv"], "conv_9x9"),
+        (["adapt", "negative.csv"], "latency_ms is -3.0 in row 4; costs are not negative"),
+        (["adapt", "unsupported.csv"], "latency_ms of row 4 (|"),
+        (
+            ["adapt", "mine.csv", "from=[pixel]"],
+            "from=pixel: no profile of this device on nasbench201; did y",
+        ),
+        (
+            ["adapt", "mine.csv", "from=pixel3"],
+            "from must be a list of devices and files, [pixel3,mine.json]",
+        ),
+        (["adapt", "mine.csv", "next=0"], "next must be a whole number of at least 1, not 0"),
         (["fot", "device.path=mine.csv"], "action=fot is not known; did you mean fit?"),
         (["fit", "device.path=mine.csv", "to=3"], "to must be a file, not 3"),
         (
@@ -72,6 +119,14 @@ def test_wrong_input_gets_one_line(run_hwnas, tmp_path: Path, arguments: list[st
     same = [lines[0], *(line.rpartition(",")[0] + ",2" for line in lines[1:])]
     (tmp_path / "same.csv").write_text("\n".join(same) + "\n")
     (tmp_path / "few.csv").write_text("\n".join(lines[:10]) + "\n")
+    some = lines[:12]
+    for name, changed in {
+        "twice": [*some, lines[3]],
+        "unknown": [*some[:5], some[5].replace("none", "conv_9x9"), *some[6:]],
+        "negative": [*some[:5], some[5].rpartition(",")[0] + ",-3", *some[6:]],
+        "unsupported": [*some[:5], some[5].rpartition(",")[0] + ",-1", *some[6:]],
+    }.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(changed) + "\n")
     done = run_hwnas("profile", *arguments, code=1)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -146,7 +201,7 @@ def test_a_profile_against_itself_agrees(run_hwnas, tmp_path: Path) -> None:
 
 def test_help_names_every_action(run_hwnas) -> None:
     done = run_hwnas("profile", "--help")
-    for action in ("measure", "fit", "show", "compare", "export", "import"):
+    for action in ("measure", "fit", "adapt", "show", "compare", "export", "import"):
         assert f"hwnas profile {action} " in done.stdout
 
 

@@ -115,7 +115,7 @@ def profile(action: str, *words: str, folder: str | Path | None = None, show: bo
     """`hwnas profile <action>`; returns the profile that the action made or showed, if it is one.
 
     Args:
-        action: measure, fit, show, compare, export or import.
+        action: measure, fit, adapt, show, compare, export or import.
         words: As on the command line: files of the action, then settings.
         folder: As for `train`; profiles are written to `to=`, else here.
         show: As for `train`.
@@ -127,7 +127,7 @@ def profile(action: str, *words: str, folder: str | Path | None = None, show: bo
     chosen = read_yaml(written / CONFIG)
     if action == "show":
         return Profile.load(find_file(chosen.path))
-    if action in ("measure", "fit", "import"):
+    if action in ("measure", "fit", "adapt", "import"):
         return Profile.load(Path(chosen.to or written / "profile.json").expanduser())
     return None
 

@@ -392,7 +392,7 @@ def prepared(command: str, arguments: Sequence[str]) -> list[str]:
     return sweep.sweep_arguments(command, arguments)
 
 
-PROFILE_FILES = {"show": ("path",), "compare": ("a", "b"), "import": ("path",)}
+PROFILE_FILES = {"show": ("path",), "compare": ("a", "b"), "import": ("path",), "adapt": ("path",)}
 """Settings that name files which exist; an action that has them also takes the files alone."""
 
 
@@ -418,11 +418,11 @@ def profile_arguments(given: list[str]) -> list[str]:
     file = next(
         (settings[name].strip("'\"") for name in PROFILE_FILES.get(action, ()) if name in settings), None
     )
-    if file:
+    if file and action != "adapt":
         known = _networks_of(find_file(file))
         prepared += [f"{name}={value}" for name, value in known.items() if name not in settings]
-    if action == "fit" and "dataset" not in settings:
-        prepared.append("dataset=cifar10")  # the networks that most tables are of
+    if action in ("fit", "adapt") and "dataset" not in settings:
+        prepared.insert(1, "dataset=cifar10")  # the networks that most tables are of
     return prepared
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from hwnas.build import build
 from hwnas.cli.job import Job, images
 from hwnas.cli.overrides import PROFILE_FILES
 from hwnas.core import Count, Evaluator, SearchSpace, Seed, check_setting, suggestion
 from hwnas.data.images import DataSet
+from hwnas.devices.adapt import adapt
+from hwnas.devices.benchmark import source_profiles
 from hwnas.devices.fitting import fit
 from hwnas.devices.measure import Settings, export, measure, profile_of, read_measurements
 from hwnas.devices.profile import Profile, network_shape
-from hwnas.devices.table import CostTable
-from hwnas.files import consistent, find_file, read_json
+from hwnas.devices.table import CostTable, table_device
+from hwnas.files import consistent, find_file, read_json, write_text
 from hwnas.reports.profile import comparison, page, table
 from hwnas.reports.template import write_page
 from hwnas.runs.display import Display
 
-ACTIONS = ("measure", "fit", "show", "compare", "export", "import")
+ACTIONS = ("measure", "fit", "adapt", "show", "compare", "export", "import")
 
 
 def _images_of(cfg: DictConfig) -> tuple[list[int], int] | None:
@@ -54,6 +56,8 @@ def main(job: Job) -> None:
             raise ValueError(f"hwnas profile {cfg.action} needs {name}=<{what}>")
     if cfg.action == "compare" and cfg.to is not None:
         raise ValueError(f"hwnas profile compare only prints and takes no to={cfg.to}; show draws a page")
+    if cfg["from"] is not None and not isinstance(cfg["from"], ListConfig):
+        raise ValueError(f"from must be a list of devices and files, [pixel3,mine.json], not {cfg['from']!r}")
     dataset = images(cfg, display)
     known = _images_of(cfg) if cfg.action == "import" else None
     image_shape, num_classes = known or (dataset.image_shape, dataset.num_classes)
@@ -63,6 +67,7 @@ def main(job: Job) -> None:
     action = {
         "measure": _measure,
         "fit": _fit,
+        "adapt": _adapt,
         "show": _show,
         "compare": _compare,
         "export": _export,
@@ -135,6 +140,36 @@ def _fit(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> No
         origin={"table": device.source.name, "dataset": dataset.name, "fitted": time.strftime("%Y-%m-%d")},
     )
     _keep(job, profile, display)
+
+
+def _adapt(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
+    cfg = job.cfg
+    table = table_device(space, display.say, dataset, path=cfg.path, metric="latency_ms")
+    names = cfg["from"] if cfg["from"] is None else [str(name) for name in cfg["from"]]
+    sources = source_profiles(space, names)
+    adapted = adapt(
+        space,
+        table.genotypes,
+        table.columns,
+        sources,
+        device=str(cfg.name or table.source.stem),
+        seed=check_setting("seed", Seed, cfg.seed),
+        network=network_shape(space, 1),
+        origin={"table": table.source.name, "dataset": dataset.name, "adapted": time.strftime("%Y-%m-%d")},
+    )
+    asked = adapted.next("latency_ms", check_setting("next", Count, cfg.next))
+    for line in [*adapted.lines(), adapted.advice("latency_ms", len(asked))]:
+        display.say(line)
+    expected = adapted.profile.predict(space, "latency_ms", asked)
+    low, high = adapted.interval("latency_ms", asked)
+    rows = ["arch,predicted_ms,low_ms,high_ms"]
+    for genotype, *figures in zip(asked, expected, low, high, strict=True):
+        rows.append(",".join([space.to_str(genotype), *(f"{figure:.4g}" for figure in figures)]))
+        display.say(f"  {rows[-1]}")
+    path = _target(job, "profile.json").with_suffix(".next.csv")
+    write_text(path, "\n".join(rows) + "\n")
+    display.say(f"to measure next, best first, with 90 % intervals: {path}")
+    _keep(job, adapted.profile, display)
 
 
 def _show(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from hwnas.core import Evaluator, SearchSpace, checked
+from hwnas.core import Evaluator, SearchSpace, checked, suggestion
 from hwnas.data.tables import FBNET_OPS, check_layers, fbnet_operations, official_order, read_table
 from hwnas.devices.profile import SCHEMA_VERSION, Additive, Profile, ProfileDevice
 from hwnas.devices.table import Cost, CostTable, benchmark_name, costs_of, note_networks
-from hwnas.files import data_folder
+from hwnas.files import data_folder, find_file
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.fbnet.encoding import OPS
 from hwnas.tables.convert import DATASETS
@@ -31,6 +32,49 @@ FPGA_WATTS = 7.0
 """Energy over latency of the FPGA, in all 15 records of HW-NAS-Bench's documentation."""
 
 
+def source_profiles(space: SearchSpace, names: Sequence[str] | None) -> dict[str, Profile]:
+    """Profiles of known devices, from which that of a new one is adapted.
+
+    Args:
+        space: The space.
+        names: Devices whose profiles come with the package (on FBNet: devices of its table), or files of
+            profiles; None: all that are known, which may be none.
+
+    Raises:
+        ValueError: An unknown name, a file that is no profile, or a profile of another space.
+    """
+    if names is None:
+        return _known(space)
+    found = {}
+    for name in names:
+        if name.endswith(".json"):
+            file = find_file(name)
+            found[file.stem] = Profile.load(file)
+            found[file.stem].check_space(space, file)
+            continue
+        known = _known(space)
+        if name not in known:
+            raise ValueError(
+                f"from={name}: no profile of this device on {space.name}{suggestion(name, list(known))}; "
+                "a profile of your own is named by its file, mine.json"
+            )
+        found[name] = known[name]
+    return found
+
+
+def _known(space: SearchSpace) -> dict[str, Profile]:
+    """Profiles that come with the package, or those that FBNet's table tells."""
+    if isinstance(space, FBNet):
+        found = {}
+        for name in ("edgegpu", "raspi4", "pixel3", "eyeriss", "fpga"):
+            with contextlib.suppress(ValueError):  # no table, or not of this device
+                device = look_up_device(space, lambda text: None, device=name, metric="latency_ms")
+                found[name] = device.profile
+        return found
+    profiles = (Profile.load(file) for file in sorted(PROFILES.glob("*.json")))
+    return {profile.device: profile for profile in profiles if profile.space == space.name}
+
+
 @checked
 def benchmark_device(
     space: SearchSpace,
@@ -44,8 +88,8 @@ def benchmark_device(
 
     FBNet: see `look_up_device`. NAS-Bench-201: read from `hwnasbench_nasbench201.npz` (written from the
     official file by `hwnas data hwnasbench`), else from `nasbench201_cifar10_devices.npz`, whose latencies
-    are those of the CIFAR-10 networks. Without them the costs of four of the six devices are predicted by a
-    profile that comes with the package.
+    are those of the CIFAR-10 networks. Without them the costs of all devices but EdgeTPU are predicted by
+    profiles that come with the package.
 
     Args:
         space: NAS-Bench-201 or FBNet.
@@ -94,7 +138,7 @@ def _look_up(
             table = CostTable(space, device, official_order(), columns, metric=metric, source=part)
             return table, name != "cifar10"
     fitted = PROFILES / f"{device}.json"
-    if fitted.is_file():
+    if fitted.is_file() and device != "edgetpu":  # what it does not support only the table knows
         profile = Profile.load(fitted)
         announce(f"{whole.name} is not in {folder}: costs are predicted. {profile.summary()}")
         return ProfileDevice(space, profile, fitted, metric=metric), name != "cifar10"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from hwnas.files import find_file, read_json, shaped, write_text
 from hwnas.spaces.capabilities import HasCosts, HasNetworks
 
 _FIGURES = {str: [float]}
+_SUM = {"base": float, "edges": [[float]], "pairs?": {str: [[float]]}, "floor?": float}
 PROFILE_SHAPE = {
     "schema": int,
     "device": str,
@@ -30,13 +31,7 @@ PROFILE_SHAPE = {
     "network": {str: object},
     "origin": {str: object},
     "costs": {
-        str: {
-            "base": float,
-            "edges": [[float]],
-            "pairs?": {str: [[float]]},
-            "floor?": float,
-            "work?": {str: float},
-        },
+        str: {**_SUM, "work?": {str: float}, "parts?": {str: _SUM}},
     },
     "check": {
         str: {"networks": int, "r2": Real, "spearman": Real, "median_error": Real, "mean_error?": Real}
@@ -110,6 +105,39 @@ class Layered(Additive):
         amounts = space.work(genotypes)
         cost = sum((unit * amounts[name] for name, unit in self.work.items()), np.zeros(len(genotypes)))
         return np.maximum(self.base + cost, self.floor)
+
+
+FORMS = ("all", "used", "live")
+"""What a device runs of a network: everything; what is used; what is used and no constant."""
+
+
+def seen(space: SearchSpace, genotypes: Sequence[Genotype] | np.ndarray, form: str) -> NDArray[np.intp]:
+    """Genotypes (n, edges) as a device runs them, by one of `FORMS`."""
+    if form == "all":
+        return np.asarray(genotypes, dtype=np.intp).reshape(-1, len(space.choices))
+    return space.used(genotypes) if form == "used" else space.live(genotypes)
+
+
+@dataclass(frozen=True)
+class Compiled(Additive):
+    """A cost as a sum over what a device runs of a network, where it is not known for sure what that is.
+
+    Attributes:
+        edges: What operations cost if all are run, for pages; so are `base` and `pairs`.
+        parts: A cost per form of the network, of `FORMS`; they add up. Without a path from input to output
+            the parts "used" and "live" cost their lower bound.
+    """
+
+    parts: dict[str, Additive] = field(default_factory=dict)
+
+    def of(self, space: SearchSpace, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
+        """Predicted cost per genotype, shape (n,)."""
+        connected = space.is_connected(genotypes)
+        cost = np.zeros(len(genotypes))
+        for form, part in self.parts.items():
+            found = part(seen(space, genotypes, form))
+            cost += found if form == "all" else np.where(connected, found, part.floor)
+        return cost
 
 
 @dataclass(frozen=True)
@@ -250,10 +278,7 @@ class Profile:
                     f"schema version {content['schema']}, this hwnas reads {' and '.join(map(str, READABLE))}"
                 )
             shaped(content, PROFILE_SHAPE)
-            costs = {
-                metric: (Layered if "work" in cost else Additive)(**cost)
-                for metric, cost in content["costs"].items()
-            }
+            costs = {metric: _cost(cost) for metric, cost in content["costs"].items()}
             _check_costs(costs)
             if not costs or not costs.keys() == content["check"].keys():
                 raise ValueError("it does not say how well it predicts each of its costs")
@@ -267,6 +292,16 @@ class Profile:
             return Profile(**{**content, "schema": SCHEMA_VERSION, "costs": costs, "networks": networks})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a device profile ({error})") from None
+
+
+def _cost(content: dict[str, Any]) -> Additive:
+    """A cost of the kind that its keys tell."""
+    if "parts" in content:
+        if not content["parts"] or not content["parts"].keys() <= set(FORMS):
+            raise ValueError(f"parts of a cost are {', '.join(FORMS)}, not {', '.join(content['parts'])}")
+        parts = {form: Additive(**part) for form, part in content["parts"].items()}
+        return Compiled(**{**content, "parts": parts})
+    return (Layered if "work" in content else Additive)(**content)
 
 
 def _check_networks(networks: Networks) -> None:
@@ -285,6 +320,10 @@ def _check_costs(costs: Mapping[str, Additive]) -> None:
         tables = [cost.base, cost.floor, *itertools.chain(*cost.edges)]
         if isinstance(cost, Layered):
             tables += cost.work.values()
+        if isinstance(cost, Compiled):
+            if any(np.shape(part.edges) != shape for part in cost.parts.values()):
+                raise ValueError(f"parts of {metric} have edges of other shapes than {shape}")
+            _check_costs({f"{metric} ({form})": part for form, part in cost.parts.items()})
         for names, added in cost.pairs.items():
             if np.shape(added) != (shape[1], shape[1]) or not re.fullmatch(r"\d+,\d+", names, re.ASCII):
                 raise ValueError(f"{metric} has a table of the pair {names!r} with shape {np.shape(added)}")
@@ -330,7 +369,7 @@ class ProfileDevice(Evaluator):
     def separable(self, metric: str) -> Sum | None:
         """The cost as a sum; None if pairs of operations, unused operations or the lower bound matter."""
         cost = self.profile.costs[metric]
-        if isinstance(cost, Layered) or (
+        if isinstance(cost, Layered | Compiled) or (
             self.profile.live and type(self._space).live is not SearchSpace.live
         ):
             return None

@@ -218,3 +218,14 @@ class NasBench201Encoding(SearchSpace):
             G[~after[:, target], edge] = NONE
             G[~before[:, source] & (G[:, edge] != NONE), edge] = SKIP
         return G
+
+    def used(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes (n, edges) with `none` on edges from which no path leads to the output."""
+        G = np.array(genotypes, dtype=np.intp).reshape(-1, len(EDGES))
+        after = np.zeros((len(G), 4), dtype=bool)
+        after[:, 3] = True
+        for edge, (source, target) in sorted(enumerate(EDGES), key=lambda item: -item[1][0]):
+            after[:, source] |= after[:, target] & (G[:, edge] != NONE)
+        for edge, (_, target) in enumerate(EDGES):
+            G[~after[:, target], edge] = NONE
+        return G
