@@ -558,6 +558,24 @@ class Sum:
         return self.base + math.fsum(self.added[edge, op] for edge, op in enumerate(genotype))
 
 
+@dataclass(frozen=True)
+class Largest:
+    """A metric that is the largest of a constant and a value per operation, e.g. a peak of memory.
+
+    Attributes:
+        base: The constant, in the metric's unit.
+        values: Shape (edges, ops).
+    """
+
+    base: float
+    values: FloatArray
+
+    def __call__(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> FloatArray:
+        """The metric of networks, shape (n,)."""
+        G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.values))
+        return self.values[np.arange(G.shape[1]), G].max(axis=1, initial=self.base)
+
+
 class SearchSpace(ABC):
     """A set of architectures with one operation per edge; numpy only, networks are built on demand.
 
@@ -819,6 +837,10 @@ class Evaluator(ABC):
 
     def separable(self, metric: str) -> Sum | None:
         """The metric as a sum over operations; None if it is no such sum."""
+        return None
+
+    def largest(self, metric: str) -> Largest | None:
+        """The metric as the largest value of operations; None if it is no such one."""
         return None
 
     def errors(self, metric: str) -> FloatArray:

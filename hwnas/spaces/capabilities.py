@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.core import FloatArray, Genotype, SearchSpace
+from hwnas.core import FloatArray, Genotype, Largest, SearchSpace
 from hwnas.spaces.drawing import Drawing, strip
 
 if TYPE_CHECKING:
@@ -64,6 +64,21 @@ class HasNetworks(SearchSpace):
 
         It takes images (B, C, H, W) to logits (B, classes).
         """
+
+    def most_alive(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most numbers of one image that networks hold at once, (n,), by the schedule of `devices/memory.py`.
+
+        Here each network is built, and run on `device="meta"`, in tens of milliseconds.
+        """
+        # torch is loaded once networks are built: encodings and tables need none.
+        from hwnas.spaces import liveness
+
+        networks = map(self.network, genotypes)
+        return np.array([liveness.most_alive(each, self.image_shape) for each in networks], dtype=np.float64)
+
+    def largest_alive(self) -> Largest | None:
+        """`most_alive` as the largest value of operations; None where it is not, as in cells."""
+        return None
 
 
 class HasDepth(SearchSpace):

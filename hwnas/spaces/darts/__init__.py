@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hwnas.core import Genotype
+from hwnas.core import FloatArray, Genotype
 from hwnas.spaces.capabilities import Drawable, HasCosts, HasSimilarity, HasSupernet
+from hwnas.spaces.darts import memory
 from hwnas.spaces.darts.drawing import cells
 from hwnas.spaces.darts.encoding import DartsEncoding
 from hwnas.spaces.drawing import Drawing
@@ -28,6 +29,10 @@ class Darts(DartsEncoding, HasSimilarity, HasSupernet, HasCosts, Drawable):
     def network(self, genotype: Genotype) -> DartsNetwork:
         """The final network of one architecture, randomly initialised by torch's generator."""
         return _networks().DartsNetwork(self, self.check(genotype))
+
+    def most_alive(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most numbers of one image that networks hold at once, shape (n,), in closed form."""
+        return memory.most_alive(self, genotypes)
 
     def initial_weights(self, seed: int) -> dict[str, Tensor]:
         """Weights of all operations on all edges of all cells, drawn with a seed, for `population`."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hwnas.core import Genotype
+from hwnas.core import FloatArray, Genotype, Largest
 from hwnas.spaces.capabilities import Drawable, HasCosts, HasSimilarity
 from hwnas.spaces.drawing import Drawing
+from hwnas.spaces.fbnet import memory
 from hwnas.spaces.fbnet.drawing import stages
 from hwnas.spaces.fbnet.encoding import FBNetEncoding
 
@@ -25,6 +26,14 @@ class FBNet(FBNetEncoding, HasSimilarity, HasCosts, Drawable):
     def network(self, genotype: Genotype) -> FBNetNetwork:
         """The network of one architecture, randomly initialised by torch's generator."""
         return _networks().FBNetNetwork(self, self.check(genotype))
+
+    def most_alive(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most numbers of one image that networks hold at once, shape (n,), in closed form."""
+        return memory.most_alive(self, genotypes)
+
+    def largest_alive(self) -> Largest:
+        """`most_alive` as the largest value of stem, head and operations."""
+        return memory.alive_in_layers(self)
 
     def initial_weights(self, seed: int) -> dict[str, Tensor]:
         """Weights of all operations in all layers, drawn with a seed, for `population`."""

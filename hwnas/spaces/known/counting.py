@@ -7,6 +7,7 @@ network takes a tenth of a second.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,6 +41,8 @@ class Chain:
         width: Of the features, shape (n,).
         figures: Sums over layers by name, each (n,), the same as `module.tracing` counts: "flops", "params",
             and of each kind of layer "<kind> layers", "<kind> flops" and "<kind> elements".
+        kept: Numbers that are alive besides the features, (n,): a block's input, until it is added.
+        most_alive: Most numbers alive at once so far, (n,), by the schedule of `hwnas.devices.memory`.
     """
 
     def __init__(self, labels: Labels, image_shape: tuple[int, int, int]) -> None:
@@ -48,14 +51,20 @@ class Chain:
         self.figures: dict[str, FloatArray] = {}
         self.channels = np.full(len(resolution), image_shape[0])
         self.height, self.width = np.full(len(resolution), 1), np.full(len(resolution), 1)
+        self.kept = np.zeros(len(resolution), dtype=np.int64)
+        self.most_alive = np.full(len(resolution), math.prod(image_shape))
         side = min(image_shape[1:])
         block = side // resolution
+        before = self.most_alive
         height, width = whole(image_shape[1] // block), whole(image_shape[2] // block)
         self._become(self.channels, height, width, self.everywhere)
         self.function(block > 1)
+        self._alive(before, block > 1)
+        before = self.elements
         rest = resolution * block / side
         self._become(self.channels, whole(self.height * rest), whole(self.width * rest), self.everywhere)
         self.function(rest < 1)
+        self._alive(before, rest < 1)
 
     @property
     def elements(self) -> NDArray[np.int64]:
@@ -73,8 +82,14 @@ class Chain:
         self.add(f"{kind} elements", elements, where)
 
     def function(self, where: Where) -> None:
-        """A function that returns features of this shape, e.g. their sum with others."""
+        """A function that returns features of this shape."""
         self.layer("functions", self.elements, where)
+
+    def addition(self, where: Where) -> None:
+        """The sum with the tensor that was kept, which is not needed any more."""
+        self.function(where)
+        self._alive(self.elements, where)
+        self.kept = np.where(where, 0, self.kept)
 
     def pointwise(self, kinds: str | NDArray[np.str_], where: Where) -> None:
         """A layer that changes each element for itself, e.g. an activation; its kind may be a choice."""
@@ -95,6 +110,7 @@ class Chain:
         before, inputs = self.elements, self.channels
         rows, columns = whole((self.height - 1) // stride) + 1, whole((self.width - 1) // stride) + 1
         self._become(outputs, rows, columns, where)
+        self._alive(before, where)
         pixels = self.height * self.width
         for size in np.unique(kernel).tolist():
             kind = f"{'depthwise' if depthwise else 'conv'}{size}x{size}"
@@ -114,21 +130,31 @@ class Chain:
         pooled.convolution(self.channels, where=where, norm=False)
         pooled.pointwise("Hardsigmoid", where)
         self.function(where)
+        self._alive(self.elements + self.channels, where)  # the product
 
     def max_pool(self, where: Where) -> None:
         """A max-pool of 3x3 with a stride of 2."""
         before = self.elements
         self._become(self.channels, (self.height - 1) // 2 + 1, (self.width - 1) // 2 + 1, where)
         self.layer("MaxPool2d", before + self.elements, where)
+        self._alive(before, where)
 
     def classify(self, num_classes: int) -> None:
         """The mean over all pixels, and a linear layer with a bias."""
+        before = self.elements
         self._become(self.channels, 1, 1, self.everywhere)
         self.function(self.everywhere)
+        self._alive(before, self.everywhere)
+        self.most_alive = np.maximum(self.most_alive, self.channels + num_classes)
         weights, elements = self.channels * num_classes, self.channels + num_classes
         self._weighted("Linear", weights, 1, elements, self.everywhere)
         self.add("flops", num_classes, self.everywhere)
         self.add("params", num_classes, self.everywhere)
+
+    def _alive(self, others: Whole, where: Where) -> None:
+        """Note the features beside others and what is kept."""
+        now = np.where(where, self.elements + others + self.kept, 0)
+        self.most_alive = np.maximum(self.most_alive, now)
 
     def _become(self, channels: Whole, height: Whole, width: Whole, where: Where) -> None:
         self.channels = np.where(where, channels, self.channels)
@@ -147,8 +173,8 @@ def whole(values: NDArray[np.generic]) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def mobile(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, FloatArray]:
-    """Figures of `mobile.MobileNet` by name, each (n,).
+def mobile(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) -> Chain:
+    """Networks of `mobile.MobileNet`.
 
     Args:
         labels: Options of the networks.
@@ -180,22 +206,25 @@ def mobile(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) 
             first = whole(stage["stride"]) if "stride" in stage else fixed.stride
             stride = np.full(len(here), 1 if index else first)
             hidden = inputs * expansion
+            residual, x = here & (stride == 1) & (inputs == outputs), chain.elements
             chain.convolution(hidden, where=here & (expansion > 1))
+            chain.kept = np.where(residual & (expansion > 1), x, 0)
             chain.pointwise(kinds, here & (expansion > 1))
             chain.convolution(hidden, kernel, stride, where=here, depthwise=True)
+            chain.kept = np.where(residual, x, 0)
             chain.pointwise(kinds, here)
             chain.attention(scaled(hidden, 0.25), here & (stage["se"] == "yes"))
             chain.convolution(outputs, where=here)
-            chain.function(here & (stride == 1) & (inputs == outputs))
+            chain.addition(residual)
     chain.convolution(whole(labels["head"]), where=chain.everywhere)
     chain.pointwise(kinds, chain.everywhere)
     chain.layer("Dropout", 2 * chain.channels, chain.everywhere)
     chain.classify(num_classes)
-    return chain.figures
+    return chain
 
 
-def resnet(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, FloatArray]:
-    """Figures of `resnet.ResNet` by name, each (n,); arguments as of `mobile`."""
+def resnet(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) -> Chain:
+    """Networks of `resnet.ResNet`; arguments as of `mobile`."""
     chain = Chain(labels, image_shape)
     base, deep = whole(labels["width"]), labels["block"] == "bottleneck"
     kernel, stride, pool = np.array([STEMS[label] for label in labels["stem"].tolist()]).reshape(-1, 3).T
@@ -208,15 +237,21 @@ def resnet(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) 
         outputs = np.where(deep, 4 * planes, planes)
         for index in range(int(depth.max(initial=0))):
             here, step = depth > index, 1 if index or number == 1 else 2
-            shortcut = copy.copy(chain)
-            shortcut.convolution(outputs, 1, step, where=here & ((chain.channels != outputs) | (step > 1)))
+            shortcut, x = copy.copy(chain), chain.elements
+            beside = here & ((chain.channels != outputs) | (step > 1))
             chain.convolution(planes, where=here & deep)
+            chain.kept = np.where(here & deep, x, 0)
             chain.pointwise("ReLU", here & deep)
             chain.convolution(planes, 3, step, where=here)
+            chain.kept = np.where(here, x, 0)
             chain.pointwise("ReLU", here)
             chain.convolution(planes, 3, where=here & ~deep)
             chain.convolution(outputs, where=here & deep)
-            chain.function(here)
+            shortcut.kept, shortcut.most_alive = np.where(here, chain.elements, 0), chain.most_alive
+            shortcut.convolution(outputs, 1, step, where=beside)
+            chain.most_alive = shortcut.most_alive
+            chain.kept = np.where(here, chain.elements, 0)  # the shortcut, or the input of the same shape
+            chain.addition(here)
             chain.pointwise("ReLU", here)
     chain.classify(num_classes)
-    return chain.figures
+    return chain

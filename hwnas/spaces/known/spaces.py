@@ -26,6 +26,8 @@ from hwnas.spaces.module import ModuleSpace
 if TYPE_CHECKING:
     from torch import nn
 
+    from hwnas.spaces.known.counting import Chain
+
 
 class KnownNetworks(HasNetworks):
     """Off-the-shelf networks: a genotype is the number of one among `names`, and its text form the name.
@@ -156,18 +158,23 @@ class KnownSpace(ModuleSpace):
         return dict(self._fitting({}, {}).met)
 
     def _explore(self) -> None:
-        found = self._named(np.array(examples(self)))
+        found = self._chain(np.array(examples(self))).figures
         self._columns = ("flops", "params", *sorted(found.keys() - {"flops", "params"}))
 
-    def _named(self, G: NDArray[np.intp]) -> dict[str, FloatArray]:
+    def _chain(self, G: NDArray[np.intp]) -> Chain:
         labels = np.array(self.ops)[G]
         chosen = dict(zip(self._options, labels.T, strict=True))
         return self._closed_form(chosen, self.image_shape, self.num_classes)
 
     def _figures(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> FloatArray:
         G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
-        found, nothing = self._named(G), np.zeros(len(G))
+        found, nothing = self._chain(G).figures, np.zeros(len(G))
         return np.column_stack([found.get(name, nothing) for name in self._columns])
+
+    def most_alive(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most numbers of one image that networks hold at once, shape (n,), in closed form."""
+        G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(self.choices))
+        return self._chain(G).most_alive.astype(np.float64)
 
     def _meets(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.bool_]:
         return np.ones((len(genotypes), len(self.choices)), dtype=bool)

@@ -96,6 +96,7 @@ class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
         self._tracer = self._new_tracer()
         self._traces: dict[Genotype, Trace] = {}
         self._work: set[str] = set()
+        self._alive: Parts | None = None
         self._seen: list[tuple[Mapping[str, int], Trace]] = []
         self._options = self._read()
         labels = list(dict.fromkeys(label for options in self._options.values() for label in options))
@@ -256,6 +257,11 @@ class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
         parts = self._trace(genotype).parts
         return {name: tuple(part[column] for column in self._columns) for name, part in parts.items()}
 
+    def _alive_of(self, genotype: Genotype) -> dict[str, tuple[int, ...]]:
+        """Most numbers alive while each part of a network runs."""
+        trace = self.tracer.trace(self._numbers(genotype), schedule=_networks().Schedule())
+        return {name: (number,) for name, number in trace.alive.items()}
+
     def _met_by(self, genotype: Genotype) -> dict[str, tuple[int, ...]]:
         """Per choice that a network meets 1 in its own column."""
         met = self._trace(genotype).met
@@ -387,6 +393,13 @@ class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
         met = self._meets(G)
         costs = [np.log1p(column) for column in self.static_metrics(genotypes).values()]
         return np.column_stack([np.where(met, values[np.arange(G.shape[1]), G], 0.0), *costs])
+
+    def most_alive(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most numbers of one image alive at once per genotype, shape (n,), by the layers of `Parts`."""
+        if self._alive is None:
+            self._alive = Parts(self._alive_of, 1, self._say, self._amounts(), largest=True)
+            self._alive.explore(partial(super().sample, np.random.default_rng(0)))
+        return self._alive.totals(genotypes)[:, 0]
 
     def to_str(self, genotype: Genotype) -> str:
         """Choices that the network meets with their options, e.g. "stem=16 stage1=2"."""

@@ -14,6 +14,7 @@ their sum stands for both, and is checked like all else.
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -47,13 +48,14 @@ Depends = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 
 
 class Parts:
-    """Sums of the figures of the parts of networks.
+    """Sums of the figures of the parts of networks, or the largest of them.
 
     Args:
         count: Figures per part of one network, by its name; parts that are missing have zeros.
         num_figures: Figures of each part.
         say: Called with a sentence when counting takes long.
         amounts: Number that each option stands for, shape (choices, options); below 0: none.
+        largest: Whether `totals` are the largest figures, not sums.
     """
 
     def __init__(
@@ -62,7 +64,10 @@ class Parts:
         num_figures: int,
         say: Callable[[str], None],
         amounts: NDArray[np.intp],
+        *,
+        largest: bool = False,
     ) -> None:
+        self._largest = largest
         self._count, self._say, self._amounts = count, say, amounts
         self._sums_of: dict[str, tuple[tuple[int, ...], ...]] = {}
         self._nothing: Figures = (0,) * num_figures
@@ -111,7 +116,7 @@ class Parts:
         self._find_sums(sample)
 
     def totals(self, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
-        """Sums over the parts of each network, shape (n, figures)."""
+        """Sums over the parts of each network, or the largest figures, shape (n, figures)."""
         G = np.asarray(genotypes, dtype=np.intp)
         if not len(G):
             return np.zeros((0, len(self._nothing)))
@@ -128,7 +133,8 @@ class Parts:
                 missing.update(
                     (row, None) for row, sums in zip(first.tolist(), found, strict=True) if not sums
                 )
-                total += np.array([sums or self._nothing for sums in found], dtype=np.float64)[inverse]
+                figures = np.array([sums or self._nothing for sums in found], dtype=np.float64)[inverse]
+                total = np.maximum(total, figures) if self._largest else total + figures
             if not missing:
                 return total
             for row in missing:
@@ -148,14 +154,18 @@ class Parts:
                 return
 
     def _groups(self) -> dict[Depends, dict[Genotype, Figures]]:
-        """Sums over the parts that depend on the same choices, by the options of these choices."""
+        """Sums over the parts that depend on the same choices, by the options of these choices.
+
+        Or the largest of their figures.
+        """
+        together = max if self._largest else operator.add
         if self._sums is None:
             self._sums = {}
             for part, known in self._known.items():
                 sums = self._sums.setdefault(self._signature(part), {})
                 for key, (figures, _) in known.items():
                     before = sums.get(key, self._nothing)
-                    sums[key] = tuple(a + b for a, b in zip(before, figures, strict=True))
+                    sums[key] = tuple(map(together, before, figures))
         return self._sums
 
     def _learn(self, genotype: Genotype) -> None:

@@ -14,20 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from hwnas.spaces.blocks import Blocks
+from hwnas.spaces.liveness import IMAGES, Schedule, note
 from hwnas.spaces.module.features import Networks
 from hwnas.spaces.module.words import Build, ChoiceError, MisfitError, building
-
-IMAGES = 2
-"""Images of a forward pass: with one alone a module could confuse the batch with something else."""
 
 PLAIN = (bool, int, float, str, type(None), tuple, torch.Size)
 """Types of settings that tell layers apart."""
@@ -47,10 +46,13 @@ class Trace:
             "params", and of each kind of layer their number ("conv3x3 layers"), multiply-adds ("conv3x3
             flops") and elements of input and output ("conv3x3 elements"). What a module computes besides its
             layers is of the kind "functions".
+        alive: Most numbers of one image alive at once while each part runs, by the part's name; empty if
+            nobody asked.
     """
 
     met: Mapping[str, tuple[str, ...]]
     parts: Mapping[str, Mapping[str, int]]
+    alive: Mapping[str, int]
 
 
 class _NoInitialValues(TorchFunctionMode):
@@ -71,13 +73,17 @@ class _Functions(TorchDispatchMode):
 
     Each is a part of its own, "<module>#<number>": what one costs depends on fewer choices than all of them.
 
+    Args:
+        schedule: Where to note what runs; None: nowhere.
+
     Attributes:
         parts: Figures per part.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()
         self.parts: dict[str, Counter[str]] = {}
+        self._schedule = schedule
         self._name, self._calls = "", Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -89,6 +95,8 @@ class _Functions(TorchDispatchMode):
         self._calls[self._name] += 1
         part = f"{self._name}#{self._calls[self._name]}"
         self.parts[part] = _figures("functions", 1, flops, elements)
+        if self._schedule is not None:
+            note(self._schedule, part, func, (args, kwargs), result)
         return result
 
     def inside(self, forward: Callable[..., Any], name: str, *inputs: Any, **others: Any) -> Any:
@@ -98,6 +106,25 @@ class _Functions(TorchDispatchMode):
             return forward(*inputs, **others)
         finally:
             self._name = outer
+
+
+Effect = Literal["has an output", "may overwrite its input", "changes its input", "returns its input"]
+"""What a layer does with its input: the last is for those that only give it another shape, or nothing."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Where a layer of a network is counted.
+
+    Attributes:
+        name: Its name.
+        part: Its figures.
+        schedule: What ran before it, if that is noted.
+    """
+
+    name: str
+    part: Counter[str]
+    schedule: Schedule | None
 
 
 class Tracer:
@@ -114,7 +141,7 @@ class Tracer:
         known = inspect.signature(module.__init__).parameters
         offered = {"image_shape": image_shape, "num_classes": num_classes}
         self._arguments = {name: value for name, value in offered.items() if name in known}
-        self._layers: dict[object, tuple[Any, Counter[str]]] = {}
+        self._layers: dict[object, tuple[Any, Counter[str], Effect]] = {}
 
     def network(self, options: Mapping[str, int | str]) -> nn.Module:
         """A network, randomly initialised by torch's generator.
@@ -156,12 +183,19 @@ class Tracer:
                 module._parameters[name] = empty[parameter]
         return network, build
 
-    def trace(self, options: Mapping[str, int], image_shape: Sequence[int] | None = None) -> Trace:
+    def trace(
+        self,
+        options: Mapping[str, int],
+        image_shape: Sequence[int] | None = None,
+        *,
+        schedule: Schedule | None = None,
+    ) -> Trace:
         """Build and count a network.
 
         Args:
             options: As for `network`.
             image_shape: Shape of the images; None: those that networks are built for.
+            schedule: An empty one, to note in which order its parts run, and find what is `alive`.
 
         Raises:
             MisfitError: It cannot be built, does not take the images, or returns something other than logits.
@@ -172,7 +206,7 @@ class Tracer:
         with self._blaming("cannot be counted"):
             for name, parameter in network.named_parameters():
                 parts.setdefault(name.rpartition(".")[0], Counter())["params"] += parameter.numel()
-        functions = _Functions()
+        functions = _Functions(schedule)
         for name, module in network.named_modules():
             module.training = False
             part = parts.setdefault(name, Counter())
@@ -181,11 +215,13 @@ class Tracer:
             if not type(module).__module__.startswith("torch.nn.modules"):
                 wrapped = partial(functions.inside, module.forward, name)
             elif not module._modules:
-                wrapped = partial(self._layer, module, type(module).forward, part)
+                noted = Counted(name, part, schedule)
+                wrapped = partial(self._layer, module, type(module).forward, noted)
             else:
                 continue
             module.forward = wrapped
         x = torch.empty(IMAGES, *(image_shape or self.image_shape), device="meta")
+        image = None if schedule is None else schedule.add(x)
         with self._blaming("cannot be run"), torch.no_grad(), torch.device("meta"), functions:
             logits = network(x)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != (IMAGES, self.num_classes):
@@ -196,7 +232,8 @@ class Tracer:
                 f"returns {found} for {IMAGES} images, not the logits of {self.num_classes} classes for each"
             )
         parts |= functions.parts
-        return Trace(build.met, {name: part for name, part in parts.items() if part})
+        alive = {} if schedule is None or image is None else schedule.alive(image, schedule.known(logits))
+        return Trace(build.met, {name: part for name, part in parts.items() if part}, alive)
 
     def _on_meta(self, build: Build) -> nn.Module:
         """A network without values; where its code computes with them, they are there at first."""
@@ -211,22 +248,37 @@ class Tracer:
             return self.module(**self._arguments).to("meta")
 
     def _layer(
-        self, module: nn.Module, forward: Callable[..., Any], part: Counter[str], *inputs: Any, **others: Any
+        self, module: nn.Module, forward: Callable[..., Any], counted: Counted, *inputs: Any, **others: Any
     ) -> Any:
-        """The output of one of torch's layers, and its figures added to its part."""
+        """The output of one of torch's layers, which is counted."""
         if others or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             return forward(module, *inputs, **others)
         (x,) = inputs
         key = (type(module), *_settings(module), x.shape)
         known = self._layers.get(key)
         if known is None:
-            with _disable_current_modes(), torch.no_grad(), _Functions() as own:
+            with _disable_current_modes(), torch.no_grad(), _Functions(schedule := Schedule()) as own:
+                schedule.add(x)
                 y = forward(module, x)
             flops = sum(each["flops"] for each in own.parts.values())
             elements = x.numel() + y.numel() if isinstance(y, Tensor) else x.numel()
-            known = self._layers[key] = y, _figures(kind(module), 1, 2 * IMAGES * flops, elements)
-        y, figures = known
-        part.update(figures)
+            figures = _figures(kind(module), 1, 2 * IMAGES * flops, elements)
+            known = self._layers[key] = y, figures, _effect(schedule, x, y)
+        y, figures, effect = known
+        counted.part.update(figures)
+        if counted.schedule is None:
+            return y
+        if effect == "changes its input":
+            y = x
+        else:  # a tensor of this call's own
+            with _disable_current_modes():
+                y = tree_map(lambda of: torch.empty_like(of) if isinstance(of, Tensor) else of, y)
+        if effect == "returns its input":
+            for number in counted.schedule.known(x):
+                counted.schedule.same(y, number)
+        else:
+            read = [x, *module.parameters()]
+            counted.schedule.run(counted.name, key, read, y, in_place=effect != "has an output")
         return y
 
     @contextlib.contextmanager
@@ -250,6 +302,15 @@ class Tracer:
         if not frames:
             return ""
         return f" ({file}, line {frames[-1].lineno}: {frames[-1].line})"
+
+
+def _effect(own: Schedule, x: Tensor, y: object) -> Effect:
+    """What a layer has done with its input, by the functions that it called."""
+    if y is x and own.steps:
+        return "changes its input"
+    if own.known(y) == own.known(x):
+        return "returns its input"
+    return "may overwrite its input" if all(step.in_place for step in own.steps) else "has an output"
 
 
 def population(built: Sequence[tuple[Tracer, Mapping[str, int]]], seed: int) -> Networks:

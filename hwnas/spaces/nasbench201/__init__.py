@@ -16,6 +16,7 @@ from hwnas.spaces.capabilities import (
     HasSupernet,
 )
 from hwnas.spaces.drawing import Drawing
+from hwnas.spaces.nasbench201 import memory
 from hwnas.spaces.nasbench201.drawing import cell
 from hwnas.spaces.nasbench201.encoding import NasBench201Encoding
 from hwnas.spaces.nasbench201.published import expected
@@ -38,6 +39,10 @@ class NasBench201(
     def network(self, genotype: Genotype) -> NasBench201Network:
         """The network of one architecture, randomly initialised by torch's generator."""
         return _networks().NasBench201Network(self, self.check(genotype))
+
+    def most_alive(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Most numbers of one image that networks hold at once, shape (n,), in closed form."""
+        return memory.most_alive(self, genotypes)
 
     def initial_weights(self, seed: int) -> dict[str, Tensor]:
         """Weights of all operations on all edges of all cells, drawn with a seed, for `population`."""
