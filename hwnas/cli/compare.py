@@ -399,7 +399,7 @@ def _setting(
     """A problem with its objects made, and its limits as numbers."""
     of_problem = {name: bound for name, bound in problem.limits.items() if bound is not None}
     free = replace(problem, strategy=contender.strategy, limits={}, confidence=None, recipe=Recipe(epochs=0))
-    task = set_up(free, context)
+    task = set_up(free, context, {*of_problem, *limits})
     task.prepare_device()
     alternatives = itertools.product(*(map(_plain, values) for values in limits.values()))
     parsed: list[tuple[Limit, ...]] = []

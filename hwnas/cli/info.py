@@ -74,6 +74,7 @@ def devices() -> Iterator[tuple[str, str]]:
     own = {
         "host": "usable, measured on first use",
         "flops": "usable, a formula",
+        "memory": "usable, a formula",
         "toy": "usable, for search_space=toy",
         "multi": "device=[a,b]",
         "profile": "device=mine.json",

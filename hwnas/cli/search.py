@@ -125,6 +125,7 @@ def problem_of(cfg: DictConfig, names: Mapping[str, str]) -> Problem:
         generations=cfg.generations,
         seed=cfg.seed,
         names=names,
+        memory_bits=cfg.get("memory_bits", 32),
         warm_start=_warm_start(cfg),
         replay=_replay(cfg),
         baselines=_baselines(cfg),

@@ -19,11 +19,13 @@ NAMES = {
     "zero_cost": "training-free scores, combined",
     "flops": "multiply-adds",
     "params": "parameters",
+    "ram_kb": "RAM",
+    "flash_kb": "flash",
     "relative_cost": "relative cost, worst device",
     "rung": "rung reached",
     "hypervolume_ratio": "fraction of the true hypervolume",
 }
-SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²"}
+SUFFIXES = {"ms": "ms", "mj": "mJ", "ms2": "ms²", "mj2": "mJ²", "kb": "kB"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

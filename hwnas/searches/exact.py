@@ -29,6 +29,7 @@ from hwnas.core import (
     trials_of,
     violations,
 )
+from hwnas.devices.memory import Memory
 from hwnas.runs.units import difference, quantity
 from hwnas.searches.analysis import Effects, main_effects, sum_effects
 from hwnas.searches.knapsack import cheapest, optimum
@@ -133,6 +134,9 @@ def exact_optimum(
     return Optimum(whole_front, answer, test_acc, objectives, trials)
 
 
+NUM_STARTS = 500
+"""Networks whose best one a descent to the least memory begins with."""
+
 YARDSTICKS = {
     "cheapest": "the network of the lowest cost",
     "best": "the best network within the limit",
@@ -158,23 +162,48 @@ def yardsticks(
     Returns:
         "cheapest": the network of the lowest cost, in the limited metric or else in the last objective. With
         a single limit on a cost also "best", the network of the highest quality within the limit, and
-        "largest", the one with the most multiply-adds within it, a simple baseline. Networks that are unknown
-        are left out; the result is empty for a space that `exact_optimum` lists.
+        "largest", the one with the most multiply-adds within it, a simple baseline. A limit on the largest
+        value of operations (`Evaluator.largest`) forbids some of them, and does not count. Networks that are
+        unknown are left out; the result is empty for a space that `exact_optimum` lists.
     """
     if space.size <= MOST_LISTED:
         return {}
-    sums = separable_sums(evaluators)
+    sums, limited = separable_sums(evaluators), len(limits) > 0
+    space, limits = _within(space, evaluators, limits)
     cost = limits[0].metric if limits else objectives[-1].metric
-    if cost not in sums or len(limits) > 1 or (limits and limits[0].goal == "max"):
+    if len(limits) > 1 or (limits and (cost not in sums or limits[0].goal == "max")):
         return {}
-    found = {"cheapest": cheapest(space, sums[cost])}
-    if limits:
+
+    def most(value: Sum) -> Genotype | None:
+        if limits:
+            return optimum(space, value, sums[cost], limits[0].bound)
+        return cheapest(space, Sum(-value.base, -value.added))
+
+    found = {"cheapest": cheapest(space, sums[cost])} if cost in sums else {}
+    if limited:
         quality = objectives[0]
         if quality.metric in sums and quality.goal == "max":
-            found["best"] = optimum(space, sums[quality.metric], sums[cost], limits[0].bound)
+            found["best"] = most(sums[quality.metric])
         if "flops" in sums and cost != "flops":
-            found["largest"] = optimum(space, sums["flops"], sums[cost], limits[0].bound)
+            found["largest"] = most(sums["flops"])
     return {name: genotype for name, genotype in found.items() if genotype is not None}
+
+
+def _within(
+    space: SearchSpace, evaluators: Sequence[Evaluator], limits: Sequence[Limit]
+) -> tuple[SearchSpace, list[Limit]]:
+    """The networks that keep the limits on largest values, as a space, and the other limits."""
+    others = []
+    for limit in limits:
+        (owner,) = (evaluator for evaluator in evaluators if limit.metric in evaluator.metrics)
+        peak = owner.largest(limit.metric)
+        if peak is None:
+            others.append(limit)
+        elif peak.base <= limit.bound:
+            fits = space.allowed & (peak.values <= limit.bound)
+            if fits.any(axis=1).all():
+                space = space.restrict([np.flatnonzero(row).tolist() for row in fits])
+    return space, others
 
 
 def separable_sums(evaluators: Sequence[Evaluator]) -> dict[str, Sum]:
@@ -320,7 +349,8 @@ def check_possible(
     """Raise ValueError if no network keeps the limits, as far as this is known before the search.
 
     It is known, for each limit and for all together, if the space can be listed and exhaustive evaluators
-    know the limited metrics; and for a single limit on a cost that is a sum over operations.
+    know the limited metrics; and for a single limit on a cost that is a sum over operations, or the largest
+    of their values.
 
     Args:
         space: The space.
@@ -341,8 +371,7 @@ def check_possible(
         if everything:
             extreme = best(everything, [Objective(name, limit.goal)], [])
         else:
-            least = cheapest(space, sums[name]) if name in sums and limit.goal == "min" else None
-            extreme = None if least is None else Trial(least, {name: sums[name](least)}, 0)
+            extreme = _least(space, knowing, limit, sums) if limit.goal == "min" else None
         if extreme is not None and violations([extreme], [limit])[0] > 0:
             value = extreme.metrics[name]
             possible = f"limits.{name}={_rounded(value, math.ceil if limit.goal == 'min' else math.floor):g}"
@@ -359,6 +388,38 @@ def check_possible(
             f"no network of {space.name} keeps limits {bounds} together; the closest is "
             f"{space.to_str(near.genotype)} with {reached}: loosen one of them{advice}"
         )
+
+
+def _least(
+    space: SearchSpace, evaluators: Sequence[Evaluator], limit: Limit, sums: Mapping[str, Sum]
+) -> Trial | None:
+    """The network of the lowest cost in a space too large to list; None if it is unknown.
+
+    Of a memory that is neither a sum nor a largest value, it is the first network within the limit that a
+    descent from the best of a sample finds, or else its end.
+    """
+    (owner,) = (evaluator for evaluator in evaluators if limit.metric in evaluator.metrics)
+    if limit.metric in sums:
+        network = cheapest(space, sums[limit.metric])
+        return None if network is None else Trial(network, {limit.metric: sums[limit.metric](network)}, 0)
+    if (peak := owner.largest(limit.metric)) is not None:
+        values = np.where(space.allowed, peak.values, np.inf)
+        return _lowest(owner, limit.metric, [tuple(values.argmin(axis=1).tolist())])
+    if not isinstance(owner, Memory):
+        return None
+    here = _lowest(owner, limit.metric, space.sample(np.random.default_rng(0), NUM_STARTS))
+    while here.metrics[limit.metric] > limit.bound:
+        there = _lowest(owner, limit.metric, [here.genotype, *space.neighbours(here.genotype)])
+        if there.metrics == here.metrics:
+            break
+        here = there
+    return here
+
+
+def _lowest(owner: Evaluator, metric: str, networks: Sequence[Genotype]) -> Trial:
+    """The network of the lowest metric, of equal ones that of the lowest other metrics, then the first."""
+    trials = trials_of(networks, [owner.evaluate(networks)], 0)
+    return min(trials, key=lambda trial: (trial.metrics[metric], *trial.metrics.values()))
 
 
 def _rounded(value: float, to_whole: Callable[[float], float]) -> float:

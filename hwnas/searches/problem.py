@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from hwnas.data.folder import ImageFolder
 from hwnas.data.images import DataSet, Images, check_batch
 from hwnas.devices.energy import Meter
 from hwnas.devices.flops import Flops
+from hwnas.devices.memory import METRICS, Bits, Memory
 from hwnas.devices.profile import margin
 from hwnas.runs.display import Display
 from hwnas.runs.result import Plan
@@ -118,6 +119,7 @@ class Problem:
             None: any lead counts.
         budget: Time for the evaluations, e.g. "10min", for a strategy that plans by it; None: no plan.
         generations: Populations to ask for.
+        memory_bits: Bits of a number for limits on `ram_kb` and `flash_kb`: 32 for float32, or 8.
         seed: Of the strategy, the evaluator and the final training.
         warm_start: What the strategy begins with; None: with nothing.
         replay: Runs whose networks are searched, with the answers that are there; None: all networks.
@@ -146,12 +148,14 @@ class Problem:
     replay: Replay | None = None
     baselines: str | Sequence[str] = "auto"
     names: Mapping[str, str] = field(default_factory=dict)
+    memory_bits: Bits = 32
 
     def __post_init__(self) -> None:
         if not isinstance(self.limits, Mapping):
             raise ValueError(f"limits takes metrics, e.g. limits.latency_ms=5, not limits={self.limits}")
         if self.budget is not None:
             seconds_of(self.budget)
+        check_setting("memory_bits", Bits, self.memory_bits)
         if is_network(self.space):
             object.__setattr__(self, "space", partial(ModuleSpace, **named(self.space)))
 
@@ -285,7 +289,11 @@ class Task:
     def check_limits(self) -> None:
         """Raise ValueError if no network can keep the limits; says what would help."""
         sized = [f"search_space.{name}" for name in ("num_cells", "channels") if name in vars(self.space)]
-        follows = sized and self.names["device"] in ("host", "flops")  # the costs follow the networks' size
+        follows = sized and self.names["device"] in (
+            "host",
+            "flops",
+            "memory",
+        )  # the costs follow the networks' size
         check_possible(
             self.space,
             self.evaluators,
@@ -294,12 +302,13 @@ class Task:
         )
 
 
-def set_up(problem: Problem, context: RunContext) -> Task:
+def set_up(problem: Problem, context: RunContext, limited: Collection[str] = ()) -> Task:
     """Make and check the objects of a problem.
 
     Args:
         problem: What is searched.
         context: The run.
+        limited: Metrics that will have limits, besides those of the problem.
 
     Raises:
         ValueError: A setting of the wrong kind, or choices that do not fit each other.
@@ -335,6 +344,9 @@ def set_up(problem: Problem, context: RunContext) -> Task:
     evaluators = [quality, device]
     if space.static_metrics([]) and "flops" not in device.metrics:
         evaluators.append(Flops(whole))  # every report can tell, and limits.params works on any device
+    limited = {*limited, *(name for name, bound in problem.limits.items() if bound is not None)}
+    if METRICS & limited and not METRICS & device.metrics.keys():
+        evaluators.append(Memory(whole, metric="ram_kb", bits=problem.memory_bits))
     _check_owners(evaluators)
     limits, margins = with_margins(
         parse_limits(problem.limits, space, evaluators), space, evaluators, problem.confidence, warn

@@ -38,6 +38,8 @@ def described(problem: Problem, names: Mapping[str, str]) -> dict[str, Plain]:
         names: What pages call its parts, by config group.
     """
     added: dict[str, Plain] = {"robust": problem.robust, "budget": problem.budget}
+    if problem.memory_bits != Problem.memory_bits:
+        added["memory_bits"] = problem.memory_bits
     for name in ("warm_start", "replay"):
         part = vars(problem)[name]
         added[name] = None if part is None else _settings(vars(part))
