@@ -259,7 +259,7 @@ class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
 
     def _alive_of(self, genotype: Genotype) -> dict[str, tuple[int, ...]]:
         """Most numbers alive while each part of a network runs."""
-        trace = self.tracer.trace(self._numbers(genotype), schedule=_networks().Schedule())
+        trace = self.tracer.trace(self.numbers(genotype), schedule=_networks().Schedule())
         return {name: (number,) for name, number in trace.alive.items()}
 
     def _met_by(self, genotype: Genotype) -> dict[str, tuple[int, ...]]:
