@@ -16,6 +16,9 @@ from hwnas.spaces.known.mobile import MobileNet
 ENOUGH = 0.5
 """Fraction of a network's tensors that must fit for a file to count as that network's weights."""
 
+OF_MOBILENET = "features.17.conv.0.0.weight"
+"""A name that only torchvision's MobileNetV2 has, whose blocks are called otherwise here."""
+
 
 class Pretrained:
     """Weights that networks start with, as far as they have tensors of the same names and shapes.
@@ -68,10 +71,12 @@ class Pretrained:
                         f"pretrained: {self._path} must be a state dict, as torch.save(network.state_dict(), "
                         f"file) writes it; its {name!r} is of type {type(value).__name__}"
                     )
-            with torch.device("meta"):  # both have the same tensors in the same order
-                theirs, ours = torchvision.models.mobilenet_v2().state_dict(), MobileNet().state_dict()
-            names = dict(zip(theirs, ours, strict=True)) if content.keys() == theirs.keys() else {}
-            self._weights = {names.get(name, name): value for name, value in content.items()}
+            if OF_MOBILENET in content:
+                with torch.device("meta"):  # both have the same tensors in the same order
+                    theirs, ours = torchvision.models.mobilenet_v2().state_dict(), MobileNet().state_dict()
+                names = dict(zip(theirs, ours, strict=True))
+                content = {names.get(name, name): value for name, value in content.items()}
+            self._weights = content
         return self._weights
 
     def start(self, network: nn.Module) -> nn.Module:

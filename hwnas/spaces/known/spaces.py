@@ -144,10 +144,14 @@ class KnownSpace(ModuleSpace):
         self.presets = {name: self._text(options) for name, options in options_of.items()}
         self._pretrained = None
         if pretrained is not None:
-            networks = {name: partial(self.tracer.network, options) for name, options in options_of.items()}
+            networks = {name: partial(self._shapes, options) for name, options in options_of.items()}
             self._pretrained = _networks().Pretrained(pretrained, networks)
             self.name += f"-{self._pretrained.digest}"
             announce(self._pretrained.sentence)
+
+    def _shapes(self, options: Mapping[str, str]) -> nn.Module:
+        """A network without values, from the labels of options that are not the first ones."""
+        return self.tracer.shapes(options)[0]
 
     def _text(self, options: Mapping[str, str]) -> str:
         """The text form of a network with these options and the first ones elsewhere."""

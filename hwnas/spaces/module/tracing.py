@@ -152,7 +152,7 @@ class Tracer:
         with building(options):
             return self.module(**self._arguments)
 
-    def shapes(self, options: Mapping[str, int]) -> tuple[nn.Module, Build]:
+    def shapes(self, options: Mapping[str, int | str]) -> tuple[nn.Module, Build]:
         """A network on `meta`, and how it was built.
 
         Args:
