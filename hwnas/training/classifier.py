@@ -28,7 +28,7 @@ from hwnas.training.checkpoint import (
 )
 from hwnas.training.lightning import Devices, fit_by_lightning
 from hwnas.training.recipe import PRECISIONS, Recipe
-from hwnas.training.teacher import Teacher
+from hwnas.training.teacher import Teacher, teacher_in
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
 """Settings of a recipe that may be others when a training resumes."""
@@ -310,7 +310,6 @@ def fit(
     part: str,
     seed: int,
     until: int | None = None,
-    teacher: Teacher | None = None,
 ) -> Classifier:
     """Train a network; returns the module in evaluation mode, on the CPU.
 
@@ -328,11 +327,10 @@ def fit(
         until: Optimiser steps after which the training stops, to resume later; its schedule is that of the
             whole training all the same. A checkpoint of more steps is neither used nor replaced. None: it
             does not stop.
-        teacher: The network that `recipe.teacher` names.
 
     Raises:
-        ValueError: Fewer images than a batch, a loss that is not finite, a checkpoint that is damaged or of
-            something else, or not enough memory.
+        ValueError: Fewer images than a batch, a teacher of other images or for part="train", a loss that is
+            not finite, a checkpoint that is damaged or of something else, or not enough memory.
     """
     try:
         batches = dataset.batches(part, batch_size=recipe.batch_size, seed=seed, num_shards=recipe.devices)
@@ -341,6 +339,10 @@ def fit(
     steps = len(batches)
     num_steps = min(recipe.epochs * steps, recipe.max_steps or recipe.epochs * steps)
     last = num_steps if until is None else min(until, num_steps)
+    teacher = None
+    if recipe.teacher is not None and part == "all":  # others are refused by `Recipe.check`
+        x, _ = next(iter(dataset.batches(part, batch_size=1, train=False)))
+        teacher = teacher_in(recipe.teacher, tuple(x.shape[1:]))
     session, start = _started(session, dataset, recipe, seed, None if until is None else last, teacher)
     module = Classifier(
         network,

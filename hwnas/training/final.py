@@ -17,7 +17,6 @@ from hwnas.training.answered import answered, described
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import fit
 from hwnas.training.recipe import Recipe
-from hwnas.training.teacher import teacher_in
 
 
 class NamedData(Named, classifier.TrainingData, Protocol):
@@ -58,7 +57,7 @@ def train_network(
         seed: Seed of initialisation, shuffling and augmentation.
 
     Raises:
-        ValueError: What `training.classifier.fit` or `training.teacher.teacher_in` raises.
+        ValueError: What `training.classifier.fit` raises.
     """
     import torch
 
@@ -66,13 +65,10 @@ def train_network(
     folder.mkdir(parents=True, exist_ok=True)
     what = identity(space, genotype, dataset)
     session = replace(session, identity=what, on_epoch=partial(_say_epoch, recipe.epochs, session.announce))
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = teacher_in(recipe.teacher, space.image_shape, space.num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = space.network(genotype)
-        module = fit(network, dataset, recipe, session, part="all", seed=seed, teacher=teacher)
+        module = fit(network, dataset, recipe, session, part="all", seed=seed)
     found = answered(module, dataset, "test")
     test_acc, balanced = found.accuracy, found.balanced_accuracy
     names = dataset.classes if isinstance(dataset, DataSet) else None

@@ -56,7 +56,7 @@ def steps_within(
         module = fit(
             copy.deepcopy(network),
             dataset,
-            within(recipe, steps, dataset, part),
+            within(recipe if part == "all" else replace(recipe, teacher=None), steps, dataset, part),
             Session(folder),
             part=part,
             seed=0,
@@ -89,7 +89,7 @@ def tried(
         space: The space.
         genotype: The architecture.
         dataset: Images.
-        recipe: How to train.
+        recipe: How to train; without its teacher, who may have learnt from the validation images.
         session: Its folder, created if needed, and whom it tells; an interrupted training resumes there.
         seed: Seed of initialisation, shuffling and augmentation.
 
@@ -101,6 +101,7 @@ def tried(
     """
     session.folder.mkdir(parents=True, exist_ok=True)
     session = replace(session, identity=identity(space, genotype, dataset))
+    recipe = replace(recipe, teacher=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = fit(space.network(genotype), dataset, recipe, session, part="train", seed=seed)

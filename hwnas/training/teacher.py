@@ -88,13 +88,13 @@ class Teacher:
         return mean, std
 
 
-def teacher_in(folder: str, image_shape: tuple[int, int, int], num_classes: int) -> Teacher:
+def teacher_in(folder: str, image_shape: tuple[int, ...], num_classes: int | None = None) -> Teacher:
     """The teacher in a folder.
 
     Args:
         folder: The value of `trainer.teacher`.
         image_shape: (channels, height, width) of the images that are learnt.
-        num_classes: Their number of classes.
+        num_classes: Their number of classes; None: not checked.
 
     Raises:
         ValueError: No trained network there, or one of other images or classes.
@@ -116,6 +116,6 @@ def teacher_in(folder: str, image_shape: tuple[int, int, int], num_classes: int)
         ("image_shape", tuple(facts["image_shape"]), tuple(image_shape)),
         ("num_classes", facts["num_classes"], num_classes),
     ):
-        if its != ours:
+        if ours is not None and its != ours:
             raise ValueError(f"trainer.teacher={folder} learnt images of {name}={its}, not {ours}")
     return Teacher(path, facts)

@@ -14,7 +14,8 @@ from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier, answers, fit
 from hwnas.training.final import train_network
-from hwnas.training.recipe import Recipe
+from hwnas.training.pace import tried
+from hwnas.training.recipe import CHECKPOINT, Recipe
 from hwnas.training.teacher import teacher_in
 
 SPACE = NasBench201(2, 1, image_shape=(1, 8, 8), num_classes=3)
@@ -57,7 +58,7 @@ def test_one_step_by_hand(images: Images, taught: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = SPACE.network(GENOTYPE)
     expected = copy.deepcopy(network).train()
-    module = fit(network, images, recipe, Session(tmp_path), part="all", seed=5, teacher=teacher)
+    module = fit(network, images, recipe, Session(tmp_path), part="all", seed=5)
     mean, std = images.normalisation()
     (x, y), = images.batches("all", batch_size=40, seed=5)  # fmt: skip
     logits = expected((x - mean) / std)
@@ -107,3 +108,16 @@ def test_teachers_that_do_not_fit(images: Images, taught: Path, tmp_path: Path) 
     (tmp_path / "architecture.json").write_text(json.dumps({**facts, "channels": 4}))
     with pytest.raises(ValueError, match=r"weights.pt are not of this network: size mismatch"):
         teacher_in(str(tmp_path), (1, 8, 8), 3).network()
+
+
+def test_trials_that_are_judged_on_validation_images_have_no_teacher(
+    images: Images, taught: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(epochs=1, batch_size=8)
+    alone, _ = tried(SPACE, GENOTYPE, images, recipe, Session(tmp_path / "1"), seed=0)
+    recipe = Recipe(epochs=1, batch_size=8, teacher=str(taught))
+    found, _ = tried(SPACE, GENOTYPE, images, recipe, Session(tmp_path / "2"), seed=0)
+    assert found.tolist() == alone.tolist()
+    assert [torch.load(tmp_path / name / CHECKPOINT)["history"] for name in "12"] == 2 * [
+        torch.load(tmp_path / "1" / CHECKPOINT)["history"]
+    ]
