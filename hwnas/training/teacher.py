@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from hwnas.build import build, conf_folder, read_config
+from hwnas.core import Genotype
 from hwnas.files import read_json, read_torch, shaped
 from hwnas.spaces.capabilities import SIZES, HasNetworks
+from hwnas.spaces.known import KnownNetworks, known_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SHAPE = {
+    "arch": str,
     "search_space": str,
     "genotype": [int],
     "image_shape": [int],
@@ -60,18 +63,8 @@ class Teacher:
         Raises:
             ValueError: A space that cannot be built here, or weights of another network.
         """
-        name = str(self.facts["search_space"])
-        run, packaged = self.folder.parent / ".hydra" / "config.yaml", conf_folder() / "search_space"
-        if run.is_file():
-            config = read_config(run).search_space
-        elif (packaged / f"{name}.yaml").is_file():
-            config = read_config(packaged / f"{name}.yaml")
-        else:
-            raise ValueError(f"trainer.teacher={self.folder}: {run} is missing, which says what {name} is")
-        sizes = {size: self.facts[size] for size in SIZES if size in self.facts and size in config}
-        shape = {"image_shape": tuple(self.facts["image_shape"]), "num_classes": self.facts["num_classes"]}
-        space = build(OmegaConf.merge(config, sizes), HasNetworks, "search_space", **shape)
-        network = space.network(space.check(tuple(self.facts["genotype"])))
+        space, genotype = self._space()
+        network = space.network(space.check(genotype))
         weights = read_torch(self.weights)
         try:
             network.load_state_dict(weights)
@@ -79,6 +72,24 @@ class Teacher:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(f"{self.weights} are not of this network: {reason[:200]}") from None
         return network.eval().requires_grad_(requires_grad=False)
+
+    def _space(self) -> tuple[HasNetworks, Genotype]:
+        """Its space, in its size, and its architecture there."""
+        facts = self.facts
+        shape = {"image_shape": tuple(facts["image_shape"]), "num_classes": facts["num_classes"]}
+        if facts["arch"] in known_names():  # it may have done better than the best network of a search
+            return KnownNetworks([facts["arch"]], **shape), (0,)
+        name, packaged = facts["search_space"], conf_folder() / "search_space"
+        run = self.folder.parent / ".hydra" / "config.yaml"
+        if run.is_file():
+            config = read_config(run).search_space
+        elif (packaged / f"{name}.yaml").is_file():
+            config = read_config(packaged / f"{name}.yaml")
+        else:
+            raise ValueError(f"trainer.teacher={self.folder}: {run} is missing, which says what {name} is")
+        sizes = {size: facts[size] for size in SIZES if size in facts and size in config}
+        space = build(OmegaConf.merge(config, sizes), HasNetworks, "search_space", **shape)
+        return space, tuple(facts["genotype"])
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of its training images, each (C, 1, 1)."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hwnas.data.images import Images
+from hwnas.spaces.known import KnownNetworks
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier, answers, fit
@@ -121,3 +122,15 @@ def test_trials_that_are_judged_on_validation_images_have_no_teacher(
     assert [torch.load(tmp_path / name / CHECKPOINT)["history"] for name in "12"] == 2 * [
         torch.load(tmp_path / "1" / CHECKPOINT)["history"]
     ]
+
+
+def test_a_network_off_the_shelf_teaches(images: Images, tmp_path: Path) -> None:
+    """Its name says what it is, whatever the space of the run in whose folder it lies."""
+    space = KnownNetworks(["resnet10_w8"], image_shape=(1, 8, 8), num_classes=3)
+    folder = tmp_path / "network"
+    train_network(space, (0,), images, Recipe(epochs=1, batch_size=40), Session(folder), seed=0)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("search_space: {_target_: hwnas.spaces.toy.Toy}")
+    stored = torch.load(folder / "weights.pt")
+    found = teacher_in(str(tmp_path), (1, 8, 8), 3).network().state_dict()
+    assert all(torch.equal(found[name], value) for name, value in stored.items())
