@@ -9,15 +9,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from hwnas import ModuleSpace, width
 from hwnas.core import FloatArray
 from hwnas.spaces.darts import Darts
+from hwnas.spaces.known import MobileSpace
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.shared_weights import mixing_weights
 
@@ -169,3 +173,45 @@ def test_training_step(benchmark, case: str) -> None:  # type: ignore[no-untyped
         },
     )
     benchmark.pedantic(stacked, (bench.hard[0],), rounds=1)
+
+
+class Tiny(nn.Module):
+    """One convolution of either width."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        channels = width("channels", [4, 8])
+        self.stem, self.head = nn.Conv2d(3, channels, 3), nn.Linear(channels, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stem(x).relu().mean((2, 3)))
+
+
+def test_step_of_a_sliced_network(benchmark) -> None:  # type: ignore[no-untyped-def]
+    """A training step of networks of `search_space=mobile`, built and sliced for it, and of each alone."""
+    space = MobileSpace() if benchmark.enabled else ModuleSpace(Tiny, image_shape=(3, 8, 8))
+    torch.manual_seed(0)
+    network, x = space.supernet(affine=False, track_running_stats=True).train(), torch.randn(64, 3, 32, 32)
+    y, seconds = torch.arange(len(x)) % 10, []
+    genotypes = space.sample(np.random.default_rng(0), NUM_HARD if benchmark.enabled else 2)
+
+    def step(forward: Callable[[], torch.Tensor]) -> float:
+        start = time.process_time()
+        torch.manual_seed(1)  # dropout
+        losses.append(F.cross_entropy(forward(), y))
+        losses[-1].backward()
+        return time.process_time() - start
+
+    for genotype in genotypes:
+        losses: list[torch.Tensor] = []
+        alone = space.network(genotype).train()
+        alone.load_state_dict(network.sliced(genotype))
+        network._skeletons.clear()
+        weights = space.onehot([genotype])[0]
+        step(partial(alone, x))
+        seconds.append((step(partial(network, x, weights)), step(partial(alone, x))))
+        agree(losses[0], losses[1])
+    if benchmark.enabled:
+        sliced, separate = np.sum(seconds, axis=0) / len(seconds)
+        print(f"\nmobile: {1000 * sliced:.0f} ms sliced, {1000 * separate:.0f} ms alone")
+    benchmark.pedantic(network, (x, weights), rounds=1)
