@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -75,6 +75,9 @@ NUM_FOLDS = 10
 NEGLIGIBLE = 0.02
 """Probability below which a form is left out."""
 
+UNLIKELY = 1e-4
+"""Probability relative to the best model's below which a model is left out."""
+
 INTERVAL = 1.645
 """Standard deviations on either side of a prediction: 90 % of a normal distribution."""
 
@@ -106,14 +109,19 @@ class _Features:
     """
 
     def __init__(
-        self, space: SearchSpace, sources: Sequence[_Source], form: str, reference: np.ndarray
+        self,
+        space: SearchSpace,
+        sources: Sequence[_Source],
+        form: str,
+        reference: np.ndarray,
+        with_pairs: bool,
     ) -> None:
         self.form, self._space = form, space
         self._sources = [source.cost for source in sources]
         self._num_ops, self._num_edges = len(space.ops), reference.shape[1]
         num = self._num_edges * (self._num_edges - 1) // 2 * self._num_ops**2
         self.pairs: _Pairs = []
-        if num <= MOST_PAIRS:
+        if with_pairs and num <= MOST_PAIRS:
             self.pairs = list(itertools.combinations(range(self._num_edges), 2))
         S, by_op = len(sources), self._num_ops
         ends = np.cumsum([0, S, by_op, self._num_edges * by_op, len(self.pairs) * by_op**2])
@@ -189,10 +197,6 @@ class _Model:
     solved: FloatArray
     weight: float
 
-    def mean(self) -> tuple[float, FloatArray]:
-        """The expected constant and weights of the features."""
-        return CONSTANT * float(self.solved.sum()), self.prior * (self.X.T @ self.solved)
-
     def draw(self, rng: np.random.Generator) -> tuple[float, FloatArray]:
         """A constant and weights from the posterior, by Matheron's rule."""
         constant = rng.normal(scale=CONSTANT**0.5)
@@ -224,7 +228,7 @@ class _Posterior:
         )
         self._floors = {form: least if form == "all" else empty for form in FORMS}
         z = (y - self.middle) / self.scale
-        found: list[tuple[float, _Model]] = []
+        found = []
         for each in features:
             rows = np.arange(len(G)) if each.form == "all" else np.flatnonzero(connected)
             if len(rows) < FEWEST // 2:
@@ -232,20 +236,21 @@ class _Posterior:
             apart = np.delete(z, rows)
             spread = apart - np.median(apart) if len(apart) else apart
             outside = -0.5 * (spread @ spread / NOISES[-1] + len(apart) * np.log(2 * np.pi * NOISES[-1]))
-            found += _solved(each, sources, each(G[rows]), z[rows], float(outside))
-        evidence = np.array([value for value, _ in found])
-        weights = np.exp(evidence - evidence.max())
-        weights /= weights.sum()
-        forms = np.array([model.features.form for _, model in found])
-        self.forms = {form: float(weights[forms == form].sum()) for form in FORMS}
-        self.forms = {form: share for form, share in self.forms.items() if share >= NEGLIGIBLE}
-        kept = np.isin(forms, list(self.forms)) & (weights > 1e-4 * weights.max())
-        total = weights[kept].sum()
-        self.models = [
-            replace(model, weight=float(weight / total))
-            for (_, model), weight, keep in zip(found, weights, kept, strict=True)
-            if keep
+            found.append((each.form, float(outside), _Solved(each, sources, each(G[rows]), z[rows])))
+        evidence = [outside + solved.evidence for _, outside, solved in found]
+        highest = max(one.max() for one in evidence)
+        weights = [np.exp(one - highest) for one in evidence]
+        total = sum(one.sum() for one in weights)
+        shares = {form: float(one.sum() / total) for (form, _, _), one in zip(found, weights, strict=True)}
+        self.forms = {form: share for form, share in shares.items() if share >= NEGLIGIBLE}
+        kept = [
+            (solved, kernel, noise, float(one[kernel, noise]))
+            for (form, _, solved), one in zip(found, weights, strict=True)
+            if form in self.forms
+            for kernel, noise in np.argwhere(one > UNLIKELY).tolist()
         ]
+        total = sum(weight for *_, weight in kept)
+        self.models = [solved.model(kernel, noise, weight / total) for solved, kernel, noise, weight in kept]
         self.noise = self.scale * sum(model.weight * model.noise for model in self.models) ** 0.5
 
     def cost(self) -> Additive:
@@ -253,10 +258,11 @@ class _Posterior:
         parts = {}
         for form in self.forms:
             models = [model for model in self.models if model.features.form == form]
-            share = sum(model.weight for model in models)
-            means = [model.mean() for model in models]
-            constant = sum(m.weight * mean for m, (mean, _) in zip(models, means, strict=True))
-            weights = np.sum([m.weight * mean for m, (_, mean) in zip(models, means, strict=True)], axis=0)
+            weight = np.array([model.weight for model in models])
+            share = float(weight.sum())
+            solved = weight[:, None] * np.array([model.solved for model in models])
+            constant = CONSTANT * float(solved.sum())
+            weights = (np.array([model.prior for model in models]) * (solved @ models[0].X)).sum(axis=0)
             parts[form] = models[0].features.cost(
                 share * self.middle + self.scale * constant, self.scale * weights, share * self._floors[form]
             )
@@ -291,37 +297,55 @@ class _Posterior:
         return costs
 
 
-def _solved(
-    features: _Features, sources: Sequence[_Source], X: FloatArray, z: FloatArray, outside: float
-) -> list[tuple[float, _Model]]:
-    """The models of one form: the logarithm of evidence times prior, and the model, its weight open."""
-    form, (of_sources, *blocks) = features.form, features.blocks
-    groups: list[tuple[list[int], float]] = [([], PRIOR_NONE)]
-    if len(sources) > 1:
-        groups.append((list(range(len(sources))), PRIOR_TOGETHER))
-    for number, source in enumerate(sources):
-        groups.append(([number], PRIOR_SINGLE / len(sources) * (1 if source.form == form else OTHER_FORM)))
-    by_pair = BY_PAIR if len(z) >= FROM_PAIRS and features.pairs else BY_PAIR[:1]
-    kernels = [X[:, block] @ X[:, block].T for block in blocks]
-    found = []
-    for group, weight in groups:
-        P = X[:, of_sources][:, group]
-        shared = CONSTANT + P @ P.T / max(1, len(group))
-        for variances in itertools.product(BY_OPERATION, BY_EDGE, by_pair):
-            kernel = shared + sum(v * K for v, K in zip(variances, kernels, strict=True))
-            values, vectors = np.linalg.eigh(kernel)
-            turned = vectors.T @ z
-            prior = np.zeros(X.shape[1])
-            prior[group] = 1 / max(1, len(group))
-            for block, variance in zip(blocks, variances, strict=True):
-                prior[block] = variance
-            names = tuple(sources[number].name for number in group)
-            for noise in NOISES:
-                spread = np.maximum(values, 0) + noise
-                evidence = -0.5 * float((turned**2 / spread + np.log(2 * np.pi * spread)).sum()) + outside
-                model = _Model(features, names, prior, noise, X, z, vectors @ (turned / spread), 0.0)
-                found.append((evidence + np.log(weight * PRIOR_FORM[form]), model))
-    return found
+class _Solved:
+    """All models of one form: the logarithms of evidence times prior, shape (kernels, noises)."""
+
+    def __init__(self, features: _Features, sources: Sequence[_Source], X: FloatArray, z: FloatArray) -> None:
+        self._features, self._X, self._z = features, X, z
+        of_sources, *self._blocks = features.blocks
+        groups: list[tuple[tuple[int, ...], float]] = [((), PRIOR_NONE)]
+        if len(sources) > 1:
+            groups.append((tuple(range(len(sources))), PRIOR_TOGETHER))
+        for number, source in enumerate(sources):
+            factor = 1 if source.form == features.form else OTHER_FORM
+            groups.append(((number,), factor * PRIOR_SINGLE / len(sources)))
+        by_pair = BY_PAIR if len(z) >= FROM_PAIRS and features.pairs else BY_PAIR[:1]
+        variances = list(itertools.product(BY_OPERATION, BY_EDGE, by_pair))
+        self._kinds = list(itertools.product([group for group, _ in groups], variances))
+        self._names = [source.name for source in sources]
+        like = [
+            CONSTANT
+            + X[:, of_sources][:, list(group)] @ X[:, of_sources][:, list(group)].T / max(1, len(group))
+            for group, _ in groups
+        ]
+        blocks = np.array([X[:, block] @ X[:, block].T for block in self._blocks])
+        deviations = np.einsum("vb,bij->vij", variances, blocks)
+        kernels = (np.array(like)[:, None] + deviations).reshape(-1, len(z), len(z))
+        self._values, self._vectors = np.linalg.eigh(kernels)
+        self._turned = np.einsum("kij,i->kj", self._vectors, z)
+        spread = np.maximum(self._values, 0)[:, None] + np.array(NOISES)[:, None]
+        evidence = -0.5 * (self._turned[:, None] ** 2 / spread + np.log(2 * np.pi * spread)).sum(axis=-1)
+        prior = np.repeat([weight for _, weight in groups], len(variances)) * PRIOR_FORM[features.form]
+        self.evidence = evidence + np.log(prior)[:, None]
+
+    def model(self, kernel: int, noise: int, weight: float) -> _Model:
+        """One of the models, with its posterior probability."""
+        group, variances = self._kinds[kernel]
+        prior = np.zeros(self._X.shape[1])
+        prior[list(group)] = 1 / max(1, len(group))
+        for block, variance in zip(self._blocks, variances, strict=True):
+            prior[block] = variance
+        spread = np.maximum(self._values[kernel], 0) + NOISES[noise]
+        return _Model(
+            features=self._features,
+            sources=tuple(self._names[number] for number in group),
+            prior=prior,
+            noise=NOISES[noise],
+            X=self._X,
+            z=self._z,
+            solved=self._vectors[kernel] @ (self._turned[kernel] / spread),
+            weight=weight,
+        )
 
 
 @dataclass(frozen=True)
@@ -466,7 +490,8 @@ def adapt(
     posteriors, shares, of_forms = {}, {}, {}
     for metric, y in columns.items():
         known = _sources(space, sources, metric, reference, forms)
-        features = [_Features(space, known, form, reference) for form in forms]
+        with_pairs = len(G) >= FROM_PAIRS
+        features = [_Features(space, known, form, reference, with_pairs) for form in forms]
         posterior = _Posterior(space, features, known, G, y)
         costs[metric] = posterior.cost()
         left_out = np.empty(len(G))

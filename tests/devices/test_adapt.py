@@ -109,21 +109,23 @@ def test_damaged_parts_are_refused(tmp_path: Path, parts: dict[str, Any], messag
 
 
 def a_posterior(y: FloatArray) -> adapting._Posterior:
-    features = [adapting._Features(SPACE, [], "all", CELLS)]
+    features = [adapting._Features(SPACE, [], "all", CELLS, with_pairs=False)]
     return adapting._Posterior(SPACE, features, [], CELLS[: len(y)], y)
 
 
 def test_a_model_is_ridge_regression_with_a_prior() -> None:
     y = np.random.default_rng(1).random(12) + 1
-    model = a_posterior(y).models[0]
+    posterior = a_posterior(y)
+    posterior.models = [model := replace(posterior.models[0], weight=1.0)]
     X = np.column_stack([np.ones(12), model.X])
     prior = np.concatenate([[adapting.CONSTANT], model.prior])
     keep = prior > 0
     precision = X[:, keep].T @ X[:, keep] / model.noise + np.diag(1 / prior[keep])
     expected = np.zeros(len(prior))
     expected[keep] = np.linalg.solve(precision, X[:, keep].T @ model.z / model.noise)
-    constant, weights = model.mean()
-    assert np.concatenate([[constant], weights]) == pytest.approx(expected, abs=1e-6)
+    by_hand = expected[0] + (model.features(CELLS) @ expected[1:])
+    cost = posterior.cost().of(SPACE, CELLS)
+    assert cost == pytest.approx(np.maximum(y.mean() + y.std() * by_hand, y.min() / 2), abs=1e-4)
     rng = np.random.default_rng(2)
     drawn = np.array([np.concatenate([[c], w])[keep] for c, w in (model.draw(rng) for _ in range(3000))])
     covariance = np.linalg.inv(precision)
@@ -230,7 +232,7 @@ def test_ten_networks_of_real_devices(device: str, least: float) -> None:
     y, G = table[f"cifar10_{device}_latency_ms"], table["arch_ops"].astype(np.intp)
     sources = {name: profile for name, profile in source_profiles(SPACE, None).items() if name != device}
     known = adapting._sources(SPACE, sources, "latency_ms", CELLS, adapting.FORMS)
-    features = [adapting._Features(SPACE, known, form, CELLS) for form in adapting.FORMS]
+    features = [adapting._Features(SPACE, known, form, CELLS, False) for form in adapting.FORMS]
     found = []
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(np.flatnonzero(y >= 0))
