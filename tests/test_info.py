@@ -36,7 +36,7 @@ def test_info_says_what_is_here(capsys: pytest.CaptureFixture[str], here: Path) 
         "mnist.npz": "12.0 kB",
         "cifar10.npz": "missing",
         "raspi4": "usable, predicted by a profile",
-        "edgetpu": "its table is missing: hwnas data hwnasbench download",
+        "edgetpu": "usable, predicted by a profile",
         "gold6226": "nasbench201_cifar10_devices.npz is missing",
         "multirun/store": "1.5 MB",
     }.items():

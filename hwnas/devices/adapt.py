@@ -581,7 +581,9 @@ def _sources(
         cost = profile.costs[key]
         plain = Additive(cost.base, cost.edges, cost.pairs)
         predicted = profile.predict(space, key, reference)
-        found.append(_Source(name, plain, _own_form(space, predicted, reference, forms)))
+        known = np.isfinite(predicted)  # the others are not supported
+        form = _own_form(space, predicted[known], reference[known], forms)
+        found.append(_Source(name, plain, form))
     onehot = np.eye(len(space.ops))[reference]
     counts, flat = onehot.sum(axis=1), onehot.reshape(len(reference), -1)
     for name, values in space.static_metrics(list(map(tuple, reference.tolist()))).items():

@@ -88,8 +88,8 @@ def benchmark_device(
 
     FBNet: see `look_up_device`. NAS-Bench-201: read from `hwnasbench_nasbench201.npz` (written from the
     official file by `hwnas data hwnasbench`), else from `nasbench201_cifar10_devices.npz`, whose latencies
-    are those of the CIFAR-10 networks. Without them the costs of all devices but EdgeTPU are predicted by
-    profiles that come with the package.
+    are those of the CIFAR-10 networks. Without them the costs are predicted by a profile that comes with the
+    package, which also knows what the EdgeTPU does not support.
 
     Args:
         space: NAS-Bench-201 or FBNet.
@@ -138,7 +138,7 @@ def _look_up(
             table = CostTable(space, device, official_order(), columns, metric=metric, source=part)
             return table, name != "cifar10"
     fitted = PROFILES / f"{device}.json"
-    if fitted.is_file() and device != "edgetpu":  # what it does not support only the table knows
+    if fitted.is_file():
         profile = Profile.load(fitted)
         announce(f"{whole.name} is not in {folder}: costs are predicted. {profile.summary()}")
         return ProfileDevice(space, profile, fitted, metric=metric), name != "cifar10"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ MOST_CHOSEN_ON = 300
 NUM_FOLDS = 5
 MOST_SHOWN = 200
 """Checked networks that a profile keeps, for its page and for the margin of limits."""
+
+NUM_ORDERS = 8
+"""Random orders in which a set of unsupported networks is made larger."""
 
 CONSTANT = 10.0
 """Prior variance of the constant, in units of the costs' variance; large, so that it hardly shrinks."""
@@ -113,7 +117,39 @@ def fit(
             measured={metric: y[shown].tolist() for metric, y in Y.items()},
             predicted={metric: values[shown].tolist() for metric, values in predicted.items()},
         ),
+        unsupported=_unsupported(space, genotypes.astype(np.intp), known, seed),
     )
+
+
+def _unsupported(space: SearchSpace, G: np.ndarray, known: np.ndarray, seed: int) -> list[list[list[int]]]:
+    """Sets of operations per edge whose combinations are the networks that are not in `known`, none other.
+
+    Found greedily: a network not yet in a set becomes one, and takes up operations as long as nothing that is
+    supported comes in; of a few random orders of operations the one that makes the largest set counts. Empty
+    for a table that lacks networks of the space, since these might be supported or not.
+    """
+    refused = np.setdiff1d(np.arange(len(G)), known)
+    if not len(refused) or len(G) < space.size:
+        return []
+    open_ = np.zeros((len(space.ops),) * G.shape[1], dtype=bool)
+    open_[tuple(G[refused].T)] = True
+    bad, rng, found = open_.copy(), np.random.default_rng(seed), []
+    more = list(itertools.product(range(G.shape[1]), range(len(space.ops))))
+    for genotype in G[rng.permutation(refused)].tolist():
+        if not open_[tuple(genotype)]:
+            continue
+        grown = []
+        for _ in range(NUM_ORDERS):
+            sets = [[op] for op in genotype]
+            for edge, op in (more[number] for number in rng.permutation(len(more))):
+                with_it = [[op] if other == edge else ops for other, ops in enumerate(sets)]
+                if op not in sets[edge] and bad[np.ix_(*with_it)].all():
+                    sets[edge].append(op)
+            grown.append([sorted(ops) for ops in sets])
+        largest = max(grown, key=lambda sets: math.prod(map(len, sets)))
+        open_[np.ix_(*largest)] = False
+        found.append(largest)
+    return found
 
 
 def _held_out(

@@ -45,6 +45,7 @@ PROFILE_SHAPE = {
         }
     },
     "live?": bool,
+    "unsupported?": [[[int]]],
     "networks?": (
         {"archs": [str], "fitted": int, "measured": _FIGURES, "predicted": _FIGURES},
         None,
@@ -195,6 +196,8 @@ class Profile:
         live: Whether the device removes operations with unused output; a network without a path then costs
             the lower bound.
         networks: Whole networks that were measured, if any.
+        unsupported: Sets of networks that the device does not support, each as the operations per edge: all
+            their combinations. They cost `inf`.
     """
 
     schema: int
@@ -207,15 +210,30 @@ class Profile:
     operations: dict[str, Operation] = field(default_factory=dict)
     live: bool = False
     networks: Networks | None = None
+    unsupported: list[list[list[int]]] = field(default_factory=list)
 
     def predict(
         self, space: SearchSpace, metric: str, genotypes: Sequence[Genotype] | np.ndarray
     ) -> FloatArray:
-        """Predicted cost per genotype, shape (n,); genotypes as tuples or as an array (n, edges)."""
+        """Predicted cost per genotype, shape (n,); genotypes as tuples or as an array (n, edges).
+
+        `inf` where the device does not support the network.
+        """
         cost = self.costs[metric]
         if not self.live:
-            return cost.of(space, genotypes)
-        return np.where(space.is_connected(genotypes), cost.of(space, space.live(genotypes)), cost.floor)
+            found = cost.of(space, genotypes)
+        else:
+            connected = space.is_connected(genotypes)
+            found = np.where(connected, cost.of(space, space.live(genotypes)), cost.floor)
+        if not self.unsupported:
+            return found
+        G = np.asarray(genotypes, dtype=np.intp).reshape(-1, len(space.choices))
+        inside = np.zeros((len(self.unsupported), G.shape[1], len(space.ops)), dtype=bool)
+        for each, ops_by_edge in zip(inside, self.unsupported, strict=True):
+            for edge, ops in enumerate(ops_by_edge):
+                each[edge, ops] = True
+        refused = inside[:, np.arange(G.shape[1]), G].all(axis=2).any(axis=0)
+        return np.where(refused, math.inf, found)
 
     def errors(self, metric: str) -> FloatArray:
         """Measured over predicted cost of networks outside the fit; empty if none are kept."""
@@ -251,6 +269,12 @@ class Profile:
         """Raise ValueError unless the profile, read from `source`, is one of the space."""
         if self.space != space.name:
             raise ValueError(f"{source} is a profile of the {self.space} space, not of {space.name}")
+        for ops_by_edge in self.unsupported:
+            inside = (0 <= op < len(space.ops) for ops in ops_by_edge for op in ops)
+            if len(ops_by_edge) != len(space.choices) or not all(inside):
+                raise ValueError(
+                    f"{source} says of {ops_by_edge} that it is not supported, which is no network"
+                )
         for cost in self.costs.values():
             if tuple(np.shape(cost.edges)) != space.alpha_shape:
                 raise ValueError(
@@ -258,9 +282,16 @@ class Profile:
                     f"{space.name}"
                 )
 
+    def content(self) -> dict[str, object]:
+        """The profile as JSON."""
+        content = dataclasses.asdict(self)
+        if not self.unsupported:
+            del content["unsupported"]  # versions of profiles without it are those of before
+        return content
+
     def save(self, path: Path) -> None:
         """Write the profile as JSON, whole or not at all."""
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(self.content(), indent=1) + "\n")
 
     @staticmethod
     def load(path: Path) -> Profile:
@@ -359,7 +390,7 @@ class ProfileDevice(Evaluator):
         self.metrics: dict[str, Goal] = {name: "min" for name in names}  # noqa: C420 - the type is narrower
         self.profile = profile
         self._space = space
-        content = json.dumps(dataclasses.asdict(profile), sort_keys=True)
+        content = json.dumps(profile.content(), sort_keys=True)
         self._version = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
@@ -374,7 +405,7 @@ class ProfileDevice(Evaluator):
         ):
             return None
         added = np.asarray(cost.edges, dtype=np.float64)
-        if cost.pairs or cost.base + added.min(axis=1).sum() < cost.floor:
+        if self.profile.unsupported or cost.pairs or cost.base + added.min(axis=1).sum() < cost.floor:
             return None
         return Sum(cost.base, added)
 

@@ -224,9 +224,11 @@ def comparison(a: Profile, b: Profile, space: SearchSpace, *, seed: int) -> list
             f"an operation typically takes {typical:.2f} times as long on b; furthest from this: "
             + ", ".join(f"{name} ({ratios[name] / typical:.2f})" for name in far)
         )
-    genotypes = space.sample(np.random.default_rng(seed), NUM_COMPARED)
+    sampled = np.array(space.sample(np.random.default_rng(seed), NUM_COMPARED))
     for metric in metrics:
-        first, second = a.predict(space, metric, genotypes), b.predict(space, metric, genotypes)
+        both = np.array([profile.predict(space, metric, sampled) for profile in (a, b)])
+        supported = np.isfinite(both).all(axis=0)
+        (first, second), genotypes = both[:, supported], [tuple(row) for row in sampled[supported].tolist()]
         agree, ratio = spearmanr(first, second).statistic, np.median(second / np.maximum(first, 1e-12))
         lines.append(
             f"{metric} of {len(genotypes):,} random networks: Spearman {agree:.3f}, "

@@ -100,10 +100,8 @@ def test_columns_are_those_of_the_benchmarks_own_data_set(
 
 def test_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"no costs of edgetpu: looked for .*; get HW-NAS-Bench-v1_0\.pickle"
-    ):
-        device("edgetpu")
+    with pytest.raises(ValueError, match=r"no costs of mine: looked for .*; get HW-NAS-Bench-v1_0\.pickle"):
+        device("mine")
     with pytest.raises(ValueError, match=r"metric must be one of latency_ms, energy_mj, not 'speed'"):
         device("edgetpu", metric="speed")
 
@@ -146,10 +144,11 @@ def test_devices_of_help_say_whose_costs_they_have(table_path: Path, option: str
         assert said[1:] == [found.note] * bool(start)  # the first is on the order of rows
 
 
-def test_five_devices_can_do_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_devices_can_do_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
     for name, spearman, r2 in [
         ("edgegpu", 0.97, 0.96),
+        ("edgetpu", 0.99, 0.98),
         ("raspi4", 0.96, 0.95),
         ("pixel3", 0.96, 0.93),
         ("eyeriss", 0.99, 0.9999),
@@ -157,15 +156,18 @@ def test_five_devices_can_do_without_a_table(tmp_path: Path, monkeypatch: pytest
     ]:
         predicted = device(name)
         assert predicted.name == name
-        assert "costs are predicted. On 12,625 networks" in predicted.said[0]  # type: ignore[attr-defined]
+        number = "7,926" if name == "edgetpu" else "12,625"
+        assert f"costs are predicted. On {number} networks" in predicted.said[0]  # type: ignore[attr-defined]
         check = Profile.load(PROFILES / f"{name}.json").check["latency_ms"]
         assert check["spearman"] > spearman
         assert check["r2"] > r2
         assert check["median_error"] < check["mean_error"] < 0.13
         assert len(predicted.errors("latency_ms")) == 200
         assert predicted.note == ""
-        assert predicted.evaluate([(3,) * 6])[0]["latency_ms"] > 5
+        assert predicted.evaluate([(3,) * 6])[0]["latency_ms"] > (1 if name == "edgetpu" else 5)
     assert_noted("fpga", "digits")
+    for name in ("edgegpu", "eyeriss"):
+        assert list(device(name, metric="energy_mj").metrics) == ["energy_mj", "latency_ms"]
     assert list(device("fpga", metric="energy_mj").metrics) == ["energy_mj", "latency_ms"]
     with pytest.raises(ValueError, match="no energy_mj of device raspi4"):
         device("raspi4", metric="energy_mj")
@@ -187,6 +189,21 @@ def test_shipped_profiles_predict_the_table(
         said = Profile.load(PROFILES / f"{name}.json").check["latency_ms"]
         assert found["r2"] == pytest.approx(said["r2"], abs=0.005)
         assert found["spearman"] == pytest.approx(said["spearman"], abs=0.005)
+
+
+def test_the_profile_of_the_edge_tpu_knows_what_it_does_not_support(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (data_folder() / "hwnasbench_nasbench201.npz").is_file():
+        pytest.skip("hwnasbench_nasbench201.npz is not in the data folder")
+    genotypes = NasBench201().all()
+    measured = np.array([row["latency_ms"] for row in device("edgetpu").evaluate(genotypes)])
+    monkeypatch.setenv("HWNAS_DATA", str(tmp_path))
+    predicted = np.array([row["latency_ms"] for row in device("edgetpu").evaluate(genotypes)])
+    assert np.array_equal(np.isinf(predicted), np.isinf(measured))
+    assert np.isinf(measured).sum() == 4699
+    supported = np.isfinite(measured)
+    assert agreement(predicted[supported], measured[supported])["spearman"] > 0.99
 
 
 FBNET_PUBLISHED = {

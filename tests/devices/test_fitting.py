@@ -73,6 +73,20 @@ def test_live_operations_only_where_the_device_leaves_out_dead_ones() -> None:
     assert left_out.predict(space, "latency_ms", genotypes) == pytest.approx(live, rel=0.01)
 
 
+def test_a_whole_table_tells_what_is_not_supported() -> None:
+    space = Toy(4, 3)
+    genotypes = np.array(space.all())
+    y = 1.0 + genotypes.sum(axis=1)
+    refused = (genotypes[:, 0] == 2) & (genotypes[:, 3] != 0) | (genotypes == 1).all(axis=1)
+    profile = fit(space, genotypes, {"latency_ms": np.where(refused, np.inf, y)})
+    assert len(profile.unsupported) == 2
+    assert [[2], [0, 1, 2], [0, 1, 2], [1, 2]] in profile.unsupported
+    assert [[1, 2], [1], [1], [1]] in profile.unsupported
+    assert np.array_equal(np.isinf(profile.predict(space, "latency_ms", genotypes)), refused)
+    some = fit(space, genotypes[:-1], {"latency_ms": np.where(refused, np.inf, y)[:-1]})
+    assert some.unsupported == []
+
+
 def test_the_kernel_is_ridge_regression_with_all_features_written_out() -> None:
     space = Toy(4, 3)
     genotypes, y = additive_table(space, 60)

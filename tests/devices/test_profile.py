@@ -161,6 +161,25 @@ def test_shipped_profiles_and_those_of_schema_2_are_read(tmp_path: Path) -> None
         assert Profile.load(older) == Profile.load(path)
 
 
+def test_versions_of_shipped_profiles_stay() -> None:
+    """They are part of the keys of stored evaluations."""
+    space = NasBench201()
+    for name, version in {"fpga": "7346fd558cb20e8c", "raspi4": "769cfe75c32f925a"}.items():
+        path = Path(profile_module.__file__).parent / "profiles" / f"{name}.json"
+        device = ProfileDevice(space, Profile.load(path), path, metric="latency_ms")
+        assert device.prepare(space, []) == version
+
+
+@pytest.mark.parametrize("unsupported", [[[[0]] * 5], [[[0]] * 5 + [[5]]], [[[-1]] * 6]])
+def test_networks_that_are_none_are_not_unsupported(tmp_path: Path, unsupported: Any) -> None:
+    shipped = Path(profile_module.__file__).parent / "profiles" / "edgetpu.json"
+    content = {**json.loads(shipped.read_text()), "unsupported": unsupported}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    profile = Profile.load(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="is not supported, which is no network"):
+        profile.check_space(NasBench201(), tmp_path / "x.json")
+
+
 def test_figures_that_are_no_times_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     for wrong in (0.0, -1.5):
