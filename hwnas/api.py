@@ -15,8 +15,20 @@ from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from hwnas.build import build
-from hwnas.core import Count, Interrupted, SearchSpace, check_setting, extent, unique
+from hwnas.core import (
+    Count,
+    Genotype,
+    Interrupted,
+    SearchSpace,
+    check_setting,
+    extent,
+    trials_of,
+    unique,
+    violations,
+)
 from hwnas.files import consistent, read_json, shaped, write_json, write_text
 from hwnas.reports.page import write_report
 from hwnas.runs.display import Display
@@ -27,7 +39,7 @@ from hwnas.runs.log import writing
 from hwnas.runs.result import Evaluations, Result
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
-from hwnas.searches.budget import paces, seconds_of
+from hwnas.searches.budget import NUM_MEASURED, paces, seconds_of
 from hwnas.searches.finish import SEARCH_PART, TRIALS, Finish, advice
 from hwnas.searches.halving import Halving
 from hwnas.searches.loop import search as loop
@@ -44,6 +56,9 @@ from hwnas.training.recipe import forget_checkpoint
 
 LOG = "search.log"
 """File of a run's messages, in its folder."""
+
+NUM_DRAWN = 8 * NUM_MEASURED
+"""Networks that are drawn to find those whose evaluation is timed for a budget."""
 
 CSV: Mapping[str, object] = MappingProxyType({"wandb": False})
 """The logger that writes metrics.csv and nothing else."""
@@ -211,8 +226,23 @@ def _plan(task: Task, context: RunContext, workers: int) -> None:
         budget = seconds_of(task.problem.budget)
         before = time.perf_counter() - context.began if task.trains else 0.0
         announce = context.display.say
-        spent, each = paces(context.folder, budget, task.quality, task.space, workers, announce, before)
+        networks = _allowed(task)
+        spent, each = paces(context.folder, budget, task.quality, networks, workers, announce, before)
         task.strategy.plan(budget, each, spent, SEARCH_PART if task.trains else 1.0)
+
+
+def _allowed(task: Task) -> list[Genotype]:
+    """Some networks with a path that keep the limits on costs; without regard to these if they are rare."""
+    drawn = task.space.sample(np.random.default_rng(0), NUM_DRAWN)
+    whole = [g for g, there in zip(drawn, task.space.is_connected(drawn), strict=True) if there] or drawn
+    bounds = [
+        limit for limit in task.limits if limit.goal == "min" and limit.metric not in task.quality.metrics
+    ]
+    if not bounds or not task.device.exhaustive:
+        return whole
+    trials = trials_of(whole, [evaluator.evaluate(whole) for evaluator in task.evaluators[1:]], 0)
+    kept = [g for g, excess in zip(whole, violations(trials, bounds), strict=True) if excess == 0]
+    return kept or whole
 
 
 def _cached(

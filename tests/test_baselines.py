@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hwnas import compose, read_run, search
+from hwnas.cli.overrides import search_arguments
 from hwnas.runs.result import Contender, read_result
 from hwnas.searches.baselines import USUAL
 from hwnas.searches.finish import advice, contender_in_words, lead_of
@@ -154,3 +155,20 @@ def test_what_does_not_fit(
     given = SMALL[:-1] if "trainer=none" in words else SMALL
     with pytest.raises(ValueError, match=message):
         search(compose(*given, "device=flops", *words), "run", show=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (("dataset=folder", "dataset.path=photos"), "experiment=images"),
+        (("dataset=mnist", "device=flops", "budget=5min"), "experiment=images"),
+        (("dataset=npz", "search_space=mobile"), "experiment=blind"),
+        (("dataset=npz", "evaluator.lookup.path=nasbench201.npz"), "experiment=blind"),
+        (("dataset=npz", "device=raspi4"), "experiment=blind"),  # it knows cells only
+        (("dataset=cifar10",), "experiment=blind"),
+        ((), "experiment=blind"),
+        (("dataset=folder", "strategy=random"), "dataset=folder"),
+    ],
+)
+def test_own_images_choose_residual_networks(words: tuple[str, ...], first: str) -> None:
+    assert search_arguments(list(words))[0] == first

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwnas import compose, search
@@ -35,6 +36,9 @@ def test_what_is_no_budget(budget: object) -> None:
         seconds_of(budget)
 
 
+TOYS = Toy().sample(np.random.default_rng(0), 4)
+
+
 class Slow(Evaluator):
     name, metrics = "slow", {"x": "max"}
 
@@ -59,10 +63,10 @@ class Pace(Slow):
 def test_speeds_are_measured_once(tmp_path: Path) -> None:
     """Four workers that share a machine need a quarter more each: 8 s and 40 s are 2.5 s and 12.5 s."""
     said: list[str] = []
-    spent, each = paces(tmp_path, 60.0, Slow(8.0, 40.0), Toy(), 4, said.append)
+    spent, each = paces(tmp_path, 60.0, Slow(8.0, 40.0), TOYS, 4, said.append)
     assert 0 < spent < 60
     assert each == [2.5, 12.5]
-    assert paces(tmp_path, 60.0, Slow(1.0, 1.0), Toy(), 1, said.append) == (spent, each)  # of another machine
+    assert paces(tmp_path, 60.0, Slow(1.0, 1.0), TOYS, 1, said.append) == (spent, each)  # of another machine
     assert len(said) == 1
     kept = json.loads((tmp_path / BUDGET).read_text())
     assert kept == {"seconds": 60.0, "measuring": spent, "workers": 4, "seconds_per_network": each}
@@ -74,7 +78,7 @@ def test_speeds_are_measured_once(tmp_path: Path) -> None:
 def test_a_corrupt_file(tmp_path: Path, content: str) -> None:
     (tmp_path / BUDGET).write_text(content)
     with pytest.raises(ValueError, match=BUDGET):
-        paces(tmp_path, 60.0, Slow(1.0, 1.0), Toy(), 1, print)
+        paces(tmp_path, 60.0, Slow(1.0, 1.0), TOYS, 1, print)
 
 
 def test_a_budget_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,8 +256,14 @@ def _members(devices: Sequence[str]) -> list[str]:
     return [*added, *settings]
 
 
-RECOMMENDED = "experiment=blind"
-"""The search of those who choose no evaluator, strategy or experiment."""
+RECOMMENDED, FOR_IMAGES = "experiment=blind", "experiment=images"
+"""The search of those who choose no evaluator, strategy or experiment; and that of their own images."""
+
+OWN_IMAGES = ("folder", "npz", "mnist", "fashion_mnist", "shapes")
+"""Data sets that are no benchmark's."""
+
+MEASURES = ("host", "flops")
+"""Devices that know the costs of networks of every space."""
 
 
 def replay_arguments(arguments: list[str]) -> list[str]:
@@ -304,9 +310,18 @@ def replay_arguments(arguments: list[str]) -> list[str]:
 
 
 def search_arguments(arguments: list[str]) -> list[str]:
-    """Hydra's arguments of `hwnas search`: with `RECOMMENDED`, if no word chooses how to search."""
+    """Hydra's arguments of `hwnas search`: with `RECOMMENDED`, if no word chooses how to search.
+
+    Images that no benchmark knows are searched with `FOR_IMAGES`, unless words choose a space, a device that
+    does not know its networks, or a table to look accuracies up.
+    """
     chooses = re.compile(r"(evaluator|strategy|experiment|resume)=|--config-name")
-    return arguments if any(map(chooses.match, arguments)) else [RECOMMENDED, *arguments]
+    if any(map(chooses.match, arguments)):
+        return arguments
+    words = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    own = words.get("dataset") in OWN_IMAGES and words.get("device", "host") in MEASURES
+    chosen = own and not {"search_space", "evaluator.lookup.path"} & words.keys()
+    return [FOR_IMAGES if chosen else RECOMMENDED, *arguments]
 
 
 def train_arguments(arguments: list[str]) -> list[str]:

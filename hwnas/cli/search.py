@@ -40,6 +40,11 @@ def main(job: Job) -> Returned:
         return _returned_before(cfg, result)
     if not isinstance(cfg.store, DictConfig) or not isinstance(cfg.store.dir, str):
         raise ValueError(f"store.dir must be a folder; the configuration has store={cfg.store}")
+    if choices(folder).get("experiment") == "images":
+        display.say(
+            "residual networks (search_space=resnet) are searched by evaluator=cascade and strategy=cascade; "
+            "search_space=mobile searches others, experiment=blind NAS-Bench-201's cells"
+        )
     kept = sweep_or_run(folder) / STORED
     context = RunContext(folder, kept, Path(cfg.store.dir).expanduser(), display)
     task = set_up(problem_of(cfg, choices(folder)), context)

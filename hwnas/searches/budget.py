@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from hwnas.core import Evaluator, SearchSpace
+from hwnas.core import Evaluator, Genotype
 from hwnas.files import consistent, read_json, shaped, write_json
 from hwnas.store.workers import cores
 
@@ -44,7 +42,7 @@ def paces(
     folder: Path,
     budget: float,
     evaluator: Evaluator,
-    space: SearchSpace,
+    networks: Sequence[Genotype],
     workers: int,
     announce: Callable[[str], None],
     spent: float = 0.0,
@@ -58,7 +56,7 @@ def paces(
         folder: The run's folder.
         budget: In seconds, kept beside them.
         evaluator: With rungs, prepared.
-        space: The search space.
+        networks: Networks that the search may ask for, of which some are evaluated.
         workers: Parts of a population that are evaluated at once.
         announce: Called with a sentence when speeds are measured.
         spent: Seconds of the budget that were gone before, if this is the beginning of the run.
@@ -71,13 +69,13 @@ def paces(
         import torch  # loaded by the rungs already
 
         start, before = time.perf_counter(), torch.get_num_threads()
-        sample = space.sample(np.random.default_rng(0), 4 * NUM_MEASURED)
-        whole = [g for g, there in zip(sample, space.is_connected(sample), strict=True) if there] or sample
         if workers > 1:
             torch.set_num_threads(max(1, cores() // workers))
         try:
             crowded = CROWDED if workers > 1 else 1.0
-            each = [rung.seconds_each(whole[:NUM_MEASURED]) * crowded / workers for rung in evaluator.rungs]
+            each = [
+                rung.seconds_each(networks[:NUM_MEASURED]) * crowded / workers for rung in evaluator.rungs
+            ]
         finally:
             torch.set_num_threads(before)
         took = time.perf_counter() - start

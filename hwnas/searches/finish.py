@@ -44,6 +44,9 @@ TRIAL_PART = 0.08
 SEARCH_PART = 0.35
 """Part of a budget for the search; the best network's training gets what is left."""
 
+NUM_TIMED = 6
+"""Networks whose latency is measured to find one within the limit."""
+
 FOUND = "found"
 """Name of the found network in `PLAN`, and of its folder in `TRIALS`."""
 
@@ -72,7 +75,7 @@ class Finish:
     """
 
     def __init__(self, end: Conclusion, context: RunContext) -> None:
-        self._task, self._answer = end.task, end.to_train
+        self._task, self._end = end.task, end
         self._folder, self._display = context.folder, context.display
         self._began = context.began
         budget = self._task.problem.budget
@@ -85,9 +88,13 @@ class Finish:
         Raises:
             ValueError: What `training.classifier.fit` raises.
         """
-        task, answer, display = self._task, self._answer, self._display
-        if answer is None or not isinstance(task.space, HasNetworks):
+        task, display = self._task, self._display
+        if self._end.to_train is None or not isinstance(task.space, HasNetworks):
             return Finished()
+        if self._budget is not None or task.problem.baselines not in ("auto", []):
+            self._keep_the_limit()
+        answer = self._end.answer
+        assert answer is not None
         if not task.space.is_connected([answer.genotype])[0]:
             display.doubt(
                 "the best network has no path from input to output: it answers the same for all images and "
@@ -106,6 +113,32 @@ class Finish:
             space = self._known([best.name])
             network = self._trained(space, (0,), best.name, best.latency_ms)
         return Finished(network, found, baselines)
+
+    def _keep_the_limit(self) -> None:
+        """Have the best network be one whose latency is measured to be within the limit.
+
+        What a profile predicts has errors, and the best of many networks within a limit is favoured by them.
+        """
+        task, display, name = self._task, self._display, "latency_ms"
+        bounds = [limit.bound for limit in task.limits if limit.metric == name and limit.goal == "min"]
+        if not bounds or not isinstance(task.space, HasNetworks) or task.device.timed([]) is None:
+            return
+        ranked = self._end.ranked(NUM_TIMED)
+        if "candidates_ms" not in self._planned:
+            timed = task.device.timed([task.space.network(trial.genotype) for trial in ranked])
+            self._keep(candidates_ms=timed)
+        for trial, measured in zip(ranked, self._planned["candidates_ms"], strict=True):
+            if measured <= bounds[0]:
+                self._end.answer = trial
+                return
+            display.say(
+                f"{task.space.to_str(trial.genotype)} takes {phrase(name, measured)}, measured, not "
+                f"{phrase(name, trial.metrics[name])} as predicted: more than the limit"
+            )
+        display.doubt(
+            f"none of the {len(ranked)} best networks takes at most {phrase(name, bounds[0])}, measured; "
+            "confidence=0.95 keeps a margin, device.rounds= measures more"
+        )
 
     @property
     def _dataset(self) -> Images | ImageFolder:
@@ -329,5 +362,13 @@ def _read(path: Path) -> Mapping[str, Any]:
         return {}
     content = read_json(path)
     with consistent(path):
-        shaped(content, {"names?": [str], "latency_ms?": ({str: float}, None), "steps?": {str: int}})
+        shaped(
+            content,
+            {
+                "candidates_ms?": [float],
+                "names?": [str],
+                "latency_ms?": ({str: float}, None),
+                "steps?": {str: int},
+            },
+        )
     return dict(content)

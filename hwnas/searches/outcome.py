@@ -93,6 +93,17 @@ class Conclusion:
             )
         return rows
 
+    def ranked(self, num: int) -> list[Trial]:
+        """At most `num` networks that keep the limits, the best first, each the best without those before."""
+        left, found = unique(self._comparable), list[Trial]()
+        while len(found) < num:
+            trial = best(left, self.task.objectives, self.task.limits, self.task.problem.robust)
+            if trial is None:
+                break
+            found.append(trial)
+            left.remove(trial)
+        return found
+
     @property
     def to_train(self) -> Trial | None:
         """The answer, unless nobody has to train it to know how good it is."""

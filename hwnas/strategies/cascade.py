@@ -72,7 +72,7 @@ class Cascade(Strategy):
     The evaluator has three rungs (`evaluator=cascade`): zero-cost scores, short trainings, long trainings.
 
     1. Score `networks[0]` networks: drawn uniformly in a space that can be listed; else the first quarter,
-       and then children of the front of scores and costs.
+       and then children of the front of scores and costs, of networks that keep the limits.
     2. Train `networks[1]` in batches. Each network is the one of the highest estimate plus `curiosity` times
        its standard deviation under a bound on the cost; the bounds are spread over the quantiles of the cost,
        so that one run serves every limit. One of the first batch is drawn uniformly. With limits only
@@ -260,21 +260,25 @@ class Cascade(Strategy):
         yield None, 0
 
     def _to_score(self, size: int) -> list[Genotype]:
-        """Networks of new forms: uniform ones at first, then children of the front."""
+        """Networks of new forms: uniform ones at first, then children of the front.
+
+        Of a space that cannot be listed those that keep the limits, as long as there are any.
+        """
         if self._pool.listed:
             names, forms, *_ = self._pool.candidates()
             new = [name for name, form in zip(names, forms, strict=True) if form not in self._known]
             return [new[row] for row in self._rng.permutation(len(new))[:size]] or [self._stranger()]
         parents = [trial.genotype for trial in self.result()] if self._known else []
         chosen: dict[Genotype, Genotype] = {}
+        dear: dict[Genotype, Genotype] = {}
         for _ in range(TRIES * size):
             child = self._child(parents[self._rng.integers(len(parents))]) if parents else self._stranger()
             (form,) = self._pool.forms([child])
             if form not in self._known and self.space.is_connected([child])[0]:
-                chosen.setdefault(form, child)
+                (chosen if self._pool.within([child])[0] else dear).setdefault(form, child)
             if len(chosen) == size:
                 break
-        return list(chosen.values()) or [self._stranger()]
+        return [*chosen.values(), *dear.values()][:size] or [self._stranger()]
 
     def _stranger(self) -> Genotype:
         return self.space.sample(self._rng, 1)[0]

@@ -131,6 +131,14 @@ class Pool:
         """By how much networks of costs (n, c) violate the limits on costs, (n,); see `violations`."""
         return violations(self.trials(genotypes, cost), self.limits)
 
+    def within(self, genotypes: Sequence[Genotype]) -> NDArray[np.bool_]:
+        """Which networks keep the limits on costs, (n,); all where the device has to be asked for each."""
+        if not self.limits or not self._device.exhaustive:
+            return np.ones(len(genotypes), dtype=np.bool_)
+        found = trials_of(genotypes, [self._device.evaluate(genotypes)], 0)
+        kept: NDArray[np.bool_] = self.excess(genotypes, costs(found, self.costs)) == 0
+        return kept
+
     def cost(self, genotype: Genotype) -> FloatArray:
         """Costs of a network that is known of, (c,)."""
         return self._networks[genotype][1]

@@ -127,6 +127,7 @@ class KnownSpace(ModuleSpace):
     """
 
     kind: ClassVar[str]
+    num_measured: ClassVar[int] = 64  # which have few kinds of layers
 
     @checked
     def __init__(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,6 @@ MOST_NAMED = 4
 NUM_DRAWN = 16
 """Random networks that are looked at for choices that only some networks have."""
 
-NUM_MEASURED = 150
-"""Networks that a device's profile is fitted to."""
-
 SMALL_SIDE = 8
 """Height and width of images that networks must take for evaluators to judge them on smaller images."""
 
@@ -68,12 +65,17 @@ class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
         num_classes: Number of classes.
         announce: Called with sentences about the counting of networks.
 
+    Attributes:
+        num_measured: Networks that a device's profile is fitted to.
+
     Raises:
         ValueError: No such file or class; a module without choices, with two of one name, with options that
             do not fit, or that cannot be counted; says which line of the file.
     """
 
     mixes = False
+
+    num_measured: ClassVar[int] = 150
 
     @checked
     def __init__(
@@ -464,7 +466,7 @@ class ModuleSpace(HasFeatures, HasSupernet, HasCosts, Drawable):
 
     def blocks(self) -> Blocks:
         """No blocks: what options cost depends on others, so that whole networks are measured."""
-        return _networks().measured(*self.alpha_shape, NUM_MEASURED)
+        return _networks().measured(*self.alpha_shape, self.num_measured)
 
     def work(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> dict[str, FloatArray]:
         """Number, multiply-adds and elements of layers of each kind per genotype, each (n,)."""
