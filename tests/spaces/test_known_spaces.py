@@ -95,34 +95,44 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_published_networks_with_their_weights(files: dict[str, str]) -> None:
     """The logits are torchvision's; a copy in another process has the weights, too."""
     x, models = torch.randn(2, 3, 64, 64), torchvision.models
-    for name, preset, theirs in (
-        ("v2", "mobilenet_v2_x0.5", models.mobilenet_v2(width_mult=0.5)),
-        ("resnet18", "resnet18", models.resnet18()),
+    for name, preset, theirs, num in (
+        # resolutions, activations, strides, depths; two widths of three stages round to the same
+        (
+            "v2",
+            "mobilenet_v2_x0.5",
+            models.mobilenet_v2(width_mult=0.5),
+            5 * 2**3 * 3**3 * 4 * 2**3,
+        ),
+        ("resnet18", "resnet18", models.resnet18(), 5 * 2**4),
     ):
         theirs.load_state_dict(torch.load(files[name], weights_only=True))
         kind = MobileSpace if name == "v2" else ResNetSpace
         said: list[str] = []
         space = kind(image_shape=(3, 64, 64), num_classes=1000, pretrained=files[name], announce=said.append)
-        assert said == [f"{files[name]} has the weights of {preset}: networks start with those that fit"]
+        assert said == [f"{files[name]} has the weights of {preset}; {num:,} networks start with them"]
+        assert space.size == num
         for each in (space, pickle.loads(pickle.dumps(space))):
             network = each.network(architecture(each, preset)).eval()
             with torch.no_grad():
                 assert torch.allclose(network(x), theirs.eval()(x), atol=1e-5)
 
 
-def test_networks_start_with_the_weights_that_fit(files: dict[str, str]) -> None:
-    """A deeper ResNet of two classes: its first two blocks have weights of the file, its third has none."""
+def test_spaces_of_pretrained_networks(files: dict[str, str], tmp_path: Path) -> None:
+    """For grey images of 32 pixels and two classes all stems are new: one is as good as another."""
     said: list[str] = []
-    space = ResNetSpace(num_classes=2, pretrained=files["resnet18"], announce=said.append)
-    assert said[0].endswith(
-        "; conv1.weight and fc.weight and fc.bias do not fit, and start with random values"
-    )
-    assert space.name.startswith(f"{ResNetSpace(num_classes=2).name}-")
-    text = space.presets["resnet18"].replace("s1.depth=2", "s1.depth=3")
-    network, weights = space.network(space.from_str(text)), torch.load(files["resnet18"], weights_only=True)
-    assert torch.equal(network.layer1[1].conv1.weight, weights["layer1.1.conv1.weight"])
-    assert not torch.equal(network.layer1[2].conv1.weight, weights["layer1.1.conv1.weight"])
-    assert network.fc.weight.shape == (2, 512)
+    images = {"image_shape": (1, 32, 32), "num_classes": 2}
+    space = ResNetSpace(**images, pretrained=files["resnet18"], announce=said.append)
+    shapes = "apart from conv1.weight, fc.weight, fc.bias, whose shapes differ"
+    assert said == [f"{files['resnet18']} has the weights of resnet18 {shapes}; 144 networks start with them"]
+    assert space.size == 144 == 3 * 3 * 2**4  # resolutions, stems, and one or two blocks per stage
+    assert list(space.presets) == ["resnet10", "resnet14", "resnet18"]
+    assert space.name.startswith(f"{ResNetSpace(**images).name}-")
+    weights = torch.load(files["resnet18"], weights_only=True)
+    for genotype in space.sample(np.random.default_rng(0), 5):
+        network = space.network(genotype)
+        for name, value in network.state_dict().items():
+            assert name in shapes or torch.equal(value, weights[name])
+        assert network.fc.weight.shape == (2, 512)
 
 
 def test_weights_that_are_wrong(files: dict[str, str], tmp_path: Path) -> None:
@@ -130,10 +140,10 @@ def test_weights_that_are_wrong(files: dict[str, str], tmp_path: Path) -> None:
         (
             MobileSpace,
             files["resnet18"],
-            r"of another network: of its 122 tensors \d+ fit the nearest",
+            r"nearest one, mobilenet_v2\S*, has 262 tensors, of which the file has 0 in",
         ),
         (MobileSpace, files["v3"], "v3.pt is of another network"),
-        (ResNetSpace, files["v2"], "v2.pt is of another network: of its 314 tensors 0 fit"),
+        (ResNetSpace, files["v2"], "v2.pt is of another network: .* of which the file has 0 in this shape"),
         (ResNetSpace, files["checkpoint"], "must be a state dict, .*; its 'epoch' is of type int"),
         (ResNetSpace, str(tmp_path / "none.pt"), "not found"),
     ):

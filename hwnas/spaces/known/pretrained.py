@@ -29,7 +29,9 @@ class Pretrained:
 
     Attributes:
         digest: Hash of the file.
-        sentence: Which network the file has the weights of, and what of it does not fit here.
+        name: The network that the file has the weights of.
+        drawn: Names of the tensors of this network that do not fit here, e.g. those of another number of
+            classes.
 
     Raises:
         ValueError: A file that is missing, is no state dict, or is of none of the networks.
@@ -41,16 +43,19 @@ class Pretrained:
         self._weights: dict[str, Tensor] | None = None
         with torch.device("meta"):
             shapes = {name: _tensors(build()) for name, build in networks.items()}
-        name = max(shapes, key=lambda each: len(self._fitting(shapes[each])))
-        own, fits = shapes[name], self._fitting(shapes[name])
-        if len(fits) < ENOUGH * len(own):
+        missing = {name: self._missing(own) for name, own in shapes.items()}
+        self.name = max(shapes, key=lambda name: (len(shapes[name]) - len(missing[name]), -len(shapes[name])))
+        self.drawn, num = missing[self.name], len(shapes[self.name])
+        if len(self.drawn) > (1 - ENOUGH) * num:
             raise ValueError(
-                f"pretrained: {self._path} is of another network: of its {len(self.weights)} tensors "
-                f"{len(fits)} fit the nearest one, {name}"
+                f"pretrained: {self._path} is of another network: the nearest one, {self.name}, has {num} "
+                f"tensors, of which the file has {num - len(self.drawn)} in this shape"
             )
-        drawn = [each for each in own if each not in fits]
-        rest = f"; {' and '.join(drawn)} do not fit, and start with random values" if drawn else ""
-        self.sentence = f"{self._path} has the weights of {name}: networks start with those that fit{rest}"
+
+    def __str__(self) -> str:
+        """Which network the file has the weights of, and what of it does not fit here."""
+        rest = f" apart from {', '.join(self.drawn)}, whose shapes differ" if self.drawn else ""
+        return f"{self._path} has the weights of {self.name}{rest}"
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the weights, which another process reads again."""
@@ -81,16 +86,23 @@ class Pretrained:
 
     def start(self, network: nn.Module) -> nn.Module:
         """A network with the weights that fit; the others stay as they were drawn."""
-        network.load_state_dict(self._fitting(_tensors(network)), strict=False)
+        own = _tensors(network)
+        missing = self._missing(own)
+        fitting = {name: self.weights[name] for name in own if name not in missing}
+        network.load_state_dict(fitting, strict=False)
         return network
 
-    def _fitting(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights that have the name and the shape of one of a network's."""
-        return {
-            name: value
-            for name, value in self.weights.items()
-            if name in own and own[name].shape == value.shape
-        }
+    def covers(self, network: nn.Module) -> bool:
+        """Whether a network has no tensors that do not fit, besides `drawn`."""
+        return set(self._missing(_tensors(network))) <= set(self.drawn)
+
+    def _missing(self, own: Mapping[str, Tensor]) -> list[str]:
+        """Names of a network's tensors that the file does not have, or in another shape."""
+        return [
+            name
+            for name, value in own.items()
+            if name not in self.weights or self.weights[name].shape != value.shape
+        ]
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

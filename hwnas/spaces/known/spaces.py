@@ -40,7 +40,8 @@ class KnownNetworks(HasNetworks):
         names: The networks.
         image_shape: (channels, height, width) of the images.
         num_classes: Number of classes.
-        pretrained: As of `KnownSpace`, for the network that it is of.
+        pretrained: File of a state dict of torchvision for one of the networks: all start with the weights
+            of it that have their names and shapes.
         choices: Networks still allowed, as one list of their numbers; None allows all.
 
     Raises:
@@ -115,8 +116,10 @@ class KnownSpace(ModuleSpace):
     Args:
         image_shape: (channels, height, width) of the images.
         num_classes: Number of classes.
-        pretrained: File of a state dict of torchvision, relative to the working folder or the data folder:
-            networks start with the weights of it that fit; None: with random ones.
+        pretrained: File of a state dict of torchvision for one of the published networks, relative to the
+            working folder or the data folder. The space then has only networks that start with these weights
+            in all layers but those that even the published one could not use here, such as a classifier of
+            other classes. None: all networks, with random weights.
         announce: Called with a sentence that says which network the weights are of.
 
     Attributes:
@@ -142,13 +145,25 @@ class KnownSpace(ModuleSpace):
         super().__init__(module, image_shape=image_shape, num_classes=num_classes)
         self.name = f"{self.kind}-{self._digest()}"
         options_of = published(self.kind)
-        self.presets = {name: self._text(options) for name, options in options_of.items()}
         self._pretrained = None
         if pretrained is not None:
             networks = {name: partial(self._shapes, options) for name, options in options_of.items()}
-            self._pretrained = _networks().Pretrained(pretrained, networks)
-            self.name += f"-{self._pretrained.digest}"
-            announce(self._pretrained.sentence)
+            self._pretrained = weights = _networks().Pretrained(pretrained, networks)
+            self.name += f"-{weights.digest}"
+            base = options_of[weights.name]
+            keep = [
+                [op for op in ops if weights.covers(self._shapes({**base, name: self.ops[op]}))]
+                for name, ops in zip(self._options, self._all, strict=True)
+            ]
+            self.choices = checked_choices(keep, len(self._all), len(self.ops))
+            announce(f"{weights}; {self.size:,} networks start with them")
+        presets = {name: self._text(options) for name, options in options_of.items()}
+        self.presets = {name: text for name, text in presets.items() if self._has(text)}
+
+    def _has(self, text: str) -> bool:
+        """Whether an architecture is among those that are allowed."""
+        labels = (word.partition("=")[2] for word in text.split())
+        return all(self.ops.index(label) in ops for label, ops in zip(labels, self.choices, strict=True))
 
     def _shapes(self, options: Mapping[str, str]) -> nn.Module:
         """A network without values, from the labels of options that are not the first ones."""
