@@ -90,12 +90,20 @@ class Memory(Evaluator):
             return None
         return Largest(alive.base * self._unit, alive.values * self._unit)
 
-    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
-        """`ram_kb` and `flash_kb` per genotype."""
+    def of(self, space: HasNetworks) -> Memory:
+        """The same for the networks of another space."""
+        return Memory(space, metric="ram_kb", bits=self._bits)
+
+    def costs(self, genotypes: Sequence[Genotype]) -> dict[str, FloatArray]:
+        """`ram_kb` and `flash_kb` of networks, each (n,)."""
         runs = [tuple(row) for row in self._space.live(genotypes).tolist()]
-        columns: dict[str, FloatArray] = {
+        return {
             "ram_kb": self._space.most_alive(genotypes) * self._unit,
             "flash_kb": self._space.static_metrics(runs)["params"] * self._unit,
         }
+
+    def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
+        """`ram_kb` and `flash_kb` per genotype."""
+        columns = self.costs(genotypes)
         rows = zip(*(columns[name].tolist() for name in self.metrics), strict=True)
         return [dict(zip(self.metrics, row, strict=True)) for row in rows]

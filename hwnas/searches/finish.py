@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas.core import FloatArray, Genotype, Trial
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
+from hwnas.devices.memory import Memory
 from hwnas.files import consistent, read_json, shaped, write_json
 from hwnas.runs.result import Contender, Result, Trained
 from hwnas.runs.units import phrase
@@ -172,7 +173,7 @@ class Finish:
         per_pass = self._dataset.size("train") / self._task.recipe.batch_size
         work = float(space.static_metrics([found])["flops"][0]) * (share or 1) / per_pass / TRIAL_PART
         known = self._known(USUAL)
-        sizes = known.static_metrics(known.all())
+        sizes = self._sizes(known, known.all())
         latency = self._task.device.timed([known.network(genotype) for genotype in known.all()]) or []
         costs = [
             {"latency_ms": ms, **{name: float(values[row]) for name, values in sizes.items()}}
@@ -197,6 +198,14 @@ class Finish:
         )
         return steps
 
+    def _sizes(self, space: HasNetworks, networks: Sequence[Genotype]) -> dict[str, FloatArray]:
+        """Costs of networks that no device has to be asked for, each (n,)."""
+        sizes = space.static_metrics(networks)
+        for evaluator in self._task.evaluators:
+            if isinstance(evaluator, Memory):
+                sizes |= evaluator.of(space).costs(networks)
+        return sizes
+
     def _within(self, costs: Mapping[str, float]) -> bool:
         """Whether known costs keep the run's limits on costs."""
         return all(
@@ -214,7 +223,7 @@ class Finish:
         latency = self._latency({name: space.network(genotype) for name, (space, genotype) in asked.items()})
         contenders, right = {}, {}
         for name, (space, genotype) in asked.items():
-            sizes = {key: float(of[0]) for key, of in space.static_metrics([genotype]).items()}
+            sizes = {key: float(of[0]) for key, of in self._sizes(space, [genotype]).items()}
             costs = sizes if latency is None else {**sizes, "latency_ms": latency[name]}
             contender = Contender(
                 name=space.to_str(genotype),
