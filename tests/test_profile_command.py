@@ -107,7 +107,7 @@ def test_adapt_to_ten_networks_and_search(run_hwnas, tmp_path: Path) -> None:
         (["show", "mine.csv"], "mine.csv is not a device profile"),
         (["import", "mine.csv"], "mine.csv holds no measurements"),
         (["show", "nowhere.json"], "file 'nowhere.json' not found"),
-        (["measure", "backend=tflite"], "backend must be one of torch, onnxruntime, not 'tflite'"),
+        (["measure", "backend=tflite"], "backend must be one of torch, onnxruntime, openvino, not 'tflite'"),
         (["measure", "search_space=toy"], "which the toy space does not list"),
         (["fit"], "device=table needs device.path="),
         (["fit", "device.path=same.csv"], "all networks have the same latency_ms; there is nothing to fit"),

@@ -21,12 +21,14 @@ from hwnas.devices import board
 from hwnas.devices.measure import draw_weights
 from hwnas.devices.onnx_models import PACKAGES, require_onnx
 from hwnas.devices.profile import Profile, network_shape
+from hwnas.devices.runtimes import RUNTIMES
 from hwnas.exports.card import card
 from hwnas.exports.deployed import Deployed
 from hwnas.exports.network import (
     CARD,
     FIGURES,
     FILES,
+    FORMATS,
     INPUT,
     OUTPUT,
     TRAINED_SHAPE,
@@ -127,7 +129,8 @@ def main(job: Job) -> None:
         ValueError: Settings that do not fit, no trained network, or what `export_network` raises.
     """
     cfg, words, display = job.cfg, job.words, Display()
-    formats, int8 = _formats(cfg.format, cfg.int8)
+    backends = _backends(cfg.backend)
+    formats, int8 = _formats(_needed(backends, cfg.format), cfg.int8)
     if "onnx" in formats:
         require_onnx(*PACKAGES)
     for name, what in (("to", "folder"), ("weights", "file")):
@@ -139,6 +142,7 @@ def main(job: Job) -> None:
         calibration_images=check_setting("calibration_images", Count, cfg.calibration_images),
         check_images=check_setting("check_images", Count | None, cfg.check_images),
         rounds=check_setting("rounds", Annotated[int, Ge(3)], cfg.rounds),
+        backends=backends,
     )
     if (cfg.arch is None) == (cfg.run is None):
         raise ValueError("give one of run=<folder of a search or a training> and arch='<architecture>'")
@@ -245,6 +249,22 @@ def _described(
     }
 
 
+def _backends(given: str | Sequence[str] | None) -> list[str]:
+    """The runtimes that are asked for; empty: those of the formats."""
+    backends = [given] if isinstance(given, str) else list(given or [])
+    for name in backends:
+        if name not in FORMATS:
+            raise ValueError(f"backend={name} is not known{suggestion(str(name), list(FORMATS))}")
+        if name in RUNTIMES:
+            RUNTIMES[name].load_package()
+    return list(dict.fromkeys(backends))
+
+
+def _needed(backends: Sequence[str], formats: str | Sequence[str] | None) -> str | Sequence[str] | None:
+    """The formats that backends run; without backends the given ones."""
+    return list(dict.fromkeys(FORMATS[name] for name in backends)) if backends else formats
+
+
 def _formats(given: str | Sequence[str] | None, int8: object) -> tuple[list[str], bool]:
     """The formats, and whether to write 8 bits; checked."""
     formats = [given] if isinstance(given, str) else list(given or [])
@@ -310,8 +330,9 @@ def _show(content: Mapping[str, Any], display: Display) -> None:
     for title in ("file", "size", "test accuracy", "same answers", "largest difference", "latency"):
         table.add_column(title, justify="left" if title == "file" else "right", no_wrap=True)
     for row in content["files"]:
+        backend = row["runtime"].split()[0]
         table.add_row(
-            row["file"],
+            f"{row['file']} in {backend}" if backend in RUNTIMES else row["file"],
             f"{row['bytes'] / 1e6:.2f} MB",
             f"{row['test_acc']:.2%}",
             f"{row['agreement']:.2%}",

@@ -184,10 +184,16 @@ def onnx_timer(path: str, inputs: list[int], provider: str, threads: int) -> Tim
     except Exception as error:  # onnxruntime has no common class for its errors
         raise RuntimeError(str(error).strip().splitlines()[0]) from None
 
+    return repeated(lambda: session.run(None, feeds))
+
+
+def repeated(run: Callable[[], object]) -> Timer:
+    """The timer of a forward pass."""
+
     def timer(passes: int) -> float:
         start = time.perf_counter()
         for _ in range(passes):
-            session.run(None, feeds)
+            run()
         return time.perf_counter() - start
 
     return timer

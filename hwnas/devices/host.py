@@ -19,6 +19,7 @@ from hwnas.devices.board import processor
 from hwnas.devices.measure import Backend, Settings, measure, require_blocks, time_networks
 from hwnas.devices.onnx_models import require_onnx
 from hwnas.devices.profile import SCHEMA_VERSION, Profile, network_shape
+from hwnas.devices.runtimes import RUNTIMES
 from hwnas.files import only_maker, write_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Host(Evaluator):
         batch_size: Images per forward pass.
         threads: Processor threads of the measured network.
         rounds: Timing rounds per operation; the median counts.
-        backend: Runtime of the networks: "torch", or "onnxruntime", the runtime of exported networks.
+        backend: Runtime of the networks: "torch", or one of exported networks: "onnxruntime", "openvino".
 
     Raises:
         ValueError: A size below 1, an unknown backend, or a space without networks.
@@ -131,6 +132,8 @@ class Host(Evaluator):
         if self.settings.backend == "onnxruntime":
             require_onnx("onnx", "onnxruntime")
             versions = [torch.__version__, metadata.version("onnxruntime")]
+        elif self.settings.backend in RUNTIMES:
+            versions = [torch.__version__, RUNTIMES[self.settings.backend].version]
         else:
             versions = [torch.__version__]
         digest = _digest([SCHEMA_VERSION, *self._networks(), processor(), *versions])

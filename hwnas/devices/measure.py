@@ -27,6 +27,7 @@ from hwnas.devices.profile import (
     checked_on,
     network_shape,
 )
+from hwnas.devices.runtimes import RUNTIMES
 from hwnas.files import read_json, shaped, temporary_folder, write_text
 from hwnas.spaces.capabilities import HasCosts
 from hwnas.training.progress import progress
@@ -36,10 +37,17 @@ if TYPE_CHECKING:
 
     from hwnas.spaces.blocks import Blocks
 
-Backend = Literal["torch", "onnxruntime"]
+Backend = Literal["torch", "onnxruntime", "openvino"]
 TORCH_PROVIDERS = ("cpu", "cuda")
-LEAVES_OUT = ("onnxruntime",)
+LEAVES_OUT = ("onnxruntime", *RUNTIMES)
 """Backends that remove operations with unused output."""
+
+PROVIDERS = {
+    "torch": "cpu",
+    "onnxruntime": "CPUExecutionProvider",
+    **{name: runtime.provider for name, runtime in RUNTIMES.items()},
+}
+"""What a backend runs networks on, unless the user says otherwise."""
 
 FEWEST = 20
 """Networks that a fit needs."""
@@ -53,8 +61,8 @@ class Settings:
     """Settings of a measurement.
 
     Attributes:
-        backend: "torch" or "onnxruntime".
-        provider: "cpu" or "cuda" of torch, or an execution provider of onnxruntime.
+        backend: "torch", "onnxruntime", or one of `RUNTIMES`.
+        provider: "cpu" or "cuda" of torch, an execution provider of onnxruntime, or a device of OpenVINO.
         threads: Processor threads of a network.
         batch_size: Images per forward pass.
         rounds: Timing rounds per block and network; the median counts.
@@ -91,8 +99,7 @@ class Settings:
         Raises:
             ValueError: An unknown backend or provider of torch, or a number that is too small.
         """
-        if provider is None:
-            provider = "cpu" if backend == "torch" else "CPUExecutionProvider"
+        provider = PROVIDERS.get(backend, "") if provider is None else provider
         if backend == "torch" and provider not in TORCH_PROVIDERS:
             raise ValueError(f"provider={provider} is none of torch: {', '.join(TORCH_PROVIDERS)}")
         return Settings(backend=backend, provider=provider, **others)
@@ -117,7 +124,8 @@ def measure(space: SearchSpace, settings: Settings, *, device: str, say: Callabl
     """
     start = time.perf_counter()
     space = require_blocks(space)
-    content = (_measure_torch if settings.backend == "torch" else _measure_onnx)(space, settings, say)
+    measures = {"torch": _measure_torch, "onnxruntime": _measure_onnx}
+    content = measures.get(settings.backend, _measure_runtime)(space, settings, say)
     content["origin"]["seconds"] = round(time.perf_counter() - start, 1)
     return profile_of(space, content, device=device)
 
@@ -217,15 +225,25 @@ def _measure_torch(space: HasCosts, settings: Settings, say: Callable[[str], Non
             energy = _energy(timers, latency, settings.provider, say)
     finally:
         torch.set_num_threads(before)
-    origin = {**board.host(settings.threads), "backend": "torch", "provider": settings.provider}
-    origin["torch"] = torch.__version__
-    if cuda:
-        origin["gpu"] = torch.cuda.get_device_name()
+    by = {"torch": torch.__version__, **({"gpu": torch.cuda.get_device_name()} if cuda else {})}
+    return _measurements(plan, settings, by, latency, passes, energy)
+
+
+def _measurements(
+    plan: board.Plan,
+    settings: Settings,
+    by: Mapping[str, str],
+    latency: board.Figures,
+    passes: dict[str, int],
+    energy: board.Figures | None,
+) -> board.Measurements:
+    """What was measured here, in the form of a board's script; `by` has versions."""
+    runs_by = {"backend": settings.backend, "provider": settings.provider}
     content: board.Measurements = {
         "schema": board.SCHEMA_VERSION,
         "plan": plan,
         "settings": settings.timing,
-        "origin": origin,
+        "origin": {**board.host(settings.threads), **runs_by, **by},
         "complete": True,
         "latency_ms": latency,
         "passes": passes,
@@ -281,11 +299,27 @@ def time_networks(
         models = {str(i): (network, shape, f"{i}.onnx") for i, network in enumerate(networks)}
         write_models(models, Path(folder))
         timers = {
-            name: board.onnx_timer(str(Path(folder, file)), shape, settings.provider, settings.threads)
-            for name, (_, shape, file) in models.items()
+            name: file_timer(Path(folder, file), shape, settings) for name, (_, shape, file) in models.items()
         }
         figures, _ = board.time_rounds(timers, settings.rounds, noise=math.inf)
     return [float(np.median(figures[name])) for name in models]
+
+
+def file_timer(path: Path, inputs: Sequence[int], settings: Settings) -> board.Timer:
+    """The timer of an ONNX file.
+
+    Args:
+        path: The file.
+        inputs: Shape of its input, with the batch.
+        settings: Backend other than torch, provider and threads.
+
+    Raises:
+        ValueError: A backend or a provider that is not there.
+        RuntimeError: It cannot run the network.
+    """
+    if settings.backend == "onnxruntime":
+        return board.onnx_timer(str(path), list(inputs), settings.provider, settings.threads)
+    return RUNTIMES[settings.backend].timer(path, inputs, settings.provider, settings.threads)
 
 
 def _torch_timer(name: str, module: nn.Module, shape: Sequence[int], cuda: bool) -> board.Timer:
@@ -363,6 +397,29 @@ def _measure_onnx(space: HasCosts, settings: Settings, say: Callable[[str], None
             say=say,
             energy=lambda timers, latency: _energy(timers, latency, settings.provider, say),
         )
+
+
+def _measure_runtime(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> board.Measurements:
+    """Measure by one of `RUNTIMES`, in the form of a board's script."""
+    version = RUNTIMES[settings.backend].version
+    with temporary_folder() as folder:
+        export(space, settings, Path(folder))
+        say("models written")
+        plan: board.Plan = read_json(Path(folder) / "plan.json")
+        timers = {}
+        for model in plan["models"]:
+            try:
+                timers[model["name"]] = file_timer(Path(folder, model["file"]), model["input"], settings)
+            except RuntimeError as error:
+                size = "x".join(map(str, model["input"]))
+                raise ValueError(
+                    f"{settings.backend} cannot run {model['name']} with input {size} ({error})"
+                ) from None
+        latency, passes = board.time_rounds(
+            timers, settings.rounds, settings.noise, say=say, progress=progress
+        )
+        energy = _energy(timers, latency, settings.provider, say)
+    return _measurements(plan, settings, {settings.backend: version.split()[-1]}, latency, passes, energy)
 
 
 def export(space: SearchSpace, settings: Settings, folder: Path) -> int:

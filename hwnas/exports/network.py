@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from hwnas.devices import board
 from hwnas.devices.measure import cpu_timer
 from hwnas.devices.onnx_models import PACKAGES, answers, quantise, require_onnx, traced, write_program
+from hwnas.devices.runtimes import RUNTIMES
 from hwnas.files import remove, write_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 
 FILES = {"torch": "network.pt2", "onnx": "network.onnx"}
+FORMATS = {"torch": "torch", "onnxruntime": "onnx", **dict.fromkeys(RUNTIMES, "onnx")}
+"""Which of the files a backend runs."""
+
+BOTH = ("torch", "onnxruntime")
+"""Backends of the files, unless the user names others."""
+
 INT8 = "network_int8.onnx"
 FIGURES, CARD = "export.json", "card.md"
 
@@ -49,6 +56,8 @@ class ExportSettings:
         calibration_images: Number of training images that tell the ranges of 8-bit activations.
         check_images: Number of test images, evenly spaced; None: all.
         rounds: Timing rounds per file.
+        backends: What runs the files: "torch", "onnxruntime", and those of `RUNTIMES`; empty: torch and
+            onnxruntime.
     """
 
     formats: Sequence[str]
@@ -56,6 +65,7 @@ class ExportSettings:
     calibration_images: int
     check_images: int | None
     rounds: int
+    backends: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,15 @@ def export_network(
     image = torch.rand((1, *dataset.image_shape), generator=torch.Generator().manual_seed(0))
     program = traced(module, dataset.image_shape)
     files = [_torch_file(program, folder, image, metadata)] if "torch" in settings.formats else []
+    run_by = [backend for backend in settings.backends or BOTH if FORMATS[backend] == "onnx"]
     if "onnx" in settings.formats:
-        files.append(_onnx_file(program, folder, image, metadata))
+        path = folder / FILES["onnx"]
+        write_program(program, path, names=(INPUT, OUTPUT), metadata=metadata)
+        files += [_onnx_run(path, image, backend) for backend in run_by]
     if settings.int8:
         say(f"writing {INT8}, calibrated on {settings.calibration_images} training images")
         quantise(folder / FILES["onnx"], folder / INT8, _calibration(dataset, settings.calibration_images))
-        files.append(_onnx_run(folder / INT8, image))
+        files += [_onnx_run(folder / INT8, image, backend) for backend in run_by]
 
     say("classifying test images with every file")
     with torch.inference_mode():
@@ -164,13 +177,11 @@ def _torch_file(program: ExportedProgram, folder: Path, image: Tensor, metadata:
     )
 
 
-def _onnx_file(program: ExportedProgram, folder: Path, image: Tensor, metadata: Mapping[str, str]) -> _File:
-    path = folder / FILES["onnx"]
-    write_program(program, path, names=(INPUT, OUTPUT), metadata=metadata)
-    return _onnx_run(path, image)
-
-
-def _onnx_run(path: Path, image: Tensor) -> _File:
+def _onnx_run(path: Path, image: Tensor, backend: str) -> _File:
+    if backend in RUNTIMES:
+        runtime = RUNTIMES[backend]
+        timer = runtime.timer(path, list(image.shape), runtime.provider, 1)
+        return _File(path, runtime.version, runtime.load(path, runtime.provider, 1), timer)
     import onnxruntime
 
     timer = board.onnx_timer(str(path), list(image.shape), "CPUExecutionProvider", 1)

@@ -208,7 +208,7 @@ def test_a_block_that_cannot_run_is_named_with_its_shape(backend: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backend": "torsh"}, "backend must be one of torch, onnxruntime, not 'torsh'"),
+        ({"backend": "torsh"}, "backend must be one of torch, onnxruntime, openvino, not 'torsh'"),
         ({"provider": "tpu"}, "provider=tpu is none of torch: cpu, cuda"),
         ({"rounds": 2}, "rounds must be a whole number of at least 3, not 2"),
         ({"networks": 5}, "networks must be a whole number of at least 20 or null, not 5"),
