@@ -40,7 +40,7 @@ from hwnas.runs.result import Evaluations, Result
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
 from hwnas.searches.budget import NUM_MEASURED, paces, seconds_of
-from hwnas.searches.finish import SEARCH_PART, TRIALS, Finish, advice
+from hwnas.searches.finish import TRIALS, Finish, advice, part_for_search
 from hwnas.searches.halving import Halving
 from hwnas.searches.loop import search as loop
 from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
@@ -228,7 +228,7 @@ def _plan(task: Task, context: RunContext, workers: int) -> None:
         announce = context.display.say
         networks = _allowed(task)
         spent, each = paces(context.folder, budget, task.quality, networks, workers, announce, before)
-        task.strategy.plan(budget, each, spent, SEARCH_PART if task.trains else 1.0)
+        task.strategy.plan(budget, each, spent, part_for_search(budget) if task.trains else 1.0)
 
 
 def _allowed(task: Task) -> list[Genotype]:

@@ -39,11 +39,11 @@ PLAN, TRIALS = "finish.json", "trials"
 FEWEST_PASSES = 10
 """Passes over the training images that the budget must suffice for, for a network of `baselines=auto`."""
 
-TRIAL_PART = 0.08
+TRIAL_PART = 0.06
 """Part of a budget for each training that is compared."""
 
-SEARCH_PART = 0.35
-"""Part of a budget for the search; the best network's training gets what is left."""
+SEARCH_SECONDS, SEARCH_PART, MOST_PART = 30.0, 0.15, 0.35
+"""Seconds and part of a budget for the search, which gets `MOST_PART` at most; what is left is for training."""
 
 NUM_TIMED = 6
 """Networks whose latency is measured to find one within the limit."""
@@ -319,6 +319,11 @@ def _training() -> ModuleType:
     import hwnas.training.pace
 
     return hwnas.training.pace
+
+
+def part_for_search(budget: float) -> float:
+    """The part of a budget, in seconds, that the search may use if what it finds is trained."""
+    return min(MOST_PART, SEARCH_PART + SEARCH_SECONDS / budget)
 
 
 def lead_of(right: FloatArray, other: FloatArray) -> tuple[float, float]:
