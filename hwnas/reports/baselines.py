@@ -54,8 +54,8 @@ def _figures(of: Contender) -> list[str]:
         "not measured" if of.latency_ms is None else text("latency_ms", of.latency_ms),
         text("flops", of.flops),
         text("params", of.params),
-        *(["over the limits"] if not of.within else [text("val_acc", of.val_acc or 0.0)]),
+        "over the limits" if not of.within else "" if of.val_acc is None else text("val_acc", of.val_acc),
         "" if of.test_acc is None else text("test_acc", of.test_acc),
         lead,
-        f"{of.seconds:.0f} s" if of.within else "",
+        "" if of.test_acc is None else f"{of.seconds:.0f} s",
     ]

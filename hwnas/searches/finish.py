@@ -43,7 +43,7 @@ TRIAL_PART = 0.06
 """Part of a budget for each training that is compared."""
 
 SEARCH_SECONDS, SEARCH_PART, MOST_PART = 30.0, 0.15, 0.35
-"""Seconds and part of a budget for the search, which gets `MOST_PART` at most; what is left is for training."""
+"""Seconds and part of a budget for the search, at most `MOST_PART`; what is left then is for training."""
 
 NUM_TIMED = 6
 """Networks whose latency is measured to find one within the limit."""
@@ -225,28 +225,27 @@ class Finish:
         for name, (space, genotype) in asked.items():
             sizes = {key: float(of[0]) for key, of in self._sizes(space, [genotype]).items()}
             costs = sizes if latency is None else {**sizes, "latency_ms": latency[name]}
-            contender = Contender(
+            contenders[name] = Contender(
                 name=space.to_str(genotype),
                 flops=sizes["flops"],
                 params=sizes["params"],
                 within=name == FOUND or self._within(costs),
                 latency_ms=None if latency is None else latency[name],
             )
-            if contender.within:
-                start = time.perf_counter()
-                valid, right[name] = self._tried(name, space, genotype)
-                contender = replace(
-                    contender,
-                    val_acc=valid,
-                    test_acc=float(right[name].mean()),
-                    seconds=time.perf_counter() - start,
-                )
-                self._display.say(f"  {contender_in_words(contender)}")
-            contenders[name] = contender
-        for name in right:
-            if name != FOUND:
-                lead, error = lead_of(right[name], right[FOUND])
-                contenders[name] = replace(contenders[name], lead=lead, lead_std=error)
+        trained = [name for name, contender in contenders.items() if contender.within]
+        for name in trained if len(trained) > 1 else ():
+            start = time.perf_counter()
+            valid, right[name] = self._tried(name, *asked[name])
+            lead, error = lead_of(right[name], right[FOUND])
+            contenders[name] = replace(
+                contenders[name],
+                val_acc=valid,
+                test_acc=float(right[name].mean()),
+                seconds=time.perf_counter() - start,
+                lead=None if name == FOUND else lead,
+                lead_std=None if name == FOUND else error,
+            )
+            self._display.say(f"  {contender_in_words(contenders[name])}")
         found = contenders.pop(FOUND)
         return found, tuple(contenders.values())
 
