@@ -169,6 +169,18 @@ def test_spaces_for_other_images(name: str) -> None:
     assert all(weight.grad is not None for weight in network.parameters())
 
 
+def test_widths_that_round_to_the_same_one(mobile: KnownSpace) -> None:
+    """A quarter of 16, 8 and 24 channels are 8; of 24, 16 and 32 they are 8; half of 24 and 32 are 16."""
+    quarter = mobile.presets["mobilenet_v2_x0.25"]
+    for stage, widths in (("s1", (16, 8, 24)), ("s2", (24, 16, 32))):
+        texts = [quarter.replace(f"{stage}.width={widths[0]}", f"{stage}.width={each}") for each in widths]
+        assert {mobile.to_str(mobile.from_str(text)) for text in texts} == {quarter}
+    half = mobile.presets["mobilenet_v2_x0.5"]
+    for other, expected in (("32", "24"), ("16", "16")):
+        found = mobile.to_str(mobile.from_str(half.replace("s2.width=24", f"s2.width={other}")))
+        assert found == half.replace("s2.width=24", f"s2.width={expected}")
+
+
 def test_resolutions() -> None:
     """96 pixels, at 24 for a mean of 4x4 and at 36 for 2x2 and three quarters: what the first layer gets."""
     space = ResNetSpace(image_shape=(3, 96, 96), num_classes=2)

@@ -173,6 +173,13 @@ def whole(values: NDArray[np.generic]) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
+def scaled(channels: Whole, multiplier: FloatArray | float) -> NDArray[np.int64]:
+    """As `mobile.scaled`, of arrays."""
+    exact = np.asarray(channels * multiplier)
+    nearest = np.maximum(8, whole(exact + 4) // 8 * 8)
+    return np.where(nearest < 0.9 * exact, nearest + 8, nearest)
+
+
 def mobile(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) -> Chain:
     """Networks of `mobile.MobileNet`.
 
@@ -184,14 +191,8 @@ def mobile(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) 
     chain = Chain(labels, image_shape)
     multiplier = labels["width"].astype(float)
     kinds = np.array([ACTIVATIONS[label].__name__ for label in labels["activation"].tolist()], dtype=str)
-
-    def scaled(channels: Whole, multiplier: FloatArray | float = multiplier) -> NDArray[np.int64]:
-        exact = np.asarray(channels * multiplier)
-        nearest = np.maximum(8, whole(exact + 4) // 8 * 8)
-        return np.where(nearest < 0.9 * exact, nearest + 8, nearest)
-
     stride = whole(labels["stem.stride"])
-    chain.convolution(scaled(STEM), np.where(stride < 3, 3, 7), stride, where=chain.everywhere)
+    chain.convolution(scaled(STEM, multiplier), np.where(stride < 3, 3, 7), stride, where=chain.everywhere)
     chain.pointwise(kinds, chain.everywhere)
     for number, fixed in enumerate(STAGES, start=1):
         stage = {
@@ -199,7 +200,7 @@ def mobile(labels: Labels, image_shape: tuple[int, int, int], num_classes: int) 
             for name, values in labels.items()
             if name.startswith(f"s{number}.")
         }
-        outputs, expansion = scaled(whole(stage["width"])), whole(stage["expand"])
+        outputs, expansion = scaled(whole(stage["width"]), multiplier), whole(stage["expand"])
         kernel, depth = whole(stage["kernel"]), whole(stage["depth"])
         for index in range(int(depth.max(initial=0))):
             here, inputs = depth > index, chain.channels

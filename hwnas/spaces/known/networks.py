@@ -10,13 +10,14 @@ from torch import nn
 
 from hwnas.spaces.blocks import count
 from hwnas.spaces.known import counting
+from hwnas.spaces.known.counting import scaled
 from hwnas.spaces.known.mobile import MobileNet
 from hwnas.spaces.known.names import SMALL_SIDE, Known
 from hwnas.spaces.known.pretrained import Pretrained
 from hwnas.spaces.known.resnet import ResNet
 from hwnas.spaces.module.words import building
 
-__all__ = ["SPACES", "Pretrained", "build", "counted"]
+__all__ = ["SPACES", "Pretrained", "build", "counted", "scaled"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v3_small": torchvision.models.mobilenet_v3_small,

@@ -222,6 +222,19 @@ class MobileSpace(KnownSpace):
 
     kind = "mobile"
 
+    def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes (n, choices) with the first of all widths that the multiplier rounds to the same one."""
+        G = super().live(genotypes)
+        multiplier = np.array(self.ops)[G[:, list(self._options).index("width")]].astype(float)
+        for column, name in enumerate(self._options):
+            if name.endswith(".width"):
+                ops = np.array([op for op in self._all[column] if op in self.choices[column]])
+                numbers = np.array([int(self.ops[op]) for op in ops])
+                widths = _networks().scaled(numbers, multiplier[:, None])
+                own = widths[ops == G[:, [column]]]
+                G[:, column] = ops[(widths == own[:, None]).argmax(axis=1)]
+        return G
+
 
 class ResNetSpace(KnownSpace):
     """Residual networks of basic or of bottleneck blocks, around ResNet-18 at base widths of 8 to 64.
