@@ -272,6 +272,24 @@ class Images(DataSet):
         return self._normalisation
 
 
+AUTO_SIDES = (16, 64)
+"""Smallest and largest side of images that are averaged to half their side; a choice of this project."""
+
+
+def smaller_side(image_size: int | Literal["auto"] | None, image_shape: Sequence[int]) -> int | None:
+    """Side that images are averaged to, in pixels; None: as they are.
+
+    Args:
+        image_size: The side; "auto": half of the images' own, within `AUTO_SIDES`.
+        image_shape: (channels, height, width) of the images.
+    """
+    if image_size != "auto":
+        return image_size
+    own, (least, most) = min(image_shape[1:]), AUTO_SIDES
+    side = max(least, min(most, own // 2))
+    return side if side < own else None
+
+
 class SmallerImages:
     """The images of a data set averaged to fewer pixels, and a part of its validation images.
 

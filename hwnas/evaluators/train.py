@@ -18,7 +18,7 @@ import numpy as np
 from annotated_types import Ge
 
 from hwnas.core import DEVIATION, Count, Genotype, Positive, SearchSpace, Seed, checked
-from hwnas.data.images import Images, SmallerImages, check_batch, check_images
+from hwnas.data.images import Images, SmallerImages, check_batch, check_images, smaller_side
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasNetworks, fingerprint, in_size
 from hwnas.training.checkpoint import Session
@@ -75,7 +75,8 @@ class Train(LooksUp):
         channels: Width of the trained networks; null: the search space's.
         num_cells: Depth of the trained networks; "fewest": as few cells as the space allows; null: the search
             space's. FBNet has a fixed depth.
-        image_size: Height and width that larger images are averaged to, in pixels; null: as they are.
+        image_size: Height and width that larger images are averaged to, in pixels; "auto": half of
+            their side, see `smaller_side`; null: as they are.
         num_valid: Validation images that networks are judged on; null: all.
         augment: Random changes of training images: "dataset", the data set's, or of these only "flip".
         score: The metric that networks are judged by, of `FIGURES`.
@@ -110,7 +111,7 @@ class Train(LooksUp):
         *,
         channels: Count | None,
         num_cells: Count | Literal["fewest"] | None,
-        image_size: Count | None = None,
+        image_size: Count | Literal["auto"] | None = None,
         num_valid: Count | None = None,
         augment: Literal["dataset", "flip"] = "dataset",
         score: Literal["val_acc", "val_likelihood", "train_likelihood", "likelihood_ahead"] = "val_acc",
@@ -152,9 +153,8 @@ class Train(LooksUp):
         self.training = training
         self.seed = seed
         self._dataset = dataset
-        if not space.any_image_size:
-            image_size = None
-        self._images = SmallerImages(dataset, image_size, num_valid, augment)
+        side = smaller_side(image_size, dataset.image_shape) if space.any_image_size else None
+        self._images = SmallerImages(dataset, side, num_valid, augment)
         self._augment = augment
         self._folder = store_dir / "trainings"
         self._announce = announce

@@ -26,7 +26,7 @@ from hwnas.core import (
     checked,
     suggestion,
 )
-from hwnas.data.images import Images, check_batch, check_images
+from hwnas.data.images import Images, check_batch, check_images, smaller_side
 from hwnas.evaluators.scores import (
     MECO_SIDE,
     PASSES,
@@ -95,7 +95,8 @@ class ZeroCost(LooksUp):
         scores: Any of `NAMES`; the sources are in `hwnas.evaluators.scores`.
         channels: C of the networks, as for `RMI`; null: the search space's.
         num_cells: N of the networks; "fewest": as few as the space allows; null: the search space's.
-        image_size: Height and width that images are averaged to, in pixels; null: as they are.
+        image_size: Height and width that images are averaged to, in pixels; "auto": half of
+            their side, see `smaller_side`; null: as they are.
         batch_size: B, images that scores are computed on; `zico` takes two batches.
         seed: Seed of images, weights and reference sample; not the run's seed, so that all runs use the same
             scores.
@@ -120,7 +121,7 @@ class ZeroCost(LooksUp):
         scores: Annotated[Sequence[str], Len(1)],
         channels: Count | None,
         num_cells: Count | Literal["fewest"] | None,
-        image_size: Count | None,
+        image_size: Count | Literal["auto"] | None,
         batch_size: Annotated[int, Ge(2)],
         seed: Seed,
         group_size: Count,
@@ -152,7 +153,7 @@ class ZeroCost(LooksUp):
         self._metrics = {name: f"score_{name}" for name in self.scores}
         combined = ["zero_cost"] if num_reference else []
         self.metrics = dict.fromkeys([*combined, *self._metrics.values()], "max")
-        self.image_size = image_size if space.any_image_size else None
+        self.image_size = smaller_side(image_size, dataset.image_shape) if space.any_image_size else None
         self.batch_size, self.seed = batch_size, seed
         self.group_size, self.num_reference = group_size, num_reference
         self._space: HasNetworks = space

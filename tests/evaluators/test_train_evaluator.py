@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hwnas.core import SearchSpace
-from hwnas.data.images import Images, SmallerImages
+from hwnas.data.images import Images, SmallerImages, smaller_side
 from hwnas.evaluators.table import Lookup
 from hwnas.evaluators.train import Train, binomial_error, extrapolated, likelihood
 from hwnas.spaces.darts import Darts
@@ -303,3 +303,10 @@ def test_smaller_images() -> None:
     assert SmallerImages(whole, 16, None).split("train")[0].shape[-1] == 8
     ((images, _), *_) = smaller.batches("train", batch_size=32)
     assert images.shape == (32, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("side", "smaller"), [(8, None), (16, None), (28, 16), (32, 16), (64, 32), (100, 50), (224, 64)]
+)
+def test_images_of_half_their_side(side: int, smaller: int | None) -> None:
+    assert smaller_side("auto", (3, side, side + 10)) == smaller
