@@ -15,7 +15,6 @@ class Row:
     """A network that was compared, written out; `taken`: the one that was trained to the end."""
 
     name: str
-    arch: str | None
     figures: list[str]
     taken: bool
 
@@ -37,8 +36,8 @@ def baselines(view: View) -> Baselines | None:
     advised = advice(result) or ""
     taken = None if result.network is None else result.network.name
     rows = [
-        Row("the found network", result.found.name, _figures(result.found), taken is None),
-        *(Row(other.name, None, _figures(other), taken == other.name) for other in result.baselines),
+        Row("the found network", _figures(result.found), taken is None),
+        *(Row(other.name, _figures(other), taken == other.name) for other in result.baselines),
     ]
     return Baselines(
         rows,
