@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hwnas import ModuleSpace, Trial, choice, compose, depth, kernel, optional, search, width
 from hwnas.core import Genotype
 from hwnas.data.images import Images
+from hwnas.spaces.module import supernet as supernets
 from hwnas.spaces.module.supernet import ModuleSupernet
 from hwnas.training.recipe import SupernetRecipe
 from hwnas.training.shared_weights import Judges, SharedWeights, inherit
@@ -164,6 +165,29 @@ def test_weights_of_different_kinds_are_not_shared(kinds: ModuleSpace) -> None:
         assert torch.allclose(logits, separate(x), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="runs one architecture at a time: mixing weights must be one-hot"):
         network.compiled(np.full(kinds.alpha_shape, 0.5))
+
+
+class Pair(nn.Module):
+    """A bias only where neither choice has its last option."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        first, second = choice("first", ["a", "b"]), choice("second", ["a", "b"])
+        self.head = nn.Linear(64, num_classes, bias=first == second == "a")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+def test_weights_of_two_options_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found by chance, and missed with one line."""
+    space = ModuleSpace(Pair, image_shape=(1, 8, 8))
+    assert "head/bias Linear 1d" in space.supernet(affine=False, track_running_stats=True).weights
+    monkeypatch.setattr(supernets, "NUM_DRAWN", 0)
+    network = space.supernet(affine=False, track_running_stats=True)
+    message = "head.bias has shape (10,) in first=a second=a, and at most (0,) in the networks that"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        network.sliced((0, 0))
 
 
 def digits() -> Images:

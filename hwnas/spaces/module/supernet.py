@@ -191,11 +191,12 @@ class ModuleSupernet(Supernet):
         network, build = self._space.tracer.skeleton(self._space.numbers(genotype))
         parts = []
         for part in _parts(network, build):
-            shape = tuple(self._shared(part).shape)
+            known = part.key in (self.weights if part.learned else self.statistics._buffers)
+            shape = tuple(self._shared(part).shape) if known else (0,) * len(part.shape)
             if any(size > whole for size, whole in zip(part.shape, shape, strict=True)):
                 raise ValueError(
-                    f"{part.name} has {part.shape} weights in {self._space.to_str(genotype)}, more than the "
-                    f"{shape} of all networks that were looked at when the supernet was built"
+                    f"{part.name} has shape {part.shape} in {self._space.to_str(genotype)}, and at most "
+                    f"{shape} in the networks that the supernet was made for; let it depend on fewer choices"
                 )
             parts.append((part, part.region(shape)))
         norms = [(m, m.track_running_stats) for m in network.modules() if isinstance(m, _NormBase)]
