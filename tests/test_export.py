@@ -215,7 +215,7 @@ def test_calibration_sees_training_images_only(tmp_path: Path) -> None:
     dataset = digits(Watched)
     module = Deployed(SPACE.network(SPACE.from_str(ARCH)), *dataset.normalisation())
     told = export_network(
-        module, dataset, tmp_path, ExportSettings(["onnx"], True, 30, 10, rounds=3),
+        module, dataset, tmp_path, ExportSettings(["onnx"], True, 30, 10, rounds=3, noise=1e9),
         metadata={}, say=lambda text: None,
     )  # fmt: skip
     assert Watched.asked == ["train", "test", "test"]
@@ -245,7 +245,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"network\.onnx does not compute what torch does: its logits differ by up"
     ):
         export_network(
-            module, digits(), tmp_path, ExportSettings(["onnx"], False, 1, 5, rounds=3),
+            module, digits(), tmp_path, ExportSettings(["onnx"], False, 1, 5, rounds=3, noise=1e9),
             metadata={}, say=lambda text: None,
         )  # fmt: skip
     assert not (tmp_path / "card.md").exists()
@@ -259,7 +259,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, formats: li
     try:
         with pytest.raises(OSError, match="File too large") as error:
             export_network(
-                module, digits(), tmp_path, ExportSettings(formats, False, 1, 5, rounds=3),
+                module, digits(), tmp_path, ExportSettings(formats, False, 1, 5, rounds=3, noise=1e9),
                 metadata={}, say=lambda text: None,
             )  # fmt: skip
     finally:
@@ -367,7 +367,7 @@ def test_predictions_are_of_this_machine_and_shape(tmp_path: Path) -> None:
     board_file = profile_file(tmp_path / "board.json", processor="another")
     other = node(_target_=target, path=str(board_file), metric="latency_ms")
     gone = node(_target_=target, path=str(tmp_path / "gone.json"), metric="latency_ms")
-    host = node(_target_="hwnas.devices.host.Host", batch_size=1, threads=1, rounds=3)
+    host = node(_target_="hwnas.devices.host.Host", batch_size=1, threads=1, rounds=3, noise=1e9)
     said: list[str] = []
     expected = {"latency_ms": 14.0, "device": "mine", "backend": "torch", "median_error": 0.02}
     assert predicted(SPACE, genotype, [gone, other, host, mine], tmp_path, tmp_path, said.append) == expected

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from hwnas import __version__
 from hwnas.build import build, read_yaml
 from hwnas.cli.job import Job, space_and_images
-from hwnas.core import Count, Genotype, SearchSpace, Seed, check_setting, suggestion
+from hwnas.core import Count, Genotype, Positive, SearchSpace, Seed, check_setting, suggestion
 from hwnas.data.class_folders import ClassFolders
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
@@ -142,6 +142,7 @@ def main(job: Job) -> None:
         calibration_images=check_setting("calibration_images", Count, cfg.calibration_images),
         check_images=check_setting("check_images", Count | None, cfg.check_images),
         rounds=check_setting("rounds", Annotated[int, Ge(3)], cfg.rounds),
+        noise=check_setting("noise", Positive, cfg.noise),
         backends=backends,
     )
     if (cfg.arch is None) == (cfg.run is None):
@@ -340,6 +341,12 @@ def _show(content: Mapping[str, Any], display: Display) -> None:
             f"{row['median_ms']:.3f} ms",
         )
     display.console.print(table)
+    for row in content["files"]:
+        display.say(
+            f"{row['file']}, one image, one thread, {row['runtime']}: half of {row['passes']} passes within "
+            f"{row['p50_ms']:.3f} ms, 95 % within {row['p95_ms']:.3f} ms; loading {row['load_ms']:.0f} ms, "
+            f"first pass {row['first_ms']:.3f} ms"
+        )
     known = content["predicted"]
     if known is not None:
         display.say(

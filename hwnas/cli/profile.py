@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
@@ -100,7 +101,16 @@ def _settings(cfg: DictConfig) -> Settings:
 def _measure(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:
     cfg = job.cfg
     settings = _settings(cfg)
-    _keep(job, measure(space, settings, device=cfg.name or "host", say=display.say), display)
+    profile = measure(space, settings, device=cfg.name or "host", say=display.say)
+    typical: Any = profile.origin
+    first = "the first pass" if settings.backend == "torch" else "loading and the first pass"
+    display.say(
+        f"a typical network, batch {settings.batch_size}, threads {settings.threads}, {settings.backend}: "
+        f"half of {typical['passes']} passes within {typical['p50_ms']:.3f} ms, 95 % within "
+        f"{typical['p95_ms']:.3f} ms; {first} {typical['load_and_first_ms']:.3f} ms "
+        f"({typical['typical_network']})"
+    )
+    _keep(job, profile, display)
 
 
 def _export(job: Job, space: SearchSpace, dataset: DataSet, display: Display) -> None:

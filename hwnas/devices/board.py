@@ -199,6 +199,22 @@ def repeated(run: Callable[[], object]) -> Timer:
     return timer
 
 
+FELT_MS, FEWEST_PASSES, MOST_PASSES = 1000.0, 20, 200
+"""Time of the single passes whose percentiles are told, and bounds on their number."""
+
+
+def felt(timer: Timer) -> dict[str, float]:
+    """Single forward passes of a model that has run before, as a user sees them, one after another.
+
+    Returns:
+        "p50_ms" and "p95_ms": half of the passes, and 95 % of them, take at most so long; and their number,
+        "passes".
+    """
+    passes = min(max(FELT_MS / 1e3 / max(timer(1), 1e-6), FEWEST_PASSES), MOST_PASSES)
+    half, most = np.percentile([timer(1) * 1e3 for _ in range(int(passes))], [50, 95])
+    return {"p50_ms": float(half), "p95_ms": float(most), "passes": int(passes)}
+
+
 def check_provider(provider: str) -> None:
     """Raise ValueError, with the available ones, if onnxruntime does not have this execution provider."""
     import onnxruntime

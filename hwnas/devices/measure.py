@@ -126,8 +126,45 @@ def measure(space: SearchSpace, settings: Settings, *, device: str, say: Callabl
     space = require_blocks(space)
     measures = {"torch": _measure_torch, "onnxruntime": _measure_onnx}
     content = measures.get(settings.backend, _measure_runtime)(space, settings, say)
+    content["origin"].update(_typical(space, settings, content))
     content["origin"]["seconds"] = round(time.perf_counter() - start, 1)
     return profile_of(space, content, device=device)
+
+
+def _typical(space: HasCosts, settings: Settings, content: board.Measurements) -> dict[str, object]:
+    """How the network of the median latency feels: its first pass, and percentiles of single ones.
+
+    Returns:
+        "typical_network" as text, "load_and_first_ms" (of torch the first pass alone), and what `board.felt`
+        returns.
+    """
+    import torch
+
+    networks = [model for model in content["plan"]["models"] if "genotype" in model]
+    networks.sort(key=lambda model: board.settled(content["latency_ms"][model["name"]]))
+    model = networks[len(networks) // 2]
+    genotype, shape = tuple(model["genotype"]), model["input"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with temporary_folder() as folder, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            network = space.network(genotype)
+            draw_weights(network)
+            if settings.backend != "torch":
+                write_models({"network": (network, shape, "network.onnx")}, Path(folder))
+            with torch.inference_mode():
+                start = time.perf_counter()
+                if settings.backend == "torch":
+                    timer = _torch_timer("a network", network, shape, settings.provider == "cuda")
+                else:
+                    timer = file_timer(Path(folder) / "network.onnx", shape, settings)
+                first = 1e3 * (time.perf_counter() - start)
+                times = {"load_and_first_ms": first, **board.felt(timer)}
+    finally:
+        torch.set_num_threads(before)
+    rounded = {name: round(value, 4) for name, value in times.items()}
+    return {"typical_network": space.to_str(genotype), **rounded}
 
 
 def require_blocks(space: SearchSpace) -> HasCosts:

@@ -171,12 +171,12 @@ def write_program(
     write_bytes(path, proto.SerializeToString())
 
 
-def answers(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Outputs of an ONNX file with one input and one output, on the CPU."""
+def answers(path: Path, threads: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """Outputs of an ONNX file with one input and one output, on the CPU; 0 threads: onnxruntime's choice."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level, options.intra_op_num_threads = 3, threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from hwnas.devices import board
 from hwnas.devices.measure import cpu_timer
 from hwnas.devices.onnx_models import PACKAGES, answers, quantise, require_onnx, traced, write_program
 from hwnas.devices.runtimes import RUNTIMES
+from hwnas.devices.runtimes.runtime import Answers
 from hwnas.files import remove, write_bytes
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class ExportSettings:
         calibration_images: Number of training images that tell the ranges of 8-bit activations.
         check_images: Number of test images, evenly spaced; None: all.
         rounds: Timing rounds per file.
+        noise: Coefficient of variation above which a file is timed again, and then marked.
         backends: What runs the files: "torch", "onnxruntime", and those of `RUNTIMES`; empty: torch and
             onnxruntime.
     """
@@ -65,17 +68,19 @@ class ExportSettings:
     calibration_images: int
     check_images: int | None
     rounds: int
+    noise: float
     backends: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class _File:
-    """A written file: what runs it, its answers (logits by images, as arrays), and its timer."""
+    """A written file: what runs it, its answers (logits by images), its timer, and its first milliseconds."""
 
     path: Path
     runtime: str
-    answers: Callable[[np.ndarray], np.ndarray]
+    answers: Answers
     timer: board.Timer
+    cold: Mapping[str, float]
 
 
 def export_network(
@@ -101,7 +106,9 @@ def export_network(
         "images", the number of test images; "test_acc" of the network in torch, in 0..1, and "largest", its
         largest logit; "files", per file its "file", "runtime", "bytes", "sha256", "test_acc", "agreement"
         (fraction of test images that agree), "difference" (largest, from torch's logits), "median_ms"
-        and "quartile_ms" (the lower one; batch 1, one thread); and "torch", such times of the network itself.
+        and "quartile_ms" (the lower one; batch 1, one thread), the "variation" of these times and whether
+        they are "noisy" although they were taken again, "p50_ms" and "p95_ms" of single "passes", "load_ms"
+        of the file and "first_ms" of the pass after; and "torch", such times of the network itself.
 
     Raises:
         ValueError: No onnx package, or a file that does not compute what torch does.
@@ -133,7 +140,7 @@ def export_network(
     for file, row in zip(files, rows, strict=True):
         if file.path.name != INT8:
             _check_difference(file.path, row["difference"], compared["largest"])
-    own, *times = _timed([cpu_timer(module, image), *(file.timer for file in files)], settings.rounds)
+    own, *times = _timed([cpu_timer(module, image), *(file.timer for file in files)], settings, say)
     return {
         **compared,
         "files": [
@@ -144,6 +151,7 @@ def export_network(
                 "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
                 **row,
                 **latency,
+                **file.cold,
             }
             for file, row, latency in zip(files, rows, times, strict=True)
         ],
@@ -168,27 +176,45 @@ def _torch_file(program: ExportedProgram, folder: Path, image: Tensor, metadata:
     content = io.BytesIO()  # torch's own writer ends the process when the disk is full
     torch.export.save(program, content, extra_files={"metadata.json": json.dumps(dict(metadata))})
     write_bytes(path, content.getvalue())
-    loaded = torch.export.load(path).module()
-    return _File(
-        path,
-        f"torch {torch.__version__}",
-        lambda images: loaded(torch.from_numpy(images)).numpy(),
-        cpu_timer(loaded, image),
-    )
+
+    def load() -> Answers:
+        loaded = torch.export.load(path).module()
+        return lambda images: loaded(torch.from_numpy(images)).numpy()
+
+    return _run(path, f"torch {torch.__version__}", load, image)
 
 
 def _onnx_run(path: Path, image: Tensor, backend: str) -> _File:
     if backend in RUNTIMES:
         runtime = RUNTIMES[backend]
-        timer = runtime.timer(path, list(image.shape), runtime.provider, 1)
-        return _File(path, runtime.version, runtime.load(path, runtime.provider, 1), timer)
+        return _run(path, runtime.version, lambda: runtime.load(path, runtime.provider, 1), image)
     import onnxruntime
 
-    timer = board.onnx_timer(str(path), list(image.shape), "CPUExecutionProvider", 1)
-    return _File(path, f"onnxruntime {onnxruntime.__version__}", answers(path), timer)
+    return _run(path, f"onnxruntime {onnxruntime.__version__}", lambda: answers(path, threads=1), image)
 
 
-def _timed(timers: Sequence[board.Timer], rounds: int) -> list[dict[str, float]]:
+def _run(path: Path, runtime: str, load: Callable[[], Answers], image: Tensor) -> _File:
+    """A file, loaded and run for the first time, by one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            x, start = image.numpy(), time.perf_counter()
+            run = load()
+            loaded = time.perf_counter()
+            run(x)
+            first = time.perf_counter()
+    finally:
+        torch.set_num_threads(threads)
+    cold = {"load_ms": 1e3 * (loaded - start), "first_ms": 1e3 * (first - loaded)}
+    return _File(path, runtime, run, board.repeated(lambda: run(x)), cold)
+
+
+def _timed(
+    timers: Sequence[board.Timer], settings: ExportSettings, say: Callable[[str], None]
+) -> list[dict[str, float]]:
     """The latency of each, in turns, by one thread."""
     import torch
 
@@ -197,12 +223,25 @@ def _timed(timers: Sequence[board.Timer], rounds: int) -> list[dict[str, float]]
     try:
         with torch.inference_mode():
             named = {str(number): timer for number, timer in enumerate(timers)}
-            figures, _ = board.time_rounds(named, rounds, noise=np.inf)
+            figures, _ = board.time_rounds(named, settings.rounds, settings.noise, say=None)
+            single = [board.felt(timer) for timer in timers]
     finally:
         torch.set_num_threads(threads)
+    spread = [board.variation(times) for times in figures.values()]
+    if noisy := sum(each > settings.noise for each in spread):
+        say(
+            f"{noisy} of {len(spread)} latencies are noisy, though measured again: they vary by up to "
+            f"{max(spread):.0%}; other programs are busy"
+        )
     return [
-        {"median_ms": float(np.median(times)), "quartile_ms": board.settled(times)}
-        for times in figures.values()
+        {
+            "median_ms": float(np.median(times)),
+            "quartile_ms": board.settled(times),
+            "variation": each,
+            "noisy": each > settings.noise,
+            **passes,
+        }
+        for times, each, passes in zip(figures.values(), spread, single, strict=True)
     ]
 
 

@@ -325,3 +325,22 @@ def test_a_board_with_nothing_but_onnxruntime_and_numpy(tmp_path: Path) -> None:
     profile = profile_of(TINY, content, device="board")
     assert profile.origin["onnxruntime"]
     assert set(profile.operations) == set(TINY.blocks().modules)
+
+
+def test_single_passes() -> None:
+    """Every fourth pass takes five times as long: more than 5 % of them, and less than half."""
+    numbers = iter(range(10_000))
+    told = board.felt(lambda passes: 0.05 if next(numbers) % 4 == 0 else 0.01)
+    assert told == pytest.approx({"p50_ms": 10.0, "p95_ms": 50.0, "passes": 20})  # 1 s / 50 ms
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_a_profile_says_how_a_typical_network_feels(backend: str) -> None:
+    if backend == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    space = NasBench201(4, 1, image_shape=(1, 8, 8), choices=[(0, 3)] * 6)
+    profile = measure.measure(space, settings(backend=backend), device="here", say=lambda text: None)
+    typical: Any = profile.origin
+    assert space.from_str(typical["typical_network"]) in space.all()
+    assert 0 < typical["p50_ms"] <= typical["p95_ms"]
+    assert typical["load_and_first_ms"] > 0

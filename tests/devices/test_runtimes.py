@@ -44,7 +44,7 @@ def test_it_computes_what_torch_does(backend: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, dataset = Deployed(SPACE.network(SPACE.from_str(ARCH)), *digits().normalisation()), digits()
     told = export_network(
-        module, dataset, tmp_path, ExportSettings(["onnx"], False, 1, 20, 3, ["onnxruntime", backend]),
+        module, dataset, tmp_path, ExportSettings(["onnx"], False, 1, 20, 3, 1e9, ["onnxruntime", backend]),
         metadata={}, say=lambda text: None,
     )  # fmt: skip
     first, second = told["files"]  # type: ignore[misc]
@@ -99,7 +99,7 @@ def test_answers_of_a_batch_are_kept(tmp_path: Path) -> None:
         module,
         digits(),
         tmp_path,
-        ExportSettings(["onnx"], False, 1, 1, 3),
+        ExportSettings(["onnx"], False, 1, 1, 3, 1e9),
         metadata={},
         say=lambda text: None,
     )
