@@ -176,7 +176,7 @@ def require_blocks(space: SearchSpace) -> HasCosts:
     if not isinstance(space, HasCosts):
         raise ValueError(
             f"devices are measured by blocks of networks, which the {space.name} space does not list; "
-            "nasbench201, darts, fbnet and module do"
+            "nasbench201, darts, fbnet, resnet, mobile and module do"
         )
     return space
 

@@ -137,7 +137,7 @@ class RMI(LooksUp):
         if not isinstance(space, HasSimilarity | HasFeatures):
             raise ValueError(
                 f"evaluator=rmi trains whole populations, which the {space.name} space does not build; "
-                "nasbench201, darts, fbnet and module do"
+                "nasbench201, darts, fbnet, resnet, mobile and module do"
             )
         check_images("evaluator=rmi", dataset)
         if not isinstance(reference, Recipe):

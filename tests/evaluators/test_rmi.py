@@ -182,7 +182,11 @@ def test_versions_tell_variants_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("space", "settings", "message"),
     [
-        (Toy(4, 3), {}, "the toy space does not build; nasbench201, darts, fbnet and module do"),
+        (
+            Toy(4, 3),
+            {},
+            "the toy space does not build; nasbench201, darts, fbnet, resnet, mob",
+        ),
         (Darts(), {"num_cells": 1}, r"num_cells must be a whole number of at least 3, not 1"),
         (FBNet(), {"channels": 7}, r"channels must be an even whole number of at least 2, not 7"),
     ],

@@ -73,6 +73,7 @@ def test_all_names_are_networks() -> None:
         for name in ("mobilenet_v3_large_x0.5", "resnet14_w24"):
             network = space.network(space.from_str(name))
             assert network(torch.empty(2, 4, 16, 16)).shape == (2, 3)
+    assert space.resized(channels=8) is space  # evaluators may ask for smaller networks: there are none
     assert len(space.all()) == len(known_names()) == 3 * 5 + 4 * 6
     assert space.to_str((0,)) == "mobilenet_v2"
     assert KnownNetworks(["resnet18_w64", "mobilenet_v2_x1.0"]).network((0,)).fc.in_features == 512

@@ -19,7 +19,7 @@ from annotated_types import Len
 from numpy.typing import NDArray
 
 from hwnas.core import Count, FloatArray, Genotype, checked, checked_choices, suggestion
-from hwnas.spaces.capabilities import HasNetworks, examples
+from hwnas.spaces.capabilities import Resizable, examples
 from hwnas.spaces.known.names import known, published
 from hwnas.spaces.module import ModuleSpace
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hwnas.spaces.known.counting import Chain
 
 
-class KnownNetworks(HasNetworks):
+class KnownNetworks(Resizable):
     """Off-the-shelf networks: a genotype is the number of one among `names`, and its text form the name.
 
     Widths follow the name: "mobilenet_v3_small_x0.5" has half the channels of torchvision's network,
@@ -73,6 +73,10 @@ class KnownNetworks(HasNetworks):
             networks = {name: partial(self.network, (number,)) for number, name in enumerate(names)}
             self._pretrained = _networks().Pretrained(pretrained, networks)
             self.name += f"-{self._pretrained.digest}"
+
+    def resized(self, *, channels: int | None = None, num_cells: int | None = None) -> Self:
+        """The same space: a network's size is in its name, the settings mean nothing."""
+        return self
 
     def restrict(self, keep: Sequence[Sequence[int]]) -> Self:
         """The sub-space with only the networks `keep[0]`."""
