@@ -425,6 +425,11 @@ def profile_arguments(given: list[str]) -> list[str]:
         return given
     action, rest = given[0], given[1:]
     names = list(PROFILE_FILES.get(action, ()))
+    if action == "adapt":  # takes several
+        alone_too = [argument for argument in rest if "=" not in argument and not argument.startswith("-")]
+        if len(alone_too) > 1:
+            rest = [argument for argument in rest if argument not in alone_too]
+            rest.insert(0, f"path=[{','.join(map(quoted, alone_too))}]")
     prepared = [f"action={action}"]
     for argument in rest:
         alone = names and "=" not in argument and not argument.startswith("-")
@@ -433,7 +438,9 @@ def profile_arguments(given: list[str]) -> list[str]:
     file = next(
         (settings[name].strip("'\"") for name in PROFILE_FILES.get(action, ()) if name in settings), None
     )
-    if file and action != "adapt":
+    if action == "adapt" and file:
+        file = file.strip("[]").split(",")[0].strip("'\"")
+    if file:
         known = _networks_of(find_file(file))
         prepared += [f"{name}={value}" for name, value in known.items() if name not in settings]
     if action in ("fit", "adapt") and "dataset" not in settings:

@@ -56,6 +56,9 @@ PRIOR_FORM = {"all": 0.5, "used": 0.45, "live": 0.05}
 """Prior probabilities of what a device runs. Eager frameworks and simulators run all; exported graphs lack
 what nothing uses; few compilers also find constants."""
 
+KNOWN = 0.8
+"""Prior probability of the form that the runtime is known for."""
+
 PRIOR_NONE, PRIOR_TOGETHER, PRIOR_SINGLE = 0.2, 0.5, 1.0
 """Prior weights of no source, of all sources together, and of a single source, shared among these."""
 
@@ -115,7 +118,9 @@ class _Features:
         form: str,
         reference: np.ndarray,
         with_pairs: bool,
+        runs: str | None = None,
     ) -> None:
+        self.probability = PRIOR_FORM[form] if runs is None else KNOWN if form == runs else (1 - KNOWN) / 2
         self.form, self._space = form, space
         self._sources = [source.cost for source in sources]
         self._num_ops, self._num_edges = len(space.ops), reference.shape[1]
@@ -325,7 +330,7 @@ class _Solved:
         self._turned = np.einsum("kij,i->kj", self._vectors, z)
         spread = np.maximum(self._values, 0)[:, None] + np.array(NOISES)[:, None]
         evidence = -0.5 * (self._turned[:, None] ** 2 / spread + np.log(2 * np.pi * spread)).sum(axis=-1)
-        prior = np.repeat([weight for _, weight in groups], len(variances)) * PRIOR_FORM[features.form]
+        prior = np.repeat([weight for _, weight in groups], len(variances)) * features.probability
         self.evidence = evidence + np.log(prior)[:, None]
 
     def model(self, kernel: int, noise: int, weight: float) -> _Model:
@@ -464,6 +469,7 @@ def adapt(
     seed: int,
     network: Mapping[str, object],
     origin: Mapping[str, object],
+    runs: str | None = None,
 ) -> Adapted:
     """Adapt the profiles of other devices to a few measured networks of a new one.
 
@@ -477,6 +483,7 @@ def adapt(
         seed: Seed of the folds of the check, and of random networks.
         network: Shape of the networks, kept in the profile.
         origin: Kept in the profile.
+        runs: What the device's runtime is known to run of a network, of `FORMS`; None: it is not known.
 
     Raises:
         ValueError: Fewer than `FEWEST` networks, more than `MOST`, costs that are not above 0 or all equal,
@@ -491,7 +498,7 @@ def adapt(
     for metric, y in columns.items():
         known = _sources(space, sources, metric, reference, forms)
         with_pairs = len(G) >= FROM_PAIRS
-        features = [_Features(space, known, form, reference, with_pairs) for form in forms]
+        features = [_Features(space, known, form, reference, with_pairs, runs) for form in forms]
         posterior = _Posterior(space, features, known, G, y)
         costs[metric] = posterior.cost()
         left_out = np.empty(len(G))

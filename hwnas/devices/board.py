@@ -4,27 +4,41 @@
 
     pip install onnxruntime numpy
     python measure.py                    # writes measurements.json; start it again if it was interrupted
-    python measure.py --help             # threads, provider, rounds
+    python measure.py --help             # threads, provider, rounds, whether memory is measured
 
-and take measurements.json back to `hwnas profile import path=measurements.json to=mine.json`.
+and take measurements.json back to `hwnas profile import measurements.json to=mine.json`, or, if the folder
+has whole networks only, to `hwnas profile adapt measurements.json to=mine.json`. Energy is measured where the
+board has a counter: INA3221 sensors (Jetson), or Intel RAPL, which mostly only root may read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from typing import TypedDict
+from pathlib import Path
+from typing import Protocol, TypedDict
 
 import numpy as np
 
 SCHEMA_VERSION = 1
 Timer = Callable[[int], float]
 """A function that runs a number of forward passes and returns their time in seconds."""
+
+
+class Counter(Protocol):
+    """A counter of energy."""
+
+    def read(self) -> float:
+        """Energy since some time in the past, in mJ."""
+
 
 Figures = dict[str, list[float]]
 """Milliseconds per forward pass, one figure per round, by model."""
@@ -78,9 +92,10 @@ class _Measured(TypedDict):
 
 
 class Measurements(_Measured, total=False):
-    """The content of measurements.json."""
+    """The content of measurements.json; energy per forward pass in mJ, and peak memory of networks in MB."""
 
     energy_mj: Figures
+    memory_mb: dict[str, float]
 
 
 ROUND_MS = 5.0
@@ -215,6 +230,169 @@ def felt(timer: Timer) -> dict[str, float]:
     return {"p50_ms": float(half), "p95_ms": float(most), "passes": int(passes)}
 
 
+RAPL_ROOT = Path("/sys/class/powercap")
+RAILS_ROOT = Path("/sys/class/hwmon")
+WHOLE_BOARD = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN", "VIN")
+"""Names of the rails that feed a whole Jetson."""
+
+SAMPLE_SECONDS = 0.005
+ENERGY_MS, ENERGY_ROUNDS = 100.0, 3
+"""Milliseconds of forward passes whose energy is measured at once, and how often."""
+
+
+class Rapl:
+    """Energy of all processor packages in mJ, from Intel's running average power limit counters.
+
+    The counters overflow at `max_energy_range_uj`; they must be read at least once between overflows
+    (minutes).
+
+    Args:
+        root: Folder with one folder per counter, "intel-rapl:0" and so on.
+
+    Raises:
+        OSError: A counter cannot be read; on most systems only root can.
+    """
+
+    name = "Intel RAPL, packages"
+
+    def __init__(self, root: Path = RAPL_ROOT) -> None:
+        # "intel-rapl:0" is a package, "intel-rapl:0:1" a part of it that is counted there already.
+        self._files = [
+            folder / "energy_uj" for folder in sorted(root.glob("intel-rapl:[0-9]*")) if _whole(folder)
+        ]
+        if not self._files:
+            raise FileNotFoundError(f"{root} has no counter of a processor package")
+        self._range = [int((file.parent / "max_energy_range_uj").read_text()) for file in self._files]
+        self._last = self._raw()
+        self._total = 0
+
+    def _raw(self) -> list[int]:
+        return [int(file.read_text()) for file in self._files]
+
+    def read(self) -> float:
+        """Energy since the object was made, in mJ."""
+        now = self._raw()
+        for index, (value, before) in enumerate(zip(now, self._last)):  # noqa: B905 - Python 3.9 has no strict
+            turn = self._range[index] if value < before else 0
+            self._total += value - before + turn
+        self._last = now
+        return self._total / 1e3
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        return folder.name.count(":") == 1 and (folder / "name").read_text().startswith("package")
+    except OSError:
+        return False
+
+
+class Rails:
+    """Energy of a board in mJ, from its INA3221 sensors; their power is read often and summed up.
+
+    The rail that feeds the whole board counts, by its label; without one, all rails together do.
+
+    Args:
+        root: Folder with one folder per sensor, "hwmon0" and so on.
+
+    Raises:
+        OSError: No such sensor, or one that cannot be read.
+    """
+
+    name = "INA3221, board"
+
+    def __init__(self, root: Path = RAILS_ROOT) -> None:
+        rails = {}
+        for folder in sorted(root.glob("hwmon*")):
+            if (folder / "name").is_file() and (folder / "name").read_text().strip() == "ina3221":
+                for label in sorted(folder.glob("in*_label")):
+                    number = label.name[2 : -len("_label")]
+                    pair = folder / f"in{number}_input", folder / f"curr{number}_input"
+                    if pair[0].is_file() and pair[1].is_file():
+                        rails[label.read_text().strip()] = pair
+        if not rails:
+            raise FileNotFoundError(f"{root} has no INA3221 sensor")
+        whole = [label for label in WHOLE_BOARD if label in rails]
+        self._files = [rails[whole[0]]] if whole else list(rails.values())
+        self._total, self._power, self._at = 0.0, self._watts(), time.perf_counter()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _watts(self) -> float:
+        return (
+            sum(float(volts.read_text()) * float(amperes.read_text()) for volts, amperes in self._files) / 1e6
+        )
+
+    def _sample(self) -> None:
+        while True:
+            time.sleep(SAMPLE_SECONDS)
+            self.read()
+
+    def read(self) -> float:
+        """Energy since the object was made, in mJ."""
+        with self._lock:
+            power, now = self._watts(), time.perf_counter()
+            self._total += 1e3 * (now - self._at) * (power + self._power) / 2
+            self._power, self._at = power, now
+            return self._total
+
+
+def energy_per_pass(timer: Timer, source: Counter, passes: int) -> float:
+    """Energy of a forward pass in mJ, with everything that the counter measures, such as idle power."""
+    timer(1)
+    before = source.read()
+    timer(passes)
+    return (source.read() - before) / passes
+
+
+def energy_figures(timers: dict[str, Timer], latency: Figures, source: Counter) -> Figures:
+    """Energy per forward pass in mJ of all models, `ENERGY_ROUNDS` figures each."""
+    figures: Figures = {name: [] for name in timers}
+    for _ in range(ENERGY_ROUNDS):
+        for name, timer in timers.items():
+            passes = math.ceil(ENERGY_MS / float(np.median(latency[name])))
+            figures[name].append(energy_per_pass(timer, source, passes))
+    return figures
+
+
+def board_energy(timers: dict[str, Timer], latency: Figures) -> Figures | None:
+    """Energy of all models by the first counter that this board has; None without one."""
+    for kind in (Rails, Rapl):
+        try:
+            return energy_figures(timers, latency, kind())
+        except OSError:
+            continue
+    return None
+
+
+def peak_memory(path: str, inputs: list[int], provider: str, threads: int) -> float:
+    """Peak memory in MB of a process that loads the runtime and a model, and runs it.
+
+    It is a process of its own, since the peak of a process never falls.
+
+    Raises:
+        ValueError: The process failed; says its last line.
+    """
+    given = json.dumps([path, inputs, provider, threads])
+    done = subprocess.run(
+        [sys.executable, os.path.abspath(__file__), "--peak", given], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ValueError(
+            f"memory of {path} was not measured: {(done.stderr.strip() or 'no reason').splitlines()[-1]}"
+        )
+    return float(done.stdout)
+
+
+def _print_peak(given: str) -> None:
+    """What the process of `peak_memory` does."""
+    import resource  # not on Windows
+
+    path, inputs, provider, threads = json.loads(given)
+    per_mb = 1e6 if sys.platform == "darwin" else 1e3  # bytes, or kilobytes
+    onnx_timer(path, inputs, provider, threads)(2)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_mb)
+
+
 def check_provider(provider: str) -> None:
     """Raise ValueError, with the available ones, if onnxruntime does not have this execution provider."""
     import onnxruntime
@@ -289,6 +467,7 @@ def measure_folder(
     say: Callable[[str], None],
     resume: str | None = None,
     energy: Callable[[dict[str, Timer], Figures], Figures | None] | None = None,
+    memory: bool = False,
 ) -> Measurements:
     """Time all models of an exported folder; returns the content of measurements.json.
 
@@ -298,6 +477,7 @@ def measure_folder(
         say: Called with a sentence about the progress.
         resume: A file that is written after every round, and read if it is there.
         energy: Returns the energy of all models in mJ, or None.
+        memory: Whether the peak memory of whole networks is measured, each in a process of its own.
 
     Raises:
         ValueError: The provider is missing, cannot run a model (named with its shape), or `resume` is of
@@ -333,6 +513,15 @@ def measure_folder(
     measured = energy(timers, content["latency_ms"]) if energy else None
     if measured:
         content["energy_mj"] = measured
+    if memory:
+        say("peak memory of networks")
+        content["memory_mb"] = {
+            model["name"]: peak_memory(
+                os.path.join(folder, model["file"]), model["input"], settings["provider"], settings["threads"]
+            )
+            for model in plan["models"]
+            if "genotype" in model
+        }
     content["complete"] = True
     if resume:
         write_json(resume, content)
@@ -377,7 +566,14 @@ def main() -> int:
     parser.add_argument("--provider", default="CPUExecutionProvider", help="onnxruntime's execution provider")
     parser.add_argument("--rounds", type=int, default=10, help="timing rounds per model (10)")
     parser.add_argument("--noise", type=float, default=0.1, help="variation from which one is measured again")
+    parser.add_argument(
+        "--memory", choices=("yes", "no"), default="yes", help="peak memory of networks (yes)"
+    )
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.peak:
+        _print_peak(arguments.peak)
+        return 0
     folder = os.path.dirname(os.path.abspath(__file__))
     path = os.path.join(folder, "measurements.json")
     try:
@@ -393,6 +589,8 @@ def main() -> int:
             },
             say=lambda text: print(text, flush=True),
             resume=path,
+            energy=board_energy,
+            memory=arguments.memory == "yes",
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

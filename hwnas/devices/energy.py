@@ -1,57 +1,12 @@
-"""Energy counters: Intel RAPL through sysfs, NVIDIA GPUs through NVML. No figure without a counter."""
+"""Energy counters: Intel RAPL (`board.py`) and NVIDIA GPUs through NVML. No figure without a counter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-RAPL_ROOT = Path("/sys/class/powercap")
+from hwnas.devices.board import RAPL_ROOT, Rapl, energy_per_pass
 
-
-class Rapl:
-    """Energy of all processor packages in mJ, from Intel's running average power limit counters.
-
-    The counters overflow at `max_energy_range_uj`; they must be read at least once between overflows
-    (minutes).
-
-    Args:
-        root: Folder with one folder per counter, "intel-rapl:0" and so on.
-
-    Raises:
-        OSError: A counter cannot be read; on most systems only root can.
-    """
-
-    name = "Intel RAPL, packages"
-
-    def __init__(self, root: Path) -> None:
-        # "intel-rapl:0" is a package, "intel-rapl:0:1" a part of it that is counted there already.
-        self._files = [
-            folder / "energy_uj" for folder in sorted(root.glob("intel-rapl:[0-9]*")) if _whole(folder)
-        ]
-        if not self._files:
-            raise FileNotFoundError(f"{root} has no counter of a processor package")
-        self._range = [int((file.parent / "max_energy_range_uj").read_text()) for file in self._files]
-        self._last = self._raw()
-        self._total = 0
-
-    def _raw(self) -> list[int]:
-        return [int(file.read_text()) for file in self._files]
-
-    def read(self) -> float:
-        """Energy since the object was made, in mJ."""
-        now = self._raw()
-        for index, (value, before) in enumerate(zip(now, self._last, strict=True)):
-            turn = self._range[index] if value < before else 0
-            self._total += value - before + turn
-        self._last = now
-        return self._total / 1e3
-
-
-def _whole(folder: Path) -> bool:
-    try:
-        return folder.name.count(":") == 1 and (folder / "name").read_text().startswith("package")
-    except OSError:
-        return False
+__all__ = ["Meter", "Nvml", "Rapl", "counter", "energy_per_pass"]
 
 
 class Nvml:
@@ -120,11 +75,3 @@ class Meter:
         if not self._sources:
             return None
         return sum(source.read() - before for source, before in self._sources) / MILLIJOULES_PER_KWH
-
-
-def energy_per_pass(timer: Callable[[int], float], source: Rapl | Nvml, passes: int) -> float:
-    """Energy of a forward pass in mJ, with everything that the counter measures, such as idle power."""
-    timer(1)
-    before = source.read()
-    timer(passes)
-    return (source.read() - before) / passes

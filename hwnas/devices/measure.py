@@ -16,7 +16,7 @@ from annotated_types import Ge
 
 from hwnas.core import Count, FloatArray, Genotype, Positive, SearchSpace, Seed, checked
 from hwnas.devices import board
-from hwnas.devices.energy import counter, energy_per_pass
+from hwnas.devices.energy import counter
 from hwnas.devices.onnx_models import write_models
 from hwnas.devices.profile import (
     SCHEMA_VERSION,
@@ -51,8 +51,6 @@ PROVIDERS = {
 
 FEWEST = 20
 """Networks that a fit needs."""
-
-ENERGY_MS, ENERGY_ROUNDS = 100.0, 3
 
 
 @checked
@@ -181,8 +179,10 @@ def require_blocks(space: SearchSpace) -> HasCosts:
     return space
 
 
-def plan_of(space: HasCosts, settings: Settings) -> tuple[board.Plan, dict[str, nn.Module]]:
-    """The plan of a measurement as JSON, and the modules by name.
+def plan_of(
+    space: HasCosts, settings: Settings, archs: Sequence[Genotype] | None = None
+) -> tuple[board.Plan, dict[str, nn.Module]]:
+    """The plan of a measurement as JSON, and the modules by name: operations and random networks, or `archs`.
 
     The weights are drawn so that activations neither vanish nor overflow: numbers too small for the usual
     format would slow processors down.
@@ -192,15 +192,20 @@ def plan_of(space: HasCosts, settings: Settings) -> tuple[board.Plan, dict[str, 
     batch_size = settings.batch_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        blocks: Blocks = space.blocks()
-        fitted = blocks.num_networks if settings.networks is None else settings.networks
-        genotypes = distinct_sample(space, fitted + settings.check, settings.seed)
-        modules = {name: module for name, (module, _) in blocks.modules.items()}
+        single: Mapping[str, tuple[nn.Module, Sequence[int]]] = {}
+        if archs is None:
+            blocks: Blocks = space.blocks()
+            single = blocks.modules
+            fitted = blocks.num_networks if settings.networks is None else settings.networks
+            genotypes = distinct_sample(space, fitted + settings.check, settings.seed)
+        else:
+            fitted, genotypes = 0, list(archs)
+        modules = {name: module for name, (module, _) in single.items()}
         modules.update({f"network {i}": space.network(genotype) for i, genotype in enumerate(genotypes)})
         for module in modules.values():
             draw_weights(module)
     models: list[board.Model] = [
-        {"name": name, "input": [batch_size, *shape]} for name, (_, shape) in blocks.modules.items()
+        {"name": name, "input": [batch_size, *shape]} for name, (_, shape) in single.items()
     ]
     models += [
         {"name": f"network {i}", "input": [batch_size, *space.image_shape], "genotype": list(genotype)}
@@ -412,12 +417,7 @@ def _energy(
     if source is None:
         return None
     say(f"energy by {source.name}")
-    figures: board.Figures = {name: [] for name in timers}
-    for _ in range(ENERGY_ROUNDS):
-        for name, timer in timers.items():
-            passes = math.ceil(ENERGY_MS / float(np.median(latency[name])))
-            figures[name].append(energy_per_pass(timer, source, passes))
-    return figures
+    return board.energy_figures(dict(timers), latency, source)
 
 
 def _measure_onnx(space: HasCosts, settings: Settings, say: Callable[[str], None]) -> board.Measurements:
@@ -459,20 +459,23 @@ def _measure_runtime(space: HasCosts, settings: Settings, say: Callable[[str], N
     return _measurements(plan, settings, {settings.backend: version.split()[-1]}, latency, passes, energy)
 
 
-def export(space: SearchSpace, settings: Settings, folder: Path) -> int:
+def export(
+    space: SearchSpace, settings: Settings, folder: Path, archs: Sequence[Genotype] | None = None
+) -> int:
     """Write blocks and networks as ONNX files, and the script that times them; returns their number.
 
     Args:
         space: A space with `blocks()` and networks.
         settings: Which networks, and the batch; the script asks for the others.
         folder: Written into; made if it is not there.
+        archs: Write these networks and nothing else.
 
     Raises:
         ValueError: A space without blocks, no onnx package, or a module without an ONNX form.
     """
     space = require_blocks(space)
     folder.mkdir(parents=True, exist_ok=True)
-    plan, modules = plan_of(space, settings)
+    plan, modules = plan_of(space, settings, archs)
     for number, model in enumerate(plan["models"]):
         model["file"] = f"{number:03d}.onnx"
     write_models(
@@ -496,6 +499,7 @@ MEASURED_SHAPE = {
     "complete": bool,
     "latency_ms": {str: [Real]},
     "energy_mj?": {str: [Real]},
+    "memory_mb?": {str: Real},
     "passes": {str: int},
 }
 """Shape of a board's measurements.json, for `files.shaped`."""
@@ -539,6 +543,25 @@ def _check_networks(space: HasCosts, plan: board.Plan) -> None:
         )
 
 
+def networks_of(
+    space: SearchSpace, content: board.Measurements
+) -> tuple[np.ndarray, dict[str, FloatArray], str | None]:
+    """The measured networks of a board, (n, edges), costs per metric, (n,), and what it runs, if known.
+
+    Raises:
+        ValueError: Measurements of another space or other networks.
+    """
+    _check_networks(require_blocks(space), content["plan"])
+    networks = [model for model in content["plan"]["models"] if "genotype" in model]
+    G = np.array([space.check(model["genotype"]) for model in networks], dtype=np.intp)
+    columns: dict[str, FloatArray] = {
+        metric: np.array([board.settled(content[metric][model["name"]]) for model in networks])
+        for metric in METRICS
+        if metric in content
+    }
+    return G, columns, "live" if content["origin"]["backend"] in LEAVES_OUT else None
+
+
 def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) -> Profile:
     """The profile of measurements.
 
@@ -558,6 +581,10 @@ def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) 
     with torch.random.fork_rng(devices=[]):
         blocks: Blocks = space.blocks()
     inputs = {model["name"]: model["input"] for model in plan["models"] if "genotype" not in model}
+    if not inputs:
+        raise ValueError(
+            "measurements of whole networks only; hwnas profile adapt <measurements.json> takes them"
+        )
     if set(inputs) != set(blocks.modules):
         raise ValueError(f"measurements of other blocks than those of this version's {space.name} space")
     networks = [model for model in plan["models"] if "genotype" in model]

@@ -178,7 +178,7 @@ def test_energy_is_measured_where_there_is_a_counter(tmp_path: Path, monkeypatch
             return super().read()
 
     monkeypatch.setattr(measure, "counter", lambda provider: Ticking(tmp_path))
-    monkeypatch.setattr(measure, "ENERGY_MS", 0.01)
+    monkeypatch.setattr(board, "ENERGY_MS", 0.01)
     profile = measure.measure(TINY, settings(), device="x", say=lambda text: None)
     assert list(profile.costs) == ["latency_ms", "energy_mj"]
     assert profile.operations["stem"]["median_mj"] > 0
