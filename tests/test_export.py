@@ -400,8 +400,8 @@ def test_without_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ([], "give one of run=<folder of a search or a training> and arch='<architecture>'"),
         (["run={run}", "arch=x"], "give one of run="),
         (["run={run}", "weights=mine.pt"], "weights goes with arch; run has weights of its own"),
-        (["run={run}", "format=tflite"], "format=tflite is not known; known: torch, onnx"),
-        (["run={run}", "format=[]"], "format=[] names no format; known: torch, onnx"),
+        (["run={run}", "format=pdf"], "format=pdf is not known; known: torch, onnx, tflite"),
+        (["run={run}", "format=[]"], "format=[] names no format; known: torch, onnx, tflite"),
         (["run={run}", "int8=maybe"], "int8 must be true or false, not 'maybe'"),
         (
             ["run={run}", "int8=true", "format=torch"],

@@ -30,6 +30,7 @@ from hwnas.exports.network import (
     FILES,
     FORMATS,
     INPUT,
+    LITERT,
     OUTPUT,
     TRAINED_SHAPE,
     ExportSettings,
@@ -258,6 +259,8 @@ def _backends(given: str | Sequence[str] | None) -> list[str]:
             raise ValueError(f"backend={name} is not known{suggestion(str(name), list(FORMATS))}")
         if name in RUNTIMES:
             RUNTIMES[name].load_package()
+        if name == LITERT.name:
+            LITERT.load_package("litert_torch")
     return list(dict.fromkeys(backends))
 
 

@@ -18,6 +18,7 @@ from hwnas.devices import board
 from hwnas.devices.measure import cpu_timer
 from hwnas.devices.onnx_models import PACKAGES, answers, quantise, require_onnx, traced, write_program
 from hwnas.devices.runtimes import RUNTIMES
+from hwnas.devices.runtimes.litert import LiteRT
 from hwnas.devices.runtimes.runtime import Answers
 from hwnas.files import remove, write_bytes
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from hwnas.exports.deployed import Deployed
 
 
-FILES = {"torch": "network.pt2", "onnx": "network.onnx"}
-FORMATS = {"torch": "torch", "onnxruntime": "onnx", **dict.fromkeys(RUNTIMES, "onnx")}
+FILES = {"torch": "network.pt2", "onnx": "network.onnx", "tflite": "network.tflite"}
+LITERT = LiteRT()
+FORMATS = {"torch": "torch", "onnxruntime": "onnx", LITERT.name: "tflite", **dict.fromkeys(RUNTIMES, "onnx")}
 """Which of the files a backend runs."""
 
 BOTH = ("torch", "onnxruntime")
@@ -53,7 +55,7 @@ class ExportSettings:
     """Which files are written, and how they are checked.
 
     Args:
-        formats: "torch", "onnx".
+        formats: "torch", "onnx", "tflite".
         int8: Whether to write an 8-bit ONNX file too.
         calibration_images: Number of training images that tell the ranges of 8-bit activations.
         check_images: Number of test images, evenly spaced; None: all.
@@ -133,6 +135,11 @@ def export_network(
         say(f"writing {INT8}, calibrated on {settings.calibration_images} training images")
         quantise(folder / FILES["onnx"], folder / INT8, _calibration(dataset, settings.calibration_images))
         files += [_onnx_run(folder / INT8, image, backend) for backend in run_by]
+
+    if "tflite" in settings.formats:
+        path = folder / FILES["tflite"]
+        LITERT.write(module, dataset.image_shape, path)
+        files.append(_run(path, LITERT.version, lambda: LITERT.load(path, LITERT.provider, 1), image))
 
     say("classifying test images with every file")
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from hwnas.data.images import Images
 from hwnas.devices.measure import Settings, measure, time_networks
 from hwnas.devices.runtimes import RUNTIMES
 from hwnas.exports.deployed import Deployed
-from hwnas.exports.network import TOLERANCE, ExportSettings, export_network
+from hwnas.exports.network import LITERT, TOLERANCE, ExportSettings, export_network
 from hwnas.spaces.nasbench201 import NasBench201
 
 ARCH = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|nor_conv_1x1~0|avg_pool_3x3~1|nor_conv_3x3~2|"
@@ -108,3 +108,19 @@ def test_answers_of_a_batch_are_kept(tmp_path: Path) -> None:
     kept = first.copy()
     run(np.ones((1, *SPACE.image_shape), np.float32))
     assert np.array_equal(first, kept)
+
+
+def test_litert_computes_what_torch_does(tmp_path: Path) -> None:
+    if importlib.util.find_spec("litert_torch") is None:
+        with pytest.raises(ValueError, match="backend=litert needs the extra litert"):
+            LITERT.write(SPACE.network(SPACE.from_str(ARCH)), SPACE.image_shape, tmp_path / "x.tflite")
+        return
+    torch.manual_seed(0)
+    module = Deployed(SPACE.network(SPACE.from_str(ARCH)), *digits().normalisation())
+    told = export_network(
+        module, digits(), tmp_path, ExportSettings(["tflite"], False, 1, 20, 3, 1e9, ["litert"]),
+        metadata={}, say=lambda text: None,
+    )  # fmt: skip
+    (row,) = told["files"]  # type: ignore[misc]
+    assert (row["file"], row["runtime"], row["agreement"]) == ("network.tflite", LITERT.version, 1)
+    assert row["difference"] <= TOLERANCE * max(1.0, told["largest"])  # type: ignore[call-overload]

@@ -30,14 +30,14 @@ class Runtime(ABC):
     package: str
     provider: str
 
-    def load_package(self) -> Any:
-        """The runtime's package.
+    def load_package(self, module: str | None = None) -> Any:
+        """The runtime's package, or another module that it needs.
 
         Raises:
             ValueError: It is not installed.
         """
         try:
-            return importlib.import_module(self.package)
+            return importlib.import_module(module or self.package)
         except ImportError:
             raise ValueError(
                 f"backend={self.name} needs the extra {self.name}: pip install 'hwnas[{self.name}]'"
