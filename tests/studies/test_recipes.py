@@ -5,7 +5,7 @@
 `trainer=strong` was chosen on other images: other draws of digits' test images, and a fifth of CIFAR-10's
 training images; not on MNIST. Networks: the cell of NAS-Bench-201 with the most convolutions, as in the
 default search and with one cell per stage, and a ResNet of three blocks. Needs HWNAS_DATA with
-cifar10_small.npz and mnist.npz; about an hour of one core, of which CIFAR-10 takes half.
+cifar10_small.npz and mnist.npz; three quarters of an hour of one core, of which CIFAR-10 takes half.
 """
 
 from __future__ import annotations
