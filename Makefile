@@ -29,7 +29,7 @@ bench: $(VENV)/.installed-dev  ## measure the speed figures that docs/measuremen
 	@OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \
 		$(BIN)/python -m pytest tests/benchmarks -m "slow or not slow" --benchmark-enable --benchmark-columns=median,iqr,rounds -s $(ARGS)
 
-study: $(VENV)/.installed-dev  ## measure the strategies against the exact truth of benchmark tables (most of an hour)
+study: $(VENV)/.installed-dev  ## measure the strategies against the exact truth of benchmark tables (most of two hours)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -m slow -s $(ARGS)
 
 format: $(VENV)/.installed-dev  ## format the code and mend what can be mended
