@@ -31,6 +31,7 @@ from hwnas.core import (
 from hwnas.data.images import Images, augment, check_batch, check_images
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasFeatures, HasSimilarity, fingerprint
+from hwnas.training.accelerator import accelerator
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier
 from hwnas.training.progress import progress
@@ -173,7 +174,7 @@ class RMI(LooksUp):
         if not self._version:
             import torch
 
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = accelerator()
             model = reference_model(
                 self._dataset,
                 self.reference,

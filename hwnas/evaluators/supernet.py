@@ -32,6 +32,7 @@ from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.evaluators.zero_cost import TRIES, ZeroCost
 from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.spaces.capabilities import HasSupernet, in_size
+from hwnas.training.accelerator import accelerator
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
 from hwnas.training.shared_weights import (
@@ -369,15 +370,13 @@ class Supernet(LooksUp):
     def _rooted(self, space: HasSupernet) -> str:
         """Hash of everything that all weights depend on, besides their training."""
         if not self._root:
-            import torch
-
             self._root = _hash(
                 WEIGHTS_VERSION,
                 [space.name, self.channels, self.num_cells, space.image_shape, space.num_classes],
                 [self.affine, self.track_running_stats, self.seed, self.num_epochs],
                 [self._recipe(), self.decoding if self.training.sampling == "population" else ""],
                 self._dataset.identity(),
-                "cuda" if torch.cuda.is_available() else "cpu",
+                accelerator().type,
                 *self._compared(),
             )
         return self._root

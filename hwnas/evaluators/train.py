@@ -21,6 +21,7 @@ from hwnas.core import DEVIATION, Count, Genotype, Positive, SearchSpace, Seed, 
 from hwnas.data.images import Images, SmallerImages, check_batch, check_images, smaller_side
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasNetworks, fingerprint, in_size
+from hwnas.training.accelerator import accelerator
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import MAY_CHANGE, Classifier, DivergedError, answers, fit
 from hwnas.training.recipe import CHECKPOINT, Recipe, forget_checkpoint
@@ -200,8 +201,6 @@ class Train(LooksUp):
 
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """The version: a hash of images, recipe, seed, kind of processor, and the networks' sizes."""
-        import torch
-
         recipe = self.training.settings()
         images, metrics = self._images, list(self._whole)
         settings = [
@@ -210,7 +209,7 @@ class Train(LooksUp):
             self._dataset.identity(),
             {name: value for name, value in recipe.items() if name not in MAY_CHANGE},
             self.seed,
-            "cuda" if torch.cuda.is_available() else "cpu",
+            accelerator().type,
             # Only what differs from the time when there was no such choice.
             *([] if metrics == ["val_acc"] else [metrics]),
             *([] if images.whole else [images.image_size, images.num_valid]),
@@ -293,7 +292,7 @@ class Train(LooksUp):
         import torch
 
         seed = self.seed_of(genotype, repeat)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self._networks.network(genotype)
         if self._until is None:

@@ -47,6 +47,7 @@ from hwnas.spaces.capabilities import (
     fingerprint,
     in_size,
 )
+from hwnas.training.accelerator import accelerator
 from hwnas.training.progress import progress
 
 SCORE_VERSION = 2  # increased when the same settings begin to give other scores
@@ -168,7 +169,7 @@ class ZeroCost(LooksUp):
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Choose the images and score the reference sample, once; the version hashes all that scores need."""
         if not self._version:
-            self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            self._device = accelerator()
             self._data = self._inputs()
             self._weights = self._draw_weights()
             settings = [
@@ -343,7 +344,7 @@ class ZeroCost(LooksUp):
 
     def _own_network(self, genotype: Genotype, change: Callable[[Tensor], Tensor]) -> OneNetwork:
         """A network of a space without populations, with weights of the seed."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = self._networks.network(genotype)
         weights = kaiming(dict(network.named_parameters()), self.seed, self._dtype)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NotRequired, Protocol, TypedDict, cast
+from typing import Any, ClassVar, NotRequired, Protocol, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
@@ -138,6 +138,10 @@ class Resumable(pl.LightningModule):
         self._steps_before = whole if start is None else start.get("step", whole)
         self.sums: list[Tensor] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that start anew: they cannot reach whom this one tells, and tell nobody."""
+        return {**super().__getstate__(), "_on_epoch": _tell_nobody}
+
     @property
     def step(self) -> int:
         """Optimiser steps taken, also before the training was interrupted."""
@@ -184,6 +188,10 @@ class Resumable(pl.LightningModule):
             "history": self.history,
             "identity": identity,
         }
+
+
+def _tell_nobody(figures: dict[str, float]) -> None:
+    """Ignore the figures of an epoch."""
 
 
 class InOrder:

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hwnas.core import seed_of
 from hwnas.data.augmentation import mixed, moved, recoloured
+from hwnas.training.accelerator import accelerator
 from hwnas.training.checkpoint import (
     Batch,
     Checkpoint,
@@ -241,7 +242,8 @@ class Classifier(Resumable):
         if self.average is not None:
             found["average"] = self.average.state_dict()
         if self.stops:
-            found["losses"] = torch.stack(self.losses)
+            device = self.losses[-1].device  # those of before the training stopped are on the CPU
+            found["losses"] = torch.stack([loss.to(device) for loss in self.losses])
             on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
             found["random"] = [torch.get_rng_state(), *on_gpu]
         return found
@@ -454,7 +456,7 @@ def answers_by_batch(
     module: Classifier, dataset: TrainingData, part: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images (B, C, H, W), logits (B, classes) and labels (B,) per batch; the module ends on the CPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = accelerator()
     module.to(device)
     for x, y in dataset.batches(part, batch_size=max(100, module.recipe.batch_size), train=False):
         yield x, module(x.to(device)).float().cpu(), y

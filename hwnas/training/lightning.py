@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from hwnas.training.accelerator import accelerator
 from hwnas.training.progress import progress
 
 logging.getLogger("pytorch_lightning").handlers.clear()  # what it says belongs in the run's log only
@@ -57,7 +58,7 @@ class Devices:
     Args:
         number: How many.
         strategy: Lightning's name of how they work together. "auto" forks a process for each, with one
-            thread; on GPUs that needs a CUDA that is not initialised yet.
+            thread; on GPUs each starts anew, since CUDA does not survive a fork.
         unused: Whether a step may leave parameters unused, for strategies of the DDP family.
     """
 
@@ -67,7 +68,9 @@ class Devices:
 
     def lightning(self) -> str:
         """The strategy's whole name."""
-        strategy = "ddp_fork" if self.number > 1 and self.strategy == "auto" else self.strategy
+        strategy = self.strategy
+        if self.number > 1 and strategy == "auto":
+            strategy = "ddp_spawn" if accelerator().type == "cuda" else "ddp_fork"
         finds = self.unused and strategy.startswith("ddp")
         return f"{strategy}_find_unused_parameters_true" if finds else strategy
 

@@ -130,6 +130,6 @@ def reference_model(
 
 
 def _new(dataset: Images, seed: int) -> ResNet20:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResNet20(dataset.image_shape[0], dataset.num_classes)

@@ -30,6 +30,7 @@ from hwnas.core import FloatArray, Genotype, SearchSpace, seed_of
 from hwnas.data.images import Batches, Images, augment
 from hwnas.files import read_torch, temporary_folder, write_torch
 from hwnas.spaces.capabilities import HasSupernet
+from hwnas.training.accelerator import accelerator
 from hwnas.training.importance import Importance
 from hwnas.training.lightning import Devices, fit_by_lightning
 from hwnas.training.partial_sgd import PartialSGD
@@ -179,7 +180,7 @@ class SharedWeights(pl.LightningModule):
         assert scored is not None or not recipe.ranking_weight
         self.space, self.recipe, self.num_epochs = space, recipe, num_epochs
         self.decoding, self.seed = decoding, seed
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             supernet = space.supernet(affine=affine, track_running_stats=track_running_stats)
         self.supernet = supernet.to(memory_format=torch.channels_last)
@@ -215,7 +216,7 @@ class SharedWeights(pl.LightningModule):
         self.told: dict[str, float] = {}
         self._resident: tuple[Judges, list[tuple[Tensor, Tensor]]] | None = None
         if recipe.devices == 1:  # else processes take them from the CPU
-            self._move(_fastest())
+            self._move(accelerator())
 
     @property
     def _draws_operations(self) -> bool:
@@ -412,7 +413,7 @@ class SharedWeights(pl.LightningModule):
             ValueError: The loss is not finite; says in which step.
         """
         self._start(epoch, population)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, epoch))  # of dropout
             for step, batch in enumerate(self._batches):
                 loss = self.training_step(batch, step)
@@ -486,8 +487,6 @@ class SharedWeights(pl.LightningModule):
         self._resident = None
         strategy, sampling = self.recipe.strategy, self.recipe.sampling
         hard = sampling == "single_path" or (sampling == "population" and self.decoding == "hard")
-        if strategy == "auto" and torch.cuda.is_available():
-            strategy = "ddp_spawn"
         with temporary_folder() as folder:
             handed = Path(folder) / "state.pt"
             fit_by_lightning(
@@ -529,7 +528,7 @@ class SharedWeights(pl.LightningModule):
         Raises:
             ValueError: Fewer validation images than `judges.num`.
         """
-        self._move(_fastest())
+        self._move(accelerator())
         batches = self._validation(judges)
         self.supernet.eval()
         right = torch.zeros(len(genotypes), dtype=torch.long, device=self.device)
@@ -551,7 +550,7 @@ class SharedWeights(pl.LightningModule):
 
         Its `accuracies` can be called with these images only.
         """
-        self._move(_fastest())
+        self._move(accelerator())
         self._validation(judges)
         other: Any = copy.copy(self)
         other.optimizer = other._batches = other._importance = None
@@ -617,10 +616,6 @@ class _Hand(pl.callbacks.Checkpoint):
             write_torch(self.path, {**weights.state(), "figures": weights.told})
         elif trainer.is_global_zero and self.keep is not None:
             self.keep(weights.state, weights.first_epoch + epochs)
-
-
-def _fastest() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

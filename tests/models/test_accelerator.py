@@ -1,0 +1,116 @@
+"""Trainings on GPUs, as far as a machine without one can tell."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hwnas.data.images import Images, augment
+from hwnas.spaces import blocks
+from hwnas.spaces.darts import Darts
+from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.training.accelerator import accelerator
+from hwnas.training.checkpoint import InOrder
+from hwnas.training.classifier import Classifier
+from hwnas.training.lightning import Devices
+from hwnas.training.recipe import Recipe
+from hwnas.training.shared_weights import mixing_weights
+
+SHAPE = (1, 8, 8)
+SPACE = NasBench201(2, 1, image_shape=SHAPE)
+CASES = [
+    pytest.param(SPACE, "soft", id="nasbench201-soft"),
+    pytest.param(SPACE, "hard", id="nasbench201-hard"),
+    pytest.param(Darts(2, 3, image_shape=SHAPE), "hard", id="darts-hard"),
+]
+
+
+@pytest.fixture
+def no_cached_tensors() -> Iterator[None]:
+    """None of others in the test, and none of the test in others."""
+    for cached in (blocks._ones, blocks._per_pixel):
+        cached.cache_clear()
+    yield
+    for cached in (blocks._ones, blocks._per_pixel):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_processes_on_gpus_start_anew_and_others_fork(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """CUDA does not survive a fork."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert accelerator().type == ("cuda" if there else "cpu")
+    assert Devices(2).lightning() == ("ddp_spawn" if there else "ddp_fork")
+    assert Devices(2, unused=True).lightning().startswith("ddp_spawn_find" if there else "ddp_fork_find")
+    assert Devices(2, "ddp_fork").lightning() == "ddp_fork"
+    assert Devices(1).lightning() == "auto"
+
+
+def test_a_process_that_starts_anew_gets_all_that_it_trains(tmp_path: Path) -> None:
+    """Also where the figures of an epoch go to what cannot be sent, e.g. an open file."""
+    digits = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, crop=1)
+    log = (tmp_path / "log").open("w")
+    network = SPACE.network((3,) * 6)
+    recipe = Recipe(epochs=1, ema=0.5)
+    module = Classifier(
+        network, *digits.normalisation(), recipe, 10, on_epoch=lambda figures: print(figures, file=log)
+    )
+    batches = InOrder(digits.batches("train", batch_size=64, seed=0), module)
+    sent, order = pickle.loads(pickle.dumps((module, batches)))
+    log.close()
+    assert order.module is sent
+    for (x, y), (there_x, there_y) in zip(batches, order, strict=True):
+        assert torch.equal(x, there_x)
+        assert torch.equal(y, there_y)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(sent.state_dict()[name], tensor), name
+    sent._on_epoch({"loss": 1.0})  # tells nobody
+
+
+@pytest.mark.parametrize(("space", "decoding"), CASES)
+@pytest.mark.usefixtures("no_cached_tensors")
+def test_a_supernet_on_a_gpu_needs_nothing_of_the_processor(
+    space: NasBench201 | Darts, decoding: str
+) -> None:
+    """Tensors of a GPU that have no content: an operation of tensors of two devices is an error."""
+    weights = mixing_weights(space, space.sample(np.random.default_rng(0), 1), decoding)[0]
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            network = space.supernet(affine=False, track_running_stats=True)
+            x = torch.randn(4, *SHAPE)
+        with pytest.raises(RuntimeError, match=r"two (different )?devices,? cuda:0"):
+            x + torch.randn(4, *SHAPE)
+        network.train()
+        assert network(x, weights).device.type == "cuda"
+        network.eval()
+        for batch_statistics in (True, False):
+            assert network.compiled(weights, batch_statistics=batch_statistics)(x).device.type == "cuda"
+
+
+@pytest.mark.parametrize(("space", "decoding"), CASES)
+@pytest.mark.usefixtures("no_cached_tensors")
+def test_a_training_step_does_not_wait_for_the_gpu(
+    space: NasBench201 | Darts, decoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without content: whoever reads one, e.g. a loss, is an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such tensors
+    weights = mixing_weights(space, space.sample(np.random.default_rng(0), 1), decoding)[0]
+    network = space.supernet(affine=False, track_running_stats=True).to("meta").train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    x, y = torch.randn(4, *SHAPE, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
+    digits = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, crop=1, cutout=2)
+    x = augment(x, digits, torch.Generator().manual_seed(0))
+    loss = F.cross_entropy(network(x, weights), y)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        loss.item()
