@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help search test test-full bench study format check docs clean
+.PHONY: help search test test-full gpu bench study format check docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,17 @@ test: $(VENV)/.installed-dev  ## install if needed, run the tests
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-full: $(VENV)/.installed-dev  ## the tests and the slow ones
-	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not gpu" $(ARGS)
+
+# Packages that are there, or wheels in the folder GPU_WHEELS, are enough: nothing is asked of the network then.
+GPU_WHEELS ?=
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --requirement build/gpu-requirements.txt
+gpu: | $(BIN)/python  ## tests and rates on a GPU, in build/gpu.json; without one tiny on the processor; GPU_WHEELS=<folder>
+	@mkdir -p build
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+		print(*p, "pytest>=8", "pytest-benchmark>=5", sep="\n")' > build/gpu-requirements.txt
+	@$(PIP_INSTALL) --no-index $(if $(GPU_WHEELS),--find-links "$(GPU_WHEELS)",2>/dev/null || $(PIP_INSTALL))
+	@PYTHONPATH="$(CURDIR)" $(BIN)/python -m pytest tests/gpu -m gpu -s $(ARGS)
 
 bench: $(VENV)/.installed-dev  ## measure the speed figures that docs/measurements.md quotes
 	@OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \
