@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -426,10 +427,12 @@ def profile_arguments(given: list[str]) -> list[str]:
     action, rest = given[0], given[1:]
     names = list(PROFILE_FILES.get(action, ()))
     if action == "adapt":  # takes several
-        alone_too = [argument for argument in rest if "=" not in argument and not argument.startswith("-")]
+        words = itertools.takewhile(lambda word: not word.startswith("-"), rest)
+        alone_too = [word for word in words if "=" not in word]
         if len(alone_too) > 1:
             rest = [argument for argument in rest if argument not in alone_too]
             rest.insert(0, f"path=[{','.join(map(quoted, alone_too))}]")
+            names = []
     prepared = [f"action={action}"]
     for argument in rest:
         alone = names and "=" not in argument and not argument.startswith("-")
@@ -439,7 +442,8 @@ def profile_arguments(given: list[str]) -> list[str]:
         (settings[name].strip("'\"") for name in PROFILE_FILES.get(action, ()) if name in settings), None
     )
     if action == "adapt" and file:
-        file = file.strip("[]").split(",")[0].strip("'\"")
+        first = file.strip("[]").split(",")[0].strip("'\"")
+        file = first if first.endswith(".json") and Path(first).is_file() else None  # tables tell nothing
     if file:
         known = _networks_of(find_file(file))
         prepared += [f"{name}={value}" for name, value in known.items() if name not in settings]
