@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hwnas.devices.board import RAPL_ROOT, Rapl, energy_per_pass
@@ -48,7 +49,9 @@ def counter(provider: str, root: Path = RAPL_ROOT) -> Rapl | Nvml | None:
     """
     try:
         if provider.lower().startswith(("cuda", "tensorrt")):
-            return Nvml(0)
+            # NVML counts all GPUs, CUDA visible ones only, of which the first one computes.
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+            return Nvml(int(visible) if visible.isdigit() else 0)
         return Rapl(root) if provider in ("cpu", "CPUExecutionProvider") else None
     except (OSError, ValueError):
         return None

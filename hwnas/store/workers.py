@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import pickle
@@ -13,9 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import IO
 
 from hwnas.core import Count, Evaluator, Genotype, checked
-from hwnas.files import end_with, identity, temporary_folder
+from hwnas.files import end_with, identity, take_lock, temporary_folder
 
 MAX_WORKER_DEATHS = 3
 """Deaths of a worker after which its part is an error; the last attempt evaluates the part alone."""
@@ -29,6 +31,15 @@ Done = tuple[int, Answers, list[tuple[str, str]]]
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none while torch is not loaded."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        torch = sys.modules.get("torch")
+        return [] if torch is None else [str(number) for number in range(torch.cuda.device_count())]
+    return [name for name in named.split(",") if name not in ("", "-1")]
 
 
 class Workers(ABC):
@@ -103,7 +114,7 @@ class Workers(ABC):
 
 
 class Processes(Workers):
-    """Processes of this machine, by joblib, which divide the cores evenly; arguments as for `Workers`."""
+    """Processes of this machine, by joblib, which divide cores and GPUs evenly; arguments of `Workers`."""
 
     def __init__(self, workers: int, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
         super().__init__(workers, announce, warn)
@@ -126,7 +137,10 @@ class Processes(Workers):
             )
         me = identity()
         try:
-            yield from pool(delayed(_evaluate_file)(me, path, index, part) for index, part in parts.items())
+            places = [path.with_name(f"gpu-{name}") for name in gpus()]
+            yield from pool(
+                delayed(_evaluate_file)(me, places, path, index, part) for index, part in parts.items()
+            )
         except BrokenProcessPool:
             return
         finally:
@@ -247,8 +261,31 @@ def _evaluate(key: str, copy: bytes, index: int, part: Part) -> Done:
     return index, answers, spoken
 
 
-def _evaluate_file(parent: str, path: Path, index: int, part: Part) -> Done:
+_place: IO[str] | None = None
+"""File of the GPU that this worker has, locked as long as it lives."""
+
+
+def _take_gpu(places: Sequence[Path]) -> None:
+    """Let this worker see one GPU only, one that the fewest others have; before anything uses CUDA.
+
+    Args:
+        places: Files named gpu-<GPU>, the same for all workers, whose locks tell which GPUs are taken (not on
+            Windows, where all workers have the first one); none: there is no GPU.
+    """
+    global _place
+    for turn in itertools.count() if places and _place is None else ():
+        for place in places:
+            file = place.with_name(f"{place.name}.{turn}").open("w")
+            if take_lock(file):
+                _place = file
+                os.environ["CUDA_VISIBLE_DEVICES"] = place.name.removeprefix("gpu-")
+                return
+            file.close()
+
+
+def _evaluate_file(parent: str, places: Sequence[Path], path: Path, index: int, part: Part) -> Done:
     """Evaluate a part by the evaluator in a file; runs in a worker of this machine."""
     end_with(parent)
+    _take_gpu(places)
     known = _latest is not None and _latest[0] == path.name
     return _evaluate(path.name, b"" if known else path.read_bytes(), index, part)
