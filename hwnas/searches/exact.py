@@ -29,7 +29,6 @@ from hwnas.core import (
     trials_of,
     violations,
 )
-from hwnas.devices.memory import Memory
 from hwnas.runs.units import difference, quantity
 from hwnas.searches.analysis import Effects, main_effects, sum_effects
 from hwnas.searches.knapsack import cheapest, optimum
@@ -395,7 +394,7 @@ def _least(
 ) -> Trial | None:
     """The network of the lowest cost in a space too large to list; None if it is unknown.
 
-    Of a memory that is neither a sum nor a largest value, it is the first network within the limit that a
+    Of a cost that is neither a sum nor a largest value, it is the first network within the limit that a
     descent from the best of a sample finds, or else its end.
     """
     (owner,) = (evaluator for evaluator in evaluators if limit.metric in evaluator.metrics)
@@ -405,8 +404,6 @@ def _least(
     if (peak := owner.largest(limit.metric)) is not None:
         values = np.where(space.allowed, peak.values, np.inf)
         return _lowest(owner, limit.metric, [tuple(values.argmin(axis=1).tolist())])
-    if not isinstance(owner, Memory):
-        return None
     here = _lowest(owner, limit.metric, space.sample(np.random.default_rng(0), NUM_STARTS))
     while here.metrics[limit.metric] > limit.bound:
         there = _lowest(owner, limit.metric, [here.genotype, *space.neighbours(here.genotype)])

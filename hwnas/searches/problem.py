@@ -101,7 +101,7 @@ class Problem:
     the run's objects that its parameters name. These are `dataset`, `space`, `seed`, `folder` (of the run),
     `kept` (a folder for what the run began with), `store_dir`, `announce` and `warn` (functions that take a
     sentence); for a space `image_shape`, `num_classes` and `announce`; for a strategy also `objectives`,
-    `limits`, `generations`, `evaluator` and `device`.
+    `limits`, `generations`, `evaluator`, `device` and `sizes` (evaluators of further costs).
 
     Attributes:
         space: Which networks there are; a class of `nn.Module` in which words mark what may vary is one, too.
@@ -411,6 +411,7 @@ def make_strategy(
         generations=problem.generations,
         evaluator=evaluators[0],
         device=evaluators[1],
+        sizes=tuple(evaluators[2:]),
     )
 
 

@@ -97,6 +97,7 @@ class Cascade(Strategy):
         generations: Populations to ask for, at most; batches are larger if there are few.
         evaluator: With three rungs.
         device: Says what networks cost; if it is exhaustive, also of networks that were never asked for.
+        sizes: What knows further costs that limits may name, e.g. parameters.
         networks: Networks per rung, unless a budget plans them; of the last none, or at least `FEW_LONG`.
         curiosity: Standard deviations that are added to an estimate when a network is chosen for training.
 
@@ -118,6 +119,7 @@ class Cascade(Strategy):
         generations: int,
         evaluator: Evaluator,
         device: Evaluator,
+        sizes: Sequence[Evaluator] = (),
         *,
         networks: Annotated[Sequence[WholeNumber], Len(3, 3)],
         curiosity: NotNegative,
@@ -143,7 +145,7 @@ class Cascade(Strategy):
         self.curiosity = curiosity
         self._seed, self._generations = seed, generations
         self._rng = np.random.default_rng(seed)
-        self._pool = Pool(space, device, objectives, limits)
+        self._pool = Pool(space, device, objectives, limits, sizes)
         self._evaluator = evaluator
         self._scores = tuple(evaluator.rungs[0].metrics)
         self._read = (*self._scores, *(next(iter(rung.metrics)) for rung in evaluator.rungs[1:]))
@@ -271,12 +273,23 @@ class Cascade(Strategy):
         parents = [trial.genotype for trial in self.result()] if self._known else []
         chosen: dict[Genotype, Genotype] = {}
         dear: dict[Genotype, Genotype] = {}
-        for _ in range(TRIES * size):
-            child = self._child(parents[self._rng.integers(len(parents))]) if parents else self._stranger()
-            (form,) = self._pool.forms([child])
-            if form not in self._known and self.space.is_connected([child])[0]:
-                (chosen if self._pool.within([child])[0] else dear).setdefault(form, child)
-            if len(chosen) == size:
+        at_once = size if self._pool.restricts else 1
+        for _ in range(TRIES * size // at_once):
+            children = [
+                self._child(parents[self._rng.integers(len(parents))]) if parents else self._stranger()
+                for _ in range(at_once)
+            ]
+            facts = zip(
+                children,
+                self._pool.forms(children),
+                self._pool.within(children),
+                self.space.is_connected(children),
+                strict=True,
+            )
+            for child, form, within, connected in facts:
+                if form not in self._known and connected:
+                    (chosen if within else dear).setdefault(form, child)
+            if len(chosen) >= size:
                 break
         return [*chosen.values(), *dear.values()][:size] or [self._stranger()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -56,11 +57,12 @@ class Pool:
         space: Search space.
         device: Says what networks cost; if it is exhaustive, also of networks that nobody asked for.
         objectives: The costs, c of them.
-        limits: Limits of the run; those on metrics of neither the device nor the space are ignored.
+        limits: Limits of the run; those on metrics of neither the device nor the others are ignored.
+        others: What knows further costs of all networks, e.g. their parameters.
 
     Attributes:
         costs: The objectives that are costs of the device.
-        sizes: Metrics of limits that are no objectives, which the space knows.
+        sizes: Metrics of limits that are no objectives.
         limits: Those that are kept.
     """
 
@@ -70,13 +72,16 @@ class Pool:
         device: Evaluator,
         objectives: Sequence[Objective],
         limits: Sequence[Limit],
+        others: Sequence[Evaluator] = (),
     ) -> None:
         self.space = space
         self.costs = [objective for objective in objectives if objective.metric in device.metrics]
         self._device = device
-        limited, sizes = {limit.metric for limit in limits}, space.static_metrics([])
         known = [objective.metric for objective in self.costs]
-        self.sizes = [name for name in sizes if name in limited and name not in known]
+        further = {limit.metric for limit in limits}.difference(known)
+        owners = {name: each for each in (device, *others) if each.exhaustive for name in each.metrics}
+        self.sizes = sorted(further & owners.keys())
+        self._owners = list({id(owners[name]): owners[name] for name in self.sizes}.values())
         self.limits = [limit for limit in limits if limit.metric in (*known, *self.sizes)]
         self._networks: dict[Genotype, tuple[Genotype, FloatArray]] = {}  # form and costs (c,)
         self._found: Candidates | None = None
@@ -131,9 +136,14 @@ class Pool:
         """By how much networks of costs (n, c) violate the limits on costs, (n,); see `violations`."""
         return violations(self.trials(genotypes, cost), self.limits)
 
+    @property
+    def restricts(self) -> bool:
+        """Whether there are limits on costs that are known without asking."""
+        return bool(self.limits) and self._device.exhaustive
+
     def within(self, genotypes: Sequence[Genotype]) -> NDArray[np.bool_]:
         """Which networks keep the limits on costs, (n,); all where the device has to be asked for each."""
-        if not self.limits or not self._device.exhaustive:
+        if not self.restricts:
             return np.ones(len(genotypes), dtype=np.bool_)
         found = trials_of(genotypes, [self._device.evaluate(genotypes)], 0)
         kept: NDArray[np.bool_] = self.excess(genotypes, costs(found, self.costs)) == 0
@@ -146,11 +156,10 @@ class Pool:
     def trials(self, genotypes: Sequence[Genotype], cost: FloatArray) -> list[Trial]:
         """Trials of networks with costs (n, c), and with what limits need to know besides."""
         names = [objective.metric for objective in self.costs]
-        sizes = self.space.static_metrics(genotypes) if self.sizes else {}
-        others = np.column_stack([np.empty((len(genotypes), 0)), *(sizes[name] for name in self.sizes)])
+        more = trials_of(genotypes, [owner.evaluate(genotypes) for owner in self._owners], 0)
         return [
-            Trial(genotype, dict(zip((*names, *self.sizes), (*costs, *more), strict=True)), 0)
-            for genotype, costs, more in zip(genotypes, cost.tolist(), others.tolist(), strict=True)
+            replace(trial, metrics={**trial.metrics, **dict(zip(names, costs, strict=True))})
+            for trial, costs in zip(more, cost.tolist(), strict=True)
         ]
 
     def choose(

@@ -88,6 +88,7 @@ class Surrogate(Strategy):
         limits: Limits of the run; those on costs restrict what is asked for.
         seed: Seed of the generator.
         device: Says what networks cost.
+        sizes: What knows further costs that limits may name, e.g. parameters.
         population_size: Networks per generation; fewer than 5 wait until 5 are known.
         num_candidates: Candidates that are kept in spaces that are too large to list.
         curiosity: Factor of predicted standard deviations; 1: as predicted.
@@ -108,6 +109,7 @@ class Surrogate(Strategy):
         limits: tuple[Limit, ...],
         seed: int,
         device: Evaluator,
+        sizes: Sequence[Evaluator] = (),
         *,
         population_size: Count,
         num_candidates: Count,
@@ -116,7 +118,7 @@ class Surrogate(Strategy):
         self.space, self.objectives, self.limits = space, objectives, limits
         self.population_size, self.num_candidates, self.curiosity = population_size, num_candidates, curiosity
         self._device = device
-        self._pool = Pool(space, device, objectives[1:], limits)
+        self._pool = Pool(space, device, objectives[1:], limits, sizes)
         if not self._pool.costs:
             raise ValueError(
                 "strategy=surrogate needs a quality and a cost of the device, not "
