@@ -30,6 +30,7 @@ LACKED: dict[str, dict[str, object]] = {
     "hwnas.devices.host.Host": {"backend": "torch"},
     "hwnas.evaluators.rmi.RMI": {"images": "train"},
     "hwnas.evaluators.supernet.Supernet": {"scores": None},
+    "hwnas.store.workers.Ray": {"gpus": 0},
     "hwnas.strategies.mo_hdnas.MOHDNAS": {"crowding": "all"},
     "hwnas.strategies.nevonas.NEvoNAS": {"crowding": "all"},
 }

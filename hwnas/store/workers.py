@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import IO
 
-from hwnas.core import Count, Evaluator, Genotype, checked
+from hwnas.core import Count, Evaluator, Genotype, NotNegative, checked
 from hwnas.files import end_with, identity, take_lock, temporary_folder
 
 MAX_WORKER_DEATHS = 3
@@ -161,11 +161,13 @@ class Ray(Workers):
 
     Args:
         address: Address of a cluster, e.g. "auto" or "ray://head:10001"; None starts one on this machine.
+        gpus: GPUs of each worker, the only ones that it sees; a fraction: workers share one.
 
     Raises:
-        ValueError: Ray is not installed, or the cluster is not reachable.
+        ValueError: Ray is not installed, the cluster is not reachable, or it has too few GPUs for a worker.
     """
 
+    @checked
     def __init__(
         self,
         workers: int,
@@ -173,8 +175,10 @@ class Ray(Workers):
         warn: Callable[[str], None],
         *,
         address: str | None,
+        gpus: NotNegative,
     ) -> None:
         super().__init__(workers, announce, warn)
+        self._gpus = gpus
         try:
             import ray
         except ImportError:
@@ -195,10 +199,13 @@ class Ray(Workers):
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"cluster.address={address} is no Ray cluster that answers ({reason})") from None
+        if (there := ray.cluster_resources().get("GPU", 0)) < gpus:
+            self.close()
+            raise ValueError(f"cluster.gpus={gpus:g} for each worker is more than the cluster has: {there:g}")
 
     def _run(self, copy: bytes, parts: Mapping[int, Part]) -> Iterator[Done]:
         ray = self._ray
-        task = ray.remote(max_retries=0)(_evaluate)
+        task = ray.remote(max_retries=0, num_gpus=self._gpus)(_evaluate)
         key, waiting = hashlib.sha256(copy).hexdigest(), list(parts.items())
         self._references[:] = [ray.put(copy)]
         while waiting or len(self._references) > 1:
