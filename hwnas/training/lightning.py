@@ -110,6 +110,8 @@ def fit_by_lightning(
     forks = any(part in strategy for part in FORKING)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # about loaders that we do not use
+        # fp16 leaves out the first steps of the optimiser, until its loss scale fits.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         try:
             trainer = pl.Trainer(
                 accelerator="auto",

@@ -91,7 +91,7 @@ def test_a_supernet_computes_the_plain_way(
     x, y = x[: batch_size(images)].to(accelerator), y[: batch_size(images)].to(accelerator)
     weights = mixing_weights(space, space.sample(np.random.default_rng(0), 1), decoding)[0]
     gradients = []
-    with repeatable(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         network.train()
         for forward in (network.plain, network):
             network.zero_grad()

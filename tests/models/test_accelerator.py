@@ -18,8 +18,8 @@ from hwnas.spaces import blocks
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.accelerator import accelerator
-from hwnas.training.checkpoint import InOrder
-from hwnas.training.classifier import Classifier
+from hwnas.training.checkpoint import InOrder, Session
+from hwnas.training.classifier import Classifier, fit
 from hwnas.training.lightning import Devices
 from hwnas.training.recipe import Recipe
 from hwnas.training.shared_weights import mixing_weights
@@ -114,3 +114,20 @@ def test_a_training_step_does_not_wait_for_the_gpu(
     optimizer.step()
     with pytest.raises(RuntimeError, match="meta tensors"):
         loss.item()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_classifiers_of_processes_that_start_anew_have_the_same_weights(tmp_path: Path) -> None:
+    digits = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, crop=1)
+    found = []
+    for strategy in ("ddp_fork", "ddp_spawn"):
+        torch.manual_seed(0)
+        recipe = Recipe(epochs=2, batch_size=128, lr=0.05, devices=2, strategy=strategy, ema=0.3)
+        session = Session(tmp_path / strategy, {"a": 1}, on_epoch=lambda figures: None)
+        module = fit(SPACE.network((3,) * 6), digits, recipe, session, part="train", seed=0)
+        found.append((module.history, module.network.state_dict()))
+    (history, forked), (same, anew) = found
+    assert history == same
+    for name, tensor in forked.items():
+        assert torch.equal(anew[name], tensor), name
