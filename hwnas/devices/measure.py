@@ -581,7 +581,7 @@ def profile_of(space: SearchSpace, content: board.Measurements, *, device: str) 
     with torch.random.fork_rng(devices=[]):
         blocks: Blocks = space.blocks()
     inputs = {model["name"]: model["input"] for model in plan["models"] if "genotype" not in model}
-    if not inputs:
+    if not inputs and blocks.modules:
         raise ValueError(
             "measurements of whole networks only; hwnas profile adapt <measurements.json> takes them"
         )
