@@ -40,7 +40,7 @@ from hwnas.runs.result import Evaluations, Result
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
 from hwnas.searches.budget import NUM_MEASURED, paces, seconds_of
-from hwnas.searches.finish import TRIALS, Finish, advice, part_for_search
+from hwnas.searches.finish import TRIALS, Finish, advice, part_for_search, within_budget
 from hwnas.searches.halving import Halving
 from hwnas.searches.loop import search as loop
 from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
@@ -167,6 +167,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
     """
     folder, display = context.folder, context.display
     run_id = _run_id(folder)
+    task = within_budget(task, context)
     with contextlib.ExitStack() as opened:
         store = open_for_run(how.url, run_id, folder, display.warn)
         opened.callback(store.close)

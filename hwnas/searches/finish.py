@@ -14,7 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hwnas.core import FloatArray, Genotype, Trial
+import numpy as np
+
+from hwnas.core import FloatArray, Genotype, Limit, Trial
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
 from hwnas.devices.memory import Memory
@@ -24,7 +26,7 @@ from hwnas.runs.units import phrase
 from hwnas.searches.baselines import USUAL
 from hwnas.searches.budget import seconds_of
 from hwnas.searches.outcome import Conclusion
-from hwnas.searches.problem import RunContext
+from hwnas.searches.problem import RunContext, Task, make_strategy
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.known import KnownNetworks
 
@@ -36,14 +38,17 @@ if TYPE_CHECKING:
 PLAN, TRIALS = "finish.json", "trials"
 """File of what was measured and planned, and folder of the trainings that are compared, in a run's folder."""
 
-FEWEST_PASSES = 10
-"""Passes over the training images that the budget must suffice for, for a network of `baselines=auto`."""
+FEWEST_PASSES, FEWEST_STEPS, FINAL_PART = 10, 1000, 0.5
+"""Passes over the training images, and steps, for which half of a budget must suffice for every network."""
 
 TRIAL_PART = 0.06
 """Part of a budget for each training that is compared."""
 
 SEARCH_SECONDS, SEARCH_PART, MOST_PART = 30.0, 0.15, 0.35
 """Seconds and part of a budget for the search, at most `MOST_PART`; what is left then is for training."""
+
+NUM_DRAWN = 64
+"""Networks of which a small and a large one are trained for a moment."""
 
 NUM_TIMED = 6
 """Networks whose latency is measured to find one within the limit."""
@@ -102,7 +107,7 @@ class Finish:
                 "is not trained"
             )
             return Finished()
-        names = self._names(answer)
+        names = self._names()
         if not names:
             return Finished(self._trained(task.space, answer.genotype, None, None))
         with display.phase("baselines", f"training {' and '.join(names)} beside the best network"):
@@ -150,7 +155,7 @@ class Finish:
         dataset = self._dataset
         return KnownNetworks(names, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
 
-    def _names(self, answer: Trial) -> list[str]:
+    def _names(self) -> list[str]:
         """The baselines of this run."""
         baselines = self._task.problem.baselines
         if not isinstance(baselines, str):
@@ -158,22 +163,13 @@ class Finish:
         if self._budget is None or self._task.device.timed([]) is None:
             return []
         if "names" not in self._planned:
-            self._keep(names=self._usual(answer.genotype, self._budget))
+            self._keep(names=self._usual())
         return list(self._planned["names"])
 
-    def _usual(self, found: Genotype, budget: float) -> list[str]:
-        """Of each family of `USUAL` the largest network within the limits that the budget can train.
-
-        How long a pass takes is judged by that of the found network, and by multiply-adds. The smallest
-        network of a family that fits counts where none is fast enough.
-        """
-        space = self._task.space
-        assert isinstance(space, HasNetworks)
-        share = self._timed(self._task.recipe, FOUND, space, found, TRIAL_PART * budget, "train").max_steps
-        per_pass = self._dataset.size("train") / self._task.recipe.batch_size
-        work = float(space.static_metrics([found])["flops"][0]) * (share or 1) / per_pass / TRIAL_PART
+    def _usual(self) -> list[str]:
+        """Of each family of `USUAL` the largest network within the limits; see `within_budget`."""
         known = self._known(USUAL)
-        sizes = self._sizes(known, known.all())
+        sizes = known.static_metrics(known.all())
         latency = self._task.device.timed([known.network(genotype) for genotype in known.all()]) or []
         costs = [
             {"latency_ms": ms, **{name: float(values[row]) for name, values in sizes.items()}}
@@ -182,9 +178,8 @@ class Finish:
         kept = [row for row, of in enumerate(costs) if self._within(of)]
         chosen = []
         for family in ("mobilenet", "resnet"):
-            members = sorted((row for row in kept if USUAL[row].startswith(family)), key=sizes["flops"].item)
-            fast = [row for row in members if sizes["flops"][row] * FEWEST_PASSES <= work]
-            chosen += [USUAL[row] for row in (fast[-1:] or members[:1])]
+            members = [row for row in kept if USUAL[row].startswith(family)]
+            chosen += [USUAL[row] for row in sorted(members, key=sizes["flops"].item)[-1:]]
         return chosen
 
     def _steps(self, space: HasNetworks, genotype: Genotype, seconds: float, part: str) -> int:
@@ -318,6 +313,56 @@ def _training() -> ModuleType:
     import hwnas.training.pace
 
     return hwnas.training.pace
+
+
+def within_budget(task: Task, context: RunContext) -> Task:
+    """The task with a limit on multiply-adds, so that a budget suffices to train what is found.
+
+    A training must get through `FEWEST_PASSES` and `FEWEST_STEPS` in `FINAL_PART` of the budget. How long a
+    step takes is measured for a small and a large network of the space, once for the run. A limit of the
+    user's on multiply-adds takes the place of this one.
+
+    Args:
+        task: The task.
+        context: The run.
+    """
+    name, budget = "flops", task.problem.budget
+    known = {metric for evaluator in task.evaluators[1:] for metric in evaluator.metrics}
+    given = any(limit.metric == name for limit in task.limits)
+    if budget is None or not task.trains or given or name not in known:
+        return task
+    planned = _read(context.folder / PLAN)
+    if "most_flops" not in planned:
+        bound = _trainable(task, context.folder, FINAL_PART * seconds_of(budget))
+        planned = {**planned, "most_flops": bound}
+        write_json(context.folder / PLAN, planned)
+    bound = planned["most_flops"]
+    context.display.say(
+        f"budget={budget} suffices to train networks of up to {phrase(name, bound)}: limits.flops={bound:.3g} is "
+        "a limit of this search; another takes its place"
+    )
+    limits = (*task.limits, Limit(name, bound))
+    strategy = make_strategy(task.problem, task.space, task.evaluators, task.objectives, limits)
+    return replace(task, limits=limits, strategy=strategy)
+
+
+def _trainable(task: Task, folder: Path, seconds: float) -> float:
+    """Multiply-adds of the largest network that can be trained in so many seconds."""
+    space, dataset, recipe, training = task.space, task.dataset, task.recipe, _training()
+    assert isinstance(space, HasNetworks)
+    assert isinstance(dataset, Images | ImageFolder)
+    drawn = space.sample(np.random.default_rng(0), NUM_DRAWN)
+    sizes = space.static_metrics(drawn)["flops"]
+    order = np.argsort(sizes, kind="stable")
+    small, large = (int(order[int(part * (NUM_DRAWN - 1))]) for part in (0.05, 0.4))
+    steps = max(FEWEST_STEPS, FEWEST_PASSES * dataset.size("all") / recipe.batch_size)
+    fast, slow = (
+        training.seconds_per_step(space.network(drawn[row]), dataset, recipe, folder / TRIALS / "pace")
+        for row in (small, large)
+    )
+    slope = max(slow - fast, 1e-9) / max(float(sizes[large] - sizes[small]), 1.0)
+    bound = float(sizes[small]) + (seconds / steps - fast) / slope
+    return float(np.clip(bound, sizes[small], sizes[order[-1]]))
 
 
 def part_for_search(budget: float) -> float:

@@ -14,11 +14,11 @@ from torch import nn
 from hwnas.core import FloatArray, Genotype
 from hwnas.spaces.capabilities import HasNetworks, identity
 from hwnas.training.checkpoint import Session
-from hwnas.training.classifier import TrainingData, answers, fit
+from hwnas.training.classifier import Classifier, TrainingData, answers, fit
 from hwnas.training.final import NamedData, train_network
 from hwnas.training.recipe import SLOW_EPOCHS, Recipe
 
-__all__ = ["Session", "steps_within", "train_network", "tried", "within"]
+__all__ = ["Session", "seconds_per_step", "steps_within", "train_network", "tried", "within"]
 
 FEW_STEPS, MOST_STEPS, CLOCKED_SECONDS = 4, 256, 1.5
 """Steps that are clocked first, and steps and seconds at most."""
@@ -31,9 +31,6 @@ def steps_within(
     network: nn.Module, dataset: TrainingData, recipe: Recipe, seconds: float, *, part: str, folder: Path
 ) -> int:
     """Optimiser steps for which a training and its answers on validation or test images take so many seconds.
-
-    A copy of the network is trained for a moment: twice as long again and again, until the difference of two
-    trainings, without what only their start takes, can be trusted.
 
     Args:
         network: As it is before the training.
@@ -49,27 +46,39 @@ def steps_within(
     Raises:
         ValueError: What `fit` raises.
     """
+    per_step, starting, module = _clocked(network, dataset, recipe, part, folder)
+    start = time.perf_counter()
+    answers(module, dataset, "valid" if part == "train" else "test")
+    judging = time.perf_counter() - start
+    return max(1, int((RESERVE * seconds - judging - starting) / per_step))
+
+
+def seconds_per_step(network: nn.Module, dataset: TrainingData, recipe: Recipe, folder: Path) -> float:
+    """Seconds of an optimiser step on all training images; arguments as for `steps_within`."""
+    return _clocked(network, dataset, recipe, "all", folder)[0]
+
+
+def _clocked(
+    network: nn.Module, dataset: TrainingData, recipe: Recipe, part: str, folder: Path
+) -> tuple[float, float, Classifier]:
+    """Seconds per step, seconds that a training takes to start, and a network after a few steps.
+
+    A copy of the network is trained for a moment: twice as long again and again, until the difference of two
+    trainings, without what only their start takes, can be trusted.
+    """
     clock: dict[int, float] = {}
     steps = FEW_STEPS
+    recipe = recipe if part == "all" else replace(recipe, teacher=None)
     while True:
         start = time.perf_counter()
-        module = fit(
-            copy.deepcopy(network),
-            dataset,
-            within(recipe if part == "all" else replace(recipe, teacher=None), steps, dataset, part),
-            Session(folder),
-            part=part,
-            seed=0,
-        )
+        few = within(recipe, steps, dataset, part)
+        module = fit(copy.deepcopy(network), dataset, few, Session(folder), part=part, seed=0)
         clock[steps] = time.perf_counter() - start
         if steps > FEW_STEPS and (clock[steps] > CLOCKED_SECONDS or steps >= MOST_STEPS):
             break
         steps *= 2
     per_step = max(1e-6, (clock[steps] - clock[FEW_STEPS]) / (steps - FEW_STEPS))
-    start = time.perf_counter()
-    answers(module, dataset, "valid" if part == "train" else "test")
-    judging, starting = time.perf_counter() - start, max(0.0, clock[FEW_STEPS] - FEW_STEPS * per_step)
-    return max(1, int((RESERVE * seconds - judging - starting) / per_step))
+    return per_step, max(0.0, clock[FEW_STEPS] - FEW_STEPS * per_step), module
 
 
 def within(recipe: Recipe, steps: int, dataset: TrainingData, part: str) -> Recipe:
