@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PLAN, TRIALS = "finish.json", "trials"
 """File of what was measured and planned, and folder of the trainings that are compared, in a run's folder."""
 
-FEWEST_PASSES, FEWEST_STEPS, FINAL_PART = 10, 1000, 0.5
+FEWEST_PASSES, FEWEST_STEPS, FINAL_PART = 20, 2500, 0.5
 """Passes over the training images, and steps, for which half of a budget must suffice for every network."""
 
 TRIAL_PART = 0.06
@@ -338,8 +338,8 @@ def within_budget(task: Task, context: RunContext) -> Task:
         write_json(context.folder / PLAN, planned)
     bound = planned["most_flops"]
     context.display.say(
-        f"budget={budget} suffices to train networks of up to {phrase(name, bound)}: limits.flops={bound:.3g} is "
-        "a limit of this search; another takes its place"
+        f"budget={budget} suffices to train networks of up to {phrase(name, bound)}, a limit of this search; "
+        "another limits.flops takes its place"
     )
     limits = (*task.limits, Limit(name, bound))
     strategy = make_strategy(task.problem, task.space, task.evaluators, task.objectives, limits)
