@@ -167,7 +167,10 @@ class Finish:
         return list(self._planned["names"])
 
     def _usual(self) -> list[str]:
-        """Of each family of `USUAL` the largest network within the limits; see `within_budget`."""
+        """Of each family of `USUAL` the largest network within the limits that the budget can train.
+
+        The smallest one counts where none is; see `within_budget`.
+        """
         known = self._known(USUAL)
         sizes = known.static_metrics(known.all())
         latency = self._task.device.timed([known.network(genotype) for genotype in known.all()]) or []
@@ -178,8 +181,9 @@ class Finish:
         kept = [row for row, of in enumerate(costs) if self._within(of)]
         chosen = []
         for family in ("mobilenet", "resnet"):
-            members = [row for row in kept if USUAL[row].startswith(family)]
-            chosen += [USUAL[row] for row in sorted(members, key=sizes["flops"].item)[-1:]]
+            members = sorted((row for row in kept if USUAL[row].startswith(family)), key=sizes["flops"].item)
+            fast = [row for row in members if sizes["flops"][row] <= self._planned.get("most_flops", np.inf)]
+            chosen += [USUAL[row] for row in (fast[-1:] or members[:1])]
         return chosen
 
     def _steps(self, space: HasNetworks, genotype: Genotype, seconds: float, part: str) -> int:
@@ -202,11 +206,12 @@ class Finish:
         return sizes
 
     def _within(self, costs: Mapping[str, float]) -> bool:
-        """Whether known costs keep the run's limits on costs."""
+        """Whether known costs keep the user's limits on costs."""
+        own = {"flops"} if "most_flops" in self._planned else set()  # see `within_budget`
         return all(
             costs[limit.metric] <= limit.bound
             for limit in self._task.limits
-            if limit.goal == "min" and limit.metric in costs
+            if limit.goal == "min" and limit.metric in costs and limit.metric not in own
         )
 
     def _compared(self, answer: Trial, names: Sequence[str]) -> tuple[Contender, tuple[Contender, ...]]:
