@@ -101,6 +101,7 @@ def test_the_network_to_take_is_exported(
     assert "exporting resnet10_w16" in done.stdout
 
 
+@pytest.mark.slow  # a budget takes its time
 def test_a_budget_is_for_search_and_training(
     compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

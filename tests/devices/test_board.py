@@ -47,6 +47,7 @@ def true_ms(genotypes: np.ndarray) -> FloatArray:
     return np.sum(parts, axis=0)
 
 
+@pytest.mark.slow
 def test_a_board_from_export_to_search(run_hwnas, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     run_hwnas("profile", "export", "archs=10", "to=first", "seed=4", *SMALL)
