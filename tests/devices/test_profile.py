@@ -357,7 +357,9 @@ def test_host_refuses(tmp_path: Path) -> None:
         host(tmp_path, [], Toy())
     with pytest.raises(ValueError, match=r"rounds must be a whole number of at least 3, not 2"):
         host(tmp_path, [], rounds=2)
-    with pytest.raises(ValueError, match="backend must be one of torch, onnxruntime, not 'tensorrt'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of torch, onnxruntime, openvino, not 'tensorrt'"
+    ):
         host(tmp_path, [], backend="tensorrt")
     with pytest.raises(ValueError, match=r"threads must be a whole number of at least 1, not 0"):
         host(tmp_path, [], threads=0)
