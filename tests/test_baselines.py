@@ -101,6 +101,14 @@ def test_the_network_to_take_is_exported(
     assert "exporting resnet10_w16" in done.stdout
 
 
+def test_a_known_network_of_a_training_is_exported(run_hwnas: Callable[..., CompletedProcess[str]]) -> None:
+    """The space of a training has all names, that of a network taken by a search its own alone."""
+    words = ("search_space=known", "arch=resnet10_w8", "trainer.max_steps=2", "logger=csv")
+    run_hwnas("train", *words, "hydra.run.dir=run")
+    done = run_hwnas("export", "run=run", "format=torch", "check_images=20", "rounds=3")
+    assert "exporting resnet10_w8" in done.stdout
+
+
 @pytest.mark.slow  # a budget takes its time
 def test_a_budget_is_for_search_and_training(
     compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -162,7 +162,8 @@ def main(job: Job) -> None:
         raise ValueError(f"the {space.name} space has no networks to export")
     if not isinstance(dataset, Images | ImageFolder):
         raise ValueError(f"dataset={dataset.name} has no images to export a network for; choose another")
-    if facts.get("arch") in known_names():  # it did better than the best network of the search
+    if facts.get("search_space") != space.name and facts.get("arch") in known_names():
+        # It did better than the best network of the search.
         space = KnownNetworks(
             [facts["arch"]], image_shape=dataset.image_shape, num_classes=dataset.num_classes
         )

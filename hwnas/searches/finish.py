@@ -135,7 +135,7 @@ class Finish:
             self._keep(candidates_ms=timed)
         for trial, measured in zip(ranked, self._planned["candidates_ms"], strict=True):
             if measured <= bounds[0]:
-                self._end.answer = trial
+                self._end.take(trial)
                 return
             display.say(
                 f"{task.space.to_str(trial.genotype)} takes {phrase(name, measured)}, measured, not "

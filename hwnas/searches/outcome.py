@@ -104,6 +104,11 @@ class Conclusion:
             left.remove(trial)
         return found
 
+    def take(self, trial: Trial) -> None:
+        """Make a network the answer, with what only reports may show of it."""
+        self.answer = trial
+        self._reports[trial.genotype] = self._reported([trial])[0]
+
     @property
     def to_train(self) -> Trial | None:
         """The answer, unless nobody has to train it to know how good it is."""
