@@ -15,20 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-
 from hwnas.build import build
-from hwnas.core import (
-    Count,
-    Genotype,
-    Interrupted,
-    SearchSpace,
-    check_setting,
-    extent,
-    trials_of,
-    unique,
-    violations,
-)
+from hwnas.core import Count, Interrupted, SearchSpace, check_setting, extent, unique
 from hwnas.files import consistent, read_json, shaped, write_json, write_text
 from hwnas.reports.page import write_report
 from hwnas.runs.display import Display
@@ -39,13 +27,13 @@ from hwnas.runs.log import writing
 from hwnas.runs.result import Evaluations, Result
 from hwnas.runs.tracking import Tracker
 from hwnas.runs.units import count, phrase
-from hwnas.searches.budget import NUM_MEASURED, paces, seconds_of
-from hwnas.searches.finish import TRIALS, Finish, advice, part_for_search, within_budget
+from hwnas.searches.finish import Finish, advice
 from hwnas.searches.halving import Halving
 from hwnas.searches.loop import search as loop
 from hwnas.searches.outcome import Conclusion, say_conclusion, virtual_clock, write_front
 from hwnas.searches.problem import Choice, Problem, RunContext, Task, set_up
 from hwnas.searches.progress import Progress
+from hwnas.searches.spending import TRIALS, plan, within_budget
 from hwnas.searches.stored import described, keep
 from hwnas.searches.warm_start import begin
 from hwnas.store.archive import PLAN, Archive
@@ -56,9 +44,6 @@ from hwnas.training.recipe import forget_checkpoint
 
 LOG = "search.log"
 """File of a run's messages, in its folder."""
-
-NUM_DRAWN = 8 * NUM_MEASURED
-"""Networks that are drawn to find those whose evaluation is timed for a budget."""
 
 CSV: Mapping[str, object] = MappingProxyType({"wandb": False})
 """The logger that writes metrics.csv and nothing else."""
@@ -192,7 +177,7 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             for evaluator in evaluators[1:]:  # with their versions in the store
                 evaluator.prepare(task.space, [])
             _check_versions(folder / VERSIONS, task, evaluators, resumed=bool(archive.trials))
-            _plan(task, context, int(num_workers))
+            plan(task, context, int(num_workers))
             warm = None if task.problem.warm_start is None else begin(task, folder, store, display.say)
             progress = Progress(task, evaluators[0], tracker, display, context.meter)
             with display.generations(task.generations):
@@ -219,31 +204,6 @@ def carry_out(task: Task, context: RunContext, how: Execution) -> Result:
             raise Interrupted(f"interrupted; nothing is lost, resume with: {again}") from None
     _say_end(context, end, result)
     return result
-
-
-def _plan(task: Task, context: RunContext, workers: int) -> None:
-    """Have the strategy plan by the budget, if there is one."""
-    if task.problem.budget is not None:
-        budget = seconds_of(task.problem.budget)
-        before = time.perf_counter() - context.began if task.trains else 0.0
-        announce = context.display.say
-        networks = _allowed(task)
-        spent, each = paces(context.folder, budget, task.quality, networks, workers, announce, before)
-        task.strategy.plan(budget, each, spent, part_for_search(budget) if task.trains else 1.0)
-
-
-def _allowed(task: Task) -> list[Genotype]:
-    """Some networks with a path that keep the limits on costs; without regard to these if they are rare."""
-    drawn = task.space.sample(np.random.default_rng(0), NUM_DRAWN)
-    whole = [g for g, there in zip(drawn, task.space.is_connected(drawn), strict=True) if there] or drawn
-    bounds = [
-        limit for limit in task.limits if limit.goal == "min" and limit.metric not in task.quality.metrics
-    ]
-    if not bounds or not task.device.exhaustive:
-        return whole
-    trials = trials_of(whole, [evaluator.evaluate(whole) for evaluator in task.evaluators[1:]], 0)
-    kept = [g for g, excess in zip(whole, violations(trials, bounds), strict=True) if excess == 0]
-    return kept or whole
 
 
 def _cached(

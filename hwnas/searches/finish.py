@@ -10,23 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwnas.core import FloatArray, Genotype, Limit, Trial
+from hwnas.core import FloatArray, Genotype, Trial
 from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
 from hwnas.devices.memory import Memory
-from hwnas.files import consistent, read_json, shaped, write_json
+from hwnas.files import write_json
 from hwnas.runs.result import Contender, Result, Trained
 from hwnas.runs.units import phrase
 from hwnas.searches.baselines import USUAL
 from hwnas.searches.budget import seconds_of
 from hwnas.searches.outcome import Conclusion
-from hwnas.searches.problem import RunContext, Task, make_strategy
+from hwnas.searches.problem import RunContext
+from hwnas.searches.spending import PLAN, TRIALS, read_plan, trainings
 from hwnas.spaces.capabilities import HasNetworks
 from hwnas.spaces.known import KnownNetworks
 
@@ -35,20 +34,8 @@ if TYPE_CHECKING:
 
     from hwnas.training.recipe import Recipe
 
-PLAN, TRIALS = "finish.json", "trials"
-"""File of what was measured and planned, and folder of the trainings that are compared, in a run's folder."""
-
-FEWEST_PASSES, FEWEST_STEPS, FINAL_PART = 20, 2500, 0.5
-"""Passes over the training images, and steps, for which half of a budget must suffice for every network."""
-
 TRIAL_PART = 0.06
 """Part of a budget for each training that is compared."""
-
-SEARCH_SECONDS, SEARCH_PART, MOST_PART = 30.0, 0.15, 0.35
-"""Seconds and part of a budget for the search, at most `MOST_PART`; what is left then is for training."""
-
-NUM_DRAWN = 64
-"""Networks of which a small and a large one are trained for a moment."""
 
 NUM_TIMED = 6
 """Networks whose latency is measured to find one within the limit."""
@@ -86,7 +73,7 @@ class Finish:
         self._began = context.began
         budget = self._task.problem.budget
         self._budget = None if budget is None else seconds_of(budget)
-        self._planned = _read(context.folder / PLAN)
+        self._planned = read_plan(context.folder / PLAN)
 
     def carry_out(self) -> Finished:
         """Do all of it; what was measured and trained before is not done again.
@@ -169,7 +156,7 @@ class Finish:
     def _usual(self) -> list[str]:
         """Of each family of `USUAL` the largest network within the limits that the budget can train.
 
-        The smallest one counts where none is; see `within_budget`.
+        The smallest one counts where none is; see `spending.within_budget`.
         """
         known = self._known(USUAL)
         sizes = known.static_metrics(known.all())
@@ -187,7 +174,7 @@ class Finish:
         return chosen
 
     def _steps(self, space: HasNetworks, genotype: Genotype, seconds: float, part: str) -> int:
-        steps: int = _training().steps_within(
+        steps: int = trainings().steps_within(
             space.network(genotype),
             self._dataset,
             self._task.recipe,
@@ -207,7 +194,7 @@ class Finish:
 
     def _within(self, costs: Mapping[str, float]) -> bool:
         """Whether known costs keep the user's limits on costs."""
-        own = {"flops"} if "most_flops" in self._planned else set()  # see `within_budget`
+        own = {"flops"} if "most_flops" in self._planned else set()  # see `spending.within_budget`
         return all(
             costs[limit.metric] <= limit.bound
             for limit in self._task.limits
@@ -259,7 +246,7 @@ class Finish:
 
     def _tried(self, name: str, space: HasNetworks, genotype: Genotype) -> tuple[float, FloatArray]:
         """Validation accuracy of a network after its training, and which test images it answers right."""
-        training, dataset, recipe = _training(), self._dataset, self._task.recipe
+        training, dataset, recipe = trainings(), self._dataset, self._task.recipe
         seconds = None if self._budget is None else TRIAL_PART * self._budget
         recipe = self._timed(recipe, name, space, genotype, seconds, "train")
         folder = self._folder / TRIALS / name
@@ -283,14 +270,14 @@ class Finish:
         steps: Mapping[str, int] = self._planned.get("steps", {})
         if name not in steps:
             self._keep(steps={**steps, name: self._steps(space, genotype, seconds, part)})
-        timed: Recipe = _training().within(recipe, self._planned["steps"][name], self._dataset, part)
+        timed: Recipe = trainings().within(recipe, self._planned["steps"][name], self._dataset, part)
         return timed
 
     def _trained(
         self, space: HasNetworks, genotype: Genotype, name: str | None, latency_ms: float | None
     ) -> Trained:
         """Train a network on all training images; within a budget for what is left of it."""
-        task, display, training = self._task, self._display, _training()
+        task, display, training = self._task, self._display, trainings()
         with display.phase("final network", "training the final network"):
             left = None
             if self._budget is not None:
@@ -311,68 +298,6 @@ class Finish:
         """Write what was measured or planned."""
         self._planned = {**self._planned, **figures}
         write_json(self._folder / PLAN, self._planned)
-
-
-def _training() -> ModuleType:
-    """The trainings, which need torch; a search on tables does not."""
-    import hwnas.training.pace
-
-    return hwnas.training.pace
-
-
-def within_budget(task: Task, context: RunContext) -> Task:
-    """The task with a limit on multiply-adds, so that a budget suffices to train what is found.
-
-    A training must get through `FEWEST_PASSES` and `FEWEST_STEPS` in `FINAL_PART` of the budget. How long a
-    step takes is measured for a small and a large network of the space, once for the run. A limit of the
-    user's on multiply-adds takes the place of this one.
-
-    Args:
-        task: The task.
-        context: The run.
-    """
-    name, budget = "flops", task.problem.budget
-    known = {metric for evaluator in task.evaluators[1:] for metric in evaluator.metrics}
-    given = any(limit.metric == name for limit in task.limits)
-    if budget is None or not task.trains or given or name not in known:
-        return task
-    planned = _read(context.folder / PLAN)
-    if "most_flops" not in planned:
-        bound = _trainable(task, context.folder, FINAL_PART * seconds_of(budget))
-        planned = {**planned, "most_flops": bound}
-        write_json(context.folder / PLAN, planned)
-    bound = planned["most_flops"]
-    context.display.say(
-        f"budget={budget} suffices to train networks of up to {phrase(name, bound)}, a limit of this search; "
-        "another limits.flops takes its place"
-    )
-    limits = (*task.limits, Limit(name, bound))
-    strategy = make_strategy(task.problem, task.space, task.evaluators, task.objectives, limits)
-    return replace(task, limits=limits, strategy=strategy)
-
-
-def _trainable(task: Task, folder: Path, seconds: float) -> float:
-    """Multiply-adds of the largest network that can be trained in so many seconds."""
-    space, dataset, recipe, training = task.space, task.dataset, task.recipe, _training()
-    assert isinstance(space, HasNetworks)
-    assert isinstance(dataset, Images | ImageFolder)
-    drawn = space.sample(np.random.default_rng(0), NUM_DRAWN)
-    sizes = space.static_metrics(drawn)["flops"]
-    order = np.argsort(sizes, kind="stable")
-    small, large = (int(order[int(part * (NUM_DRAWN - 1))]) for part in (0.05, 0.4))
-    steps = max(FEWEST_STEPS, FEWEST_PASSES * dataset.size("all") / recipe.batch_size)
-    fast, slow = (
-        training.seconds_per_step(space.network(drawn[row]), dataset, recipe, folder / TRIALS / "pace")
-        for row in (small, large)
-    )
-    slope = max(slow - fast, 1e-9) / max(float(sizes[large] - sizes[small]), 1.0)
-    bound = float(sizes[small]) + (seconds / steps - fast) / slope
-    return float(np.clip(bound, sizes[small], sizes[order[-1]]))
-
-
-def part_for_search(budget: float) -> float:
-    """The part of a budget, in seconds, that the search may use if what it finds is trained."""
-    return min(MOST_PART, SEARCH_PART + SEARCH_SECONDS / budget)
 
 
 def lead_of(right: FloatArray, other: FloatArray) -> tuple[float, float]:
@@ -417,21 +342,3 @@ def advice(result: Result) -> str | None:
         f"take {taken}: trained alike for {found.seconds:.0f} s it has {100 * lead:+.1f} ± {100 * error:.1f} "
         f"points on test images against {what}{sure}; trained to the end {result.network.test_acc:.2%}"
     )
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """What an earlier session measured and planned."""
-    if not path.is_file():
-        return {}
-    content = read_json(path)
-    with consistent(path):
-        shaped(
-            content,
-            {
-                "candidates_ms?": [float],
-                "names?": [str],
-                "latency_ms?": ({str: float}, None),
-                "steps?": {str: int},
-            },
-        )
-    return dict(content)
