@@ -38,8 +38,9 @@ class Halving(CachedEvaluator):
 
     The choice depends on the population and on the run's archive, not on the order in which trainings
     finish: workers train all networks of a rung at once, and the answers are the same for any number of
-    workers, and in a resumed run. The asynchronous algorithm lets a network go on as soon as there is room at
-    a rung; here rungs of one population wait for each other, and generations never do.
+    workers, and in a resumed run. Therefore rungs of one population wait for each other: the asynchronous
+    algorithm lets a network go on by what has finished so far, which no seed repeats. No worker is idle where
+    a population is the number of workers times eta per rung that stops some.
 
     The store keeps the answers of each rung, which depend on the network alone. What depends on the
     population is only in the archive: a trial has the metrics of the rungs that its network got to.
