@@ -15,8 +15,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from hwnas.build import conf_folder
 from hwnas.cli.sweep import COMPLETE, is_complete, once, sweep_arguments, sweep_folder
 from hwnas.runs.jobs import Jobs
 
@@ -195,6 +197,32 @@ def test_slurm_is_asked_for_and_not_there(run_hwnas) -> None:
         assert done.stderr == (
             'hwnas search: error: Could not detect "srun", are you indeed on a slurm cluster?\n'
         )
+
+
+@pytest.mark.parametrize(
+    ("preset", "gpus", "cores", "memory"), [("slurm_gpu", 1, 8, "32GB"), ("slurm_8gpu", 8, 64, "256GB")]
+)
+def test_slurm_presets_ask_for_gpus(preset: str, gpus: int, cores: int, memory: str, tmp_path: Path) -> None:
+    """The head of the script that sbatch would get."""
+    pytest.importorskip("submitit")
+    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        words = [f"hydra/launcher={preset}", "hydra.launcher.partition=gpu"]
+        config = compose("search", words, return_hydra_config=True)
+    node = dict(config.hydra.launcher)
+    assert node.pop("_target_").endswith(".SlurmLauncher")
+    assert node.pop("max_num_timeout") == 20
+    del node["submitit_folder"], node["name"], node["additional_parameters"]
+    names = SlurmExecutor._equivalence_dict()
+    values = {names.get(key, key): value for key, value in node.items() if value is not None}
+    values["mem"] = f"{values['mem']}GB"
+    script = _make_sbatch_string("python", tmp_path, map_count=3, **values).splitlines()
+    for flag in (
+        f"gpus-per-node={gpus}", f"cpus-per-task={cores}", f"mem={memory}", "nodes=1", "ntasks-per-node=1",
+        "time=1440", "partition=gpu", "array=0-2%3",
+    ):  # fmt: skip
+        assert f"#SBATCH --{flag}" in script
 
 
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1"]

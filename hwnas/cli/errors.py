@@ -38,6 +38,8 @@ def _explained(error: BaseException, config_name: str, arguments: Sequence[str])
         return str(error) or "interrupted"
     if isinstance(error, MemoryError):
         return f"out of memory ({error}); a smaller population, network or batch needs less"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        return f"{lines[0].partition('. ')[0]}; a smaller batch, network, population or group needs less"
     if "Config group override must be a string" in str(error):
         null = [a for a in arguments if a.endswith("=null")]
         return f"{' '.join(null) or 'a config group'} is no choice: a config group needs one of its options"

@@ -430,6 +430,25 @@ class Passes:
         self.epoch = 0
         self.weights: Tensor | None = None
         self.rows: Tensor | None = None
+        self._device: torch.device | None = None
+
+    def to(self, device: torch.device, *, resident: bool) -> None:
+        """Give training batches on a device, where those in memory are augmented, too.
+
+        Args:
+            device: The device.
+            resident: Whether images in memory all go there, or each batch when it is needed.
+        """
+        self._device = device
+
+    def _sent(self, *tensors: Tensor) -> Iterator[Tensor]:
+        """A batch on the device, by way of pinned memory, from which a GPU copies while it computes."""
+        for tensor in tensors:
+            if self._device is None or tensor.device == self._device:
+                yield tensor
+            else:
+                pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
+                yield pinned.to(self._device, non_blocking=True)
 
     def __len__(self) -> int:
         """Batches per pass."""
@@ -462,6 +481,10 @@ class Batches(Passes):
         images: Images (N, C, H, W) in 0..1, and labels (N,).
         dataset: Names the augmentation.
         passing: Settings of the passes.
+
+    Attributes:
+        x: The images.
+        y: Their labels.
     """
 
     def __init__(
@@ -477,7 +500,19 @@ class Batches(Passes):
             return
         order, generator = self._shuffle()
         for rows in order.to(self.x.device).split(self.batch_size):
-            yield augment(self.x[rows], self.dataset, generator), self.y[rows]
+            x, y = self._sent(self.x[rows], self.y[rows])
+            yield augment(x, self.dataset, generator), y
+
+    def to(self, device: torch.device, *, resident: bool) -> None:
+        """Give training batches on a device, where they are augmented, too.
+
+        Args:
+            device: The device.
+            resident: Whether all images go there, or each batch when it is needed.
+        """
+        super().to(device, resident=resident)
+        home = device if resident else "cpu"
+        self.x, self.y = self.x.to(home), self.y.to(home)
 
 
 class MappedBatches(Passes):
@@ -509,7 +544,10 @@ class MappedBatches(Passes):
         for chosen in order.split(self.batch_size):
             rows = self.part[chosen.numpy()]
             x, y = as_floats(self.pixels[rows]), torch.from_numpy(self.labels[rows])
-            yield (x if generator is None else augment(x, self.dataset, generator)), y
+            if generator is not None:
+                x, y = self._sent(x, y)
+                x = augment(x, self.dataset, generator)
+            yield x, y
 
 
 def as_floats(pixels_NHWC: np.ndarray) -> Tensor:
@@ -550,9 +588,11 @@ def augment(x_BCHW: Tensor, dataset: Images | SmallerImages, generator: torch.Ge
         side = dataset.cutout
         y = torch.randint(H, (B, 1), generator=generator)
         x = torch.randint(W, (B, 1), generator=generator)
-        in_rows = (torch.arange(H) >= y - side // 2) & (torch.arange(H) < y - side // 2 + side)
-        in_columns = (torch.arange(W) >= x - side // 2) & (torch.arange(W) < x - side // 2 + side)
-        cut = (in_rows[:, None, :, None] & in_columns[:, None, None, :]).to(device, non_blocking=True)
+        y, x = torch.stack([y, x]).to(device, non_blocking=True)
+        row, column = torch.arange(H, device=device), torch.arange(W, device=device)
+        in_rows = (row >= y - side // 2) & (row < y - side // 2 + side)
+        in_columns = (column >= x - side // 2) & (column < x - side // 2 + side)
+        cut = in_rows[:, None, :, None] & in_columns[:, None, None, :]
         mean, _ = dataset.normalisation()
         x_BCHW = torch.where(cut, mean.to(device, non_blocking=True), x_BCHW)
     return x_BCHW

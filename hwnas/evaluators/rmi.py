@@ -31,7 +31,7 @@ from hwnas.core import (
 from hwnas.data.images import Images, augment, check_batch, check_images
 from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.spaces.capabilities import HasFeatures, HasSimilarity, fingerprint
-from hwnas.training.accelerator import accelerator
+from hwnas.training.accelerator import accelerator, within_memory
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier
 from hwnas.training.progress import progress
@@ -234,11 +234,13 @@ class RMI(LooksUp):
         """Scores per genotype; groups of at most `group_size` train together."""
         totals = np.zeros(len(genotypes))
         groups = self.parts(genotypes)
+        smaller = f"evaluator.group_size ({self.group_size}), evaluator.batch_size or evaluator.channels"
         for repeat, batch in enumerate(self._batches):
             weights = self._initial_weights(batch.seed)
             scores: list[float] = []
             for index, group in enumerate(groups):
-                scores += self.train_and_score(group, weights, batch)
+                with within_memory("evaluator=rmi", smaller):
+                    scores += self.train_and_score(group, weights, batch)
                 progress("groups", repeat * len(groups) + index + 1, self.repeats * len(groups))
             totals += scores
         means = totals / self.repeats

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -32,7 +32,7 @@ from hwnas.evaluators.table import LooksUp, Lookup
 from hwnas.evaluators.zero_cost import TRIES, ZeroCost
 from hwnas.files import only_maker, read_torch, write_torch
 from hwnas.spaces.capabilities import HasSupernet, in_size
-from hwnas.training.accelerator import accelerator
+from hwnas.training.accelerator import accelerator, within_memory
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
 from hwnas.training.shared_weights import (
@@ -41,6 +41,7 @@ from hwnas.training.shared_weights import (
     Scored,
     SharedWeights,
     State,
+    execution_of,
     inherit,
     repeatable,
 )
@@ -52,6 +53,10 @@ OFF = (
     ("schedule", "cosine", ("power",)),
     ("importance", "none", ()),
     ("ranking_weight", 0, ("ranking_margin",)),
+    ("execution", "auto", ()),
+    ("channels_last", "auto", ()),
+    ("graphs", "auto", ()),
+    ("resident", "auto", ()),
 )
 """Settings of the recipe that weights do not depend on at a value, and others that then mean nothing."""
 GROUP_SIZE = 5
@@ -274,6 +279,10 @@ class Supernet(LooksUp):
                 f"single_path (or population) and decoding=hard, not {training.sampling} and {decoding}"
             )
         check_batch("training.batch_size", training.batch_size, dataset.size("train"), training.devices)
+        try:
+            execution_of(training, accelerator())
+        except ValueError as error:
+            raise ValueError(f"training.{error}") from None
         self.name = "supernet"
         self.metrics = {"val_acc": "max"}
         self.training = training
@@ -316,6 +325,7 @@ class Supernet(LooksUp):
         self._at = -1  # the link that the weights in memory have reached
         self._weights: SharedWeights | None = None
         self._looked = False  # for checkpoints in the run's folder
+        self._said_not_recorded = False
 
     @property
     def stationary(self) -> bool:
@@ -392,6 +402,8 @@ class Supernet(LooksUp):
         """The part of the recipe that weights depend on; what is off is left out, as in old versions."""
         recipe = asdict(self.training)
         del recipe["strategy"]
+        if self.training.autocast == "auto":
+            recipe["autocast"] = execution_of(self.training, accelerator()).autocast
         for setting, off, others in OFF:
             if recipe[setting] == off:
                 for name in (setting, *others):
@@ -500,7 +512,7 @@ class Supernet(LooksUp):
         if link.population is None and epochs < link.num_epochs:
             which = f" of stage {link.stage + 1}" if link.stage else ""
             self._announce(f"training the supernet{which}: {link.num_epochs - epochs} epochs")
-            if self.training.autocast and self._weights.device.type != "cuda":
+            if self.training.autocast is True and self._weights.device.type == "cpu":
                 self._announce("note: evaluator.training.autocast has no effect without a GPU")
         every, devices = max(1, link.num_epochs // 5), self.training.devices
         checkpoint = self._checkpoint(index)
@@ -518,6 +530,9 @@ class Supernet(LooksUp):
                 else:
                     figures = self._weights.train_epochs(at, num, population, checkpoint.keep)
             epochs += num
+            if self._weights.not_recorded and not self._said_not_recorded:
+                self._said_not_recorded = True
+                self._announce(f"note: steps run without a CUDA graph ({self._weights.not_recorded})")
             if link.population is None and epochs % every == 0:
                 self._announce(
                     f"  epoch {epochs}/{link.num_epochs}  loss {figures['loss']:.3f}  "
@@ -589,20 +604,12 @@ class Supernet(LooksUp):
         self._announce(f"supernet after {link.first_epoch + epochs} epochs from {path}")
         return int(epochs)
 
-    @contextlib.contextmanager
-    def _within_memory(self, what: str, setting: str) -> Iterator[None]:
+    def _within_memory(self, what: str, setting: str) -> contextlib.AbstractContextManager[None]:
         """Turn a lack of memory into one line on settings that need less."""
-        try:
-            yield
-        except RuntimeError as error:  # torch's only kind of it on a CPU
-            if not any(sign in str(error) for sign in ("out of memory", "allocate memory", "enough memory")):
-                raise
-            smaller = f"evaluator.{setting}"
-            if self.channels is not None:
-                smaller += f", evaluator.channels ({self.channels}) or evaluator.num_cells ({self.num_cells})"
-            raise ValueError(
-                f"evaluator=supernet ran out of memory in {what}; a smaller {smaller} needs less"
-            ) from None
+        smaller = f"evaluator.{setting}"
+        if self.channels is not None:
+            smaller += f", evaluator.channels ({self.channels}) or evaluator.num_cells ({self.num_cells})"
+        return within_memory("evaluator=supernet", smaller, f" in {what}")
 
 
 def _said(made_for: Mapping[str, object]) -> str:

@@ -47,7 +47,7 @@ from hwnas.spaces.capabilities import (
     fingerprint,
     in_size,
 )
-from hwnas.training.accelerator import accelerator
+from hwnas.training.accelerator import accelerator, within_memory
 from hwnas.training.progress import progress
 
 SCORE_VERSION = 2  # increased when the same settings begin to give other scores
@@ -169,7 +169,7 @@ class ZeroCost(LooksUp):
     def prepare(self, space: SearchSpace, population: Sequence[Genotype]) -> str:
         """Choose the images and score the reference sample, once; the version hashes all that scores need."""
         if not self._version:
-            self._device = accelerator()
+            self._device = accelerator(float64=True)
             self._data = self._inputs()
             self._weights = self._draw_weights()
             settings = [
@@ -293,7 +293,9 @@ class ZeroCost(LooksUp):
         found = self._counted(different)
         passes = [name for name in self.scores if name in PASSES]
         if passes:
-            parts = [measure(passes, make, self._data) for make in self._makers(different)]
+            smaller = f"evaluator.group_size ({self.group_size}), evaluator.batch_size or .image_size"
+            with within_memory("evaluator=zero_cost", smaller):
+                parts = [measure(passes, make, self._data) for make in self._makers(different)]
             found |= {name: torch.cat([part[name] for part in parts]).numpy() for name in passes}
         place = [different.index(genotype) for genotype in live]
         return {name: found[name][place] for name in self.scores}

@@ -36,9 +36,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from hwnas.core import FloatArray
 from hwnas.spaces.blocks import folded_convolution
+
+Number = float | Tensor
+"""A mixing weight: a number, or a tensor () on the device that computes; operations of 0.0 are not run."""
 
 Body = Callable[[Tensor], Tensor]
 """From the stem's output to logits."""
@@ -54,9 +58,11 @@ class Supernet(nn.Module):
 
     Attributes:
         slices: Whether networks run with regions of parameters.
+        plainly: Whether everything runs the plain way, where there are several.
     """
 
     slices: ClassVar[bool] = False
+    plainly: bool = False
 
     def kernels(self) -> dict[int, list[nn.Parameter]]:
         """Kernels of each operation that has some, on all edges of all cells; empty if the space has no say.
@@ -70,12 +76,14 @@ class Supernet(nn.Module):
         return {}
 
     @abstractmethod
-    def forward(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+    def forward(self, x_BCHW: Tensor, weights: FloatArray, numbers: Tensor | None = None) -> Tensor:
         """Logits (B, classes) in training mode; updates running statistics.
 
         Args:
             x_BCHW: Images.
             weights: Mixing weights (edges, ops); operations of weight 0 are not run.
+            numbers: The same weights on the images' device, which are used in place of those, so that nothing
+                has to be copied there, and a recorded step can be replayed with others.
 
         Raises:
             ValueError: Weights of another shape, or of operations that are not allowed.
@@ -132,14 +140,18 @@ class CellSupernet(Supernet):
         """
         return self._plain(self.stem(x_BCHW), self._effective(weights))
 
-    def forward(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+    def forward(self, x_BCHW: Tensor, weights: FloatArray, numbers: Tensor | None = None) -> Tensor:
         """As `Supernet.forward`, stacked."""
         assert self.training, "`compiled` is for evaluation"
-        return self._trained(x_BCHW, self._effective(weights))
+        if self.plainly:
+            return self.plain(x_BCHW, weights)
+        return self._trained(x_BCHW, self._effective(weights), numbers)
 
     @torch.no_grad()
     def compiled(self, weights: FloatArray, *, batch_statistics: bool = False) -> Callable[[Tensor], Tensor]:
         """As `Supernet.compiled`, folded where that is possible."""
+        if self.plainly:
+            return self._compiled_plainly(weights, batch_statistics)
         weights = self._effective(weights)
         stem = folded_convolution(self.stem[0], self.stem[1], batch_statistics)
         folds = self.tracks and not batch_statistics
@@ -150,6 +162,25 @@ class CellSupernet(Supernet):
             if folds and self.chunk is not None and len(x_BCHW) > self.chunk and x_BCHW.device.type == "cpu":
                 return torch.cat([logits(chunk) for chunk in x_BCHW.split(self.chunk)])
             return body(stem(x_BCHW.contiguous(memory_format=torch.channels_last)))
+
+        return logits
+
+    def _compiled_plainly(self, weights: FloatArray, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
+        """As `compiled`, the plain way; of the batch's statistics only a copy of the buffers takes note."""
+
+        @torch.no_grad()
+        def logits(x_BCHW: Tensor) -> Tensor:
+            before = self.training
+            buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+            try:
+                self.train(batch_statistics)
+                return (
+                    functional_call(self, buffers, (x_BCHW, weights))
+                    if batch_statistics
+                    else self.plain(x_BCHW, weights)
+                )
+            finally:
+                self.train(before)
 
         return logits
 
@@ -166,7 +197,7 @@ class CellSupernet(Supernet):
         """Logits from the stem's output, operation by operation."""
 
     @abstractmethod
-    def _trained(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+    def _trained(self, x_BCHW: Tensor, weights: FloatArray, numbers: Tensor | None) -> Tensor:
         """Logits from images, stacked, in training mode."""
 
     @abstractmethod
@@ -186,3 +217,43 @@ def leaving(edges: Sequence[tuple[int, int]], source: int) -> list[int]:
         source: The node.
     """
     return [edge for edge, (start, _) in enumerate(edges) if start == source]
+
+
+def mixing(weights: FloatArray, numbers: Tensor | None, edges: Sequence[int], op: int) -> list[Number]:
+    """Mixing weights of an operation on some edges, from `numbers` where there are some.
+
+    Args:
+        weights: Shape (edges, ops).
+        numbers: The same, on the device; None: `weights` are used.
+        edges: Which edges.
+        op: The operation.
+    """
+    floats = weights[list(edges), op].tolist()
+    if numbers is None:
+        return floats
+    return [numbers[edge, op] if runs(weight) else 0.0 for edge, weight in zip(edges, floats, strict=True)]
+
+
+def runs(weight: Number) -> bool:
+    """Whether an operation of this weight is run; no tensor is read."""
+    return isinstance(weight, Tensor) or weight != 0
+
+
+def is_one(weight: Number) -> bool:
+    """Whether a weight changes nothing; no tensor is read."""
+    return not isinstance(weight, Tensor) and weight == 1
+
+
+def add_weighted(total: Tensor, term: Tensor, weight: Number) -> Tensor:
+    """Add a term times its weight, in place; returns the total."""
+    return total.addcmul_(term, weight) if isinstance(weight, Tensor) else total.add_(term, alpha=weight)
+
+
+def vector(weights: Sequence[Number], like: Tensor) -> Tensor:
+    """Weights as a tensor (n,) of the type and on the device of another one."""
+    if all(map(is_one, weights)):
+        return like.new_ones(len(weights))
+    if any(isinstance(weight, Tensor) for weight in weights):
+        tensors = [w if isinstance(w, Tensor) else like.new_full((), w) for w in weights]
+        return torch.stack([tensor.to(like.dtype) for tensor in tensors])
+    return torch.tensor(weights, dtype=like.dtype).to(like.device, non_blocking=True)

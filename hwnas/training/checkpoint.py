@@ -12,7 +12,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from hwnas.data import images
 from hwnas.files import read_torch, write_torch
+from hwnas.training.accelerator import fits
 from hwnas.training.recipe import CHECKPOINT
 
 Batch = tuple[Tensor, Tensor]
@@ -205,6 +207,10 @@ class InOrder:
 
     def __iter__(self) -> Iterator[Batch]:
         self.batches.epoch = self.module.epoch
+        if isinstance(self.batches, images.Passes):
+            device = self.module.device
+            x = self.batches.x if isinstance(self.batches, images.Batches) else None
+            self.batches.to(device, resident=x is not None and fits(device, x))
         return itertools.islice(self.batches, self.module.step % self.module.steps_per_epoch, None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol, cast, runtime_checkable
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hwnas.core import seed_of
 from hwnas.data.augmentation import mixed, moved, recoloured
-from hwnas.training.accelerator import accelerator
+from hwnas.training.accelerator import accelerator, out_of_memory
 from hwnas.training.checkpoint import (
     Batch,
     Checkpoint,
@@ -36,6 +36,10 @@ MAY_CHANGE = {"channels_last", "compile", "strategy"}
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+STEPS_BETWEEN_LOOKS = 50
+"""Steps after which a GPU is asked whether its losses are finite; it waits for each answer."""
 
 
 class DivergedError(ValueError):
@@ -123,6 +127,8 @@ class Classifier(Resumable):
         self.seed = seed
         self.stops = stops
         self.losses: list[Tensor] = []
+        self._unseen: list[Tensor] = []  # losses of the latest steps, which nobody has looked at
+        self._num_averaged = 0  # steps in the average
         if start is not None and stops:
             self.losses += start["losses"]
         self.register_buffer("mean", mean)
@@ -144,6 +150,11 @@ class Classifier(Resumable):
         """Logits (B, classes) of images in 0..1."""
         return self.network(self.normalise(x_BCHW))
 
+    def on_train_start(self) -> None:
+        """Keep the counter of averaged steps where it can be read without waiting for the device."""
+        if self.average is not None and self.trainer.world_size == 1:  # several devices exchange it
+            self.average.n_averaged = self.average.n_averaged.cpu()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set drop-path and its seed at the start of a pass, or where the training stopped within one."""
         epoch, batch_in_epoch = divmod(self.step, self.steps_per_epoch)
@@ -153,16 +164,16 @@ class Classifier(Resumable):
         if batch_in_epoch and self._start is not None:
             here, *on_gpu = self._start["random"]
             torch.set_rng_state(here)
-            if on_gpu and torch.cuda.is_available():
-                torch.cuda.set_rng_state(on_gpu[0])
+            if on_gpu and self.device.type != "cpu":
+                getattr(torch, self.device.type).set_rng_state(on_gpu[0])
         else:
             torch.manual_seed(seed_of(self.seed, epoch * 1_009 + self.global_rank))
 
     @torch.no_grad()
-    def _average(self, averages: Tensors, values: Tensors, num_averaged: Tensor | int) -> None:
+    def _average(self, averages: Tensors, values: Tensors, _: Tensor | int) -> None:
         """Take the values of a step, all of one type, into their moving averages."""
         if values[0].is_floating_point():
-            keep = self.recipe.ema_decay(int(num_averaged), self.num_steps)
+            keep = self.recipe.ema_decay(self._num_averaged, self.num_steps)
             torch._foreach_lerp_(averages, values, 1 - keep)
         else:  # counters
             torch._foreach_copy_(averages, values)
@@ -170,6 +181,7 @@ class Classifier(Resumable):
     def on_train_batch_end(self, *_: object) -> None:
         """Average the weights of the step."""
         if self.average is not None:
+            self._num_averaged = int(self.average.n_averaged)
             self.average.update_parameters(self.network)
 
     def take_average(self) -> None:
@@ -226,15 +238,29 @@ class Classifier(Resumable):
         else:
             logits = self(x)
             loss = main = loss_of(logits)
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss.item()} in step {self.step} at a learning rate of "
-                f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
-            )
         right = of_labels(lambda labels: (logits.argmax(1) == labels).float().mean())
         self.losses.append(main.detach())
         self.sums.append(torch.stack([main.detach(), right]))
+        self._unseen.append(loss.detach())
+        if loss.device.type == "cpu" or len(self._unseen) == STEPS_BETWEEN_LOOKS:
+            self._look_at_losses(self.step + 1)
         return loss
+
+    def _look_at_losses(self, steps: int) -> None:
+        """Raise an error if a loss is not finite, after so many steps; a GPU must finish them for that."""
+        losses = torch.stack(self._unseen).tolist() if self._unseen else []
+        self._unseen = []
+        for step, loss in enumerate(losses, steps - len(losses)):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss became {loss} in step {step} at a learning rate of "
+                    f"{self.optimizers().param_groups[0]['lr']:.3g}; try a smaller lr"  # type: ignore[union-attr]
+                )
+
+    def on_train_epoch_end(self) -> None:
+        """Write down the epoch's figures, if all its losses are finite."""
+        self._look_at_losses(self.step)
+        super().on_train_epoch_end()
 
     def checkpoint(self, identity: Mapping[str, object]) -> Checkpoint:
         """The training so far."""
@@ -244,7 +270,7 @@ class Classifier(Resumable):
         if self.stops:
             device = self.losses[-1].device  # those of before the training stopped are on the CPU
             found["losses"] = torch.stack([loss.to(device) for loss in self.losses])
-            on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+            on_gpu = [] if device.type == "cpu" else [getattr(torch, device.type).get_rng_state()]
             found["random"] = [torch.get_rng_state(), *on_gpu]
         return found
 
@@ -421,7 +447,7 @@ def _leaves_unused(network: nn.Module, dataset: TrainingData, recipe: Recipe) ->
 def _explained(error: Exception, module: Classifier, session: Session) -> ValueError | None:
     """A sentence on an error of training and its remedy; None where the error says it."""
     text = str(error)
-    if re.search("OutOfMemoryError|out of memory|can't allocate memory", f"{type(error)} {text}"):
+    if out_of_memory(error):
         return ValueError(
             f"out of memory in step {module.step}: lower {session.settings}.batch_size "
             f"({module.recipe.batch_size}), search_space.channels or search_space.num_cells"

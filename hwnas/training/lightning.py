@@ -114,7 +114,7 @@ def fit_by_lightning(
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         try:
             trainer = pl.Trainer(
-                accelerator="auto",
+                accelerator=accelerator().type,
                 devices=devices.number,
                 strategy=strategy,
                 callbacks=[_Progress(), *([keep] if keep else []), *([_OneThread()] if forks else [])],

@@ -205,7 +205,13 @@ class SupernetRecipe:
         weight_decay: Of all parameters.
         nesterov: Whether the momentum is Nesterov's.
         grad_clip: Largest global gradient norm; None does not clip.
-        autocast: Whether a GPU computes in bfloat16 while training; without a GPU it has no effect.
+        autocast: Whether a GPU computes in bfloat16 while training; without a GPU it has no effect. "auto",
+            here and below: as `hwnas.training.accelerator.EXECUTIONS` says for the device.
+        execution: "stacked": equal operations are computed as one; "plain": one by one.
+        channels_last: Whether channels of a pixel lie side by side in memory; "stacked" needs it.
+        graphs: Whether soft steps are recorded and replayed as a CUDA graph, on one device.
+        resident: Whether training images lie in the GPU's memory. "auto": if they fill at most a quarter of
+            what is free.
         ranking_weight: Largest weight of the ranking loss of pairs; 0: none. Above 0, each step trains two
             single paths, drawn from networks with a score, and adds max(0, loss of the one with the better
             score - loss of the other + margin). The weight of an epoch is `ranking_weight_at`.
@@ -230,7 +236,11 @@ class SupernetRecipe:
     weight_decay: Fraction = 3e-4
     nesterov: bool = True
     grad_clip: Positive | None = 5.0
-    autocast: bool = False
+    autocast: bool | Literal["auto"] = "auto"
+    execution: Literal["auto", "stacked", "plain"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    graphs: bool | Literal["auto"] = "auto"
+    resident: bool | Literal["auto"] = "auto"
     ranking_weight: NotNegative = 0.0
     ranking_margin: NotNegative = 0.0
     devices: Count = 1

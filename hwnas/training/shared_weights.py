@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -30,12 +31,14 @@ from hwnas.core import FloatArray, Genotype, SearchSpace, seed_of
 from hwnas.data.images import Batches, Images, augment
 from hwnas.files import read_torch, temporary_folder, write_torch
 from hwnas.spaces.capabilities import HasSupernet
-from hwnas.training.accelerator import accelerator
+from hwnas.spaces.supernet import Supernet
+from hwnas.training.accelerator import Execution, accelerator, execution
 from hwnas.training.importance import Importance
 from hwnas.training.lightning import Devices, fit_by_lightning
 from hwnas.training.partial_sgd import PartialSGD
 from hwnas.training.progress import progress
 from hwnas.training.recipe import SupernetRecipe
+from hwnas.training.static_step import StaticStep
 
 
 def mixture(space: SearchSpace, alphas: FloatArray) -> FloatArray:
@@ -97,6 +100,23 @@ def inherit(supernet: nn.Module, former: nn.Module) -> list[str]:
     return missing
 
 
+def execution_of(recipe: SupernetRecipe, device: torch.device) -> Execution:
+    """How the steps of a recipe are computed on a device.
+
+    Raises:
+        ValueError: Settings that exclude each other.
+    """
+    casts = recipe.autocast if device.type != "cpu" else False  # only a GPU gains by it
+    return execution(
+        device,
+        way=recipe.execution,
+        channels_last=recipe.channels_last,
+        autocast=casts,
+        graphs=recipe.graphs,
+        resident=recipe.resident,
+    )
+
+
 Population = Sequence[Genotype] | FloatArray
 """Whom an epoch trains: architectures, or undecoded alphas, shape (n, edges, ops)."""
 
@@ -155,6 +175,8 @@ class SharedWeights(pl.LightningModule):
             with the recipe's `ranking_weight`.
 
     Attributes:
+        execution: How steps are computed on the device, from the recipe and the device's row of the table.
+        not_recorded: Why steps that could be a CUDA graph are none; "" if they are, or if nothing was tried.
         first_epoch: Number of a Trainer's first epoch.
         told: What a Trainer's last epoch came to, as `train_epoch` returns it.
 
@@ -183,7 +205,11 @@ class SharedWeights(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             supernet = space.supernet(affine=affine, track_running_stats=track_running_stats)
-        self.supernet = supernet.to(memory_format=torch.channels_last)
+        self.execution = execution_of(recipe, accelerator())
+        self.not_recorded = ""
+        self._static: StaticStep | None = None
+        supernet.plainly = self.execution.way == "plain"
+        self.supernet = supernet.to(memory_format=self._format)
         self.optimizer = self._sgd()
         self._mean, self._std = dataset.normalisation()
         self._dataset = dataset
@@ -226,16 +252,22 @@ class SharedWeights(pl.LightningModule):
     def _draws_images(self) -> bool:
         return self.recipe.importance in ("images", "both")
 
-    def _move(self, device: torch.device) -> None:
-        """Weights, momenta and images to a device."""
+    @property
+    def _format(self) -> torch.memory_format:
+        return torch.channels_last if self.execution.channels_last else torch.contiguous_format
+
+    def _move(self, device: torch.device, *, images: bool = True) -> None:
+        """Weights, momenta and, unless other processes get them from the CPU, training images to a device."""
         if self.device.type == self._mean.device.type == device.type:
             return
+        self._static = None  # it reads the weights where they were
         self.to(device)
         stored = self.optimizer.state_dict()
         self.optimizer.load_state_dict(stored)  # puts momenta where the weights are
         self._mean, self._std = self._mean.to(device), self._std.to(device)
-        self._batches.x, self._batches.y = self._batches.x.to(device), self._batches.y.to(device)
-        self._resident = None
+        if images:
+            resident = self.execution.on_images(device, self._batches.x)
+            self._batches.to(device, resident=resident)
 
     def _sgd(self) -> torch.optim.SGD:
         recipe = self.recipe
@@ -315,26 +347,38 @@ class SharedWeights(pl.LightningModule):
             batch_idx: Number of the step in its epoch.
         """
         x, y = batch
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lrs[batch_idx]
+        self._set_lr(batch_idx)
         x = self._normalised(x)
         if self.recipe.ranking_weight:
             return self._pair_loss(x, y, batch_idx)
-        logits, loss = self._run(x, y, self._mixtures[batch_idx])
-        if self._draws_images:
-            onehot = F.one_hot(y, self.space.num_classes)
-            self._image_norms.append((logits.detach().float().softmax(1) - onehot).norm(dim=1))
+        weights = self._mixtures[batch_idx]
+        logits, loss = self._run(x, y, weights, self._numbers(weights))
         self._note(loss, logits, y)
         return loss
 
-    def _run(self, x: Tensor, y: Tensor, weights: FloatArray) -> tuple[Tensor, Tensor]:
+    def _set_lr(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lrs[step]
+
+    def _numbers(self, weights: FloatArray) -> Tensor | None:
+        """Mixing weights on a GPU, copied there once per step; None where they are used as numbers."""
+        hard = ((weights == 0) | (weights == 1)).all()
+        if hard or self.device.type == "cpu" or self.execution.way == "plain":
+            return None
+        return torch.tensor(weights, dtype=torch.float32).to(self.device, non_blocking=True)
+
+    def _run(
+        self, x: Tensor, y: Tensor, weights: FloatArray, numbers: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Logits (B, classes) of normalised images, and their cross-entropy."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocasts):
-            logits = self.supernet(x, weights)
-        return logits, F.cross_entropy(logits.float() if self._autocasts else logits, y)
+        loss, logits = _forward(self.supernet, self.execution.autocast, weights, x, y, numbers)
+        return logits, loss
 
     def _note(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         """Keep a step's figures; nothing waits for the device, they are read when the epoch is over."""
+        if self._draws_images:
+            onehot = F.one_hot(y, self.space.num_classes)
+            self._image_norms.append((logits.detach().float().softmax(1) - onehot).norm(dim=1))
         self._figures.append(torch.stack([loss.detach(), (logits.detach().argmax(1) == y).float().mean()]))
 
     def _pair_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
@@ -342,18 +386,18 @@ class SharedWeights(pl.LightningModule):
 
         Source: RD-NAS, arXiv 2301.09850.
         """
-        logits, a = self._run(x, y, self._mixtures[2 * step])
+        logits, a = self._run(x, y, self._mixtures[2 * step], None)
         for module in self.supernet.modules():  # a backward pass must find running statistics as it left them
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.clone())
-        others, b = self._run(x, y, self._mixtures[2 * step + 1])
+        others, b = self._run(x, y, self._mixtures[2 * step + 1], None)
         self._note((a + b) / 2, torch.cat([logits, others]), torch.cat([y, y]))
         wanted = self._better[step]  # 1: the loss b should be larger than a
         weight = self.recipe.ranking_weight_at(self._epoch, self.num_epochs)
         return a + b + weight * F.relu(wanted * (a - b) + self.recipe.ranking_margin) * abs(wanted)
 
     def _normalised(self, x_BCHW: Tensor) -> Tensor:
-        return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        return ((x_BCHW - self._mean) / self._std).contiguous(memory_format=self._format)
 
     def _sampled(self, epoch: int, population: Population) -> Iterator[FloatArray]:
         """Mixing weights of each step of an epoch."""
@@ -415,10 +459,12 @@ class SharedWeights(pl.LightningModule):
         self._start(epoch, population)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, epoch))  # of dropout
+            records = self._records()
             for step, batch in enumerate(self._batches):
-                loss = self.training_step(batch, step)
-                self.optimizer.zero_grad()
-                loss.backward()
+                if not (records and self._replayed(batch, step)):
+                    loss = self.training_step(batch, step)
+                    self.optimizer.zero_grad()
+                    loss.backward()
                 if self.recipe.grad_clip is not None:
                     nn.utils.clip_grad_norm_(self.supernet.parameters(), self.recipe.grad_clip)
                 if self._draws_operations:
@@ -428,6 +474,31 @@ class SharedWeights(pl.LightningModule):
         summary = self._summary(epoch, torch.stack(self._figures))
         self._learn_importance(epoch)
         return summary
+
+    def _records(self) -> bool:
+        """Whether steps are to be recorded, and all of the epoch run all operations of the space."""
+        if not self.execution.graphs or self.recipe.sampling == "single_path":
+            return False
+        return all(((weights != 0) == self.space.allowed).all() for weights in self._mixtures)
+
+    def _replayed(self, batch: tuple[Tensor, Tensor], step: int) -> bool:
+        """Compute a step's gradients by the recorded step; False, and nothing is done, if none can be."""
+        if self.not_recorded:
+            return False
+        x, y = self._normalised(batch[0]), batch[1]
+        weights = self._mixtures[step]
+        numbers = torch.tensor(weights, dtype=torch.float32).to(self.device, non_blocking=True)
+        if self._static is None:
+            work = partial(_forward, self.supernet, self.execution.autocast, weights)
+            try:
+                self._static = StaticStep(work, self.supernet, (x, y, numbers), self.device)
+            except RuntimeError as error:
+                self.not_recorded = str(error).strip().splitlines()[0]
+                return False
+        self._set_lr(step)
+        loss, logits = self._static(x, y, numbers)
+        self._note(loss, logits, y)
+        return True
 
     def _kernel_norms(self, weights: FloatArray) -> Tensor:
         """Norms of the gradients of each operation, shape (ops,): the sum over its kernels, per edge.
@@ -481,10 +552,10 @@ class SharedWeights(pl.LightningModule):
             ValueError: The loss is not finite (says in which step), or a process was killed.
             RuntimeError: Not enough memory.
         """
-        self._move(torch.device("cpu"))
+        self._move(torch.device("cpu"), images=False)
         self.first_epoch, self._population = first_epoch, population
         self._batches.epoch = first_epoch
-        self._resident = None
+        resident, self._resident = self._resident, None  # not for other processes
         strategy, sampling = self.recipe.strategy, self.recipe.sampling
         hard = sampling == "single_path" or (sampling == "population" and self.decoding == "hard")
         with temporary_folder() as folder:
@@ -499,12 +570,9 @@ class SharedWeights(pl.LightningModule):
             )
             stored = read_torch(handed)
         self.trainer = None  # it refers to all that it had
+        self._resident = resident
         self.load(cast(State, stored))
         return dict(stored["figures"])
-
-    @property
-    def _autocasts(self) -> bool:
-        return self.recipe.autocast and self.device.type == "cuda"
 
     def accuracies(
         self,
@@ -528,7 +596,7 @@ class SharedWeights(pl.LightningModule):
         Raises:
             ValueError: Fewer validation images than `judges.num`.
         """
-        self._move(accelerator())
+        self._move(accelerator(), images=self.recipe.devices == 1)
         batches = self._validation(judges)
         self.supernet.eval()
         right = torch.zeros(len(genotypes), dtype=torch.long, device=self.device)
@@ -550,10 +618,10 @@ class SharedWeights(pl.LightningModule):
 
         Its `accuracies` can be called with these images only.
         """
-        self._move(accelerator())
+        self._move(accelerator(), images=self.recipe.devices == 1)
         self._validation(judges)
         other: Any = copy.copy(self)
-        other.optimizer = other._batches = other._importance = None
+        other.optimizer = other._batches = other._importance = other._static = None
         other._mixtures, other._figures = [], []
         other._give_scored = other._scored = None
         return other
@@ -596,6 +664,16 @@ class SharedWeights(pl.LightningModule):
         self.optimizer.load_state_dict(stored)
         if self._importance is not None:
             self._importance.load(state["importance"])
+
+
+def _forward(
+    supernet: Supernet, casts: bool, weights: FloatArray, x: Tensor, y: Tensor, numbers: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and logits (B, classes) of normalised images, in bfloat16 if it `casts`."""
+    # Each weight is cast once per step anyway, and a recorded step must not use those of an earlier one.
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=casts, cache_enabled=False):
+        logits = supernet(x, weights, numbers)
+    return F.cross_entropy(logits.float() if casts else logits, y), logits
 
 
 class _Hand(pl.callbacks.Checkpoint):

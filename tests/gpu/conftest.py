@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from hwnas.data.images import Images
+from hwnas.reports.hours import in_lines, measured
 from hwnas.training.accelerator import accelerator as found_accelerator
 
 RESULTS = Path(__file__).parents[2] / "build" / "gpu.json"
@@ -42,9 +43,28 @@ class Rates:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def add(self, name: str, unit: str, ours: float, plain: float | None) -> None:
-        """Note a rate; None where there is no plain implementation."""
-        self.rows.append({"name": name, "unit": unit, "ours": ours, "plain": plain})
+    def add(
+        self,
+        name: str,
+        unit: str,
+        ours: float,
+        plain: float | None,
+        *,
+        rate: str = "",
+        per_second: float = 0.0,
+    ) -> None:
+        """Note a rate; None where there is no plain implementation.
+
+        Args:
+            name: What is measured.
+            unit: Of it.
+            ours: By this package.
+            plain: By a plain implementation.
+            rate: Its name in `hwnas.reports.hours`, if hours of experiments are estimated by it.
+            per_second: Its value there.
+        """
+        row: dict[str, object] = {"name": name, "unit": unit, "ours": ours, "plain": plain}
+        self.rows.append({**row, "rate": rate, "per_second": per_second} if rate else row)
 
     def content(self) -> dict[str, object]:
         """What the file has."""
@@ -88,7 +108,7 @@ def rates(accelerator: torch.device) -> Iterator[Rates]:
     RESULTS.write_text(json.dumps(found.content(), indent=1) + "\n")
     if accelerator.type != "cuda":
         print("\nThere is no GPU here: everything ran on the processor, at sizes that say nothing of speed.")
-    print(f"\n{table(found.rows)}\n\nwritten to {RESULTS}")
+    print(f"\n{table(found.rows)}\n\n{in_lines(measured(RESULTS))}\n\nwritten to {RESULTS}")
 
 
 @pytest.fixture(scope="session")

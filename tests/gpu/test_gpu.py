@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from conftest import Rates
 
-from hwnas.core import Genotype
 from hwnas.data.images import Images
 from hwnas.devices.energy import counter
 from hwnas.devices.measure import Settings, measure
@@ -30,6 +29,7 @@ from hwnas.pruning import beta_vae
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.nasbench201 import NasBench201
+from hwnas.spaces.presets import architecture
 from hwnas.training.checkpoint import Session
 from hwnas.training.classifier import Classifier, accuracy, fit
 from hwnas.training.final import train_network
@@ -70,11 +70,20 @@ def brief(images: Images, **settings: Any) -> Recipe:
     return Recipe(**{"epochs": 2, "batch_size": batch_size(images), "lr": 0.05, **settings})
 
 
+def final(images: Images, case: str) -> torch.nn.Module:
+    """A network as it is trained in the end."""
+    if case == "nasbench201":
+        return cell_space(images).network(CELLS[0])
+    shape: dict[str, Any] = {"image_shape": images.image_shape, "num_classes": 10}
+    space = Darts(36, 20, **shape) if images.image_shape[1] == 32 else Darts(2, 3, **shape)
+    return space.network(architecture(space, "evnas_a"))
+
+
 def train_classifier(
-    images: Images, folder: Path, recipe: Recipe, genotype: Genotype = CELLS[0], **session: Any
+    images: Images, folder: Path, recipe: Recipe, network: torch.nn.Module | None = None, **session: Any
 ) -> Classifier:
     torch.manual_seed(0)
-    network = cell_space(images).network(genotype)
+    network = final(images, "nasbench201") if network is None else network
     return fit(network, images, recipe, Session(folder, **session), part="train", seed=0)
 
 
@@ -307,13 +316,18 @@ class TestRates:
     @pytest.mark.parametrize("sampling", ["random_alpha", "single_path"])
     def test_supernet(self, images: Images, rates: Rates, case: str, sampling: str) -> None:
         """Training, and evaluation of architectures; the plain way computes each operation by itself."""
-        weights = shared(images, case, sampling=sampling, autocast=True)
+        weights, ours = self._trained(images, rates, case, sampling=sampling)
         with repeatable():
-            weights.train_epoch(0)
-            seconds = rates.seconds(lambda: weights.train_epoch(1))
-            ours = len(weights._batches) * weights.recipe.batch_size / seconds
             plain = self._plain_training(weights, rates)
-        rates.add(f"{case}: supernet training, {sampling}", "images/s", ours, plain)
+        soft = sampling == "random_alpha"
+        name = f"{case}: supernet training, {sampling}"
+        rates.add(name, "images/s", ours, plain)
+        others: list[dict[str, Any]] = [{"autocast": False}, {"execution": "plain"}]
+        for chosen in [{"graphs": not weights.execution.graphs}, *others] if soft else others[1:]:
+            _, other = self._trained(images, rates, case, sampling=sampling, **chosen)
+            (setting,) = (f"{key}={str(value).lower()}" for key, value in chosen.items())
+            rate = f"{case}: training" if setting == "autocast=false" else ""  # as published
+            rates.add(f"{name}, {setting}", "images/s", other, plain, rate=rate, per_second=other)
         decoding = "hard" if sampling == "single_path" else "soft"
         judges = Judges(num=None, batch_size=min(1000, images.size("valid")), transform_seed=None)
         genotypes = weights.space.sample(np.random.default_rng(0), 4)
@@ -329,7 +343,19 @@ class TestRates:
 
         evaluate()
         name = f"{case}: evaluation of an architecture, {decoding}, {images.size('valid')} images"
-        rates.add(name, "s", rates.seconds(evaluate) / len(genotypes), rates.seconds(evaluate_plainly))
+        ours = rates.seconds(evaluate) / len(genotypes)
+        rate = f"{case}: evaluation" if soft else ""
+        per_image = ours / images.size("valid")
+        rates.add(name, "s", ours, rates.seconds(evaluate_plainly), rate=rate, per_second=per_image)
+
+    def _trained(self, images: Images, rates: Rates, case: str, **recipe: Any) -> tuple[SharedWeights, float]:
+        """Shared weights after two epochs, and images per second in the second one."""
+        weights = shared(images, case, **recipe)
+        with repeatable():
+            weights.train_epoch(0)
+            seconds = rates.seconds(lambda: weights.train_epoch(1))
+        assert not weights.not_recorded, f"no CUDA graph: {weights.not_recorded}"
+        return weights, len(weights._batches) * weights.recipe.batch_size / seconds
 
     def _plain_training(self, weights: SharedWeights, rates: Rates) -> float:
         """Images per second of some steps."""
@@ -354,41 +380,54 @@ class TestRates:
         space = cell_space(images)
         large = images.image_shape[1] == 32
         if kind == "rmi":
-            large_size = {"channels": 8, "batch_size": 32, "steps": 20}
+            large_size = {"channels": 16, "num_cells": 5, "batch_size": 32, "steps": 150}  # published
             evaluator: Any = make_rmi(images, tmp_path, space, **(large_size if large else {}))
         else:
             evaluator = make_zero_cost(images, tmp_path, space, **({"batch_size": 32} if large else {}))
-        genotypes = space.sample(np.random.default_rng(0), 256 if large else 8)
-        few = genotypes[: 32 if large else 4]
+        genotypes = space.sample(
+            np.random.default_rng(0), {"rmi": 64, "zero_cost": 1000}[kind] if large else 8
+        )
+        few = genotypes[:4]
         evaluator.evaluate(few[:2])
         ours = 60 * len(genotypes) / rates.seconds(lambda: evaluator.evaluate(genotypes))
         plain = rates.seconds(lambda: [evaluator.evaluate([genotype]) for genotype in few])
-        rates.add(f"nasbench201: {kind}", "candidates/min", ours, 60 * len(few) / plain)
+        rate = "nasbench201: rmi" if kind == "rmi" else ""
+        name = f"nasbench201: {kind}"
+        rates.add(name, "candidates/min", ours, 60 * len(few) / plain, rate=rate, per_second=ours / 60)
 
+    @pytest.mark.parametrize("case", ["nasbench201", "darts"])
     def test_final_training(
-        self, images: Images, accelerator: torch.device, rates: Rates, tmp_path: Path
+        self, images: Images, accelerator: torch.device, rates: Rates, tmp_path: Path, case: str
     ) -> None:
-        """The plain way is a loop of torch over images that are on the device already, without a Trainer."""
+        """The plain way is a loop of torch over images that are on the device already, without a Trainer.
+
+        Of DARTS' space EvNAS-A, in the size of the papers.
+        """
         size, epochs = batch_size(images), 3
-        for precision in precisions(accelerator):
+        for precision in precisions(accelerator) if case == "nasbench201" else ("bf16",):
             seconds = [
                 rates.seconds(
                     lambda num=num, precision=precision: train_classifier(
-                        images, tmp_path, brief(images, epochs=num, precision=precision)
+                        images,
+                        tmp_path,
+                        brief(images, epochs=num, precision=precision),
+                        network=final(images, case),
                     )
                 )
                 for num in (1, 1, epochs)  # the first one warms up
             ]
             steps = images.size("train") // size
             ours = (epochs - 1) * steps * size / max(seconds[2] - seconds[1], 1e-9)
-            plain = self._plain_images_per_second(images, accelerator, rates, precision)
-            rates.add(f"nasbench201: final training, {precision}", "images/s", ours, plain)
+            plain = self._plain_images_per_second(images, accelerator, rates, precision, final(images, case))
+            rate = f"{case}: final training" if case == "darts" else ""
+            name = f"{case}: final training, {precision}"
+            rates.add(name, "images/s", ours, plain, rate=rate, per_second=ours)
 
     def _plain_images_per_second(
-        self, images: Images, device: torch.device, rates: Rates, precision: str
+        self, images: Images, device: torch.device, rates: Rates, precision: str, network: torch.nn.Module
     ) -> float:
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        network = cell_space(images).network(CELLS[0]).to(device, memory_format=torch.channels_last).train()
+        network = network.to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         x, y = (tensor.to(device) for tensor in images.split("train"))

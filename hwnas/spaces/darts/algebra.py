@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from hwnas.spaces.darts.network import FactorizedReduce
+from hwnas.spaces.supernet import Number, add_weighted, runs, vector
 
 
 class _Context(FunctionCtx):
@@ -34,8 +35,8 @@ class _Context(FunctionCtx):
 
     saved_tensors: tuple[Tensor, ...]
     relu: bool
-    mix: list[float]
-    weights: list[list[float]]
+    mix: list[Number]
+    weights: list[list[Number]]
 
 
 def rows(x_BCHW: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ class AddPointwiseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, x_BCHW: Tensor, W: Tensor, eps: float, mix: list[float], *nodes: Tensor
+        ctx: _Context, x_BCHW: Tensor, W: Tensor, eps: float, mix: list[Number], *nodes: Tensor
     ) -> tuple[Tensor, ...]:
         """The new nodes (B * H * W, C); mean and unbiased variance (n, C) of what is normalised.
 
@@ -241,7 +242,7 @@ class AddPointwiseNorm(torch.autograd.Function):
             nodes: n nodes.
         """
         batch = _Statistics(x_BCHW, W, eps)
-        scale = batch.rstd * torch.tensor(mix, dtype=W.dtype, device=W.device)[:, None]
+        scale = batch.rstd * vector(mix, W)[:, None]
         products, constants = W * scale[:, None], batch.mean * scale
         for node, Z, product, constant in zip(nodes, batch.Z, products, constants, strict=True):
             node.addmm_(Z, product).sub_(constant)
@@ -295,7 +296,7 @@ def _sum(rows_NC: Tensor) -> Tensor:
 
 
 def _gradients(
-    x_BCHW: Tensor, W: Tensor, small: list[Tensor], grads: list[Tensor], sums: Tensor, mix: list[float]
+    x_BCHW: Tensor, W: Tensor, small: list[Tensor], grads: list[Tensor], sums: Tensor, mix: list[Number]
 ) -> tuple[Tensor, Tensor]:
     """Gradients dZ of the input as rows and dW, given the outputs' (N, C_out) and their sums (n, C_out)."""
     mean_in, covariance, mean, rstd = small
@@ -303,7 +304,7 @@ def _gradients(
     own = x_BCHW.shape[1] // inputs
     Z = parts(x_BCHW, own).expand(n, -1, -1)
     num = Z.shape[1]
-    s = rstd * torch.tensor(mix, dtype=W.dtype, device=W.device)[:, None]
+    s = rstd * vector(mix, W)[:, None]
     products = torch.stack([z.T @ g for z, g in zip(Z, grads, strict=True)])
     q = rstd * ((W * products).sum(dim=1) - mean * sums) / num
     scaled = s * q * rstd
@@ -330,14 +331,14 @@ class AddTerms(torch.autograd.Function):
     """Nodes plus weighted sums of the same terms, in place."""
 
     @staticmethod
-    def forward(ctx: _Context, weights: list[list[float]], num: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _Context, weights: list[list[Number]], num: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The new nodes; `weights[term][node]`, then how many terms, the terms, and the nodes."""
         ctx.weights = weights
         nodes = tensors[num:]
         for term, row in zip(tensors[:num], weights, strict=True):
             for node, weight in zip(nodes, row, strict=True):
-                if weight:
-                    node.add_(term, alpha=weight)
+                if runs(weight):
+                    add_weighted(node, term, weight)
         ctx.mark_dirty(*nodes)
         return nodes
 
@@ -348,7 +349,7 @@ class AddTerms(torch.autograd.Function):
         for row in ctx.weights:
             total: Tensor | None = None
             for grad, weight in zip(grads, row, strict=True):
-                if weight:
-                    total = grad * weight if total is None else total.add_(grad, alpha=weight)
+                if runs(weight):
+                    total = grad * weight if total is None else add_weighted(total, grad, weight)
             terms.append(total)
         return None, None, *terms, *grads

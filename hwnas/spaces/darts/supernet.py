@@ -53,7 +53,7 @@ from hwnas.spaces.darts.encoding import (
     DartsEncoding,
 )
 from hwnas.spaces.darts.network import FactorizedReduce, operation
-from hwnas.spaces.supernet import Body, CellSupernet, leaving
+from hwnas.spaces.supernet import Body, CellSupernet, Number, leaving, mixing, runs
 
 IN_CACHE = 1 << 18
 """Numbers of a stack of operations that stay in a core's cache: so few images a folded cell takes at once."""
@@ -136,7 +136,14 @@ class _MixedCell(nn.Module):
             states.append(total)
         return torch.cat(states[2:], dim=1)
 
-    def forward(self, before_BCHW: Tensor, last_BCHW: Tensor, weights: FloatArray, update: bool) -> Tensor:
+    def forward(
+        self,
+        before_BCHW: Tensor,
+        last_BCHW: Tensor,
+        weights: FloatArray,
+        update: bool,
+        numbers: Tensor | None = None,
+    ) -> Tensor:
         """The cell with batch statistics, equal operations of a source's outgoing edges stacked.
 
         Args:
@@ -144,8 +151,9 @@ class _MixedCell(nn.Module):
             last_BCHW: Output of the last cell, the same.
             weights: Mixing weights of this kind of cell.
             update: Whether to update running statistics, as training does.
+            numbers: The weights on the device, if they are used from there.
         """
-        given = _Stacked(self, weights)
+        given = _Stacked(self, weights, numbers)
         inputs = [
             given.normalised(_pixels(self.preprocess_0, before_BCHW), [_end(self.preprocess_0)]),
             given.normalised(last_BCHW, [_end(self.preprocess_1)]),
@@ -199,14 +207,15 @@ class _Stacked:
     Args:
         cell: The cell.
         weights: Mixing weights of its kind.
+        numbers: The same on the device, if they are used from there.
 
     Attributes:
         nodes: What the nodes sum up to so far, each (B * H * W, C).
         statistics: Each BatchNorm with the mean and unbiased variance (C,) of what it normalised.
     """
 
-    def __init__(self, cell: _MixedCell, weights: FloatArray) -> None:
-        self.cell, self.weights = cell, weights
+    def __init__(self, cell: _MixedCell, weights: FloatArray, numbers: Tensor | None) -> None:
+        self.cell, self.weights, self.numbers = cell, weights, numbers
         self.nodes: list[Tensor] = []
         self.statistics: list[tuple[nn.BatchNorm2d, Tensor, Tensor]] = []
 
@@ -256,7 +265,7 @@ class _Stacked:
     def _add(self, edges: list[int], op: int, y_BCHW: Tensor) -> None:
         """Last 1x1 convolutions of an operation, their BatchNorm and mixing weights."""
         products, norms = zip(*(_end(self.cell.operation(edge, op)) for edge in edges), strict=True)
-        targets, mix = _targets(edges), self.weights[edges, op].tolist()
+        targets, mix = _targets(edges), self._mix(edges, op)
         *mine, means, variances = AddPointwiseNorm.apply(
             y_BCHW, torch.stack(products), norms[0].eps, mix, *(self.nodes[target] for target in targets)
         )
@@ -266,10 +275,11 @@ class _Stacked:
     def _add_linear(self, source: int, x_BCHW: Tensor, stride: int) -> None:
         """The source itself and its pools, times their mixing weights."""
         edges = _leaving(source)
-        terms, mix = [], []
+        terms: list[Tensor] = []
+        mix: list[list[Number]] = []
         if stride == 1:
             terms.append(rows(x_BCHW))
-            mix.append(self.weights[edges, SKIP].tolist())
+            mix.append(self._mix(edges, SKIP))
         for op in (MAX_POOL, AVG_POOL):
             norms = [_norm(self.cell.operation(e, op)) for e in _running(self.weights, source, op)]
             if norms:
@@ -278,12 +288,15 @@ class _Stacked:
                 mean, var = y.new_zeros(2, y.shape[1])
                 # A momentum of 1 gives this batch's statistics; the edges differ in their buffers only.
                 terms.append(F.batch_norm(y, mean, var, training=True, momentum=1.0, eps=norms[0].eps))
-                mix.append(self.weights[edges, op].tolist())
+                mix.append(self._mix(edges, op))
                 self.statistics += [(norm, mean, var) for norm in norms]
-        if any(any(row) for row in mix):
+        if any(runs(weight) for row in mix for weight in row):
             targets = _targets(edges)
             mine = (self.nodes[target] for target in targets)
             self._set(targets, AddTerms.apply(mix, len(terms), *terms, *mine))
+
+    def _mix(self, edges: list[int], op: int) -> list[Number]:
+        return mixing(self.weights, self.numbers, edges, op)
 
     def _set(self, targets: Sequence[int], nodes: Sequence[Tensor]) -> None:
         for target, node in zip(targets, nodes, strict=True):
@@ -429,9 +442,8 @@ class DartsSupernet(CellSupernet):
 
     def _cells(self, weights: FloatArray) -> list[tuple[_MixedCell, FloatArray]]:
         """The cells in order, each with the weights of its kind."""
-        normal, reduce = weights[: len(CELL_EDGES)], weights[len(CELL_EDGES) :]
         cells = cast(Sequence[_MixedCell], self.cells)
-        return [(cell, reduce if cell.reduction else normal) for cell in cells]
+        return [(cell, weights[_edges(cell)]) for cell in cells]
 
     def _plain(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
         before = last = x_BCHW
@@ -439,17 +451,20 @@ class DartsSupernet(CellSupernet):
             before, last = last, cell.plain(before, last, own)
         return self.classifier(last.mean(dim=(2, 3)))
 
-    def _trained(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+    def _trained(self, x_BCHW: Tensor, weights: FloatArray, numbers: Tensor | None) -> Tensor:
         # Statistics are differences of large sums: not for bfloat16.
         with torch.autocast(x_BCHW.device.type, enabled=False):
             x = self.stem(x_BCHW.float() if x_BCHW.dtype == torch.bfloat16 else x_BCHW)
-            return self._through(x, weights, update=True)
+            return self._through(x, weights, update=True, numbers=numbers)
 
-    def _through(self, x_BCHW: Tensor, weights: FloatArray, *, update: bool) -> Tensor:
+    def _through(
+        self, x_BCHW: Tensor, weights: FloatArray, *, update: bool, numbers: Tensor | None = None
+    ) -> Tensor:
         """Logits from the stem's output, with batch statistics in the cells."""
         before = last = F.relu(x_BCHW).contiguous(memory_format=torch.channels_last)
         for index, (cell, own) in enumerate(self._cells(weights)):
-            output = cell(before, last, own, update)
+            here = None if numbers is None else numbers[_edges(cell)]
+            output = cell(before, last, own, update, here)
             before, last = last, output if index == len(self.cells) - 1 else F.relu(output)
         return self.classifier(last.mean(dim=(2, 3)))
 
@@ -467,6 +482,11 @@ class DartsSupernet(CellSupernet):
             return self.classifier(last.mean(dim=(2, 3)))
 
         return body
+
+
+def _edges(cell: _MixedCell) -> slice:
+    """Rows of the mixing weights of a cell's kind."""
+    return slice(len(CELL_EDGES), None) if cell.reduction else slice(len(CELL_EDGES))
 
 
 def _end(module: nn.Module, last: int = -1) -> End:

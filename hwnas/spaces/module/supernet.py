@@ -127,7 +127,7 @@ class ModuleSupernet(Supernet):
         self._used = {}
         return used
 
-    def forward(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+    def forward(self, x_BCHW: Tensor, weights: FloatArray, numbers: Tensor | None = None) -> Tensor:
         """As `Supernet.forward`, of a single architecture.
 
         Raises:

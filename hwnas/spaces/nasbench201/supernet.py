@@ -29,7 +29,17 @@ from hwnas.spaces.nasbench201.encoding import (
     SKIP,
     NasBench201Encoding,
 )
-from hwnas.spaces.supernet import Body, CellSupernet, leaving
+from hwnas.spaces.supernet import (
+    Body,
+    CellSupernet,
+    Number,
+    add_weighted,
+    is_one,
+    leaving,
+    mixing,
+    runs,
+    vector,
+)
 
 KERNELS = ((3, CONV_3X3), (1, CONV_1X1))
 """Kernel size and operation of the convolutions."""
@@ -103,7 +113,7 @@ class _Convolutions(nn.Module):
         )
 
     def stacked(
-        self, positive_BCHW: Tensor, edges: Sequence[int], mix: Sequence[float], update: bool
+        self, positive_BCHW: Tensor, edges: Sequence[int], mix: Sequence[Number], update: bool
     ) -> Tensor:
         """Several edges' operations as one convolution, times their mixing weights, with batch statistics.
 
@@ -123,9 +133,8 @@ class _Convolutions(nn.Module):
         if self.weights:
             weight = _joined([self.weights[name] * m for name, m in zip(names, mix, strict=True)])
             bias = _joined([self.biases[name] * m for name, m in zip(names, mix, strict=True)])
-        elif any(m != 1.0 for m in mix):
-            weight = torch.tensor([m for m in mix for _ in range(self.channels)], dtype=kernels[0].dtype)
-            weight = weight.to(y.device, non_blocking=True)
+        elif not all(map(is_one, mix)):
+            weight = vector(mix, kernels[0]).repeat_interleave(self.channels)
         update = update and self.track_running_stats
         part = update and len(edges) < len(self.edges)
         mean, var = self.running() if update else (None, None)
@@ -160,8 +169,8 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 class _Context(FunctionCtx):
     """Values that a forward pass keeps for the backward pass."""
 
-    skips: list[float]
-    pools: list[float]
+    skips: list[Number]
+    pools: list[Number]
     owners: list[list[int]]
     had: list[bool]
 
@@ -178,8 +187,8 @@ class _Sums(torch.autograd.Function):
     def forward(
         ctx: _Context,
         x: Tensor,
-        skips: list[float],
-        pools: list[float],
+        skips: list[Number],
+        pools: list[Number],
         owners: list[list[int]],
         *tensors: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
@@ -187,23 +196,28 @@ class _Sums(torch.autograd.Function):
         ctx.skips, ctx.pools, ctx.owners = skips, pools, owners
         num = len(skips)
         ctx.had = [before is not None for before in tensors[:num]]
-        terms: list[list[tuple[Tensor, float]]] = [[] for _ in range(num)]
+        terms: list[list[tuple[Tensor, Number]]] = [[] for _ in range(num)]
         for targets, stack in zip(owners, tensors[num:], strict=True):
             assert stack is not None
             for target, share in zip(targets, stack.chunk(len(targets), dim=1), strict=True):
                 terms[target].append((share, 1.0))
-        pooled = box_mean(x) if any(pools) else x
+        pooled = box_mean(x) if any(map(runs, pools)) else x
         totals: list[Tensor | None] = []
         for target, before in enumerate(tensors[:num]):
             mine = terms[target] + ([] if before is None else [(before, 1.0)])
-            mine += [(y, w) for y, w in ((x, skips[target]), (pooled, pools[target])) if w]
+            mine += [(y, w) for y, w in ((x, skips[target]), (pooled, pools[target])) if runs(w)]
             if len(mine) < 2:
                 totals.append(mine[0][0] * mine[0][1] if mine else None)
                 continue
             (first, a), (second, b), *others = mine
-            total = torch.add(first if a == 1.0 else first * a, second, alpha=b)
+            start = first if is_one(a) else first * a
+            total = (
+                torch.addcmul(start, second, b)
+                if isinstance(b, Tensor)
+                else torch.add(start, second, alpha=b)
+            )
             for tensor, weight in others:
-                total.add_(tensor, alpha=weight)
+                add_weighted(total, tensor, weight)
             totals.append(total)
         return tuple(totals)
 
@@ -211,10 +225,10 @@ class _Sums(torch.autograd.Function):
     def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         from_skips = from_pools = None
         for grad, skip, pool in zip(grads, ctx.skips, ctx.pools, strict=True):
-            if grad is not None and skip:
-                from_skips = grad * skip if from_skips is None else from_skips.add_(grad, alpha=skip)
-            if grad is not None and pool:
-                from_pools = grad * pool if from_pools is None else from_pools.add_(grad, alpha=pool)
+            if grad is not None and runs(skip):
+                from_skips = grad * skip if from_skips is None else add_weighted(from_skips, grad, skip)
+            if grad is not None and runs(pool):
+                from_pools = grad * pool if from_pools is None else add_weighted(from_pools, grad, pool)
         if from_pools is not None:
             pooled = box_mean_adjoint(from_pools)
             from_skips = pooled if from_skips is None else from_skips.add_(pooled)
@@ -274,7 +288,9 @@ class _MixedCell(nn.Module):
             nodes.append(total)
         return nodes[-1]
 
-    def forward(self, x_BCHW: Tensor, weights: FloatArray, update: bool) -> Tensor:
+    def forward(
+        self, x_BCHW: Tensor, weights: FloatArray, update: bool, numbers: Tensor | None = None
+    ) -> Tensor:
         """The cell with batch statistics, equal operations of a node's outgoing edges stacked."""
         sums: list[Tensor | None] = [x_BCHW, None, None, None]
         for source in range(3):
@@ -287,10 +303,10 @@ class _MixedCell(nn.Module):
                 edges = [e for e in leaving if weights[e, op] != 0]
                 if edges:
                     positive = F.relu(start) if positive is None else positive
-                    mix = weights[edges, op].tolist()
+                    mix = mixing(weights, numbers, edges, op)
                     stacks.append(self.convolution(kernel, source).stacked(positive, edges, mix, update))
                     owners.append([leaving.index(edge) for edge in edges])
-            skips, pools = weights[leaving, SKIP].tolist(), weights[leaving, AVG_POOL].tolist()
+            skips, pools = (mixing(weights, numbers, leaving, op) for op in (SKIP, AVG_POOL))
             # A node's outgoing edges lead to all later nodes, in order.
             sums[source + 1 :] = _Sums.apply(start, skips, pools, owners, *sums[source + 1 :], *stacks)
         output = sums[3]
@@ -444,10 +460,10 @@ class NasBench201Supernet(CellSupernet):
             x = part.plain(x, weights) if isinstance(part, _MixedCell) else part(x)
         return self.classifier(F.relu(self.last_norm(x)).mean(dim=(2, 3)))
 
-    def _trained(self, x_BCHW: Tensor, weights: FloatArray) -> Tensor:
+    def _trained(self, x_BCHW: Tensor, weights: FloatArray, numbers: Tensor | None) -> Tensor:
         x = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
         for part in self._body():
-            x = part(x, weights, True) if isinstance(part, _MixedCell) else part(x)
+            x = part(x, weights, True, numbers) if isinstance(part, _MixedCell) else part(x)
         return self.classifier(F.relu(self.last_norm(x)).mean(dim=(2, 3)))
 
     def _batchwise(self, weights: FloatArray, batch_statistics: bool) -> Body:
