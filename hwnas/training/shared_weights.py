@@ -31,7 +31,7 @@ from hwnas.core import FloatArray, Genotype, SearchSpace, seed_of
 from hwnas.data.images import Batches, Images, augment
 from hwnas.files import read_torch, temporary_folder, write_torch
 from hwnas.spaces.capabilities import HasSupernet
-from hwnas.spaces.supernet import Supernet
+from hwnas.spaces.supernet import CellSupernet, Supernet
 from hwnas.training.accelerator import Execution, accelerator, execution
 from hwnas.training.importance import Importance
 from hwnas.training.lightning import Devices, fit_by_lightning
@@ -363,7 +363,8 @@ class SharedWeights(pl.LightningModule):
     def _numbers(self, weights: FloatArray) -> Tensor | None:
         """Mixing weights on a GPU, copied there once per step; None where they are used as numbers."""
         hard = ((weights == 0) | (weights == 1)).all()
-        if hard or self.device.type == "cpu" or self.execution.way == "plain":
+        stacked = self.execution.way == "stacked" and isinstance(self.supernet, CellSupernet)
+        if hard or self.device.type == "cpu" or not stacked:
             return None
         return torch.tensor(weights, dtype=torch.float32).to(self.device, non_blocking=True)
 
@@ -477,7 +478,8 @@ class SharedWeights(pl.LightningModule):
 
     def _records(self) -> bool:
         """Whether steps are to be recorded, and all of the epoch run all operations of the space."""
-        if not self.execution.graphs or self.recipe.sampling == "single_path":
+        soft = isinstance(self.supernet, CellSupernet) and self.recipe.sampling != "single_path"
+        if not self.execution.graphs or not soft:
             return False
         return all(((weights != 0) == self.space.allowed).all() for weights in self._mixtures)
 
@@ -672,7 +674,7 @@ def _forward(
     """Cross-entropy and logits (B, classes) of normalised images, in bfloat16 if it `casts`."""
     # Each weight is cast once per step anyway, and a recorded step must not use those of an earlier one.
     with torch.autocast(x.device.type, torch.bfloat16, enabled=casts, cache_enabled=False):
-        logits = supernet(x, weights, numbers)
+        logits = supernet(x, weights) if numbers is None else supernet(x, weights, numbers)
     return F.cross_entropy(logits.float() if casts else logits, y), logits
 
 
