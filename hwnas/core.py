@@ -847,6 +847,10 @@ class Evaluator(ABC):
         """Measured over predicted values of networks outside a fit; empty without predictions."""
         return np.empty(0)
 
+    def interval(self, metric: str, genotypes: Sequence[Genotype]) -> tuple[FloatArray, FloatArray] | None:
+        """Bounds that a predicted metric keeps with a probability of 90 %, each (n,); None: not known."""
+        return None
+
     def expected(self, genotypes: Sequence[Genotype]) -> FloatArray | None:
         """What is known of networks before any evaluation, higher is better, (n,); None if nothing is."""
         return None

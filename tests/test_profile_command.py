@@ -61,10 +61,15 @@ def test_adapt_to_ten_networks_and_search(run_hwnas, tmp_path: Path) -> None:
         assert float(low) < float(expected) < float(high)
     assert "in→1" in run_hwnas("profile", "show", "mine.json").stdout
     run_hwnas("profile", "compare", "mine.json", "mine.json")
-    run_hwnas(
+    said = run_hwnas(
         *("search", "device=mine.json", "evaluator=toy", "trainer=none", "generations=2"),
         *("limits.latency_ms=q0.5", "logger=csv", "hydra.run.dir=run", "dataset=none"),
-    )
+    ).stdout
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    low, high = result["intervals"]["latency_ms"]
+    assert low < result["best"]["metrics"]["latency_ms"] < high
+    assert f"latency_ms is between {low:.4g} and {high:.4g} with a probability of 90 %" in said
+    assert f"in 32 bits the network needs {result['memory']['ram_kb']:.1f} kB of RAM" in said
     for line in (tmp_path / "run" / "archive.jsonl").read_text().splitlines():
         trial = json.loads(line)
         expected = 1 + 2 * sum(op == 3 for op in trial["genotype"])

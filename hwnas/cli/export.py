@@ -19,6 +19,7 @@ from hwnas.data.folder import ImageFolder
 from hwnas.data.images import Images
 from hwnas.devices import board
 from hwnas.devices.measure import draw_weights
+from hwnas.devices.memory import Bits, Memory
 from hwnas.devices.onnx_models import PACKAGES, require_onnx
 from hwnas.devices.profile import Profile, network_shape
 from hwnas.devices.runtimes import RUNTIMES
@@ -46,6 +47,7 @@ from hwnas.spaces.capabilities import HasNetworks, identity
 from hwnas.spaces.known import KnownNetworks, known_names
 from hwnas.spaces.presets import architecture
 
+MEMORY_BITS: tuple[Bits, ...] = (32, 8)
 HOST, PROFILE = "hwnas.devices.host.Host", "hwnas.devices.profile.profile_device"
 
 
@@ -236,10 +238,17 @@ def _described(
 ) -> dict[str, object]:
     """Description of the network, for the card and the files."""
     presets = {space.from_str(text): name for name, text in space.presets.items()}
+    counts = {name: float(values[0]) for name, values in space.static_metrics([genotype]).items()}
+    memory = {
+        str(bits): Memory(space, metric="ram_kb", bits=bits).evaluate([genotype])[0]
+        for bits in MEMORY_BITS
+        if "params" in counts
+    }
     return {
         **identity(space, genotype, dataset),
         "preset": presets.get(genotype),
-        **{name: float(values[0]) for name, values in space.static_metrics([genotype]).items()},
+        **counts,
+        **({"memory": memory} if memory else {}),
         "mean": module.mean.flatten().tolist(),
         "std": module.std.flatten().tolist(),
         "weights": "random" if weights is None else str(weights),

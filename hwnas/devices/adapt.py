@@ -14,7 +14,7 @@ rule); the next measurements: Cohn, Ghahramani & Jordan, Active Learning with St
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,12 @@ import numpy as np
 from hwnas.core import FloatArray, Genotype, SearchSpace
 from hwnas.devices.profile import (
     FORMS,
+    INTERVAL,
     SCHEMA_VERSION,
     Additive,
     Compiled,
+    Doubt,
+    Draw,
     Networks,
     Profile,
     agreement,
@@ -72,7 +75,10 @@ NUM_POOL = 1_000
 """Maximum of networks that the next measurements are chosen from."""
 
 NUM_DRAWS = 200
-"""Cost functions drawn from the posterior, for intervals and for the next measurements."""
+"""Cost functions drawn from the posterior, for the next measurements."""
+
+NUM_KEPT = 50
+"""Those that a profile keeps, for intervals: their standard deviation is known to 10 %."""
 
 NUM_FOLDS = 10
 NEGLIGIBLE = 0.02
@@ -80,9 +86,6 @@ NEGLIGIBLE = 0.02
 
 UNLIKELY = 1e-4
 """Probability relative to the best model's below which a model is left out."""
-
-INTERVAL = 1.645
-"""Standard deviations on either side of a prediction: 90 % of a normal distribution."""
 
 MOST_NAMED = 3
 """Sources that a summary names."""
@@ -285,17 +288,31 @@ class _Posterior:
             parts,
         )
 
+    def doubt(self, seed: int) -> Doubt:
+        """The noise, and `NUM_KEPT` costs from the posterior."""
+        draws = []
+        for model, constant, weights in self._drawn(NUM_KEPT, seed):
+            form = model.features.form
+            cost = model.features.cost(
+                self.middle + self.scale * constant, self.scale * weights, self._floors[form]
+            )
+            draws.append(Draw(cost.base, cost.edges, cost.pairs, cost.floor, form))
+        return Doubt(float(self.noise), draws)
+
+    def _drawn(self, num: int, seed: int) -> Iterator[tuple[_Model, float, FloatArray]]:
+        """Models with constants and weights from the posterior."""
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(self.models), size=num, p=np.array([m.weight for m in self.models]))
+        for number in chosen:
+            yield self.models[number], *self.models[number].draw(rng)
+
     def draws(self, genotypes: np.ndarray, seed: int) -> FloatArray:
         """Costs by `NUM_DRAWS` functions from the posterior, shape (draws, n)."""
-        rng = np.random.default_rng(seed)
-        chosen = rng.choice(len(self.models), size=NUM_DRAWS, p=np.array([m.weight for m in self.models]))
         connected = self._space.is_connected(genotypes)
         costs = np.empty((NUM_DRAWS, len(genotypes)))
         seen_by = {id(m.features): m.features for m in self.models}
         columns = {key: features(genotypes) for key, features in seen_by.items()}
-        for row, number in enumerate(chosen):
-            model = self.models[number]
-            constant, weights = model.draw(rng)
+        for row, (model, constant, weights) in enumerate(self._drawn(NUM_DRAWS, seed)):
             cost = self.middle + self.scale * (constant + columns[id(model.features)] @ weights)
             form = model.features.form
             costs[row] = cost if form == "all" else np.where(connected, cost, self._floors[form])
@@ -376,11 +393,9 @@ class Adapted:
         self, metric: str, genotypes: Sequence[Genotype] | np.ndarray
     ) -> tuple[FloatArray, FloatArray]:
         """Bounds that 90 % of the networks keep, each (n,)."""
-        G = np.asarray(genotypes, dtype=np.intp)
-        posterior = self._posteriors[metric]
-        expected = self.profile.predict(self._space, metric, G)
-        half = INTERVAL * np.sqrt(posterior.draws(G, self._seed).var(axis=0) + posterior.noise**2)
-        return np.maximum(expected - half, 0.0), expected + half
+        found = self.profile.interval(self._space, metric, genotypes)
+        assert found is not None
+        return found
 
     def doubt(self, metric: str, num: int = 0) -> tuple[float, float]:
         """Standard deviations relative to the mean cost, of the profile and of the noise.
@@ -529,6 +544,7 @@ def adapt(
             measured={metric: y.tolist() for metric, y in columns.items()},
             predicted=predicted,
         ),
+        doubts={metric: posterior.doubt(seed) for metric, posterior in posteriors.items()},
     )
     return Adapted(profile, shares, of_forms, space, posteriors, G, len(forms), seed)
 

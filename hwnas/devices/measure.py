@@ -516,7 +516,10 @@ def read_measurements(path: Path) -> board.Measurements:
         if not isinstance(content, dict) or "plan" not in content:
             raise ValueError("it has no plan")
         if content.get("schema") != board.SCHEMA_VERSION:
-            raise ValueError(f"schema version {content.get('schema')}, not {board.SCHEMA_VERSION}")
+            raise ValueError(
+                f"schema version {content.get('schema')}, this hwnas reads {board.SCHEMA_VERSION}; export "
+                "the script again"
+            )
         shaped(content, MEASURED_SHAPE)
         measured = cast(board.Measurements, content)
         names = [model["name"] for model in content["plan"]["models"]]

@@ -100,6 +100,11 @@ class Multi(Evaluator):
         own, _, name = metric.partition("@")
         return self.devices[name].errors(own) if name else np.empty(0)
 
+    def interval(self, metric: str, genotypes: Sequence[Genotype]) -> tuple[FloatArray, FloatArray] | None:
+        """Bounds of a device's own cost; none of `relative_cost`."""
+        own, _, name = metric.partition("@")
+        return self.devices[name].interval(own, genotypes) if name else None
+
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Costs per genotype; all `inf` if one of the devices does not support the network."""
         rows: list[dict[str, float]] = [{RELATIVE_COST: 0.0} for _ in genotypes]

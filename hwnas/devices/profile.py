@@ -50,6 +50,7 @@ PROFILE_SHAPE = {
         {"archs": [str], "fitted": int, "measured": _FIGURES, "predicted": _FIGURES},
         None,
     ),
+    "doubts?": {str: {"noise": float, "draws": [{**_SUM, "form": str}]}},
 }
 """Shape of a profile's file, for `files.shaped`."""
 
@@ -142,6 +143,40 @@ class Compiled(Additive):
 
 
 @dataclass(frozen=True)
+class Draw(Additive):
+    """A cost that measurements leave possible, as a sum over what the device runs by one of `FORMS`."""
+
+    form: str = "all"
+
+    def of(self, space: SearchSpace, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
+        """Cost per genotype, shape (n,)."""
+        found = self(seen(space, genotypes, self.form))
+        return found if self.form == "all" else np.where(space.is_connected(genotypes), found, self.floor)
+
+
+INTERVAL = 1.645
+"""Standard deviations on either side of a prediction: 90 % of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """How sure a profile is of a cost.
+
+    Attributes:
+        noise: Standard deviation of single networks about any sum, in the metric's unit.
+        draws: Random costs from what measurements leave possible.
+    """
+
+    noise: float
+    draws: list[Draw]
+
+    def half(self, space: SearchSpace, genotypes: Sequence[Genotype] | np.ndarray) -> FloatArray:
+        """Half the widths of the 90 % intervals per genotype, shape (n,)."""
+        costs = np.array([draw.of(space, genotypes) for draw in self.draws])
+        return INTERVAL * np.sqrt(costs.var(axis=0) + self.noise**2)
+
+
+@dataclass(frozen=True)
 class Networks:
     """Measured whole networks, and the profile's predictions for them.
 
@@ -198,6 +233,7 @@ class Profile:
         networks: Whole networks that were measured, if any.
         unsupported: Sets of networks that the device does not support, each as the operations per edge: all
             their combinations. They cost `inf`.
+        doubts: Per metric how sure the profile is; empty where nobody knows.
     """
 
     schema: int
@@ -211,6 +247,16 @@ class Profile:
     live: bool = False
     networks: Networks | None = None
     unsupported: list[list[list[int]]] = field(default_factory=list)
+    doubts: dict[str, Doubt] = field(default_factory=dict)
+
+    def interval(
+        self, space: SearchSpace, metric: str, genotypes: Sequence[Genotype] | np.ndarray
+    ) -> tuple[FloatArray, FloatArray] | None:
+        """Bounds that 90 % of the networks keep, each (n,); None if nobody knows how sure the profile is."""
+        if metric not in self.doubts:
+            return None
+        expected, half = self.predict(space, metric, genotypes), self.doubts[metric].half(space, genotypes)
+        return np.maximum(expected - half, 0.0), expected + half
 
     def predict(
         self, space: SearchSpace, metric: str, genotypes: Sequence[Genotype] | np.ndarray
@@ -285,8 +331,9 @@ class Profile:
     def content(self) -> dict[str, object]:
         """The profile as JSON."""
         content = dataclasses.asdict(self)
-        if not self.unsupported:
-            del content["unsupported"]  # versions of profiles without it are those of before
+        for name in ("unsupported", "doubts"):
+            if not content[name]:
+                del content[name]  # versions of profiles without it are those of before
         return content
 
     def save(self, path: Path) -> None:
@@ -320,9 +367,27 @@ class Profile:
             networks = Networks(**content["networks"]) if content.get("networks") else None
             if networks is not None:
                 _check_networks(networks)
-            return Profile(**{**content, "schema": SCHEMA_VERSION, "costs": costs, "networks": networks})
+            doubts = {metric: _doubt(doubt) for metric, doubt in content.get("doubts", {}).items()}
+            for metric, doubt in doubts.items():
+                _check_doubt(metric, doubt, costs)
+            read = {"schema": SCHEMA_VERSION, "costs": costs, "networks": networks, "doubts": doubts}
+            return Profile(**{**content, **read})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a device profile ({error})") from None
+
+
+def _doubt(content: dict[str, Any]) -> Doubt:
+    return Doubt(content["noise"], [Draw(**draw) for draw in content["draws"]])
+
+
+def _check_doubt(metric: str, doubt: Doubt, costs: Mapping[str, Additive]) -> None:
+    """Raise ValueError unless draws are costs of the profile's space."""
+    if metric not in costs or not doubt.noise >= 0 or len(doubt.draws) < 2:
+        raise ValueError(f"doubts of {metric} need that cost, noise of at least 0, and two draws")
+    for draw in doubt.draws:
+        if draw.form not in FORMS or np.shape(draw.edges) != np.shape(costs[metric].edges):
+            raise ValueError(f"a draw of {metric} has another shape than the cost, or form={draw.form!r}")
+        _check_costs({f"{metric} (drawn)": draw})
 
 
 def _cost(content: dict[str, Any]) -> Additive:
@@ -412,6 +477,10 @@ class ProfileDevice(Evaluator):
     def errors(self, metric: str) -> FloatArray:
         """As for the profile."""
         return self.profile.errors(metric)
+
+    def interval(self, metric: str, genotypes: Sequence[Genotype]) -> tuple[FloatArray, FloatArray] | None:
+        """As for the profile."""
+        return self.profile.interval(self._space, metric, genotypes)
 
     def evaluate(self, genotypes: Sequence[Genotype]) -> list[dict[str, float]]:
         """Predicted costs per genotype."""

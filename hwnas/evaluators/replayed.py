@@ -99,6 +99,10 @@ class Replayed(Evaluator):
         """As for the evaluator."""
         return self._inner.errors(metric)
 
+    def interval(self, metric: str, genotypes: Sequence[Genotype]) -> tuple[FloatArray, FloatArray] | None:
+        """As for the evaluator."""
+        return self._inner.interval(metric, genotypes)
+
     def seconds(self, genotypes: Sequence[Genotype]) -> float | None:
         """As for the evaluator."""
         return self._inner.seconds(genotypes)

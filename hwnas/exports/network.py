@@ -16,7 +16,16 @@ from omegaconf import DictConfig
 
 from hwnas.devices import board
 from hwnas.devices.measure import cpu_timer
-from hwnas.devices.onnx_models import PACKAGES, answers, quantise, require_onnx, traced, write_program
+from hwnas.devices.memory import BYTES_PER_KB
+from hwnas.devices.onnx_models import (
+    PACKAGES,
+    allocated,
+    answers,
+    quantise,
+    require_onnx,
+    traced,
+    write_program,
+)
 from hwnas.devices.runtimes import RUNTIMES
 from hwnas.devices.runtimes.litert import LiteRT
 from hwnas.devices.runtimes.runtime import Answers
@@ -110,7 +119,9 @@ def export_network(
         (fraction of test images that agree), "difference" (largest, from torch's logits), "median_ms"
         and "quartile_ms" (the lower one; batch 1, one thread), the "variation" of these times and whether
         they are "noisy" although they were taken again, "p50_ms" and "p95_ms" of single "passes", "load_ms"
-        of the file and "first_ms" of the pass after; and "torch", such times of the network itself.
+        of the file and "first_ms" of the pass after, and of files in onnxruntime "ram_kb", what it allocates
+        for activations, and "sparing_ram_kb", if it frees each tensor at once; null: it does not tell; and
+        "torch", such times of the network itself.
 
     Raises:
         ValueError: No onnx package, or a file that does not compute what torch does.
@@ -159,10 +170,23 @@ def export_network(
                 **row,
                 **latency,
                 **file.cold,
+                **_memory(file, image),
             }
             for file, row, latency in zip(files, rows, times, strict=True)
         ],
         "torch": {"runtime": f"torch {torch.__version__}", **own},
+    }
+
+
+def _memory(file: _File, image: Tensor) -> dict[str, float | None]:
+    """What onnxruntime allocates for the activations of one image; empty for other runtimes."""
+    if file.runtime.split()[0] != "onnxruntime":
+        return {}
+    int8 = file.path.name == INT8
+    usual, sparing = (allocated(file.path, image.shape, sparing=of, int8=int8) for of in (False, True))
+    return {
+        "ram_kb": None if usual is None else usual.in_all / BYTES_PER_KB,
+        "sparing_ram_kb": None if sparing is None else sparing.in_all / BYTES_PER_KB,
     }
 
 

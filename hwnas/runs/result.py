@@ -402,6 +402,8 @@ class Result(Plan):
         hypervolume: After each generation.
         result: The networks that the strategy returns.
         best: The best network that keeps the limits; None if none does.
+        intervals: Per predicted cost bounds that the answer keeps with a probability of 90 %, where known.
+        memory: `ram_kb` and `flash_kb` of the answer, and the `memory_bits` of a number; None: not known.
         notes: Sentences that belong beside the answer.
         stationary: Whether qualities of different generations can be compared.
         truth: Where the whole space is known.
@@ -441,6 +443,8 @@ class Result(Plan):
     best: Network | None
     population: Population | None = None
     risk: Mapping[str, Risk] | None = None
+    intervals: Mapping[str, tuple[float, float]] | None = None
+    memory: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
     stationary: bool = True
     truth: Comparison | None = None

@@ -31,7 +31,7 @@ from hwnas.runs.result import (
     Transfer,
     TransferRow,
 )
-from hwnas.runs.units import phrase, short
+from hwnas.runs.units import phrase, short, text
 from hwnas.searches.analysis import spread
 from hwnas.searches.blind import CHOICES, Known, blind, known_networks
 from hwnas.searches.exact import (
@@ -150,6 +150,8 @@ class Conclusion:
             best=self.described(self.answer) if self.answer else None,
             population=self._population(),
             risk=self._risk(),
+            intervals=self._intervals(),
+            memory=None if self.answer is None else task.memory(self.answer.genotype),
             notes=tuple(evaluator.note for evaluator in evaluators if evaluator.note),
             stationary=task.quality.stationary,
             truth=self._comparison(),
@@ -228,6 +230,19 @@ class Conclusion:
                 bound = limit.bound * (1 + self.task.margins.get(limit.metric, 0.0))
                 beyond = int((self.answer.metrics[limit.metric] * errors > bound).sum())
                 found[limit.metric] = Risk(bound, (1 + beyond) / (1 + len(errors)), len(errors))
+        return found
+
+    def _intervals(self) -> dict[str, tuple[float, float]]:
+        """Per predicted cost of the answer the bounds that it keeps with a probability of 90 %."""
+        found: dict[str, tuple[float, float]] = {}
+        if self.answer is None:
+            return found
+        for evaluator in self.task.evaluators:
+            for metric in evaluator.metrics:
+                bounds = evaluator.interval(metric, [self.answer.genotype])
+                if bounds is not None:
+                    low, high = bounds
+                    found[metric] = (float(low[0]), float(high[0]))
         return found
 
     def _yardsticks(self) -> dict[str, Network]:
@@ -410,8 +425,26 @@ def remarks(result: Result) -> list[str]:
             + ("; confidence=0.95 keeps a margin" if risk.probability > 0.05 else "")
             for metric, risk in (result.risk or {}).items()
         ]
+        + [
+            f"by what few measurements tell, {metric} is between {low:.4g} and {high:.4g} with a probability "
+            "of 90 %"
+            for metric, (low, high) in (result.intervals or {}).items()
+        ]
+        + memory_in_words(result)
         + list(result.notes)
     )
+
+
+def memory_in_words(result: Result) -> list[str]:
+    """A sentence on the memory that the answer needs, in a list; empty where it is not known, or a metric."""
+    memory = result.memory
+    if memory is None or result.best is None or "ram_kb" in result.best.metrics:
+        return []
+    ram, flash = (text(name, memory[name]) for name in ("ram_kb", "flash_kb"))
+    return [
+        f"in {memory['memory_bits']:g} bits the network needs {ram} of RAM for one image, and {flash} "
+        "for its weights (limits.ram_kb, limits.flash_kb)"
+    ]
 
 
 def warm_start_in_words(result: Result) -> list[str]:

@@ -18,6 +18,7 @@ from hwnas.core import (
     Count,
     Evaluator,
     Fraction,
+    Genotype,
     Goal,
     Limit,
     Objective,
@@ -255,6 +256,14 @@ class Task:
         """Names of the evaluators whose answers are paid for, in the store; of successive rungs the first."""
         rungs = self.quality.rungs if self.quality.eta is None else self.quality.rungs[:1]
         return {evaluator.name for evaluator in rungs or (self.quality,)}
+
+    def memory(self, genotype: Genotype) -> dict[str, float] | None:
+        """`ram_kb` and `flash_kb` of a network, and the `memory_bits` of a number; None: not known."""
+        if not isinstance(self.space, HasNetworks) or "params" not in self.space.static_metrics([]):
+            return None
+        bits = self.problem.memory_bits
+        found = Memory(self.space, metric="ram_kb", bits=bits).evaluate([genotype])[0]
+        return {**found, "memory_bits": bits}
 
     @property
     def has_networks(self) -> bool:

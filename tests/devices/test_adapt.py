@@ -14,7 +14,7 @@ from hwnas.data.tables import read_table
 from hwnas.devices import adapt as adapting
 from hwnas.devices.adapt import Adapted, adapt
 from hwnas.devices.benchmark import source_profiles
-from hwnas.devices.profile import SCHEMA_VERSION, Additive, Compiled, Profile, ProfileDevice
+from hwnas.devices.profile import SCHEMA_VERSION, Additive, Compiled, Doubt, Draw, Profile, ProfileDevice
 from hwnas.files import data_folder
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.fbnet import FBNet
@@ -103,6 +103,46 @@ def test_damaged_parts_are_refused(tmp_path: Path, parts: dict[str, Any], messag
     text = (tmp_path / "x.json").read_text()
     content = json.loads(text)
     content["costs"]["latency_ms"]["parts"] = parts
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        Profile.load(tmp_path / "x.json")
+
+
+def test_intervals_are_kept_in_the_file(tmp_path: Path) -> None:
+    """Draws of 1 ms a convolution and of 3, and 1 ms of noise: a standard deviation by hand."""
+    once, thrice = ([[0.0, 0.0, 0.0, each, 0.0]] * 6 for each in (1.0, 3.0))
+    doubt = Doubt(1.0, [Draw(4.0, once), Draw(4.0, thrice, form="used")])
+    profile = replace(profile_of(np.zeros((6, 5))), doubts={"latency_ms": doubt})
+    profile.save(tmp_path / "x.json")
+    read = Profile.load(tmp_path / "x.json")
+    assert read == profile
+    # Four convolutions, of which two are used: draws of 4 + 4 and of 4 + 3 * 2, 1 ms from their mean
+    cell = SPACE.from_str("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|none~0|nor_conv_3x3~1|none~2|")
+    mean = float(read.predict(SPACE, "latency_ms", [cell])[0])
+    device = ProfileDevice(SPACE, read, tmp_path / "x.json", metric="latency_ms")
+    for found in (read.interval(SPACE, "latency_ms", [cell]), device.interval("latency_ms", [cell])):
+        assert found is not None
+        assert found[1][0] - mean == pytest.approx(1.645 * (1 + 1) ** 0.5)
+        assert found[0][0] >= 0
+    assert profile_of(np.zeros((6, 5))).interval(SPACE, "latency_ms", [cell]) is None
+
+
+@pytest.mark.parametrize(
+    ("noise", "draws", "changes", "message"),
+    [
+        (-1.0, 2, {}, "at least 0"),
+        (1.0, 1, {}, "two draws"),
+        (1.0, 2, {"edges": [[0.0] * 5] * 5}, "another shape"),
+        (1.0, 2, {"form": "x"}, "form='x'"),
+        (1.0, 2, {"base": 1e13}, "above 1e.12"),
+    ],
+)
+def test_damaged_doubts_are_refused(
+    tmp_path: Path, noise: float, draws: int, changes: dict[str, Any], message: str
+) -> None:
+    draw = {"form": "all", "base": 1.0, "edges": [[0.0] * 5] * 6, **changes}
+    doubts = {"latency_ms": {"noise": noise, "draws": [draw] * draws}}
+    content = {**profile_of(np.zeros((6, 5))).content(), "doubts": doubts}
     (tmp_path / "x.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         Profile.load(tmp_path / "x.json")

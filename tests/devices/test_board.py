@@ -90,7 +90,10 @@ def test_a_board_from_export_to_search(run_hwnas, tmp_path: Path) -> None:
         (("export", "archs=some.csv", "to=x"), "some.csv is corrupt: it has no column 'arch'"),
         (("export", "archs=0", "to=x"), "archs must be a whole number of at least 1, not 0"),
         (("export", "archs=cells.csv", "to=x"), "'nonsense' has 1 nodes, not 3"),
-        (("adapt", "old.json"), "old.json holds no measurements (schema version 0, not 1)"),
+        (
+            ("adapt", "old.json"),
+            "old.json holds no measurements (schema version 0, this hwnas reads 1; export",
+        ),
         (("adapt", "unfinished.json"), "the measurement is unfinished; start its script again"),
         (("import", "networks.json"), "hwnas profile adapt <measurements.json> takes them"),
         (("adapt", "networks.json"), "3 measured networks are too few to adapt to; 10 are needed"),

@@ -247,7 +247,7 @@ def test_measurements_of_other_networks_are_refused(content: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"schema": 7}, "schema version 7, not 1"),
+        ({"schema": 7}, "schema version 7, this hwnas reads 1; export the script again"),
         ({"complete": False}, "the measurement is unfinished; start its script again"),
         ({"latency_ms": {"stem": [0.0]}}, r"latency_ms of stem is 0\.0; it must be above 0"),
         ({"latency_ms": {"stem": [1.0, -2.0]}}, r"latency_ms of stem is -2\.0; it must be above 0"),
