@@ -120,14 +120,14 @@ def test_files_compute_what_the_trained_network_does(run: Path) -> None:
 
 
 def test_memory_is_told(run: Path) -> None:
-    """In torch's file nobody counts. The image is the caller's, and a normalised one comes on top."""
+    """In torch's file nobody counts. onnxruntime's convolutions have a buffer of at most 64 kB."""
     alive = SPACE.most_alive([SPACE.from_str(ARCH)])[0]
     told, by_file = figures(run / "export")["memory"], files(run / "export")
     assert (told["32"]["ram_kb"], told["8"]["ram_kb"]) == (4 * alive / 1024, alive / 1024)
     assert told["32"]["flash_kb"] == 4 * told["8"]["flash_kb"] > 0
     assert "ram_kb" not in by_file["network.pt2"]
     float32 = by_file["network.onnx"]
-    assert told["32"]["ram_kb"] <= float32["sparing_ram_kb"] < 3 * told["32"]["ram_kb"]
+    assert told["32"]["ram_kb"] <= float32["sparing_ram_kb"] < 2 * told["32"]["ram_kb"] + 64
     row = f"| `network.onnx` | {float32['ram_kb']:,.0f} kB | {float32['sparing_ram_kb']:,.0f} kB |"
     assert row in (run / "export" / "card.md").read_text()
 
@@ -198,7 +198,7 @@ def test_files_describe_themselves(run: Path) -> None:
 def test_the_card_can_be_followed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     text = (run / "export" / "card.md").read_text()
     assert text.startswith("# A network (nasbench201) for digits\n")
-    sparing, *snippets = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+    *snippets, sparing = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
     assert len(snippets) == 2
     monkeypatch.chdir(run / "export")
     names: dict[str, Any] = {}

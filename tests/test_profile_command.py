@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from hwnas.build import conf_folder
 from hwnas.devices import board
 from hwnas.devices.measure import Settings, plan_of
+from hwnas.runs.units import text
 from hwnas.spaces.nasbench201 import NasBench201
 
 
@@ -69,7 +70,7 @@ def test_adapt_to_ten_networks_and_search(run_hwnas, tmp_path: Path) -> None:
     low, high = result["intervals"]["latency_ms"]
     assert low < result["best"]["metrics"]["latency_ms"] < high
     assert f"latency_ms is between {low:.4g} and {high:.4g} with a probability of 90 %" in said
-    assert f"in 32 bits the network needs {result['memory']['ram_kb']:.1f} kB of RAM" in said
+    assert f"in 32 bits the network needs {text('ram_kb', result['memory']['ram_kb'])} of RAM" in said
     for line in (tmp_path / "run" / "archive.jsonl").read_text().splitlines():
         trial = json.loads(line)
         expected = 1 + 2 * sum(op == 3 for op in trial["genotype"])
