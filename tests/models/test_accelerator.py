@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hwnas.data.images import Images, augment
+from hwnas.evaluators.rmi import centred_gram, similarities
+from hwnas.evaluators.scores import Data, measure
 from hwnas.spaces import blocks
+from hwnas.spaces.blocks import Population
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.training.accelerator import accelerator
@@ -30,7 +33,10 @@ CASES = [
     pytest.param(SPACE, "soft", id="nasbench201-soft"),
     pytest.param(SPACE, "hard", id="nasbench201-hard"),
     pytest.param(Darts(2, 3, image_shape=SHAPE), "hard", id="darts-hard"),
+    pytest.param(Darts(2, 3, image_shape=SHAPE), "soft", id="darts-soft"),
 ]
+
+FORWARD = ("naswot", "swap", "az_expressivity", "az_progressivity")
 
 
 @pytest.fixture
@@ -90,9 +96,44 @@ def test_a_supernet_on_a_gpu_needs_nothing_of_the_processor(
             x + torch.randn(4, *SHAPE)
         network.train()
         assert network(x, weights).device.type == "cuda"
+        if decoding == "soft":
+            numbers = torch.randn(weights.shape, device="cuda")
+            assert network(x, weights, numbers).device.type == "cuda"
         network.eval()
         for batch_statistics in (True, False):
             assert network.compiled(weights, batch_statistics=batch_statistics)(x).device.type == "cuda"
+
+
+@pytest.mark.usefixtures("no_cached_tensors")
+def test_scores_on_a_gpu_need_nothing_of_the_processor() -> None:
+    """Those without gradients, of two networks together; they end on the processor."""
+    genotypes, initial = [(3, 3, 3, 3, 3, 3), (2, 0, 4, 3, 1, 2)], SPACE.initial_weights(0)
+    with FakeTensorMode():
+        x, noise = torch.randn(16, *SHAPE, device="cuda"), torch.randn(1, *SHAPE, device="cuda")
+        y = torch.zeros(16, dtype=torch.long, device="cuda")
+        weights = {name: torch.empty(weight.shape, device="cuda") for name, weight in initial.items()}
+
+        def make(change: Callable[[torch.Tensor], torch.Tensor]) -> Population:
+            return SPACE.population(genotypes, {name: change(weight) for name, weight in weights.items()})
+
+        found = measure(FORWARD, make, Data([(x, y), (x, y)], noise, seed=0))
+        assert {name: (score.device.type, len(score)) for name, score in found.items()} == dict.fromkeys(
+            FORWARD, ("cpu", 2)
+        )
+
+
+@pytest.mark.usefixtures("no_cached_tensors")
+def test_candidates_on_a_gpu_need_nothing_of_the_processor() -> None:
+    """RMI: a step of two networks together, with tensors without content, which whoever reads is an error."""
+    genotypes, initial = [(3, 3, 3, 3, 3, 3), (2, 0, 4, 3, 1, 2)], SPACE.initial_weights(0)
+    weights = {name: torch.empty(weight.shape, device="meta") for name, weight in initial.items()}
+    population = SPACE.population(genotypes, weights)
+    optimizer = torch.optim.SGD(population.parameters(), lr=0.1, momentum=0.9)
+    taps, logits = population.features(torch.randn(4, *SHAPE, device="meta"))
+    grams = [centred_gram(torch.randn(4, 1, 2, 4, 4, device="meta"))[0][0] for _ in taps]
+    (logits.sum() - similarities(taps, grams).sum()).backward()
+    optimizer.step()
+    assert similarities(taps, grams).device.type == "meta"
 
 
 @pytest.mark.parametrize(("space", "decoding"), CASES)
@@ -108,7 +149,8 @@ def test_a_training_step_does_not_wait_for_the_gpu(
     x, y = torch.randn(4, *SHAPE, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
     digits = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, crop=1, cutout=2)
     x = augment(x, digits, torch.Generator().manual_seed(0))
-    loss = F.cross_entropy(network(x, weights), y)
+    numbers = torch.randn(weights.shape, device="meta") if decoding == "soft" else None
+    loss = F.cross_entropy(network(x, weights, numbers), y)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
     optimizer.step()

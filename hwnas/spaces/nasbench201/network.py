@@ -181,10 +181,10 @@ def initial_weights(
 class _Norm(nn.Module):
     """BatchNorm with batch statistics over the channels of all networks at once."""
 
-    def __init__(self, channels: int, dtype: torch.dtype) -> None:
+    def __init__(self, channels: int, like: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(channels, dtype=dtype))
+        self.weight = nn.Parameter(torch.ones(channels, dtype=like.dtype, device=like.device))
+        self.bias = nn.Parameter(torch.zeros(channels, dtype=like.dtype, device=like.device))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
@@ -242,7 +242,7 @@ class _Convolutions(nn.Module):
             weights[f"cell{cell}.{k}x{k}"][edges].flatten(0, 1) for k, _, edges in plan.convs
         )
         num_pairs = sum(len(edges) for _, _, edges in plan.convs)
-        self.norm = _Norm(num_pairs * channels, weights["stem"].dtype)
+        self.norm = _Norm(num_pairs * channels, weights["stem"])
 
     def forward(self, x_BKCHW: Tensor) -> Tensor:
         """(B, K, C, H, W) to (B, P, C, H, W), one slot per (network, edge) pair."""
@@ -298,8 +298,8 @@ class _ReductionPopulation(nn.Module):
         self.a, self.b, self.skip = (
             _repeat(weights[f"reduction{stage}.{part}"], num_networks) for part in ("a", "b", "skip")
         )
-        self.norm_a = _Norm(len(self.a), weights["stem"].dtype)
-        self.norm_b = _Norm(len(self.b), weights["stem"].dtype)
+        self.norm_a = _Norm(len(self.a), weights["stem"])
+        self.norm_b = _Norm(len(self.b), weights["stem"])
 
     def forward(self, x_BKCHW: Tensor) -> Tensor:
         """(B, K, C, H, W) to (B, K, 2C, ceil(H / 2), ceil(W / 2))."""
@@ -335,11 +335,9 @@ class NasBench201Population(Population):
         super().__init__()
         K, C, N = len(genotypes), space.channels, space.num_cells
         self.num_networks = K
-        dtype = weights["stem"].dtype
-
         plans = [_Plan(genotypes, source, weights["stem"].device) for source in range(3)]
         self.stem = _repeat(weights["stem"], K)
-        self.stem_norm = _Norm(K * C, dtype)
+        self.stem_norm = _Norm(K * C, weights["stem"])
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *([_ReductionPopulation(weights, stage - 1, K)] if stage else []),
@@ -347,7 +345,7 @@ class NasBench201Population(Population):
             )
             for stage in range(3)
         )
-        self.last_norm = _Norm(4 * K * C, dtype)
+        self.last_norm = _Norm(4 * K * C, weights["stem"])
         self.classifier_weight = nn.Parameter(weights["classifier.weight"].T.repeat(K, 1, 1))
         self.classifier_bias = nn.Parameter(weights["classifier.bias"].repeat(K, 1, 1))
 
