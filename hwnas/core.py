@@ -855,6 +855,20 @@ class Evaluator(ABC):
         """What is known of networks before any evaluation, higher is better, (n,); None if nothing is."""
         return None
 
+    @property
+    def expected_part(self) -> float:
+        """The weight of `expected` against scores without training, in 0..1."""
+        return 0.8
+
+    def will_train(self, steps: Callable[[Sequence[Genotype]], FloatArray], per_pass: float) -> None:
+        """Be told how the answer will be trained, on which `expected` may depend; here nothing does.
+
+        Args:
+            steps: Says for how many optimiser steps networks will be, (n,).
+            per_pass: Steps of a pass over the training images.
+        """
+        del steps, per_pass
+
     def seconds_each(self, genotypes: Sequence[Genotype]) -> float:
         """Seconds by the clock that an evaluation takes here, on average over some networks."""
         self.evaluate(genotypes[:1])  # a first evaluation loads what it needs

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from hwnas.core import Count, NotNegative, Positive, checked, seed_of
 from hwnas.data.images import Images
 from hwnas.files import read_torch
+from hwnas.training.accelerator import lightning_precision
 from hwnas.training.checkpoint import Batch, Checkpoint, InOrder, Passes, Resumable, Session
 from hwnas.training.lightning import fit_by_lightning
-from hwnas.training.recipe import PRECISIONS, Precision
+from hwnas.training.recipe import Precision
 
 KERNEL = 4
 """Side of all kernels; with a stride of 2 and a padding of 1 every convolution halves height and width."""
@@ -102,7 +103,7 @@ class BetaVAERecipe:
         batch_size: Images per step.
         lr: Learning rate.
         weight_decay: Of all parameters, times the learning rate per step.
-        precision: "32", or mixed "bf16" or "fp16"; tests are always in 32 bits.
+        precision: "32", mixed "bf16" or "fp16", or "auto"; tests are always in 32 bits.
 
     Raises:
         ValueError: A value out of range; names the setting.
@@ -439,7 +440,7 @@ def train(
             folder=session.folder,
             keep=session.keep(),
             max_steps=num_steps - module.step,
-            precision=PRECISIONS[str(training.precision)],
+            precision=lightning_precision(training.precision),
         )
     network.cpu().eval()
     return module.history

@@ -42,8 +42,13 @@ def baselines(view: View) -> Baselines | None:
     return Baselines(
         rows,
         advised[:1].upper() + advised[1:] + ".",
-        "All were trained by one recipe for the same time, on the same images; validation images chose, test "
-        "images did not.",
+        "All were trained by one recipe for the same time, on the same images; validation images chose"
+        + (
+            ""
+            if result.found.foreseen is None
+            else ", with what the rest of the training is expected to bring"
+        )
+        + ", test images did not.",
     )
 
 

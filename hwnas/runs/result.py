@@ -85,7 +85,9 @@ class Contender:
         params: Parameters.
         within: Whether it keeps the limits, as far as its costs are known; others were not trained.
         latency_ms: Measured on the device, all in turns; None: the device measures no networks.
-        val_acc: In 0..1, by which the one to take was chosen; None: not trained.
+        val_acc: In 0..1, on the validation images; None: not trained.
+        foreseen: The same after the rest of the training, in 0..1, by which the one to take was chosen; None:
+            nothing was forecast, and `val_acc` chose.
         test_acc: In 0..1, on the test images; None: not trained.
         seconds: Of the training.
         lead: Of an off-the-shelf network its test accuracy less that of the found one; None: not compared.
@@ -102,6 +104,12 @@ class Contender:
     seconds: float = 0.0
     lead: float | None = None
     lead_std: float | None = None
+    foreseen: float | None = None
+
+    @property
+    def promise(self) -> float:
+        """By what the one to take is chosen, in 0..1."""
+        return self.foreseen or self.val_acc or 0.0
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,22 @@ from hwnas.searches.baselines import USUAL
 from hwnas.searches.budget import seconds_of
 from hwnas.searches.outcome import Conclusion
 from hwnas.searches.problem import RunContext
-from hwnas.searches.spending import PLAN, TRIALS, read_plan, trainings
-from hwnas.spaces.capabilities import HasNetworks
+from hwnas.searches.spending import (
+    PLAN,
+    TRIAL_PART,
+    TRIALS,
+    part_for_final,
+    read_plan,
+    steps_per_pass,
+    trainings,
+)
+from hwnas.spaces.capabilities import HasForecast, HasNetworks
 from hwnas.spaces.known import KnownNetworks
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hwnas.training.recipe import Recipe
-
-TRIAL_PART = 0.06
-"""Part of a budget for each training that is compared."""
 
 NUM_TIMED = 6
 """Networks whose latency is measured to find one within the limit."""
@@ -99,8 +104,8 @@ class Finish:
             return Finished(self._trained(task.space, answer.genotype, None, None))
         with display.phase("baselines", f"training {' and '.join(names)} beside the best network"):
             found, baselines = self._compared(answer, names)
-        best = max(baselines, key=lambda other: other.val_acc or 0.0)
-        if (best.val_acc or 0.0) <= (found.val_acc or 0.0):
+        best = max(baselines, key=lambda other: other.promise)
+        if best.promise <= found.promise:
             network = self._trained(task.space, answer.genotype, None, found.latency_ms)
         else:
             space = self._known([best.name])
@@ -154,10 +159,12 @@ class Finish:
         return list(self._planned["names"])
 
     def _usual(self) -> list[str]:
-        """Of each family of `USUAL` the largest network within the limits that the budget can train.
+        """Of each family of `USUAL` the network within the limits that is to be expected the best.
 
-        The smallest one counts where none is; see `spending.within_budget`.
+        Where the space forecasts what a training brings, it says which; else it is the largest one that the
+        budget can train, or the smallest where none is; see `spending.within_budget`.
         """
+        task, presets = self._task, self._task.space.presets
         known = self._known(USUAL)
         sizes = known.static_metrics(known.all())
         latency = self._task.device.timed([known.network(genotype) for genotype in known.all()]) or []
@@ -170,6 +177,11 @@ class Finish:
         for family in ("mobilenet", "resnet"):
             members = sorted((row for row in kept if USUAL[row].startswith(family)), key=sizes["flops"].item)
             fast = [row for row in members if sizes["flops"][row] <= self._planned.get("most_flops", np.inf)]
+            told = [row for row in members if USUAL[row] in presets]
+            if told:
+                networks = [task.space.from_str(presets[USUAL[row]]) for row in told]
+                expected = task.quality.expected(networks)
+                fast = fast if expected is None else [told[int(expected.argmax())]]
             chosen += [USUAL[row] for row in (fast[-1:] or members[:1])]
         return chosen
 
@@ -194,7 +206,8 @@ class Finish:
 
     def _within(self, costs: Mapping[str, float]) -> bool:
         """Whether known costs keep the user's limits on costs."""
-        own = {"flops"} if "most_flops" in self._planned else set()  # see `spending.within_budget`
+        added = "most_flops" in self._planned and not isinstance(self._task.space, HasForecast)
+        own = {"flops"} if added else set()  # see `spending.within_budget`
         return all(
             costs[limit.metric] <= limit.bound
             for limit in self._task.limits
@@ -233,8 +246,38 @@ class Finish:
                 lead_std=None if name == FOUND else error,
             )
             self._display.say(f"  {contender_in_words(contenders[name])}")
+        contenders = self._foreseen(contenders)
         found = contenders.pop(FOUND)
         return found, tuple(contenders.values())
+
+    def _foreseen(self, contenders: dict[str, Contender]) -> dict[str, Contender]:
+        """The networks, each with the accuracy that is to be expected after the rest of the training.
+
+        A trial is short, and favours small networks. Where the space forecasts what more steps bring, the
+        accuracy's logit rises by it, of networks outside of the space by the mean of the others.
+        """
+        task = self._task
+        space = task.space
+        if self._budget is None or not isinstance(space, HasForecast):
+            return contenders
+        more = part_for_final(space, self._budget) / TRIAL_PART
+        gains = {}
+        for name, of in contenders.items():
+            text = of.name if name == FOUND else space.presets.get(of.name)
+            if text is not None and of.val_acc is not None:
+                genotype, steps = space.from_str(text), self._planned["steps"][name]
+                few, many = space.forecast(
+                    [genotype] * 2, steps * np.array([1.0, more]), steps_per_pass(task)
+                )
+                gains[name] = float(many - few)
+        mean = float(np.mean([*gains.values()] or [0.0]))
+        found = dict(contenders)
+        for name, of in contenders.items():
+            if of.val_acc is not None:
+                known = np.clip(of.val_acc, 0.005, 0.995)  # a few images say no more
+                odds = known / (1 - known) * np.exp(gains.get(name, mean))
+                found[name] = replace(of, foreseen=float(odds / (1 + odds)))
+        return found
 
     def _latency(self, networks: Mapping[str, nn.Module]) -> Mapping[str, float] | None:
         """Measured milliseconds per network; None where the device measures none."""
@@ -332,12 +375,14 @@ def advice(result: Result) -> str | None:
     taken = "the best network that was found" if result.network.name is None else result.network.name
     if not trained:
         return f"take {taken}: no off-the-shelf network of those asked for keeps the limits"
-    rival = max(trained, key=lambda other: other.val_acc or 0.0)
+    rival = max(trained, key=lambda other: other.promise)
     lead, error = -(rival.lead or 0.0), rival.lead_std or 0.0
     if result.network.name is not None:
         lead, rival = -lead, found
     what = "the found one" if result.network.name is not None else rival.name
     sure = "" if lead > 2 * error else ", which may be luck"
+    if lead < 0 and found.foreseen is not None:
+        sure = ", and gains more by the rest of its training, as trainings on other images say"
     return (
         f"take {taken}: trained alike for {found.seconds:.0f} s it has {100 * lead:+.1f} ± {100 * error:.1f} "
         f"points on test images against {what}{sure}; trained to the end {result.network.test_acc:.2%}"

@@ -205,6 +205,20 @@ class HasPublished(SearchSpace):
         """
 
 
+class HasForecast(SearchSpace):
+    """A space that knows what short trainings of its networks bring, by such on other images."""
+
+    @abstractmethod
+    def forecast(self, genotypes: Sequence[Genotype], steps: FloatArray, per_pass: float) -> FloatArray:
+        """Logits of the accuracies that networks may have after a training, but for a constant, (n,).
+
+        Args:
+            genotypes: The architectures.
+            steps: Optimiser steps of each, (n,).
+            per_pass: Steps of a pass over the training images.
+        """
+
+
 class Drawable(SearchSpace):
     """A space that says how its architectures are drawn."""
 

@@ -41,6 +41,9 @@ SCORED_IN = 4
 FEWEST = (100, 4)
 """Networks that are scored and trained, at least: fewer say nothing. A budget may leave out trainings."""
 
+FEW_SCORED = 24
+"""Networks that are scored, at least, where all that counts before trainings is what is expected of them."""
+
 SCORES_PART, USED_PART = 0.15, 0.9
 """Largest part of a budget for scores, and for all evaluations; the rest is for models."""
 
@@ -56,14 +59,14 @@ PRIOR_PART = 0.8
 Short trainings favour networks that learn fast over those that can learn more; scores know of that.
 """
 
-EXPECTED_PART = 0.8
-"""Part in the first prior of what is known before evaluations (`Evaluator.expected`); the rest is scores."""
-
 BATCH = 4
 """Networks of a batch of trainings, at least."""
 
 TRIES = 50
 """Draws per network that is to be of a new form, at most."""
+
+PROPOSED, PROPOSED_TRIES = 2000, 3
+"""New networks of which a population is chosen, where something is expected of them, and draws for each."""
 
 
 class Cascade(Strategy):
@@ -172,15 +175,16 @@ class Cascade(Strategy):
         Raises:
             ValueError: The budget does not suffice for the scores of the fewest networks; says what does.
         """
-        least = FEWEST[0] * each[0]
+        fewest = FEWEST[0] if self._evaluator.expected_part < 1 else FEW_SCORED
+        least = fewest * each[0]
         needed = spent + least / USED_PART
         if seconds < needed:
             raise ValueError(
                 f"budget must be at least {math.ceil(needed)}s here, not {seconds:g}s: getting ready took "
-                f"{spent:.1f} s, scores of {FEWEST[0]} networks take {least:.1f} s"
+                f"{spent:.1f} s, scores of {fewest} networks take {least:.1f} s"
             )
         left = max(least, USED_PART * (part * seconds - spent))
-        scored = min(MOST[0], max(FEWEST[0], int(SCORES_PART * left / each[0])))
+        scored = min(MOST[0], max(fewest, int(SCORES_PART * left / each[0])))
         short = int((left - scored * each[0]) / each[1])
         long = int((left - scored * each[0] - MOST[1] * each[1]) / each[2])
         if short < FEWEST[1]:  # too few for a model
@@ -264,17 +268,51 @@ class Cascade(Strategy):
     def _to_score(self, size: int) -> list[Genotype]:
         """Networks of new forms: uniform ones at first, then children of the front.
 
-        Of a space that cannot be listed those that keep the limits, as long as there are any.
+        Of a space that cannot be listed those that keep the limits, as long as there are any. Where something
+        is expected of networks, those of which most is: of all that keep the limits, or without any under
+        bounds that are spread over the quantiles of a cost. They are children of published networks, if the
+        space has some: what is expected of networks is less sure the less they are like others.
         """
         if self._pool.listed:
             names, forms, *_ = self._pool.candidates()
             new = [name for name, form in zip(names, forms, strict=True) if form not in self._known]
             return [new[row] for row in self._rng.permutation(len(new))[:size]] or [self._stranger()]
-        parents = [trial.genotype for trial in self.result()] if self._known else []
+        proposed = self._new(size)
+        if self._evaluator.expected(proposed) is None:
+            return proposed
+        published = [self.space.from_str(text) for text in self.space.presets.values()]
+        children = self._new(PROPOSED, published, tries=PROPOSED_TRIES)
+        named = list(dict.fromkeys([*published, *children]))
+        of_form = zip(named, self._pool.forms(named), strict=True)
+        proposed = [name for name, form in of_form if form not in self._known] or children
+        within = self._pool.within(proposed)
+        if within.any():
+            proposed = [proposed[row] for row in np.flatnonzero(within)]
+        expected = self._evaluator.expected(proposed)
+        assert expected is not None
+        size = min(size, len(proposed))
+        if self._pool.restricts or not self._pool.exhaustive:
+            return [proposed[row] for row in np.argsort(-expected, kind="stable")[:size]]
+        cost = self._pool.costs_before(proposed)[:, 0]
+        open_ = np.ones(len(proposed), dtype=bool)
+        for bound in np.quantile(cost, (np.arange(size) + 1) / size):
+            under = np.flatnonzero(open_ & (cost <= bound))
+            open_[under[expected[under].argmax()]] = False
+        return [proposed[row] for row in np.flatnonzero(~open_)]
+
+    def _new(self, size: int, parents: list[Genotype] | None = None, tries: int = TRIES) -> list[Genotype]:
+        """Networks of new forms, of a space that cannot be listed; at least one.
+
+        Args:
+            size: How many.
+            parents: Of which they are children; None: the front, or nobody at first.
+            tries: Draws per network, at most.
+        """
+        parents = parents or ([trial.genotype for trial in self.result()] if self._known else [])
         chosen: dict[Genotype, Genotype] = {}
         dear: dict[Genotype, Genotype] = {}
         at_once = size if self._pool.restricts else 1
-        for _ in range(TRIES * size // at_once):
+        for _ in range(tries * size // at_once):
             children = [
                 self._child(parents[self._rng.integers(len(parents))]) if parents else self._stranger()
                 for _ in range(at_once)
@@ -372,7 +410,8 @@ class Cascade(Strategy):
             expected = self._evaluator.expected(forms)
             if expected is not None:
                 prior = (prior - prior.mean()) / (prior.std() or 1.0)
-                prior = EXPECTED_PART * expected + (1 - EXPECTED_PART) * prior
+                part = self._evaluator.expected_part
+                prior = part * expected + (1 - part) * prior
             self._matrix = np.column_stack([prior, smooth, every])
         return self._matrix
 

@@ -145,9 +145,17 @@ class Pool:
         """Which networks keep the limits on costs, (n,); all where the device has to be asked for each."""
         if not self.restricts:
             return np.ones(len(genotypes), dtype=np.bool_)
-        found = trials_of(genotypes, [self._device.evaluate(genotypes)], 0)
-        kept: NDArray[np.bool_] = self.excess(genotypes, costs(found, self.costs)) == 0
+        kept: NDArray[np.bool_] = self.excess(genotypes, self.costs_before(genotypes)) == 0
         return kept
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether the device knows the costs of all networks."""
+        return self._device.exhaustive
+
+    def costs_before(self, genotypes: Sequence[Genotype]) -> FloatArray:
+        """Costs of networks that need not be known of, (n, c), of an exhaustive device."""
+        return costs(trials_of(genotypes, [self._device.evaluate(genotypes)], 0), self.costs)
 
     def cost(self, genotype: Genotype) -> FloatArray:
         """Costs of a network that is known of, (c,)."""

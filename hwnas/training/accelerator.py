@@ -18,6 +18,9 @@ VARIABLE = "HWNAS_ACCELERATOR"
 RESIDENT = 0.25
 """Images lie on a GPU if they fill at most this fraction of its free memory. Our choice, not measured."""
 
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Lightning's name of each precision."""
+
 
 def accelerator(*, float64: bool = False) -> torch.device:
     """The device that computes: the first GPU that CUDA_VISIBLE_DEVICES leaves visible, or the processor.
@@ -127,3 +130,21 @@ def within_memory(who: str, settings: str, doing: str = "") -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise ValueError(f"{who} ran out of memory{doing}; a smaller {settings} needs less") from None
+
+
+def lightning_precision(precision: str | int) -> str:
+    """Lightning's name of a precision of `training.recipe.Recipe`.
+
+    "auto" is "bf16" where the device multiplies in bfloat16 (GPUs from Ampere on, processors with AVX512-BF16
+    or AMX), else "32".
+    """
+    if precision == "auto":
+        return PRECISIONS["bf16" if _multiplies_bf16() else "32"]
+    return PRECISIONS[str(precision)]
+
+
+def _multiplies_bf16() -> bool:
+    if accelerator().type != "cpu":
+        return accelerator().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older versions of torch lack them
+    return any(getattr(torch.cpu, name, bool)() for name in asked)

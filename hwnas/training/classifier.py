@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hwnas.core import seed_of
 from hwnas.data.augmentation import mixed, moved, recoloured
-from hwnas.training.accelerator import accelerator, out_of_memory
+from hwnas.training.accelerator import PRECISIONS, accelerator, lightning_precision, out_of_memory
 from hwnas.training.checkpoint import (
     Batch,
     Checkpoint,
@@ -28,7 +28,7 @@ from hwnas.training.checkpoint import (
     read_checkpoint,
 )
 from hwnas.training.lightning import Devices, fit_by_lightning
-from hwnas.training.recipe import PRECISIONS, Recipe
+from hwnas.training.recipe import Recipe
 from hwnas.training.teacher import Teacher, teacher_in
 
 MAY_CHANGE = {"channels_last", "compile", "strategy"}
@@ -401,7 +401,7 @@ def fit(
                 ),
                 keep=session.keep(),
                 max_steps=last - module.step,
-                precision=PRECISIONS[str(recipe.precision)],
+                precision=_precision(network, dataset, recipe),
                 gradient_clip_val=recipe.grad_clip,
             )
         except (ValueError, RuntimeError) as error:
@@ -419,6 +419,44 @@ def _classifying(teacher: Teacher) -> Classifier:
     """A teacher as a module that takes images in 0..1."""
     module = Classifier(teacher.network(), *teacher.normalisation(), Recipe(epochs=0), num_steps=0)
     return module.requires_grad_(requires_grad=False)
+
+
+def _precision(network: nn.Module, dataset: TrainingData, recipe: Recipe) -> str:
+    """Lightning's name of the precision in which a network is trained.
+
+    On processors the gradients of convolutions whose input has fewer pixels than their stride are garbage in
+    bfloat16 (torch 2.14 with AVX512-BF16): such networks are trained in 32 bits, or refused.
+
+    Raises:
+        ValueError: The recipe asks for bfloat16 by name, and that would go wrong.
+    """
+    precision = lightning_precision(recipe.precision)
+    if precision != PRECISIONS["bf16"] or accelerator().type != "cpu" or not _outstrides(network, dataset):
+        return precision
+    if recipe.precision == "auto":
+        return PRECISIONS["32"]
+    raise ValueError(
+        "precision=bf16 gives this network wrong gradients on a processor: a convolution's stride is larger "
+        "than its input; precision=32 or auto trains it"
+    )
+
+
+def _outstrides(network: nn.Module, dataset: TrainingData) -> bool:
+    """Whether a convolution of the network has a stride larger than its input's height or width."""
+    x, _ = next(iter(dataset.batches("train", batch_size=2, train=False)))
+    found = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        stride = cast(nn.Conv2d, module).stride
+        found.append(any(side < step for side, step in zip(inputs[0].shape[-2:], stride, strict=True)))
+
+    probe = copy.deepcopy(network).eval()
+    for module in probe.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    with torch.no_grad():
+        probe(x)
+    return any(found)
 
 
 def _leaves_unused(network: nn.Module, dataset: TrainingData, recipe: Recipe) -> bool:

@@ -20,8 +20,14 @@ from hwnas.training.recipe import SLOW_EPOCHS, Recipe
 
 __all__ = ["Session", "seconds_per_step", "steps_within", "train_network", "tried", "within"]
 
-FEW_STEPS, MOST_STEPS, CLOCKED_SECONDS = 4, 256, 1.5
-"""Steps that are clocked first, and steps and seconds at most."""
+FEW_STEPS, MOST_STEPS = 4, 256
+"""Steps that are clocked first, and at most."""
+
+SMALL_LR = 1e-6
+"""Learning rate of steps that are clocked: so few have no warm-up, and at the recipe's they may diverge."""
+
+EXACT, ROUGH = 1.5, 0.5
+"""Seconds that suffice for a training's plan, and for a comparison of networks."""
 
 RESERVE = 0.97
 """Part of the seconds that is planned; the rest is for what the first steps do not show."""
@@ -46,7 +52,7 @@ def steps_within(
     Raises:
         ValueError: What `fit` raises.
     """
-    per_step, starting, module = _clocked(network, dataset, recipe, part, folder)
+    per_step, starting, module = _clocked(network, dataset, recipe, part, folder, EXACT)
     start = time.perf_counter()
     answers(module, dataset, "valid" if part == "train" else "test")
     judging = time.perf_counter() - start
@@ -54,31 +60,31 @@ def steps_within(
 
 
 def seconds_per_step(network: nn.Module, dataset: TrainingData, recipe: Recipe, folder: Path) -> float:
-    """Seconds of an optimiser step on all training images; arguments as for `steps_within`."""
-    return _clocked(network, dataset, recipe, "all", folder)[0]
+    """Seconds of an optimiser step on all training images, roughly; arguments as for `steps_within`."""
+    return _clocked(network, dataset, recipe, "all", folder, ROUGH)[0]
 
 
 def _clocked(
-    network: nn.Module, dataset: TrainingData, recipe: Recipe, part: str, folder: Path
+    network: nn.Module, dataset: TrainingData, recipe: Recipe, part: str, folder: Path, enough: float
 ) -> tuple[float, float, Classifier]:
     """Seconds per step, seconds that a training takes to start, and a network after a few steps.
 
-    A copy of the network is trained for a moment: twice as long again and again, until the difference of two
-    trainings, without what only their start takes, can be trusted.
+    A copy of the network is trained for a moment, twice as long again and again, until a training takes
+    enough seconds. It is compared with the one before: only the first one pays for what is made once.
     """
     clock: dict[int, float] = {}
     steps = FEW_STEPS
-    recipe = recipe if part == "all" else replace(recipe, teacher=None)
+    recipe = replace(recipe, lr=SMALL_LR, teacher=recipe.teacher if part == "all" else None)
     while True:
         start = time.perf_counter()
         few = within(recipe, steps, dataset, part)
         module = fit(copy.deepcopy(network), dataset, few, Session(folder), part=part, seed=0)
         clock[steps] = time.perf_counter() - start
-        if steps > FEW_STEPS and (clock[steps] > CLOCKED_SECONDS or steps >= MOST_STEPS):
+        if steps > FEW_STEPS and (clock[steps] > enough or steps >= MOST_STEPS):
             break
         steps *= 2
-    per_step = max(1e-6, (clock[steps] - clock[FEW_STEPS]) / (steps - FEW_STEPS))
-    return per_step, max(0.0, clock[FEW_STEPS] - FEW_STEPS * per_step), module
+    per_step = max(1e-6, (clock[steps] - clock[steps // 2]) / (steps - steps // 2))
+    return per_step, max(0.0, clock[steps] - steps * per_step), module
 
 
 def within(recipe: Recipe, steps: int, dataset: TrainingData, part: str) -> Recipe:

@@ -12,10 +12,7 @@ from annotated_types import Ge, Le
 from hwnas.core import BelowOne, Count, Fraction, NotNegative, Positive, WholeNumber, checked
 from hwnas.files import remove
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""Lightning's name of each precision."""
-
-Precision = Literal["32", "bf16", "fp16", 32]
+Precision = Literal["32", "bf16", "fp16", "auto", 32]
 """A precision; YAML may have 32 as a number."""
 
 CHECKPOINT = "checkpoint.pt"
@@ -52,7 +49,8 @@ class Recipe:
         auxiliary_weight: Weight of the auxiliary classifier's loss; 0: none is needed.
         drop_path: Probability of drop-path that would be reached after the last epoch; it grows linearly
             from 0, changing every epoch.
-        precision: "32", or mixed "bf16" or "fp16".
+        precision: "32", or mixed "bf16" or "fp16"; "auto" chooses by the device
+            (`accelerator.lightning_precision`).
         channels_last: Memory format of the network; faster on most machines.
         compile: Whether torch.compile is used; the first steps take minutes.
         devices: GPUs (or processes on a CPU) that share the work.

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hwnas import compose
 from hwnas.build import build, conf_folder
 from hwnas.core import Evaluator, Genotype, Goal, Objective, SearchSpace
 from hwnas.devices.benchmark import benchmark_device
@@ -26,11 +27,15 @@ from hwnas.evaluators.table import Table
 from hwnas.files import data_folder
 from hwnas.searches.loop import search
 from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.known import KnownNetworks
 from hwnas.spaces.nasbench201 import NasBench201
 from hwnas.spaces.nasbench201.network import initial_weights
 from hwnas.store.archive import Archive
 from hwnas.store.cache import CachedEvaluator
 from hwnas.store.evaluations import EvaluationStore
+from hwnas.training.accelerator import PRECISIONS, lightning_precision
+from hwnas.training.checkpoint import Session
+from hwnas.training.classifier import fit
 from hwnas.training.recipe import Recipe
 
 pytestmark = pytest.mark.benchmark
@@ -346,3 +351,32 @@ def test_a_profile_of_a_hundred_thousand_fbnet_networks(benchmark) -> None:  # t
         own, plain = benchmark.stats.stats.min, 50 * min(timeit.repeat(one_by_one, number=1))
         print(f"\n100,000 fbnet networks: {own:.3f} s, {plain / own:.0f} times faster than one by one")
         assert own < plain / 3
+
+
+@pytest.mark.parametrize("name", ["resnet10_w8", "resnet10_w32"])
+def test_training_steps_in_bfloat16(name: str, tmp_path: Path, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Steps on 64 images of 32x32 pixels, where the processor multiplies in bfloat16, against 32 bits."""
+    if lightning_precision("auto") != PRECISIONS["bf16"]:
+        pytest.skip("this device does not multiply in bfloat16")
+    rng = np.random.default_rng(0)
+    arrays = {"x_train": (256, 32, 32, 3), "x_test": (64, 32, 32, 3)}
+    images = {key: rng.integers(0, 256, shape, dtype=np.uint8) for key, shape in arrays.items()}
+    labels = {f"y_{part}": np.arange(len(images[f"x_{part}"])) % 10 for part in ("train", "test")}
+    np.savez(tmp_path / "noise.npz", **images, **labels)
+    config = compose("dataset=npz", f"dataset.path={tmp_path / 'noise.npz'}")
+    dataset = build(config.dataset)
+    space = KnownNetworks([name], image_shape=(3, 32, 32), num_classes=10)
+
+    def steps(precision: str) -> list[float]:
+        torch.manual_seed(0)
+        recipe = Recipe(epochs=2, batch_size=64, lr=0.01, precision=precision)  # type: ignore[arg-type]
+        module = fit(space.network((0,)), dataset, recipe, Session(tmp_path), part="all", seed=0)
+        return [row["loss"] for row in module.history]
+
+    losses = benchmark.pedantic(steps, ("bf16",), rounds=5, warmup_rounds=1)
+    assert losses == pytest.approx(steps("32"), rel=0.02)
+    if benchmark.enabled:
+        plain = min(timeit.repeat(lambda: steps("32"), number=1, repeat=5))
+        print(
+            f"\n{name}: steps in bfloat16 {plain / benchmark.stats.stats.min:.2f} times as fast as in 32 bits"
+        )

@@ -20,9 +20,9 @@ from hwnas.spaces import blocks
 from hwnas.spaces.blocks import Population
 from hwnas.spaces.darts import Darts
 from hwnas.spaces.nasbench201 import NasBench201
-from hwnas.training.accelerator import accelerator
+from hwnas.training.accelerator import accelerator, lightning_precision
 from hwnas.training.checkpoint import InOrder, Session
-from hwnas.training.classifier import Classifier, fit
+from hwnas.training.classifier import Classifier, _precision, fit
 from hwnas.training.lightning import Devices
 from hwnas.training.recipe import Recipe
 from hwnas.training.shared_weights import mixing_weights
@@ -58,6 +58,33 @@ def test_processes_on_gpus_start_anew_and_others_fork(monkeypatch: pytest.Monkey
     assert Devices(2, unused=True).lightning().startswith("ddp_spawn_find" if there else "ddp_fork_find")
     assert Devices(2, "ddp_fork").lightning() == "ddp_fork"
     assert Devices(1).lightning() == "auto"
+
+
+@pytest.mark.parametrize(("instruction", "expected"), [(None, "32-true"), ("avx512_bf16", "bf16-mixed")])
+def test_precision_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, instruction: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("avx512_bf16", "amx_tile"):
+        has = name == instruction
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=has: has, raising=False)
+    assert lightning_precision("auto") == expected
+    assert lightning_precision(32) == "32-true"
+    assert lightning_precision("fp16") == "16-mixed"
+
+
+def test_strides_larger_than_the_features_are_trained_in_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their gradients are garbage in bfloat16 on processors; 8 pixels are halved to 1, and once more."""
+    digits = Images("digits", source="digits", image_shape=[1, 8, 8], num_classes=10, crop=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    for halvings, expected in ((3, "bf16-mixed"), (4, "32-true")):
+        layers = [torch.nn.Conv2d(1, 1, 3, stride=2, padding=1) for _ in range(halvings)]
+        network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(1, 10))
+        assert _precision(network, digits, Recipe(epochs=1, precision="auto")) == expected
+        assert _precision(network, digits, Recipe(epochs=1, precision="32")) == "32-true"
+    with pytest.raises(ValueError, match="precision=bf16 gives this network wrong gradients"):
+        _precision(network, digits, Recipe(epochs=1, precision="bf16"))
 
 
 def test_a_process_that_starts_anew_gets_all_that_it_trains(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_published_networks_with_their_weights(files: dict[str, str]) -> None:
             models.mobilenet_v2(width_mult=0.5),
             5 * 2**3 * 3**3 * 4 * 2**3,
         ),
-        ("resnet18", "resnet18", models.resnet18(), 5 * 2**4),
+        ("resnet18", "resnet18", models.resnet18(), 5 * 3 * 2**3),  # the first stage may be left out
     ):
         theirs.load_state_dict(torch.load(files[name], weights_only=True))
         kind = MobileSpace if name == "v2" else ResNetSpace
@@ -123,8 +123,9 @@ def test_spaces_of_pretrained_networks(files: dict[str, str], tmp_path: Path) ->
     images = {"image_shape": (1, 32, 32), "num_classes": 2}
     space = ResNetSpace(**images, pretrained=files["resnet18"], announce=said.append)
     shapes = "apart from conv1.weight, fc.weight, fc.bias, whose shapes differ"
-    assert said == [f"{files['resnet18']} has the weights of resnet18 {shapes}; 144 networks start with them"]
-    assert space.size == 144 == 3 * 3 * 2**4  # resolutions, stems, and one or two blocks per stage
+    assert said == [f"{files['resnet18']} has the weights of resnet18 {shapes}; 324 networks start with them"]
+    # resolutions, stems, one or two blocks per stage, and none in the first or last one
+    assert space.size == 324 == 3 * 3 * 3 * 2 * 2 * 3
     assert list(space.presets) == ["resnet10", "resnet14", "resnet18"]
     assert space.name.startswith(f"{ResNetSpace(**images).name}-")
     weights = torch.load(files["resnet18"], weights_only=True)
@@ -132,7 +133,20 @@ def test_spaces_of_pretrained_networks(files: dict[str, str], tmp_path: Path) ->
         network = space.network(genotype)
         for name, value in network.state_dict().items():
             assert name in shapes or torch.equal(value, weights[name])
-        assert network.fc.weight.shape == (2, 512)
+        assert network.fc.weight.shape in ((2, 512), (2, 256))
+
+
+def test_a_stage_without_blocks_has_no_width() -> None:
+    space = ResNetSpace(image_shape=(1, 32, 32), num_classes=2)
+    text = space.to_str(architecture(space, "resnet10_w8"))
+    thin, wide = (
+        text.replace("s4.width=8", f"s4.width={n}").replace("s4.depth=1", "s4.depth=0") for n in (8, 4)
+    )
+    same = space.live([space.from_str(thin), space.from_str(wide)])
+    assert same[0].tolist() == same[1].tolist()
+    assert (
+        space.static_metrics(same)["params"][0] == space.static_metrics([space.from_str(wide)])["params"][0]
+    )
 
 
 def test_weights_that_are_wrong(files: dict[str, str], tmp_path: Path) -> None:

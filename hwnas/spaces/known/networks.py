@@ -14,7 +14,7 @@ from hwnas.spaces.known.counting import scaled
 from hwnas.spaces.known.mobile import MobileNet
 from hwnas.spaces.known.names import SMALL_SIDE, Known
 from hwnas.spaces.known.pretrained import Pretrained
-from hwnas.spaces.known.resnet import ResNet
+from hwnas.spaces.known.resnet import STEMS, ResNet
 from hwnas.spaces.module.words import building
 
 __all__ = ["SPACES", "Pretrained", "build", "counted", "scaled"]
@@ -24,6 +24,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v3_large": torchvision.models.mobilenet_v3_large,
 }
 """torchvision's functions that take a width multiplier; other networks are points of the spaces."""
+
+STEM_STRIDES = {name: float(stride * (2 if pool else 1)) for name, (_, stride, pool) in STEMS.items()}
+"""By how much the stems of residual networks divide the side of images."""
 
 SPACES = {"mobile": (MobileNet, counting.mobile), "resnet": (ResNet, counting.resnet)}
 """Per space its networks, and the function that counts them."""

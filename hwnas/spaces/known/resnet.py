@@ -22,14 +22,15 @@ BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 """torchvision's blocks."""
 
 STAGES = (
-    ((1,), (2, 1, 3)),
+    ((1,), (2, 1, 3, 0)),
     ((2, 1, 3), (2, 1, 3, 4)),
     ((4, 2, 3, 6), (2, 1, 3, 4, 6)),
-    ((8, 4, 6), (2, 1, 3)),
+    ((8, 4, 6), (2, 1, 3, 0)),
 )
 """Per stage the options for its channels, in multiples of the base width, and for its number of blocks.
 
-ResNet-18's come first; ResNet-34 and ResNet-50 have 3, 4, 6 and 3 blocks. The options are not published.
+ResNet-18's come first; ResNet-34 and ResNet-50 have 3, 4, 6 and 3 blocks, and the paper's networks for CIFAR
+no fourth stage. The options are not published.
 """
 
 
@@ -60,7 +61,7 @@ class ResNet(nn.Module):
             planes = base if number == 1 else base * width(f"s{number}.width", multiples)
             count = depth(f"s{number}.depth", depths)
             stages.append(blocks(make, channels, planes, 1 if number == 1 else 2, count))
-            channels = planes * make.expansion
+            channels = planes * make.expansion if count else channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
@@ -80,6 +81,8 @@ def blocks(
     make: type[BasicBlock | Bottleneck], inputs: int, planes: int, stride: int, count: int
 ) -> nn.Sequential:
     """The blocks of one stage; the first has the stride, and a convolution beside it where shapes change."""
+    if not count:
+        return nn.Sequential()
     outputs, shortcut = planes * make.expansion, None
     if stride > 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

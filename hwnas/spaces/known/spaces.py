@@ -19,7 +19,8 @@ from annotated_types import Len
 from numpy.typing import NDArray
 
 from hwnas.core import Count, FloatArray, Genotype, checked, checked_choices, suggestion
-from hwnas.spaces.capabilities import Resizable, examples
+from hwnas.spaces.capabilities import HasForecast, Resizable, examples
+from hwnas.spaces.known import forecast
 from hwnas.spaces.known.names import known, published
 from hwnas.spaces.module import ModuleSpace
 
@@ -240,7 +241,7 @@ class MobileSpace(KnownSpace):
         return G
 
 
-class ResNetSpace(KnownSpace):
+class ResNetSpace(KnownSpace, HasForecast):
     """Residual networks of basic or of bottleneck blocks, around ResNet-18 at base widths of 8 to 64.
 
     Per stage a width and a depth; for the whole network the resolution of its images, the base width, the
@@ -249,6 +250,38 @@ class ResNetSpace(KnownSpace):
     """
 
     kind = "resnet"
+
+    def live(self, genotypes: Sequence[Genotype] | NDArray[np.intp]) -> NDArray[np.intp]:
+        """Genotypes (n, choices) with the first width of a last stage that has no blocks."""
+        G = super().live(genotypes)
+        wide, deep = (list(self._options).index(f"s4.{name}") for name in ("width", "depth"))
+        G[G[:, deep] == self.ops.index("0"), wide] = self.choices[wide][0]
+        return G
+
+    def forecast(self, genotypes: Sequence[Genotype], steps: FloatArray, per_pass: float) -> FloatArray:
+        """Logits of the accuracies that networks may have after a training, see `HasForecast`.
+
+        A line over the logarithms of steps and size that was fitted to trainings of minutes on CIFAR-10;
+        docs/measurements.md has its errors.
+        """
+        return forecast.line().at(self.terms(genotypes, steps, per_pass))
+
+    def terms(self, genotypes: Sequence[Genotype], steps: FloatArray, per_pass: float) -> FloatArray:
+        """What the forecast is a sum of, (n, 8); see `forecast.TERMS`."""
+        sizes, work = self.static_metrics(genotypes), self.work(genotypes)
+        labels = dict(
+            zip(self._options, np.array(self.ops)[np.asarray(genotypes, dtype=np.intp)].T, strict=True)
+        )
+        counts = [work[name] for name in work if name.startswith("conv") and name.endswith(" layers")]
+        shape = forecast.Shape(
+            flops=sizes["flops"],
+            params=sizes["params"],
+            layers=np.sum(counts, axis=0),
+            stem=np.array([_networks().STEM_STRIDES[label] for label in labels["stem"].tolist()]),
+            last=(labels["s4.depth"] != "0").astype(float),
+            width=labels["width"].astype(float),
+        )
+        return forecast.terms(forecast.worth(steps, per_pass), shape)
 
 
 def _networks() -> ModuleType:

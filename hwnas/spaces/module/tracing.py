@@ -214,7 +214,7 @@ class Tracer:
                 part["flops"] += module.bias.numel()
             if not type(module).__module__.startswith("torch.nn.modules"):
                 wrapped = partial(functions.inside, module.forward, name)
-            elif not module._modules:
+            elif not module._modules and not isinstance(module, nn.Sequential):
                 noted = Counted(name, part, schedule)
                 wrapped = partial(self._layer, module, type(module).forward, noted)
             else:
