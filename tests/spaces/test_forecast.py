@@ -30,20 +30,20 @@ def test_terms_of_a_network(space: ResNetSpace) -> None:
     params, flops = count(space.network(architecture(space, "resnet10_w8")), (3, 32, 32))
     doublings = [math.log2(100), math.log2(flops), math.log2(params)]
     both = math.log2(100 / forecast.STEPS) * math.log2(flops / forecast.FLOPS)
-    assert found == pytest.approx([*doublings, 12, 0.0, 1.0, 3.0, both])
+    assert found == pytest.approx([*doublings, 0.0, 0.0, 3.0, 12, 1.0, both, 0.0])
 
 
 def test_a_line_through_points_of_two_sets_of_images() -> None:
     """The second set is easier by 5 everywhere; ten thousand exact points leave no doubt."""
     rng = np.random.default_rng(0)
-    X, truth = rng.normal(3.0, 2.0, (10_000, 8)), np.arange(8.0)
+    X, truth = rng.normal(3.0, 2.0, (10_000, 10)), np.arange(10.0)
     group = rng.integers(2, size=10_000).astype(float)
     found = forecast.fitted(X, X @ truth + 5 * group, group)
     assert found.coefficients == pytest.approx(truth, abs=1e-3)
     ends = np.array([found.center, found.center + 1.0])
     assert np.diff(found.at(ends)) == pytest.approx(truth.sum(), abs=0.01)
-    vague = found._replace(covariance=4 * np.eye(8))
-    assert vague.at(ends)[1] == pytest.approx(truth.sum() - 2 * 8**0.5, abs=0.01)
+    vague = found._replace(covariance=4 * np.eye(10))
+    assert vague.at(ends)[1] == pytest.approx(truth.sum() - 2 * 10**0.5, abs=0.01)
 
 
 def test_more_steps_bring_more(space: ResNetSpace) -> None:

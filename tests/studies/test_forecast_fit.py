@@ -54,7 +54,7 @@ POINT = 0.04
 
 
 def trained(words: list[str], num: int, folder: Path, seed: int) -> tuple[FloatArray, FloatArray]:
-    """The terms of networks, (num, 8), and the logits of their test accuracies, (num,)."""
+    """The terms of networks, (num, 10), and the logits of their test accuracies, (num,)."""
     config = compose(*words, "dataset.crop=2", "dataset.flip=true", "experiment=images")
     dataset, recipe = build(config.dataset, DataSet, "dataset"), build(config.recipe, Recipe, "trainer")
     space = ResNetSpace(image_shape=dataset.image_shape, num_classes=dataset.num_classes)

@@ -23,7 +23,7 @@ PASSES = 40.0
 """See above; a choice."""
 
 STEPS, FLOPS = 2.0**11, 2.0**23
-"""A training and a size in the middle of those that were fitted, from which "steps x flops" counts."""
+"""A training and a size in the middle of those that were fitted, from which the last two count."""
 
 
 class Shape(NamedTuple):
@@ -33,7 +33,8 @@ class Shape(NamedTuple):
         flops: Multiply-adds for one image.
         params: Parameters.
         layers: Convolutions.
-        stem: By how much the stem divides the side of the images.
+        side: Of the images before the stem, as a part of their own.
+        stem: By how much the stem divides it.
         last: Whether there is a last stage, 0 or 1.
         width: Channels of the first stage.
     """
@@ -41,14 +42,19 @@ class Shape(NamedTuple):
     flops: FloatArray
     params: FloatArray
     layers: FloatArray
+    side: FloatArray
     stem: FloatArray
     last: FloatArray
     width: FloatArray
 
 
-TERMS = ("steps", "flops", "params", "layers", "stem", "last", "width", "steps x flops")
-"""What the line is a sum of: doublings of steps, multiply-adds, parameters, the stem's stride and the width;
-convolutions; whether there is a last stage; and what doublings of steps are worth more in larger networks."""
+TERMS = (
+    *("steps", "flops", "params", "side", "stem", "width", "layers", "last"),
+    *("steps x flops", "steps x stem"),
+)
+"""What the line is a sum of: doublings of steps, multiply-adds, parameters, the images' side, the stem's
+stride and the width; convolutions; whether there is a last stage; and what doublings of steps are worth more
+in larger networks, and behind a larger stride."""
 
 
 def worth(steps: FloatArray, per_pass: float) -> FloatArray:
@@ -62,24 +68,25 @@ def worth(steps: FloatArray, per_pass: float) -> FloatArray:
 
 
 def terms(steps: FloatArray, of: Shape) -> FloatArray:
-    """The numbers in `TERMS`, (n, 8).
+    """The numbers in `TERMS`, (n, 10).
 
     Args:
         steps: Optimiser steps of n trainings, (n,), see `worth`.
         of: The networks.
     """
-    doublings = [np.log2(values) for values in (steps, of.flops, of.params, of.stem, of.width)]
-    both = np.log2(steps / STEPS) * np.log2(of.flops / FLOPS)
-    return np.column_stack([*doublings[:3], of.layers, doublings[3], of.last, doublings[4], both])
+    sizes = (steps, of.flops, of.params, of.side, of.stem, of.width)
+    more = np.log2(steps / STEPS)
+    both = (more * np.log2(of.flops / FLOPS), more * np.log2(of.stem))
+    return np.column_stack([*map(np.log2, sizes), of.layers, of.last, *both])
 
 
 class Line(NamedTuple):
     """A fitted line.
 
     Attributes:
-        center: Means of the terms that it was fitted to, (8,).
-        coefficients: Of the logit of the accuracy, (8,).
-        covariance: Of the coefficients, (8, 8).
+        center: Means of the terms that it was fitted to, (10,).
+        coefficients: Of the logit of the accuracy, (10,).
+        covariance: Of the coefficients, (10, 10).
     """
 
     center: FloatArray
@@ -87,7 +94,7 @@ class Line(NamedTuple):
     covariance: FloatArray
 
     def at(self, X: FloatArray) -> FloatArray:
-        """The line at terms (n, 8) less one standard deviation of it, (n,).
+        """The line at terms (n, 10) less one standard deviation of it, (n,).
 
         The best of many networks would else be one of those of which the line knows little.
         """
@@ -100,7 +107,7 @@ PENALTY = 1.0
 
 
 def fitted(X: FloatArray, y: FloatArray, group: FloatArray) -> Line:
-    """The line through terms (n, 8) and logits (n,), whose means may differ from group to group.
+    """The line through terms (n, 10) and logits (n,), whose means may differ from group to group.
 
     Args:
         X: Terms.

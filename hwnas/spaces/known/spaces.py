@@ -267,7 +267,7 @@ class ResNetSpace(KnownSpace, HasForecast):
         return forecast.line().at(self.terms(genotypes, steps, per_pass))
 
     def terms(self, genotypes: Sequence[Genotype], steps: FloatArray, per_pass: float) -> FloatArray:
-        """What the forecast is a sum of, (n, 8); see `forecast.TERMS`."""
+        """What the forecast is a sum of, (n, 10); see `forecast.TERMS`."""
         sizes, work = self.static_metrics(genotypes), self.work(genotypes)
         labels = dict(
             zip(self._options, np.array(self.ops)[np.asarray(genotypes, dtype=np.intp)].T, strict=True)
@@ -277,6 +277,7 @@ class ResNetSpace(KnownSpace, HasForecast):
             flops=sizes["flops"],
             params=sizes["params"],
             layers=np.sum(counts, axis=0),
+            side=labels["resolution"].astype(float) / min(self.image_shape[1:]),
             stem=np.array([_networks().STEM_STRIDES[label] for label in labels["stem"].tolist()]),
             last=(labels["s4.depth"] != "0").astype(float),
             width=labels["width"].astype(float),
