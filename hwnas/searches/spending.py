@@ -32,8 +32,8 @@ SEARCH_SECONDS, SEARCH_PART, MOST_PART = 30.0, 0.15, 0.35
 Where a space forecasts what trainings bring, a third of it: most is known before.
 """
 
-NUM_DRAWN, CLOCKED = 64, (0.02, 0.1, 0.2, 0.3, 0.4)
-"""Networks that are drawn, and which of them, from the smallest to the largest, are trained for a moment."""
+NUM_DRAWN, CLOCKED = 64, (0.02, 0.2, 0.4)
+"""Networks that are drawn, if none are published, and which of them, by size, are trained for a moment."""
 
 TRIAL_PART, NUM_TRIALS = 0.04, 3
 """Part of a budget for each training that is compared, and how many there usually are."""
@@ -119,19 +119,21 @@ class Step:
         return work_of(self._space, genotypes) @ np.array([self._seconds[name] for name in WORK])
 
 
-WORK = ("steps", "flops", "elements", "layers")
-"""What takes time in a step: the step itself, multiply-adds, elements of all layers' results, and layers."""
+WORK = ("steps", "work")
+"""What takes time in a step: the step itself, and the network's work in multiply-adds."""
+
+ELEMENT = 18.0
+"""Multiply-adds that take as long as an element of a layer's result; of 30 residual networks on one core."""
 
 
 def work_of(space: HasNetworks, genotypes: Sequence[Genotype]) -> FloatArray:
-    """Amounts of `WORK` per network, (n, 4); of elements and layers 0 where the space does not count them."""
-    flops = space.static_metrics(genotypes)["flops"]
+    """Amounts of `WORK` per network, (n, 2); without elements where the space does not count them."""
+    work = space.static_metrics(genotypes)["flops"]
     done = space.work(genotypes) if isinstance(space, HasCosts) else {}
-    sums = [
-        sum((values for name, values in done.items() if name.endswith(f" {kind}")), np.zeros(len(flops)))
-        for kind in WORK[2:]
-    ]
-    return np.column_stack([np.ones(len(flops)), flops, *sums])
+    for name, values in done.items():
+        if name.endswith(" elements"):
+            work = work + ELEMENT * values
+    return np.column_stack([np.ones(len(work)), work])
 
 
 def _clocked(task: Task, folder: Path) -> dict[str, float]:
@@ -141,14 +143,14 @@ def _clocked(task: Task, folder: Path) -> dict[str, float]:
     space, dataset = task.space, task.dataset
     assert isinstance(space, HasNetworks)
     assert isinstance(dataset, Images | ImageFolder)
-    drawn = space.sample(np.random.default_rng(0), NUM_DRAWN)
+    published = [space.from_str(text) for text in space.presets.values()]  # near these is searched
+    drawn = published or space.sample(np.random.default_rng(0), NUM_DRAWN)
     order = np.argsort(space.static_metrics(drawn)["flops"], kind="stable")
-    chosen = [drawn[order[int(part * (NUM_DRAWN - 1))]] for part in CLOCKED]
+    chosen = [drawn[order[int(part * (len(drawn) - 1))]] for part in CLOCKED]
     clock, place = trainings().seconds_per_step, folder / TRIALS / "pace"
     seconds = np.array([clock(space.network(g), dataset, task.recipe, place) for g in chosen])
     work = work_of(space, chosen)
     scale = work.max(axis=0)
-    scale[scale == 0] = 1.0
     found, _ = nnls(work / scale / seconds[:, None], np.ones(len(seconds)))  # relative errors count
     return dict(zip(WORK, (found / scale).tolist(), strict=True))
 

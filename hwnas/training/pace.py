@@ -26,8 +26,8 @@ FEW_STEPS, MOST_STEPS = 4, 256
 SMALL_LR = 1e-6
 """Learning rate of steps that are clocked: so few have no warm-up, and at the recipe's they may diverge."""
 
-EXACT, ROUGH = 1.5, 0.5
-"""Seconds that suffice for a training's plan, and for a comparison of networks."""
+ENOUGH = 1.5
+"""Seconds of a training that suffice to clock it."""
 
 RESERVE = 0.97
 """Part of the seconds that is planned; the rest is for what the first steps do not show."""
@@ -52,7 +52,7 @@ def steps_within(
     Raises:
         ValueError: What `fit` raises.
     """
-    per_step, starting, module = _clocked(network, dataset, recipe, part, folder, EXACT)
+    per_step, starting, module = _clocked(network, dataset, recipe, part, folder)
     start = time.perf_counter()
     answers(module, dataset, "valid" if part == "train" else "test")
     judging = time.perf_counter() - start
@@ -60,12 +60,12 @@ def steps_within(
 
 
 def seconds_per_step(network: nn.Module, dataset: TrainingData, recipe: Recipe, folder: Path) -> float:
-    """Seconds of an optimiser step on all training images, roughly; arguments as for `steps_within`."""
-    return _clocked(network, dataset, recipe, "all", folder, ROUGH)[0]
+    """Seconds of an optimiser step on all training images; arguments as for `steps_within`."""
+    return _clocked(network, dataset, recipe, "all", folder)[0]
 
 
 def _clocked(
-    network: nn.Module, dataset: TrainingData, recipe: Recipe, part: str, folder: Path, enough: float
+    network: nn.Module, dataset: TrainingData, recipe: Recipe, part: str, folder: Path
 ) -> tuple[float, float, Classifier]:
     """Seconds per step, seconds that a training takes to start, and a network after a few steps.
 
@@ -80,7 +80,7 @@ def _clocked(
         few = within(recipe, steps, dataset, part)
         module = fit(copy.deepcopy(network), dataset, few, Session(folder), part=part, seed=0)
         clock[steps] = time.perf_counter() - start
-        if steps > FEW_STEPS and (clock[steps] > enough or steps >= MOST_STEPS):
+        if steps > FEW_STEPS and (clock[steps] > ENOUGH or steps >= MOST_STEPS):
             break
         steps *= 2
     per_step = max(1e-6, (clock[steps] - clock[steps // 2]) / (steps - steps // 2))
