@@ -282,7 +282,7 @@ def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2, not 1"),
         ({"lr": 0}, "lr must be a number above 0, not 0"),
         ({"weight_decay": -0.1}, "weight_decay must be a number of at least 0, not -0.1"),
-        ({"precision": 8}, "precision must be one of 32, bf16, fp16, not 8"),
+        ({"precision": 8}, "precision must be one of 32, bf16, fp16, auto, not 8"),
     ],
 )
 def test_wrong_training(changes: dict[str, Any], message: str) -> None:

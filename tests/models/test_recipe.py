@@ -57,7 +57,7 @@ def test_drop_path_grows_from_zero() -> None:
         ({"auxiliary_weight": -1}, "auxiliary_weight must be a number of at least 0, not -1"),
         ({"schedule": "step"}, "schedule must be one of one_cycle, cosine, linear, not 'step'"),
         ({"epochs": 5, "schedule": "linear"}, "epochs must be above 5 with schedule=linear, not 5"),
-        ({"precision": "64"}, "precision must be one of 32, bf16, fp16, not '64'"),
+        ({"precision": "64"}, "precision must be one of 32, bf16, fp16, auto, not '64'"),
         ({"compile": "yes"}, "compile must be true or false, not 'yes'"),
         ({"strategy": 2}, "strategy must be text, not 2"),
     ],
