@@ -246,7 +246,10 @@ def test_fbnet_by_name_and_by_its_blocks(folder: Path, arch: str) -> None:
             ["arch=evnas_a", "trainer.schedule=linear"],
             "trainer.epochs must be above 5 with schedule=linear, not 3",
         ),
-        (["arch=evnas_a", "trainer.precision=8"], "trainer.precision must be one of 32, bf16, fp16, auto, not 8"),
+        (
+            ["arch=evnas_a", "trainer.precision=8"],
+            "trainer.precision must be one of 32, bf16, fp16, auto, not 8",
+        ),
         (["arch=evnas_a", "dataset=imagenet"], "dataset=imagenet needs dataset.path=<folder"),
         (["arch=evnas_a", "trainer.lr=1e30"], "the loss became nan in step 1 at a learning rate of 1e+30"),
         (
