@@ -39,16 +39,12 @@ def baselines(view: View) -> Baselines | None:
         Row("the found network", _figures(result.found), taken is None),
         *(Row(other.name, _figures(other), taken == other.name) for other in result.baselines),
     ]
+    foreseen = ", with what the rest of the training is expected to bring"
     return Baselines(
         rows,
         advised[:1].upper() + advised[1:] + ".",
         "All were trained by one recipe for the same time, on the same images; validation images chose"
-        + (
-            ""
-            if result.found.foreseen is None
-            else ", with what the rest of the training is expected to bring"
-        )
-        + ", test images did not.",
+        f"{'' if result.found.foreseen is None else foreseen}, test images did not.",
     )
 
 

@@ -2,7 +2,8 @@
 
 Off-the-shelf networks are timed on the device in turns with the found one. Those within the limits are
 trained like it, by the same recipe for the same time, on the training images without those that validate. The
-validation images say which is to be taken, and that one is trained on all training images.
+validation images say which is to be taken, with what the space forecasts of the rest of the training, if it
+does; that one is trained on all training images.
 """
 
 from __future__ import annotations

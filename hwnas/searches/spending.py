@@ -79,17 +79,16 @@ def within_budget(task: Task, context: RunContext) -> Task:
         task.quality.will_train(lambda genotypes: np.full(len(genotypes), steps), per_pass)
         return task
     seconds = seconds_of(task.problem.budget)
-    planned = read_plan(context.folder / PLAN)
+    planned = dict(read_plan(context.folder / PLAN))
     if "seconds_per_step" not in planned:
-        planned = {**planned, "seconds_per_step": _clocked(task, context.folder)}
-        write_json(context.folder / PLAN, planned)
+        planned["seconds_per_step"] = _step_times(task, context.folder)
     step = Step(task.space, planned["seconds_per_step"])
+    if "most_flops" not in planned:
+        planned["most_flops"] = _trainable(task, step, FINAL_PART * seconds)
+    write_json(context.folder / PLAN, planned)
     final = part_for_final(task.space, seconds) * seconds
     task.quality.will_train(lambda genotypes: np.maximum(1.0, final / step.seconds(genotypes)), per_pass)
-    if "most_flops" not in planned:
-        bound = _trainable(task, step, FINAL_PART * seconds)
-        write_json(context.folder / PLAN, {**planned, "most_flops": bound})
-    name, bound = "flops", read_plan(context.folder / PLAN)["most_flops"]
+    name, bound = "flops", planned["most_flops"]
     known = {metric for evaluator in task.evaluators[1:] for metric in evaluator.metrics}
     given = any(limit.metric == name for limit in task.limits)
     if isinstance(task.space, HasForecast) or given or name not in known:
@@ -136,7 +135,7 @@ def work_of(space: HasNetworks, genotypes: Sequence[Genotype]) -> FloatArray:
     return np.column_stack([np.ones(len(work)), work])
 
 
-def _clocked(task: Task, folder: Path) -> dict[str, float]:
+def _step_times(task: Task, folder: Path) -> dict[str, float]:
     """Seconds of a step by amount of work: networks of some sizes are trained for a moment."""
     from scipy.optimize import nnls
 

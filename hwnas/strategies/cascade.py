@@ -66,7 +66,7 @@ TRIES = 50
 """Draws per network that is to be of a new form, at most."""
 
 PROPOSED, PROPOSED_TRIES = 2000, 3
-"""New networks of which a population is chosen, where something is expected of them, and draws for each."""
+"""Networks of which a population is chosen where only what is expected counts, and draws for each."""
 
 
 class Cascade(Strategy):
@@ -75,7 +75,8 @@ class Cascade(Strategy):
     The evaluator has three rungs (`evaluator=cascade`): zero-cost scores, short trainings, long trainings.
 
     1. Score `networks[0]` networks: drawn uniformly in a space that can be listed; else the first quarter,
-       and then children of the front of scores and costs, of networks that keep the limits.
+       and then children of the front of scores and costs, of networks that keep the limits; where all that
+       counts is what is expected before (`Evaluator.expected_part`), those of which most is, see `_to_score`.
     2. Train `networks[1]` in batches. Each network is the one of the highest estimate plus `curiosity` times
        its standard deviation under a bound on the cost; the bounds are spread over the quantiles of the cost,
        so that one run serves every limit. One of the first batch is drawn uniformly. With limits only
@@ -268,18 +269,17 @@ class Cascade(Strategy):
     def _to_score(self, size: int) -> list[Genotype]:
         """Networks of new forms: uniform ones at first, then children of the front.
 
-        Of a space that cannot be listed those that keep the limits, as long as there are any. Where something
-        is expected of networks, those of which most is: of all that keep the limits, or without any under
-        bounds that are spread over the quantiles of a cost. They are children of published networks, if the
-        space has some: what is expected of networks is less sure the less they are like others.
+        Of a space that cannot be listed those that keep the limits, as long as there are any. Where all that
+        counts is what is expected of networks, those of which most is: of all that keep the limits, or
+        without any under bounds that are spread over the quantiles of a cost. They are children of published
+        networks, if the space has some: the less networks are like others, the less sure is the expectation.
         """
         if self._pool.listed:
             names, forms, *_ = self._pool.candidates()
             new = [name for name, form in zip(names, forms, strict=True) if form not in self._known]
             return [new[row] for row in self._rng.permutation(len(new))[:size]] or [self._stranger()]
-        proposed = self._new(size)
-        if self._evaluator.expected(proposed) is None:
-            return proposed
+        if self._evaluator.expected_part < 1:
+            return self._new(size)
         published = [self.space.from_str(text) for text in self.space.presets.values()]
         children = self._new(PROPOSED, published, tries=PROPOSED_TRIES)
         named = list(dict.fromkeys([*published, *children]))
